@@ -1,0 +1,145 @@
+"""What the engine is asked and what it answers: plain immutable values.
+
+Nothing here knows about HTTP, tokenizers or devices; a `Prefix` is held as the object that the
+request was admitted with and is never looked up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from app.errors import PolyprefixError
+from app.prefix.prefix import Prefix
+
+MAX_LOGPROBS = 5
+"""Alternatives per token that a request may ask for, as OpenAI's completions allow."""
+
+
+class FinishReason(StrEnum):
+    """Why a row ended. `stop` covers the end-of-text token and stop strings."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off.
+
+    `logprobs` is the number of alternatives to report with each token (0: the chosen one alone;
+    None: nothing). `stop` strings end a row and are not part of its text. `eos_token_ids` end a
+    row unless `min_tokens` is not reached or `ignore_eos` is set.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt for the engine; `n` rows share its prompt and prefixes.
+
+    `id` is made by the server and unique. `prefixes` are on the engine's device in the serving
+    dtype, in the order of composition. `deadline` is on the clock of `time.monotonic`.
+    With `echo` and `logprobs` the prompt's tokens are scored as well. Row `i` of the request draws
+    its noise from (seed, i, position).
+    """
+
+    id: str
+    tenant: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    prefixes: tuple[Prefix, ...] = ()
+    n: int = 1
+    echo: bool = False
+    deadline: float | None = None
+
+    @property
+    def prefix_length(self) -> int:
+        """Columns of K/V memory that the prefixes take."""
+        return sum(prefix.length for prefix in self.prefixes)
+
+    @property
+    def position_offset(self) -> int:
+        """Position of the prompt's first token."""
+        return sum(prefix.metadata.position_offset for prefix in self.prefixes)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """A token with its log-probability under the unmodified model (None: nothing before it).
+
+    `text` is what the token alone decodes to, invalid bytes as `\\xNN`-free replacement characters;
+    `top` holds the most probable alternatives as (token id, text, logprob), best first.
+    """
+
+    token_id: int
+    text: str
+    logprob: float | None
+    top: tuple[tuple[int, str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """The scores of the prompt's tokens; sent once, before any text, for `echo` with `logprobs`."""
+
+    scores: tuple[TokenScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """New text of row `index`: never a broken character, never part of a stop string.
+
+    `tokens` are the tokens sampled since the last delta of this row (text may lag behind them);
+    scores are given when the request asked for `logprobs`, else `logprob` is None.
+    """
+
+    index: int
+    text: str
+    tokens: tuple[TokenScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowFinished:
+    """Row `index` has ended, with its totals. `cumulative_logprob` needs `logprobs`."""
+
+    index: int
+    reason: FinishReason
+    num_tokens: int
+    cumulative_logprob: float | None
+    stop_string: str | None = None
+    """The stop string that ended the row, if one did."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """Terminal: all rows have ended. Times in seconds since submission."""
+
+    queue_time: float
+    time_to_first_token: float | None
+    total_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """Terminal: the request ended with an error; its rows are free."""
+
+    error: PolyprefixError
+
+
+Event = PromptScored | TextDelta | RowFinished | RequestFinished | RequestFailed
+"""A request's stream: any number of the first three, then exactly one of the last two."""

@@ -1,0 +1,164 @@
+"""Every error that a user can meet, with the HTTP status and the code that stand for it.
+
+    PolyprefixError                 500 internal_error
+    ├── InvalidRequest              400 invalid_value
+    │   └── ContextLengthExceeded   400 context_length_exceeded
+    ├── NotFound                    404 not_found
+    │   └── PrefixNotFound          404 prefix_not_found
+    ├── Conflict                    409 conflict
+    │   ├── BaseModelMismatch       409 base_model_mismatch
+    │   └── InUse                   409 in_use
+    ├── PreconditionFailed          412 precondition_failed
+    ├── FileTooLarge                413 file_too_large
+    ├── UnsupportedMediaType        415 unsupported_media_type
+    ├── Unprocessable               422 invalid_request
+    │   └── InvalidPrefix           422 invalid_prefix
+    ├── GenerationFault             500 generation_fault
+    ├── Unavailable                 503 unavailable
+    │   ├── Overloaded              503 overloaded
+    │   ├── Draining                503 draining
+    │   └── EngineStopped           503 engine_stopped
+    ├── DeadlineExceeded            504 deadline_exceeded
+    ├── InsufficientStorage         507 insufficient_storage
+    └── UnsupportedModel            500 unsupported_model   (refuses to start; never over HTTP)
+
+Knows nothing about HTTP frameworks: errors are raised low and mapped to a response once.
+"""
+
+from __future__ import annotations
+
+
+class PolyprefixError(Exception):
+    """Base of the tree. `message` says what is wrong and where; `param` names the field at fault."""
+
+    status = 500
+    code = "internal_error"
+    retry_after: float | None = None
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+
+class InvalidRequest(PolyprefixError):
+    """A request that is understood and impossible."""
+
+    status, code = 400, "invalid_value"
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prefix offset, prompt and new tokens do not fit the model's positions."""
+
+    code = "context_length_exceeded"
+
+
+class NotFound(PolyprefixError):
+    """No such thing, or not the caller's: the two are indistinguishable."""
+
+    status, code = 404, "not_found"
+
+
+class PrefixNotFound(NotFound):
+    """The name of a prefix, alias or version does not resolve."""
+
+    code = "prefix_not_found"
+
+
+class Conflict(PolyprefixError):
+    """The request contradicts the present state."""
+
+    status, code = 409, "conflict"
+
+
+class BaseModelMismatch(Conflict):
+    """The prefix was trained on another base model than the one that is served."""
+
+    code = "base_model_mismatch"
+
+
+class InUse(Conflict):
+    """What is to be deleted is still referred to."""
+
+    code = "in_use"
+
+
+class PreconditionFailed(PolyprefixError):
+    """`If-Match` names another state than the present one."""
+
+    status, code = 412, "precondition_failed"
+
+
+class FileTooLarge(PolyprefixError):
+    """A body or file exceeds its limit."""
+
+    status, code = 413, "file_too_large"
+
+
+class UnsupportedMediaType(PolyprefixError):
+    """The body's content type or encoding is not accepted here."""
+
+    status, code = 415, "unsupported_media_type"
+
+
+class Unprocessable(PolyprefixError):
+    """The body does not have the shape that the route expects."""
+
+    status, code = 422, "invalid_request"
+
+
+class InvalidPrefix(Unprocessable):
+    """A prefix file breaks a rule of the format; the message names the rule and the tensor."""
+
+    code = "invalid_prefix"
+
+
+class GenerationFault(PolyprefixError):
+    """One row failed while it was generated; no other request is concerned."""
+
+    code = "generation_fault"
+
+
+class Unavailable(PolyprefixError):
+    """The server cannot take the request now; `retry_after` is in seconds."""
+
+    status, code = 503, "unavailable"
+    retry_after = 1.0
+
+
+class Overloaded(Unavailable):
+    """The server's queue is full."""
+
+    code = "overloaded"
+
+
+class Draining(Unavailable):
+    """The server is shutting down and finishes what it has begun."""
+
+    code = "draining"
+    retry_after = 5.0
+
+
+class EngineStopped(Unavailable):
+    """The engine's loop has ended; the process is about to be replaced."""
+
+    code = "engine_stopped"
+    retry_after = 5.0
+
+
+class DeadlineExceeded(PolyprefixError):
+    """The request's own `timeout`, or the server's, has passed."""
+
+    status, code = 504, "deadline_exceeded"
+
+
+class InsufficientStorage(PolyprefixError):
+    """The store or the catalog cannot take more; generation goes on."""
+
+    status, code = 507, "insufficient_storage"
+
+
+class UnsupportedModel(PolyprefixError):
+    """The base model needs something that this server does not do; it does not start."""
+
+    code = "unsupported_model"

@@ -1,0 +1,54 @@
+"""The frozen base model: a transformers module that is only ever called, never written to.
+
+Knows nothing about requests or prefixes files; it answers "these tokens, at these positions, under
+this plan → logits".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from app.model.attention import AttentionPlan
+from app.model.text import Text
+from app.prefix.spec import BaseModelSpec
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenModel:
+    """A loaded causal language model in eval mode, without gradients on its weights.
+
+    `dtype` is that of activations, keys and values. `notes` says how it was prepared (packed
+    weights, …) and is shown in `/info`.
+    """
+
+    hf: torch.nn.Module
+    spec: BaseModelSpec
+    text: Text
+    device: torch.device
+    dtype: torch.dtype
+    num_heads: int
+    notes: Mapping[str, Any]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        plan: AttentionPlan,
+        keep: torch.Tensor | int = 0,
+    ) -> torch.Tensor:
+        """Logits [rows, kept tokens, vocabulary] for `input_ids` and `position_ids` [rows, tokens].
+
+        `keep` holds the token indices whose logits are wanted (0: all of them).
+        """
+        output = self.hf(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            use_cache=False,
+            logits_to_keep=keep,
+            plan=plan,
+        )
+        return output.logits

@@ -1,0 +1,124 @@
+"""Loading a base model from a hub id or a folder: device, dtype, weights, tokenizer, refusals.
+
+Knows nothing about prefixes beyond the shapes that a model demands of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+
+from app.errors import UnsupportedModel
+from app.model.attention import ATTENTION_NAME, register_attention
+from app.model.families import check_supported
+from app.model.fingerprint import fingerprint_of
+from app.model.frozen import FrozenModel
+from app.model.packed import pack_linear_layers
+from app.model.text import Text
+from app.prefix.spec import BaseModelSpec, ModuleShape
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    served_name: str | None = None,
+    packed: bool = True,
+) -> FrozenModel:
+    """Load a frozen causal language model.
+
+    `name_or_path` is a Hugging Face id or a local folder; `device` is auto, cpu or cuda (or
+    cuda:N); `dtype` is auto, float32 or bfloat16. With `packed`, linear layers on a CPU are
+    reordered for inference (no gradients flow through them): training loads without.
+    Raises UnsupportedModel when the model needs something that the engine does not do.
+    """
+    register_attention()
+    where = resolve_device(device)
+    config = _load_config(name_or_path)
+    check_supported(config)
+    module = AutoModelForCausalLM.from_pretrained(
+        name_or_path,
+        config=config,
+        dtype="auto",
+        attn_implementation=ATTENTION_NAME,
+        use_safetensors=True,
+        trust_remote_code=False,
+    )
+    fingerprint = fingerprint_of(module)
+    target = resolve_dtype(dtype, where)
+    module.requires_grad_(False).eval().to(device=where, dtype=target)
+    notes = {"packed_weights": pack_linear_layers(module) if packed else "off"}
+    served = served_name or Path(name_or_path).resolve().name
+    if served_name is None and not Path(name_or_path).exists():
+        served = name_or_path
+    return FrozenModel(
+        hf=module,
+        spec=BaseModelSpec(
+            model_id=served,
+            fingerprint=fingerprint,
+            modules={"decoder": _decoder_shape(config)},
+            context_limit=int(config.max_position_embeddings),
+        ),
+        text=_load_text(name_or_path, config),
+        device=where,
+        dtype=target,
+        num_heads=int(config.num_attention_heads),
+        notes=notes,
+    )
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda` or `cuda:N` stands for on this machine."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    resolved = torch.device(device)
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedModel(f"device {device!r} was asked for, but torch sees no CUDA device")
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype that `auto` stands for: bfloat16 where the hardware multiplies it, else float32."""
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
+
+
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 products (AVX512-BF16 or AMX); emulated ones are slow."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
+
+
+def _load_config(name_or_path: str) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnsupportedModel(f"base model {name_or_path!r} cannot be loaded: {reason}") from error
+
+
+def _decoder_shape(config: PretrainedConfig) -> ModuleShape:
+    heads = int(config.num_attention_heads)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return ModuleShape(int(config.num_hidden_layers), int(kv_heads), int(head_dim))
+
+
+def _load_text(name_or_path: str, config: PretrainedConfig) -> Text:
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise UnsupportedModel(
+            f"the tokenizer of {name_or_path!r} has no fast implementation (tokenizer.json)"
+        )
+    eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
+    eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
+    return Text(backend.to_str(), vocab_size=int(config.vocab_size), eos_token_ids=eos_ids)

@@ -1,0 +1,92 @@
+"""Packed weights: the frozen linear layers, reordered once into oneDNN's blocked layout.
+
+At 1 to 64 rows the packed product is 1.5 to 2.4 times faster than `nn.Linear` or `Conv1D` on a
+CPU. The operators are private to torch, so each layer's result is checked against the plain layer
+before it takes its place; if one differs or fails, the plain layer stays. Knows nothing about
+attention or prefixes.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+_log = logging.getLogger(__name__)
+
+_LAYOUT_ROWS = 64
+"""The row count that the blocked layout is chosen for; it serves 1 to 256 rows equally well."""
+
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+
+class PackedLinear(torch.nn.Module):
+    """`x @ weight.T + bias`, then `gelu_tanh` if asked, on a weight in blocked layout.
+
+    `weight` is [out, in]; `x` is [..., in]. Inference only: no gradient flows through it.
+    """
+
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu_tanh: bool = False
+    ) -> None:
+        super().__init__()
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _LAYOUT_ROWS)
+        self._bias = None if bias is None else bias.detach()
+        self._activation = ("gelu", "tanh") if gelu_tanh else ("none", "")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The layer's output, [..., out]."""
+        kind, algorithm = self._activation
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, kind, [], algorithm)
+
+
+def pack_linear_layers(module: torch.nn.Module) -> str:
+    """Replace the linear layers inside `module` by packed ones; says what was done, for `/info`."""
+    parameter = next(module.parameters())
+    if parameter.device.type != "cpu":
+        return "off"
+    if not torch.backends.mkldnn.is_available():
+        _log.warning("packed weights: oneDNN is not available; plain layers are used")
+        return "unavailable"
+    try:
+        packed = [_pack_children(parent) for parent in list(module.modules())]
+    except (RuntimeError, NotImplementedError, AttributeError, ArithmeticError) as error:
+        _log.warning("packed weights: %s; the remaining plain layers are used", error)
+        return "partial"
+    _log.info("packed weights: %d layers", sum(packed))
+    return "on"
+
+
+def _pack_children(parent: torch.nn.Module) -> int:
+    """Pack the linear layers that are direct children of `parent`; returns their number."""
+    packed = 0
+    for name, child in list(parent.named_children()):
+        if not isinstance(child, torch.nn.Linear | Conv1D):
+            continue
+        fuses_gelu = name == "c_fc" and isinstance(
+            getattr(parent, "act", None), NewGELUActivation | GELUTanh
+        )
+        weight = child.weight.t() if isinstance(child, Conv1D) else child.weight
+        replacement = PackedLinear(weight.contiguous(), child.bias, gelu_tanh=fuses_gelu)
+        plain = torch.nn.Sequential(child, parent.act) if fuses_gelu else child
+        _check_equal(plain, replacement, weight.shape[1], weight.dtype)
+        setattr(parent, name, replacement)
+        if fuses_gelu:
+            parent.act = torch.nn.Identity()
+        packed += 1
+    return packed
+
+
+@torch.inference_mode()
+def _check_equal(
+    plain: torch.nn.Module, packed: torch.nn.Module, width: int, dtype: torch.dtype
+) -> None:
+    """Raise ArithmeticError unless both layers agree on a few rows."""
+    x = torch.linspace(-1, 1, 3 * width).sin().reshape(1, 3, width).to(dtype)
+    expected, got = plain(x).float(), packed(x).float()
+    scale = max(1.0, float(expected.abs().max()))
+    difference = float((expected - got).abs().max()) / scale
+    if not difference <= _TOLERANCE[dtype]:
+        raise ArithmeticError(f"a packed layer differs from the plain one by {difference:.2e}")

@@ -1,0 +1,42 @@
+"""What a base model demands of a prefix: the shapes of its modules and what identifies it.
+
+Knows nothing about models, files or servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MODULES = ("decoder", "encoder", "cross")
+"""The attention modules that may carry a prefix, in the order in which files list them."""
+
+
+@dataclass(frozen=True)
+class ModuleShape:
+    """Shape of one attention module's keys and values, without the length axis."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class BaseModelSpec:
+    """The facts about a loaded base model that prefixes are checked against.
+
+    `model_id` is what clients call the model (never a path); `fingerprint` is a SHA-256 hex digest
+    over its config and weights; `modules` maps the names in `MODULES` that this model has to their
+    shapes ("decoder" is always there); `context_limit` is the number of positions that one row
+    may use (prefix offset + prompt + new tokens).
+    """
+
+    model_id: str
+    fingerprint: str
+    modules: Mapping[str, ModuleShape]
+    context_limit: int
+
+    @property
+    def decoder(self) -> ModuleShape:
+        """The shape of decoder self-attention, which every model has."""
+        return self.modules["decoder"]
