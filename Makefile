@@ -1,0 +1,60 @@
+# Two commands are enough on a fresh machine: `make serve` and `make test`.
+#
+# Both make the environment in .venv first, and again only when pyproject.toml has changed (or the
+# folder has moved): the stamp holds a checksum, so a new checkout of the same file costs nothing.
+
+PYTHON    ?= python3
+PIP_FLAGS ?=
+ARGS      ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+STATE  = $$(cksum < pyproject.toml) $(CURDIR)
+
+# Tests never reach for a model hub, and one thread suits models this small.
+TEST_ENV = HF_HUB_OFFLINE=1 OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1}
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve lint check test test-all format clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Make .venv and install polyprefix with its development tools
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "polyprefix needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) --version 2>&1`."; \
+	  echo "Name another one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12"; exit 1; } >&2
+	@if [ -x $(BIN)/python ] && [ "$$(cat $@ 2>/dev/null)" = "$(STATE)" ]; then touch $@; else \
+	  echo "Installing into $(VENV) (a minute or two, once) ..." && \
+	  $(PYTHON) -m venv $(VENV) && \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]' && \
+	  echo "$(STATE)" > $@; fi
+
+serve: $(STAMP)  ## Serve the demo model and its prefixes on http://127.0.0.1:8000 (more: ARGS="--port 9000")
+	@HF_HUB_OFFLINE=1 $(BIN)/polyprefix serve --model app/demo/models/demo-gpt2 \
+	  --store prefixes --data-dir data $(ARGS)
+
+lint: $(STAMP)  ## Style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint  ## lint, and the tests of the architecture
+	$(TEST_ENV) $(BIN)/pytest tests/test_architecture.py $(ARGS)
+
+test: lint  ## lint, and every test but the slow ones: what CI runs
+	$(TEST_ENV) $(BIN)/pytest $(ARGS)
+
+test-all: lint  ## lint, and every test
+	$(TEST_ENV) $(BIN)/pytest -m "slow or not slow" $(ARGS)
+
+format: $(STAMP)  ## Let ruff repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove the environment and every cache; keeps data/
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
