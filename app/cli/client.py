@@ -1,0 +1,210 @@
+"""A client for the prefix routes of a running server; see HTTP.md-shaped errors as `ServerError`.
+
+Knows HTTP and JSON; prints nothing and knows nothing of terminals.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from app.errors import PolyprefixError
+
+CHUNK_BYTES = 256 * 1024
+TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+
+Json = dict[str, Any]
+Advance = Callable[[int], None]
+"""Called with the bytes of each chunk that went over the wire."""
+
+
+class ServerError(PolyprefixError):
+    """What the server said, or that none answered; `status` is the reply's (0: no reply)."""
+
+    def __init__(self, message: str, *, status: int = 0, code: str = "no_reply") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class Client:
+    """Talks to the server at `server` (a URL) with the API key `key`, if one is needed."""
+
+    def __init__(
+        self, server: str, key: str | None = None, *, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        self._server = server
+        self._http = httpx.Client(
+            base_url=server, headers=headers, timeout=TIMEOUT, transport=transport
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._http.close()
+
+    def push(self, file: Path, name: str, *, alias: str | None, advance: Advance) -> Json:
+        """Upload `file` as a version of `name`; the version, with `created` False if known."""
+        headers = {
+            "content-type": "application/octet-stream",
+            "content-length": str(file.stat().st_size),
+        }
+        if alias:
+            headers["x-alias"] = alias
+        with self._reply(
+            "POST", _path(name, "versions"), content=_chunks(file, advance), headers=headers
+        ) as reply:
+            return {**_json(reply), "created": reply.status_code == 201}
+
+    def list(self) -> list[Json]:
+        """Every prefix of the caller, page after page."""
+        found: list[Json] = []
+        cursor: str | None = None
+        while True:
+            page = self._get("/v1/prefixes", params={"cursor": cursor} if cursor else {})
+            found += page["data"]
+            cursor = page.get("next_cursor")
+            if not cursor:
+                return found
+
+    def show(self, name: str) -> Json:
+        """One prefix, with `versions_data`: all its versions, the newest first."""
+        prefix = self._get(_path(name))
+        versions: list[Json] = []
+        cursor: str | None = None
+        while True:
+            page = self._get(_path(name, "versions"), params={"cursor": cursor} if cursor else {})
+            versions += page["data"]
+            cursor = page.get("next_cursor")
+            if not cursor:
+                return {**prefix, "versions_data": versions}
+
+    def digest(self, name: str, selector: str) -> str:
+        """The full digest that an alias or a unique start of a digest stands for."""
+        prefix = self.show(name)
+        if selector in prefix["aliases"]:
+            return str(prefix["aliases"][selector])
+        starts = [
+            version["digest"]
+            for version in prefix["versions_data"]
+            if version["digest"].startswith(selector)
+        ]
+        if len(starts) != 1:
+            problem = "is neither an alias nor a version" if not starts else "is ambiguous"
+            raise ServerError(f"{selector!r} {problem} of prefix {name!r}", status=404)
+        return str(starts[0])
+
+    def pull(self, name: str, digest: str, target: Path, *, advance: Advance) -> int:
+        """Download a version's file to `target`, whole or not at all; returns its bytes."""
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with (
+                os.fdopen(handle, "wb") as file,
+                self._reply("GET", _path(name, "versions", digest, "content")) as reply,
+            ):
+                for chunk in reply.iter_bytes(CHUNK_BYTES):
+                    file.write(chunk)
+                    advance(len(chunk))
+                size = file.tell()
+            os.replace(temporary, target)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        return size
+
+    def delete(self, name: str, digest: str | None) -> None:
+        """Delete one version, or the prefix with all of them."""
+        path = _path(name, "versions", digest) if digest else _path(name)
+        with self._reply("DELETE", path):
+            pass
+
+    def get_alias(self, name: str, alias: str) -> Json:
+        """Where an alias points."""
+        return self._get(_path(name, "aliases", alias))
+
+    def set_alias(self, name: str, alias: str, version: str) -> Json:
+        """Point an alias at a version."""
+        with self._reply("PUT", _path(name, "aliases", alias), json={"version": version}) as reply:
+            return _json(reply)
+
+    def rollback_alias(self, name: str, alias: str) -> Json:
+        """Point an alias at the version before."""
+        with self._reply("POST", _path(name, "aliases", alias, "rollback")) as reply:
+            return _json(reply)
+
+    def _get(self, path: str, **options: Any) -> Json:
+        with self._reply("GET", path, **options) as reply:
+            return _json(reply)
+
+    @contextmanager
+    def _reply(self, method: str, path: str, **options: Any) -> Iterator[httpx.Response]:
+        """A successful reply, not read yet; everything else is a ServerError."""
+        try:
+            with self._http.stream(method, path, **options) as reply:
+                if not reply.is_success:
+                    reply.read()
+                    raise _error(reply)
+                yield reply
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol) as error:
+            raise ServerError(
+                f"no server answers at {self._server} ({error}). Start one with"
+                " `polyprefix serve`, or name another with --server."
+            ) from error
+        except httpx.HTTPError as error:
+            raise ServerError(
+                f"the connection to {self._server} broke: {error or type(error).__name__}"
+            ) from error
+
+
+def _path(name: str, *rest: str) -> str:
+    return "/".join(["/v1/prefixes", *(quote(part, safe="") for part in (name, *rest))])
+
+
+def _chunks(file: Path, advance: Advance) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(CHUNK_BYTES):
+            yield chunk
+            advance(len(chunk))
+
+
+def _json(reply: httpx.Response) -> Json:
+    reply.read()
+    try:
+        body = reply.json()
+    except ValueError:
+        body = None
+    if not isinstance(body, dict):
+        raise ServerError(
+            f"the server's reply to {reply.request.url} is not a JSON object",
+            status=reply.status_code,
+            code="invalid_reply",
+        )
+    return body
+
+
+def _error(reply: httpx.Response) -> ServerError:
+    try:
+        error = reply.json()["error"]
+        return ServerError(
+            str(error["message"]), status=reply.status_code, code=str(error.get("code"))
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ServerError(
+            f"{reply.request.url} answered {reply.status_code} {reply.reason_phrase}",
+            status=reply.status_code,
+            code="http_error",
+        )

@@ -1,0 +1,62 @@
+"""What commands print: tables and notes for people, JSON for scripts, errors on stderr.
+
+Knows the terminal; knows nothing of servers, models or prefixes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from app.errors import PolyprefixError
+
+
+class Commands(TyperGroup):
+    """A group of commands that ends with the error's message and 1, not with a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named."""
+        try:
+            return super().invoke(ctx)
+        except PolyprefixError as error:
+            print_error(error.message)
+            raise typer.Exit(1) from error
+
+
+def stdout() -> Console:
+    """Where results go."""
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """Where progress, notes and errors go, so that stdout can be piped."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout, the same on a terminal and in a pipe."""
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_error(message: str) -> None:
+    """An error in words; nothing in it is taken for markup or a control code."""
+    stderr().print(Text.assemble(("error: ", "bold red"), printable(message)))
+
+
+def printable(text: str) -> str:
+    """The text without control characters: what a server sent must not drive the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
+
+
+def human_bytes(count: float) -> str:
+    """1234567 → "1.2 MB"."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

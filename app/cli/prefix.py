@@ -1,0 +1,265 @@
+"""`polyprefix prefix …`: manage the prefixes of a running server.
+
+Knows the client and the terminal; the rules of names, files and versions are the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.table import Table
+from rich.text import Text
+
+from app.cli.client import Advance, Client
+from app.cli.console import Commands, human_bytes, print_json, printable, stderr, stdout
+
+SHORT_DIGEST = 12
+"""Digits of a digest that tables show; enough to name the version with."""
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help=(
+        "Manage the prefixes of a running server.\n\n"
+        "A prefix has immutable *versions*, named by the digest of their content, and *aliases*,"
+        " movable names for them. `latest` follows every upload. Requests name a prefix as"
+        " `e2e`, `e2e@stable` or `e2e@3f9a0c21b7d4`."
+    ),
+)
+
+Server = Annotated[
+    str, typer.Option("--server", envvar="POLYPREFIX_SERVER", help="URL of the server.")
+]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        envvar="POLYPREFIX_API_KEY",
+        help="API key, if the server asks for one. Better set in the environment than typed.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the server's JSON, for scripts.")]
+Name = Annotated[str, typer.Argument(help="Name of the prefix.", show_default=False)]
+Reference = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME[@VERSION]",
+        help="A prefix, or one version of it by alias or digest.",
+        show_default=False,
+    ),
+]
+
+LOCAL = "http://127.0.0.1:8000"
+
+
+@app.command()
+def push(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="The prefix: a safetensors file in the format polyprefix/1.",
+            exists=True,
+            dir_okay=False,
+            readable=True,
+            show_default=False,
+        ),
+    ],
+    name: Annotated[str, typer.Option(help="Name to publish it under.", show_default=False)],
+    alias: Annotated[
+        str | None, typer.Option(help="An alias to point at it as well, e.g. `stable`.")
+    ] = None,
+    server: Server = LOCAL,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Upload FILE as a new version of a prefix; it serves from the next request on.
+
+    The same content again makes no second version, so a push may be repeated safely.
+
+    Example: `polyprefix prefix push e2e.safetensors --name e2e --alias stable`
+    """
+    with Client(server, key) as client, _transfer(file.name, file.stat().st_size) as advance:
+        version = client.push(file, name, alias=alias, advance=advance)
+    if as_json:
+        print_json(version)
+        return
+    verb = "created" if version["created"] else "known already:"
+    stdout().print(
+        f"{verb} [bold]{_plain(name)}@{_short(version['digest'])}[/bold]"
+        f"  length {version['length']}, {human_bytes(version['nbytes'])}"
+        + (f", alias {_plain(alias)}" if alias else "")
+    )
+
+
+@app.command("list")
+def list_prefixes(server: Server = LOCAL, key: Key = None, as_json: AsJson = False) -> None:
+    """List your prefixes with their versions and aliases."""
+    with Client(server, key) as client:
+        prefixes = client.list()
+    if as_json:
+        print_json(prefixes)
+        return
+    if not prefixes:
+        stderr().print("no prefixes yet; upload one with `polyprefix prefix push`")
+        return
+    table = _table("prefix", "versions", "aliases", "since")
+    for prefix in prefixes:
+        table.add_row(
+            _plain(prefix["name"]),
+            str(prefix["versions"]),
+            _aliases(prefix["aliases"]),
+            _date(prefix["created_at"]),
+        )
+    stdout().print(table)
+
+
+@app.command()
+def show(name: Name, server: Server = LOCAL, key: Key = None, as_json: AsJson = False) -> None:
+    """Show one prefix: every version, the newest first, and where the aliases point."""
+    with Client(server, key) as client:
+        prefix = client.show(name)
+    if as_json:
+        print_json(prefix)
+        return
+    table = _table("version", "aliases", "length", "dtype", "size", "base model", "created")
+    for version in prefix["versions_data"]:
+        names = [alias for alias, to in prefix["aliases"].items() if to == version["digest"]]
+        base = _plain(str(version.get("base_model") or "unknown"))
+        table.add_row(
+            _short(version["digest"]),
+            _plain(", ".join(sorted(names))),
+            str(version["length"]),
+            _plain(version["dtype"]),
+            human_bytes(version["nbytes"]),
+            base if version["verified"] else f"{base} (unverified)",
+            _date(version["created_at"]),
+        )
+    stdout().print(table)
+    template = prefix["versions_data"][0].get("input_template")
+    if template is not None:
+        stdout().print(Text.assemble("input template: ", (printable(repr(template)), "bold")))
+
+
+@app.command()
+def pull(
+    reference: Reference,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="File to write; NAME.safetensors if not given."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    server: Server = LOCAL,
+    key: Key = None,
+) -> None:
+    """Download a version's file, exactly as it was uploaded.
+
+    Example: `polyprefix prefix pull e2e@stable -o e2e.safetensors`
+    """
+    name, selector = _split(reference)
+    target = output or Path(f"{Path(name).name}.safetensors")
+    if target.exists() and not force:
+        raise typer.BadParameter(f"{target} exists; --force replaces it")
+    with Client(server, key) as client:
+        digest = client.digest(name, selector or "latest")
+        with _transfer(target.name, None) as advance:
+            size = client.pull(name, digest, target, advance=advance)
+    stdout().print(f"{_plain(str(target))}  {human_bytes(size)}  version {_short(digest)}")
+
+
+@app.command()
+def delete(
+    reference: Reference,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    server: Server = LOCAL,
+    key: Key = None,
+) -> None:
+    """Delete a prefix with all its versions, or (with @VERSION) one version.
+
+    A version that an alias other than `latest` points at cannot be deleted.
+    """
+    name, selector = _split(reference)
+    with Client(server, key) as client:
+        digest = client.digest(name, selector) if selector else None
+        what = f"version {digest[:SHORT_DIGEST]} of {name}" if digest else f"{name}, all versions"
+        if not yes:
+            typer.confirm(f"Delete {printable(what)}?", abort=True)
+        client.delete(name, digest)
+    stdout().print(f"deleted {_plain(what)}")
+
+
+@app.command()
+def alias(
+    name: Name,
+    alias: Annotated[str, typer.Argument(help="The alias, e.g. `stable`.", show_default=False)],
+    version: Annotated[
+        str | None, typer.Argument(help="Where it shall point: an alias or a digest.")
+    ] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="Back to where it was.")] = False,
+    server: Server = LOCAL,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show, move or roll back an alias; the next request already follows it.
+
+    Examples: `polyprefix prefix alias e2e stable 3f9a0c21b7d4` moves it,
+    `polyprefix prefix alias e2e stable --rollback` takes that back.
+    """
+    if version and rollback:
+        raise typer.BadParameter("give a VERSION or --rollback, not both")
+    with Client(server, key) as client:
+        if rollback:
+            result = client.rollback_alias(name, alias)
+        elif version:
+            result = client.set_alias(name, alias, client.digest(name, version))
+        else:
+            result = client.get_alias(name, alias)
+    if as_json:
+        print_json(result)
+    else:
+        stdout().print(f"{_plain(name)}@{_plain(alias)} → {_short(result['version'])}")
+
+
+@contextmanager
+def _transfer(title: str, total: int | None) -> Iterator[Advance]:
+    """A progress bar on stderr while a file goes over the wire."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    with Progress(*columns, TransferSpeedColumn(), console=stderr(), transient=True) as progress:
+        task = progress.add_task(_plain(title), total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def _split(reference: str) -> tuple[str, str | None]:
+    name, _, selector = reference.partition("@")
+    return name, selector or None
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _aliases(aliases: dict[str, Any]) -> str:
+    return "  ".join(f"{_plain(name)} → {_short(to)}" for name, to in sorted(aliases.items()))
+
+
+def _plain(text: str) -> str:
+    """Text of others inside our markup: its brackets and control characters mean nothing."""
+    return escape(printable(text))
+
+
+def _short(digest: Any) -> str:
+    return _plain(str(digest)[:SHORT_DIGEST])
+
+
+def _date(seconds: Any) -> str:
+    return datetime.fromtimestamp(int(seconds)).strftime("%Y-%m-%d %H:%M")
