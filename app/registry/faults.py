@@ -1,0 +1,64 @@
+"""Turns failures of disks and databases into the errors that users meet.
+
+Knows nothing about what was being stored.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from app.errors import Conflict, InsufficientStorage, PolyprefixError, Unavailable
+
+_CANNOT_STORE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
+_TRY_AGAIN = {errno.EINTR, errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_PLANTED = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
+
+_SQLITE_CANNOT_STORE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")
+_SQLITE_TRY_AGAIN = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL", "SQLITE_CANTOPEN")
+_POSTGRES_CANNOT_STORE = ("53100",)
+
+
+@contextmanager
+def storage_faults(doing: str) -> Iterator[None]:
+    """Maps OSError inside the block; `doing` says what failed ("storing the prefix file").
+
+    No space, quota, I/O and read-only errors become InsufficientStorage; what passes by itself
+    becomes Unavailable; a link or folder where a file belongs becomes a PolyprefixError.
+    """
+    try:
+        yield
+    except OSError as fault:
+        reason = errno.errorcode.get(fault.errno or 0, "unknown error")
+        if fault.errno in _CANNOT_STORE:
+            raise InsufficientStorage(f"{doing} failed: {reason}") from fault
+        if fault.errno in _TRY_AGAIN:
+            raise Unavailable(f"{doing} failed for now: {reason}") from fault
+        if fault.errno in _PLANTED:
+            message = f"{doing} failed: something else is in the place of a file or folder"
+            raise PolyprefixError(message) from fault
+        raise
+
+
+@contextmanager
+def catalog_faults() -> Iterator[None]:
+    """Maps the database's errors inside the block, as `storage_faults` does for files."""
+    try:
+        yield
+    except IntegrityError as fault:
+        raise Conflict("another writer changed the catalog at the same time; try again") from fault
+    except PoolTimeout as fault:
+        raise Unavailable("the catalog is busy") from fault
+    except DBAPIError as fault:
+        code = str(
+            getattr(fault.orig, "sqlite_errorname", "") or getattr(fault.orig, "sqlstate", "")
+        )
+        if code.startswith(_SQLITE_CANNOT_STORE) or code in _POSTGRES_CANNOT_STORE:
+            raise InsufficientStorage(f"the catalog cannot be written: {code}") from fault
+        if code.startswith(_SQLITE_TRY_AGAIN) or fault.connection_invalidated:
+            raise Unavailable(f"the catalog is busy: {code or 'connection lost'}") from fault
+        raise

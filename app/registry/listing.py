@@ -1,0 +1,90 @@
+"""Lists of prefixes and versions, in pages, each in a constant number of queries.
+
+Works inside a transaction that the caller holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, func, select
+
+from app.registry import scope
+from app.registry.paging import check_limit, make_cursor, read_cursor, read_number_cursor
+from app.registry.records import LATEST, Page, PrefixRecord, Version
+from app.registry.schema import aliases, prefixes, versions
+from app.registry.versions import to_version
+
+
+def list_versions(
+    connection: Connection, tenant: str, name: str, cursor: str | None, limit: int
+) -> Page[Version]:
+    """Versions of a prefix, the newest first; PrefixNotFound if there is no such prefix."""
+    prefix_id = scope.get_prefix_id(connection, tenant, name)
+    query = scope.versions_of(tenant).where(versions.c.prefix_id == prefix_id)
+    if cursor is not None:
+        query = query.where(versions.c.id < read_number_cursor(cursor))
+    query = query.order_by(versions.c.id.desc()).limit(check_limit(limit) + 1)
+    rows = connection.execute(query).all()
+    more = make_cursor(rows[limit - 1].id) if len(rows) > limit else None
+    return Page(tuple(to_version(row) for row in rows[:limit]), more)
+
+
+def list_prefixes(
+    connection: Connection, tenant: str, cursor: str | None, limit: int
+) -> Page[PrefixRecord]:
+    """The tenant's prefixes in the order of their names."""
+    query = scope.prefixes_of(tenant)
+    if cursor is not None:
+        query = query.where(prefixes.c.name > read_cursor(cursor))
+    query = query.order_by(prefixes.c.name).limit(check_limit(limit) + 1)
+    rows = connection.execute(query).all()
+    more = make_cursor(rows[limit - 1].name) if len(rows) > limit else None
+    return Page(_to_records(connection, rows[:limit]), more)
+
+
+def get_prefix(connection: Connection, tenant: str, name: str) -> PrefixRecord:
+    """One prefix of the tenant; PrefixNotFound if there is none."""
+    row = connection.execute(scope.prefixes_of(tenant).where(prefixes.c.name == name)).one_or_none()
+    if row is None:
+        raise scope.prefix_not_found(name)
+    return _to_records(connection, [row])[0]
+
+
+def _to_records(connection: Connection, rows: Sequence[Row[Any]]) -> tuple[PrefixRecord, ...]:
+    ids = [row.id for row in rows]
+    counts = _version_counts(connection, ids)
+    named = _aliases(connection, ids)
+    return tuple(
+        PrefixRecord(
+            tenant=row.tenant_id,
+            name=row.name,
+            created_at=row.created_at,
+            versions=counts[row.id],
+            aliases=named[row.id],
+        )
+        for row in rows
+    )
+
+
+def _version_counts(connection: Connection, ids: list[int]) -> dict[int, int]:
+    query = (
+        select(versions.c.prefix_id, func.count().label("number"))
+        .where(versions.c.prefix_id.in_(ids))
+        .group_by(versions.c.prefix_id)
+    )
+    return {row.prefix_id: row.number for row in connection.execute(query)}
+
+
+def _aliases(connection: Connection, ids: list[int]) -> dict[int, dict[str, str]]:
+    query = (
+        select(aliases.c.prefix_id, aliases.c.name, versions.c.digest)
+        .join(versions, versions.c.id == aliases.c.version_id)
+        .where(aliases.c.prefix_id.in_(ids))
+        .order_by(aliases.c.name != LATEST, aliases.c.name)
+    )
+    named: dict[int, dict[str, str]] = {key: {} for key in ids}
+    for row in connection.execute(query):
+        named[row.prefix_id][row.name] = row.digest
+    return named

@@ -1,0 +1,79 @@
+"""Whose a row is: the one place where a tenant is put into a query.
+
+Prefixes are found through their tenant, versions and aliases through their prefix. Works inside a
+transaction that the caller holds.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from sqlalchemy import Connection, Select, insert, select
+
+from app.errors import NotFound, PrefixNotFound
+from app.registry.records import Tenant
+from app.registry.schema import prefixes, tenants, versions
+
+
+def prefix_not_found(what: str) -> PrefixNotFound:
+    """The one error for what is not there and for what is not the caller's."""
+    return PrefixNotFound(f"prefix '{what}' does not exist", param="model")
+
+
+def find_tenant(connection: Connection, tenant: str) -> Tenant | None:
+    """The tenant, None if there is none."""
+    query = select(tenants.c.id, tenants.c.owner).where(tenants.c.id == tenant)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else Tenant(row.id, row.owner)
+
+
+def get_tenant(connection: Connection, tenant: str) -> Tenant:
+    """As `find_tenant`, but NotFound if there is none."""
+    found = find_tenant(connection, tenant)
+    if found is None:
+        raise NotFound("the tenant does not exist")
+    return found
+
+
+def make_tenant(connection: Connection, tenant: str, now: int) -> Tenant:
+    """The tenant, made with a random owner key if there is none."""
+    found = find_tenant(connection, tenant)
+    if found is not None:
+        return found
+    made = Tenant(tenant, secrets.token_hex(16))
+    row = {"id": made.id, "owner": made.owner, "created_at": now}
+    connection.execute(insert(tenants).values(row))
+    return made
+
+
+def owners(connection: Connection) -> list[str]:
+    """The owner keys of this catalog's tenants."""
+    return list(connection.scalars(select(tenants.c.owner)))
+
+
+def find_prefix_id(connection: Connection, tenant: str, name: str) -> int | None:
+    """The number of the tenant's prefix, None if it has none of that name."""
+    return connection.scalar(prefixes_of(tenant, prefixes.c.id).where(prefixes.c.name == name))
+
+
+def get_prefix_id(connection: Connection, tenant: str, name: str) -> int:
+    """As `find_prefix_id`, but PrefixNotFound if there is none."""
+    found = find_prefix_id(connection, tenant, name)
+    if found is None:
+        raise prefix_not_found(name)
+    return found
+
+
+def prefixes_of(tenant: str, *columns: Any) -> Select[Any]:
+    """A query over the tenant's prefixes: all columns unless some are named."""
+    return select(*(columns or (prefixes,))).where(prefixes.c.tenant_id == tenant)
+
+
+def versions_of(tenant: str) -> Select[Any]:
+    """A query over the tenant's versions, with the columns `name` and `tenant_id` of the prefix."""
+    return (
+        select(versions, prefixes.c.name, prefixes.c.tenant_id)
+        .join(prefixes, prefixes.c.id == versions.c.prefix_id)
+        .where(prefixes.c.tenant_id == tenant)
+    )
