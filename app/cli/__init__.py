@@ -1,0 +1,49 @@
+"""The command line: one tree of commands, each of which imports what it needs when it runs.
+
+Nothing heavy is imported here, so that `polyprefix --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from app.cli import prefix
+from app.cli.console import Commands
+
+app = typer.Typer(
+    name="polyprefix",
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help=(
+        "One frozen language model, many tasks: every request names a *prefix*, a few trained"
+        " key/value vectors per layer, and every batch mixes prefixes.\n\n"
+        "Start with `polyprefix serve`; `polyprefix COMMAND --help` explains each command."
+    ),
+)
+app.add_typer(prefix.app, name="prefix")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"polyprefix {version('polyprefix')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _common(
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+
+
+def main() -> None:
+    """The console script `polyprefix`."""
+    app()

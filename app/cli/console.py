@@ -45,7 +45,7 @@ def print_json(value: Any) -> None:
 
 def print_error(message: str) -> None:
     """An error in words; nothing in it is taken for markup or a control code."""
-    stderr().print(Text.assemble(("error: ", "bold red"), printable(message)))
+    stderr().print(Text.assemble(("error: ", "bold red"), printable(message)), soft_wrap=True)
 
 
 def printable(text: str) -> str:
