@@ -13,6 +13,7 @@
     ├── UnsupportedMediaType        415 unsupported_media_type
     ├── Unprocessable               422 invalid_request
     │   └── InvalidPrefix           422 invalid_prefix
+    ├── RequestCancelled            499 cancelled
     ├── GenerationFault             500 generation_fault
     ├── Unavailable                 503 unavailable
     │   ├── Overloaded              503 overloaded
@@ -111,6 +112,12 @@ class InvalidPrefix(Unprocessable):
     """A prefix file breaks a rule of the format; the message names the rule and the tensor."""
 
     code = "invalid_prefix"
+
+
+class RequestCancelled(PolyprefixError):
+    """The client went away or gave the request up; nobody reads this answer."""
+
+    status, code = 499, "cancelled"
 
 
 class GenerationFault(PolyprefixError):

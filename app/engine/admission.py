@@ -1,0 +1,121 @@
+"""What may enter the engine: requests that can run at all, and no more of them than may wait.
+
+Knows nothing about the order in which they run.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+
+from app.engine.config import EngineConfig
+from app.engine.request import GenerationRequest
+from app.engine.slots import SlotTable
+from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded
+from app.model.text import Text
+from app.prefix.spec import BaseModelSpec
+
+
+@dataclass
+class _Waiting:
+    requests: int = 0
+    rows: int = 0
+
+
+class Admission:
+    """Checks requests against the model and the limits, and counts those that are open."""
+
+    def __init__(
+        self, config: EngineConfig, spec: BaseModelSpec, text: Text, table: SlotTable
+    ) -> None:
+        self._config, self._spec, self._text, self._table = config, spec, text, table
+        self._lock = threading.Lock()
+        self._open: dict[str, int] = {}
+        self._tokens = 0
+        self._noted = _Waiting()
+
+    @property
+    def num_open(self) -> int:
+        """Requests without a terminal event."""
+        return len(self._open)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have no rows yet, as of the last step."""
+        return self._noted.requests
+
+    @property
+    def num_running(self) -> int:
+        """Rows being computed, as of the last step."""
+        return self._noted.rows
+
+    def note_waiting(self, requests: int, rows: int) -> None:
+        """The scheduler's view after a step."""
+        self._noted = _Waiting(requests, rows)
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise InvalidRequest or ContextLengthExceeded for what could never run."""
+        self._check_tokens(request)
+        self._check_context(request)
+        limit = self._config.max_rows
+        if not 1 <= request.n <= limit:
+            raise InvalidRequest(f"n must be from 1 to {limit}, not {request.n}", param="n")
+        prefix_limit = self._config.max_prefix_length
+        if request.prefix_length > prefix_limit:
+            raise InvalidRequest(
+                f"the prefixes have {request.prefix_length} positions together; "
+                f"the limit is {prefix_limit}",
+                param="model",
+            )
+        columns = request.prefix_length + len(request.prompt_ids) + request.sampling.max_tokens
+        if self._table.reservation(columns) * request.n > self._table.max_columns:
+            raise InvalidRequest(
+                f"{request.n} rows of up to {columns} columns exceed the K/V memory of "
+                f"{self._table.max_columns} columns",
+                param="n",
+            )
+
+    def enter(self, request: GenerationRequest) -> None:
+        """Count a request in; raises Overloaded when too many are open."""
+        tokens = len(request.prompt_ids)
+        limit = self._config.max_waiting + self._config.max_rows
+        with self._lock:
+            if len(self._open) >= limit:
+                raise Overloaded(f"the server's queue is full ({limit} requests)")
+            if self._open and self._tokens + tokens > self._config.max_waiting_tokens:
+                raise Overloaded(
+                    f"the server's queue is full ({self._config.max_waiting_tokens} prompt tokens)"
+                )
+            if request.id in self._open:
+                raise InvalidRequest(f"a request with id {request.id!r} is open already")
+            self._open[request.id] = tokens
+            self._tokens += tokens
+
+    def leave(self, request_id: str) -> None:
+        """Count a request out; unknown ids are ignored."""
+        with self._lock:
+            self._tokens -= self._open.pop(request_id, 0)
+
+    def _check_tokens(self, request: GenerationRequest) -> None:
+        if not request.prompt_ids:
+            raise InvalidRequest("the prompt has no tokens", param="prompt")
+        vocabulary = self._text.vocab_size
+        for name, ids in (
+            ("prompt", request.prompt_ids),
+            ("logit_bias", request.sampling.logit_bias),
+        ):
+            if min(ids, default=0) < 0 or max(ids, default=0) >= vocabulary:
+                raise InvalidRequest(
+                    f"{name} names a token id outside 0 to {vocabulary - 1}", param=name
+                )
+
+    def _check_context(self, request: GenerationRequest) -> None:
+        offset, prompt = request.position_offset, len(request.prompt_ids)
+        new, limit = request.sampling.max_tokens, self._spec.context_limit
+        if offset + prompt + new > limit:
+            raise ContextLengthExceeded(
+                f"this model's context is {limit} positions; the request needs "
+                f"{offset + prompt + new} ({offset} of the prefix, {prompt} of the prompt, "
+                f"{new} new tokens)",
+                param="max_tokens" if offset + prompt < limit else "prompt",
+            )

@@ -1,0 +1,28 @@
+"""The engine's limits, frozen at start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Bounds of the continuous batch.
+
+    `max_rows`: rows that are computed at the same time. `max_waiting`: requests that may queue.
+    `max_waiting_tokens`: prompt tokens that may queue. `kv_bytes`: memory for keys and values.
+    `max_step_tokens`: tokens of one forward pass. `max_prefix_length`: columns of all the prefixes
+    of one row. `prefill_share`: while rows decode, a step may take this many times the duration of
+    a step without prompt tokens. `score_chunk`: prompt positions scored per step for `echo` with
+    `logprobs` (each costs a row of the vocabulary). `decode_attention`: auto, sdpa or matmul.
+    """
+
+    max_rows: int = 64
+    max_waiting: int = 1024
+    max_waiting_tokens: int = 1_000_000
+    kv_bytes: int = 2 << 30
+    max_step_tokens: int = 1024
+    max_prefix_length: int = 512
+    prefill_share: float = 2.0
+    score_chunk: int = 64
+    decode_attention: str = "auto"

@@ -1,0 +1,194 @@
+"""The engine: one thread that schedules, runs, commits and delivers, step after step.
+
+    plan = scheduler.schedule()        # queues, budgets; no torch
+    outcome = runner.run(plan)         # the only code that touches the device
+    events = scheduler.commit(outcome)
+    router.deliver(events)             # one wake-up per step, not per token
+
+Everything else talks to it by `submit`, `cancel`, `drain` and `stop`. It knows nothing about HTTP,
+names of prefixes or files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from dataclasses import dataclass
+
+from app.engine.admission import Admission
+from app.engine.config import EngineConfig
+from app.engine.inbox import Cancel, Inbox, Submit
+from app.engine.pool import KVPool
+from app.engine.request import GenerationRequest, RequestFailed, RequestFinished
+from app.engine.router import RequestStream, Router
+from app.engine.runner import Runner
+from app.engine.scheduler import Deliveries, Scheduler
+from app.engine.slots import SlotTable, length_classes
+from app.errors import Draining, EngineStopped, PolyprefixError, RequestCancelled
+from app.model.frozen import FrozenModel
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Whether the engine lives and moves. `last_step_age` is in seconds (0 while idle)."""
+
+    alive: bool
+    draining: bool
+    running: int
+    waiting: int
+    steps: int
+    last_step_age: float
+
+
+@dataclass
+class Counters:
+    """Totals since start; written by the engine's thread alone, read by anyone."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0
+    failed: int = 0
+
+
+class Engine:
+    """Continuous batching over one frozen model. Start it once; it serves until `stop`."""
+
+    def __init__(self, model: FrozenModel, config: EngineConfig | None = None) -> None:
+        self.model = model
+        self.config = config or EngineConfig()
+        shape = model.spec.decoder
+        max_columns = self.config.max_prefix_length + model.spec.context_limit
+        capacities = length_classes(max_columns)
+        column_bytes = KVPool.column_bytes(shape, model.dtype)
+        self.pool = KVPool(shape, capacities, self.config.kv_bytes, model.device, model.dtype)
+        self.table = SlotTable(capacities, self.config.kv_bytes // column_bytes)
+        self.counters = Counters()
+        self._scheduler = Scheduler(self.config, self.table, model.text)
+        self._runner = Runner(model, self.pool)
+        self._router = Router()
+        self._inbox = Inbox()
+        self._admission = Admission(self.config, model.spec, model.text, self.table)
+        self._thread = threading.Thread(target=self._run, name="polyprefix-engine", daemon=True)
+        self._draining = False
+        self._step_started: float | None = None
+
+    # --- called from any thread -------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest) -> RequestStream:
+        """Queue a request; call on the event loop that will read its stream.
+
+        Raises InvalidRequest or ContextLengthExceeded for what can never run, Overloaded when the
+        queue is full, Draining and EngineStopped when nothing new is taken.
+        """
+        if self._draining:
+            raise Draining("the server is shutting down")
+        if not self._thread.is_alive():
+            raise EngineStopped("the engine is not running")
+        self._admission.check(request)
+        self._admission.enter(request)
+        stream = self._router.open(request.id, self.cancel)
+        seed = request.sampling.seed
+        self._inbox.put(Submit(request, secrets.randbits(63) if seed is None else seed))
+        if not self._thread.is_alive():
+            self._router.fail_all(EngineStopped("the engine has stopped"))
+        return stream
+
+    def cancel(self, request_id: str) -> None:
+        """Free a request's rows at the next step boundary."""
+        self._inbox.put(Cancel(request_id))
+
+    async def drain(self, timeout: float) -> bool:
+        """Take nothing new and wait, `timeout` seconds at most; True if all requests ended."""
+        self._draining = True
+        deadline = time.monotonic() + timeout
+        while self._thread.is_alive() and self._admission.num_open:
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(0.01)
+        return True
+
+    def stop(self) -> None:
+        """End the loop after the current step; open requests fail with Draining."""
+        self._draining = True
+        self._inbox.close()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def progress(self) -> Progress:
+        """For health checks: from the loop's own steps, not from the web server."""
+        started = self._step_started
+        running, waiting = self._admission.num_running, self._admission.num_waiting
+        return Progress(
+            alive=self._thread.is_alive(),
+            draining=self._draining,
+            running=running,
+            waiting=waiting,
+            steps=self.counters.steps,
+            last_step_age=0.0 if started is None else time.monotonic() - started,
+        )
+
+    # --- the engine's thread ------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """The thread: steps until closed; whatever ends it, every open request is answered."""
+        error: PolyprefixError = Draining("the server has shut down")
+        try:
+            while self._take_messages():
+                self.step()
+        except BaseException as cause:
+            _log.critical("the engine's loop has ended", exc_info=cause)
+            error = EngineStopped("the engine has stopped after an internal error")
+            raise
+        finally:
+            self._router.fail_all(error)
+
+    def step(self) -> None:
+        """One step: schedule, run, commit, deliver."""
+        now = self._step_started = time.monotonic()
+        deliveries = self._scheduler.expire(now)
+        plan = self._scheduler.schedule(now)
+        if plan is not None:
+            outcome = self._runner.run(plan)
+            deliveries += self._scheduler.commit(plan, outcome, time.monotonic())
+            self.counters.steps += 1
+            self.counters.step_seconds += outcome.seconds
+            self.counters.prompt_tokens += plan.num_prefill_tokens
+            self.counters.generated_tokens += len(outcome.sampled)
+        self._deliver(deliveries)
+        self._admission.note_waiting(self._scheduler.num_waiting, self._scheduler.num_rows)
+        if self._scheduler.idle:
+            self._step_started = None
+
+    def _deliver(self, deliveries: Deliveries) -> None:
+        for request_id, event in deliveries:
+            if isinstance(event, RequestFinished | RequestFailed):
+                self._admission.leave(request_id)
+                self.counters.finished += isinstance(event, RequestFinished)
+                self.counters.failed += isinstance(event, RequestFailed)
+        if deliveries:
+            self._router.deliver(deliveries)
+
+    def _take_messages(self) -> bool:
+        """Handle the inbox, waiting while there is nothing to do; False when it was closed."""
+        messages = self._inbox.take(wait=self._scheduler.idle)
+        if messages is None:
+            return False
+        for message in messages:
+            if isinstance(message, Submit):
+                self._scheduler.add(message.request, message.seed, message.submitted_at)
+            else:
+                self._scheduler.cancel(message.request_id)
+                failed = RequestFailed(RequestCancelled("the request was cancelled"))
+                self._deliver([(message.request_id, failed)])
+        return True

@@ -1,0 +1,67 @@
+"""Many requests through the engine from plain synchronous code: evaluation, benchmarks, notebooks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from app.engine.engine import Engine
+from app.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    PromptScored,
+    RequestFailed,
+    RowFinished,
+    TextDelta,
+    TokenScore,
+)
+
+
+@dataclass
+class Completion:
+    """What one request produced; lists have one entry per row."""
+
+    texts: list[str]
+    token_ids: list[list[int]]
+    scores: list[list[TokenScore]]
+    finish_reasons: list[FinishReason | None]
+    prompt_scores: list[TokenScore] = field(default_factory=list)
+
+
+def complete(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Completion]:
+    """Run `requests` together on a started engine; answers in their order.
+
+    Raises the error of the first request that fails. More requests than the queue takes are fed
+    as it empties.
+    """
+    return asyncio.run(_complete_all(engine, requests))
+
+
+async def _complete_all(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Completion]:
+    places = asyncio.Semaphore(engine.config.max_waiting)
+
+    async def one(request: GenerationRequest) -> Completion:
+        async with places:
+            return await _complete(engine, request)
+
+    return list(await asyncio.gather(*(one(request) for request in requests)))
+
+
+async def _complete(engine: Engine, request: GenerationRequest) -> Completion:
+    rows = range(request.n)
+    result = Completion(
+        ["" for _ in rows], [[] for _ in rows], [[] for _ in rows], [None] * len(rows)
+    )
+    async for event in engine.submit(request):
+        if isinstance(event, RequestFailed):
+            raise event.error
+        if isinstance(event, TextDelta):
+            result.texts[event.index] += event.text
+            result.token_ids[event.index].extend(token.token_id for token in event.tokens)
+            result.scores[event.index].extend(event.tokens)
+        elif isinstance(event, RowFinished):
+            result.finish_reasons[event.index] = event.reason
+        elif isinstance(event, PromptScored):
+            result.prompt_scores.extend(event.scores)
+    return result

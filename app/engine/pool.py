@@ -1,0 +1,106 @@
+"""The K/V pool: keys and values of every row, by length class, on the device.
+
+One tensor per class, [2, layers, slots, kv_heads, columns, head_dim], index 0 keys and 1 values.
+This pool is the batch's stacked `past_key_values`: rows with different prefixes, and with none,
+stand side by side. It carries out the slot table's operations and knows nothing about scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from app.engine.row import Slot
+from app.engine.slots import ClearSlot, CopyColumns, LoadPrefixes, PoolOperation
+from app.errors import GenerationFault
+from app.prefix.spec import ModuleShape
+
+_FIRST_SLOTS = 4
+
+
+class KVPool:
+    """Storage for keys and values; grows with use, up to `max_bytes`."""
+
+    def __init__(
+        self,
+        shape: ModuleShape,
+        capacities: Sequence[int],
+        max_bytes: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self._shape = shape
+        self._capacities = tuple(capacities)
+        self._max_bytes = max_bytes
+        self._device, self._dtype = device, dtype
+        self._classes = [self._zeros(index, 0) for index in range(len(self._capacities))]
+
+    @staticmethod
+    def column_bytes(shape: ModuleShape, dtype: torch.dtype) -> int:
+        """Bytes of one column: keys and values of one token in all layers."""
+        return 2 * shape.layers * shape.kv_heads * shape.head_dim * dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are allocated now."""
+        return sum(tensor.nbytes for tensor in self._classes)
+
+    def keys(self, length_class: int, layer: int) -> torch.Tensor:
+        """Keys of one class and layer, [slots, kv_heads, columns, head_dim]."""
+        return self._classes[length_class][0, layer]
+
+    def values(self, length_class: int, layer: int) -> torch.Tensor:
+        """Values of one class and layer, [slots, kv_heads, columns, head_dim]."""
+        return self._classes[length_class][1, layer]
+
+    def apply(self, operation: PoolOperation) -> None:
+        """Carry out one operation of the slot table."""
+        self.ensure(operation.target)
+        target = self._slot(operation.target)
+        if isinstance(operation, CopyColumns):
+            source = self._slot(operation.source)
+            target[..., : operation.columns, :] = source[..., : operation.columns, :]
+        elif isinstance(operation, ClearSlot):
+            target.zero_()
+        else:
+            self._load_prefixes(operation, target)
+
+    def ensure(self, slot: Slot) -> None:
+        """Grow the slot's class until it has that slot; new memory is zero."""
+        old = self._classes[slot.length_class]
+        if slot.index < old.shape[2]:
+            return
+        wanted = max(_FIRST_SLOTS, 2 * old.shape[2], slot.index + 1)
+        new_bytes = (wanted - old.shape[2]) * self._zeros(slot.length_class, 1, "meta").nbytes
+        if self.nbytes + new_bytes > self._max_bytes:
+            wanted = slot.index + 1
+        new = self._zeros(slot.length_class, wanted)
+        new[:, :, : old.shape[2]] = old
+        self._classes[slot.length_class] = new
+
+    def shrink(self, num_rows: Sequence[int]) -> None:
+        """Give back slots beyond `num_rows` of each class; for when memory is short or idle."""
+        for index, tensor in enumerate(self._classes):
+            if tensor.shape[2] > num_rows[index]:
+                self._classes[index] = tensor[:, :, : num_rows[index]].clone()
+
+    def _load_prefixes(self, operation: LoadPrefixes, target: torch.Tensor) -> None:
+        column = 0
+        for prefix in operation.row.request.prefixes:
+            module = prefix.decoder
+            end = column + module.length
+            if end > target.shape[3]:
+                raise GenerationFault(f"prefix {prefix.digest[:12]} does not fit its slot")
+            target[0, :, :, column:end] = module.keys
+            target[1, :, :, column:end] = module.values
+            column = end
+
+    def _slot(self, slot: Slot) -> torch.Tensor:
+        """Keys and values of one slot, [2, layers, kv_heads, columns, head_dim]."""
+        return self._classes[slot.length_class][:, :, slot.index]
+
+    def _zeros(self, length_class: int, slots: int, device: str | None = None) -> torch.Tensor:
+        shape = self._shape
+        size = (2, shape.layers, slots, shape.kv_heads, self._capacities[length_class])
+        return torch.zeros(*size, shape.head_dim, dtype=self._dtype, device=device or self._device)

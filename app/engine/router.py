@@ -1,0 +1,97 @@
+"""From the engine's thread to asyncio: one wake-up per step, one terminal event per request.
+
+The router exists before the engine runs and outlives its loop, so that whatever happens every
+request that was accepted is answered. Knows nothing about models or scheduling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
+
+from app.engine.request import Event, RequestFailed, RequestFinished
+from app.errors import PolyprefixError
+
+
+class RequestStream:
+    """The events of one request, for one consumer on the event loop that submitted it."""
+
+    def __init__(self, request_id: str, cancel: Callable[[str], None]) -> None:
+        self.request_id = request_id
+        self._cancel = cancel
+        self._events: list[Event] = []
+        self._arrived = asyncio.Event()
+        self._closing = False
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """All events, ending after the terminal one."""
+        while True:
+            for event in await self.next_events():
+                yield event
+                if isinstance(event, RequestFinished | RequestFailed):
+                    return
+
+    async def next_events(self) -> list[Event]:
+        """Everything that has arrived since the last call, at least one event."""
+        while not self._events:
+            self._arrived.clear()
+            await self._arrived.wait()
+        events, self._events = self._events, []
+        return events
+
+    def cancel(self) -> None:
+        """Free the request's rows at the next step boundary; harmless once it has ended.
+
+        The stream then ends with RequestCancelled, unless it ended otherwise before.
+        """
+        if not self._closing:
+            self._closing = True
+            self._cancel(self.request_id)
+
+    def put(self, event: Event) -> None:
+        """Take an event; on the stream's own event loop."""
+        self._closing = self._closing or isinstance(event, RequestFinished | RequestFailed)
+        self._events.append(event)
+        self._arrived.set()
+
+
+class Router:
+    """Delivers events to the streams of requests."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._streams: dict[str, tuple[asyncio.AbstractEventLoop, RequestStream]] = {}
+
+    def open(self, request_id: str, cancel: Callable[[str], None]) -> RequestStream:
+        """A stream for a new request; call on the event loop that will read it."""
+        stream = RequestStream(request_id, cancel)
+        with self._lock:
+            self._streams[request_id] = (asyncio.get_running_loop(), stream)
+        return stream
+
+    def deliver(self, deliveries: Iterable[tuple[str, Event]]) -> None:
+        """Hand a step's events over: one wake-up per event loop. From any thread."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[RequestStream, Event]]] = {}
+        with self._lock:
+            for request_id, event in deliveries:
+                entry = self._streams.get(request_id)
+                if entry is None:
+                    continue
+                by_loop.setdefault(entry[0], []).append((entry[1], event))
+                if isinstance(event, RequestFinished | RequestFailed):
+                    del self._streams[request_id]
+        for loop, events in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_put_all, events)
+
+    def fail_all(self, error: PolyprefixError) -> None:
+        """End every open request with `error`."""
+        with self._lock:
+            open_ids = list(self._streams)
+        self.deliver([(request_id, RequestFailed(error)) for request_id in open_ids])
+
+
+def _put_all(events: list[tuple[RequestStream, Event]]) -> None:
+    for stream, event in events:
+        stream.put(event)

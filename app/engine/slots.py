@@ -1,0 +1,161 @@
+"""Where rows live in the K/V pool: dense slots in length classes, without a tensor in sight.
+
+A length class is a region of the pool whose slots all have the same number of columns. A row lives
+in the smallest class that holds it and moves to the next one when it outgrows it, so that a step's
+attention over one class never pays for a row of another length. Slots of a class are dense: when
+one is freed, the last row of the class moves into it. What must be copied is recorded as pool
+operations, in order, for the runner to carry out before its next forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.engine.row import Row, Slot
+
+_STEPS = (32, 48)
+"""Class capacities are 32, 48, 64, 96, 128, 192, …: neighbours differ by at most a half."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyColumns:
+    """Copy the first `columns` columns of `source` to `target`, all layers; they are `row`'s."""
+
+    row: Row
+    source: Slot
+    target: Slot
+    columns: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPrefixes:
+    """Copy the prefixes of `row`, in order, to the front of `target`."""
+
+    row: Row
+    target: Slot
+
+
+@dataclass(frozen=True, slots=True)
+class ClearSlot:
+    """Zero a slot whose row failed: a stale NaN would poison its successor behind any mask."""
+
+    row: Row
+    target: Slot
+
+
+PoolOperation = CopyColumns | LoadPrefixes | ClearSlot
+
+
+def length_classes(max_columns: int) -> tuple[int, ...]:
+    """Capacities in columns, ascending; the last one holds `max_columns`."""
+    capacities: list[int] = []
+    factor = 1
+    while not capacities or capacities[-1] < max_columns:
+        capacities.extend(step * factor for step in _STEPS)
+        factor *= 2
+    while len(capacities) > 1 and capacities[-2] >= max_columns:
+        capacities.pop()
+    return tuple(capacities)
+
+
+class SlotTable:
+    """Rows in slots, the operations that keep slots dense, and the reservation of columns."""
+
+    def __init__(self, capacities: Sequence[int], max_columns: int) -> None:
+        self.capacities = tuple(capacities)
+        self.rows: list[list[Row]] = [[] for _ in self.capacities]
+        self.max_columns = max_columns
+        self.reserved_columns = 0
+        self._operations: list[PoolOperation] = []
+
+    def class_for(self, columns: int) -> int:
+        """Index of the smallest class with at least `columns` columns."""
+        for index, capacity in enumerate(self.capacities):
+            if capacity >= columns:
+                return index
+        raise ValueError(f"no length class holds {columns} columns")
+
+    def reservation(self, columns: int) -> int:
+        """Columns that a row of at most `columns` columns sets aside."""
+        return self.capacities[self.class_for(columns)]
+
+    def can_reserve(self, columns: int) -> bool:
+        """Whether that many more columns fit the K/V memory."""
+        return self.reserved_columns + columns <= self.max_columns
+
+    def reserve(self, columns: int) -> None:
+        """Set columns aside for a row's worst case; nothing is ever preempted for lack of them."""
+        self.reserved_columns += columns
+
+    def unreserve(self, columns: int) -> None:
+        """Give a reservation back."""
+        self.reserved_columns -= columns
+
+    def place(self, row: Row, columns: int) -> Slot:
+        """Give `row` a slot in the class that holds `columns`."""
+        length_class = self.class_for(columns)
+        row.slot = Slot(length_class, len(self.rows[length_class]))
+        self.rows[length_class].append(row)
+        return row.slot
+
+    def place_with_prefixes(self, row: Row, columns: int) -> None:
+        """Give `row` a slot that begins with its prefixes."""
+        slot = self.place(row, columns)
+        if row.request.prefixes:
+            self._operations.append(LoadPrefixes(row, slot))
+
+    def fork(self, source: Row, target: Row, columns: int, room: int) -> None:
+        """Place `target` in a slot with `room` columns, beginning with a copy of `source`'s."""
+        slot = self.place(target, room)
+        self._operations.append(CopyColumns(target, slot_of(source), slot, columns))
+
+    def make_room(self, row: Row, columns: int) -> None:
+        """Move `row` to a larger class if its slot has fewer than `columns` columns."""
+        old = slot_of(row)
+        if self.capacities[old.length_class] >= columns:
+            return
+        new = self.place(row, columns)
+        self._operations.append(CopyColumns(row, old, new, row.num_cached))
+        self._close_gap(old)
+
+    def release(self, row: Row, *, faulted: bool = False) -> None:
+        """Free the row's slot; a faulted row's slot is zeroed before anything else uses it."""
+        slot = row.slot
+        if slot is None:
+            return
+        row.slot = None
+        if faulted:
+            self._operations.append(ClearSlot(row, slot))
+        self._close_gap(slot)
+
+    def take_operations(self) -> tuple[PoolOperation, ...]:
+        """The recorded operations, oldest first; the record is empty afterwards."""
+        operations = tuple(self._operations)
+        self._operations.clear()
+        return operations
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError unless every row stands where its slot says; for idle times, tests."""
+        for length_class, rows in enumerate(self.rows):
+            for index, row in enumerate(rows):
+                if row.slot != Slot(length_class, index):
+                    raise RuntimeError(f"row {row.request.id} is not at {length_class}:{index}")
+        if not any(self.rows) and self.reserved_columns:
+            raise RuntimeError(f"{self.reserved_columns} columns are reserved by no row")
+
+    def _close_gap(self, slot: Slot) -> None:
+        rows = self.rows[slot.length_class]
+        last = rows.pop()
+        if slot.index < len(rows):
+            rows[slot.index] = last
+            source = slot_of(last)
+            last.slot = slot
+            self._operations.append(CopyColumns(last, source, slot, last.num_cached))
+
+
+def slot_of(row: Row) -> Slot:
+    """The row's slot; ValueError if it has none."""
+    if row.slot is None:
+        raise ValueError("the row has no slot")
+    return row.slot

@@ -1,0 +1,97 @@
+"""A row's tokens on their way to text: whole characters only, stop strings found and held back.
+
+Knows nothing about scheduling; it is told one token at a time and answers what may be shown.
+"""
+
+from __future__ import annotations
+
+from app.engine.request import FinishReason, SamplingParams, TextDelta, TokenScore
+from app.model.text import Text
+
+
+class Transcript:
+    """The text side of one row.
+
+    `finish_reason` is set as soon as the row has ended: by the end-of-text token, a stop string
+    (then named in `stop_string`) or the token limit.
+    """
+
+    def __init__(self, index: int, sampling: SamplingParams, text: Text) -> None:
+        self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None
+        self.num_tokens = 0
+        self.cumulative_logprob = 0.0
+        self._index = index
+        self._sampling = sampling
+        self._text = text
+        self._detokenizer = text.detokenizer()
+        self._held = ""
+        self._unsent: list[TokenScore] = []
+
+    def push(
+        self, token_id: int, logprob: float | None, top: tuple[tuple[int, float], ...]
+    ) -> TextDelta | None:
+        """Take a sampled token; returns what may be shown now, if anything.
+
+        With a `max_tokens` of 0 (scoring alone) the token is dropped and the row ends.
+        """
+        if self._sampling.max_tokens == 0:
+            self.finish_reason = FinishReason.LENGTH
+            return None
+        self.num_tokens += 1
+        self.cumulative_logprob += logprob or 0.0
+        self._unsent.append(self.score(token_id, logprob, top))
+        ended = token_id in self._text.eos_token_ids and not self._sampling.ignore_eos
+        shown = "" if ended else self._show(self._detokenizer.push(token_id))
+        if self.stop_string is not None or ended:
+            self.finish_reason = FinishReason.STOP
+        elif self.num_tokens >= self._sampling.max_tokens:
+            self.finish_reason = FinishReason.LENGTH
+        if self.finish_reason is not None and self.stop_string is None:
+            shown += self._close()
+        return self._delta(shown)
+
+    def score(
+        self, token_id: int, logprob: float | None, top: tuple[tuple[int, float], ...] = ()
+    ) -> TokenScore:
+        """The token as events carry it; its text is looked up only for scored tokens."""
+        if self._sampling.logprobs is None:
+            return TokenScore(token_id, "", None)
+        alternatives = tuple((other, self._text.token_text(other), value) for other, value in top)
+        return TokenScore(token_id, self._text.token_text(token_id), logprob, alternatives)
+
+    def _close(self) -> str:
+        """The text that was held back or incomplete when the row ended."""
+        shown = self._show(self._detokenizer.flush())
+        return shown if self.stop_string is not None else shown + self._held
+
+    def _delta(self, shown: str) -> TextDelta | None:
+        if not shown and self._sampling.logprobs is None and self.finish_reason is None:
+            return None
+        delta = TextDelta(self._index, shown, tuple(self._unsent))
+        self._unsent.clear()
+        return delta
+
+    def _show(self, new: str) -> str:
+        """What of the held text and `new` cannot be part of a stop string."""
+        stops = self._sampling.stop
+        if not stops:
+            return new
+        pending = self._held + new
+        if self.num_tokens >= self._sampling.min_tokens:
+            found = [(pending.find(stop), -len(stop), stop) for stop in stops if stop in pending]
+            if found:
+                start, _, self.stop_string = min(found)
+                self._held = ""
+                return pending[:start]
+        held = max(_overlap(pending, stop) for stop in stops)
+        self._held = pending[len(pending) - held :]
+        return pending[: len(pending) - held]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper start of `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0
