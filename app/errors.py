@@ -30,7 +30,7 @@ from __future__ import annotations
 
 
 class PolyprefixError(Exception):
-    """Base of the tree. `message` says what is wrong and where; `param` names the field at fault."""
+    """Base of the tree. `message` says what is wrong and where; `param` names the field."""
 
     status = 500
     code = "internal_error"
