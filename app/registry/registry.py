@@ -51,26 +51,21 @@ class Registry:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`clock` gives seconds since 1970; `cache` holds what references stand for."""
-        self._catalog = catalog
-        self._objects = objects
+        self.catalog = catalog
+        self.objects = objects
         self._cache = cache or ResolveCache()
         self._clock = clock
 
-    @property
-    def objects(self) -> ObjectStore:
-        """The store of contents, by owner and digest."""
-        return self._objects
-
     def close(self) -> None:
         """Closes the catalog's connections."""
-        self._catalog.close()
+        self.catalog.close()
 
     # Tenants
 
     def ensure_tenant(self, tenant: str) -> Tenant:
         """The tenant, made if it is new. InvalidRequest if the id breaks the rules of names."""
         check_name(tenant)
-        with self._catalog.read() as connection:
+        with self.catalog.read() as connection:
             found = scope.find_tenant(connection, tenant)
         if found is not None:
             return found
@@ -81,7 +76,7 @@ class Registry:
 
     def stage(self) -> AbstractContextManager[StagedFile]:
         """A file to receive an upload into; gone at the end of the block unless it was added."""
-        return self._objects.stage()
+        return self.objects.stage()
 
     def add_version(
         self, tenant: str, name: str, info: VersionInfo, staged: Path, *, alias: str | None = None
@@ -98,7 +93,7 @@ class Registry:
         info.check()
         owner = self._store_content(tenant, name, info, staged)
         with self.transaction() as (connection, epoch):
-            size = self._objects.size(owner, info.digest)
+            size = self.objects.size(owner, info.digest)
             if size is None:
                 raise Unavailable("the content was removed while it was uploaded; send it again")
             row, created = versions.publish(
@@ -110,14 +105,14 @@ class Registry:
 
     def _store_content(self, tenant: str, name: str, info: VersionInfo, staged: Path) -> str:
         """Puts the content into the store unless it is there; the owner it is stored under."""
-        with self._catalog.read() as connection:
+        with self.catalog.read() as connection:
             owner = scope.get_tenant(connection, tenant).owner
             known = versions.sibling_row(connection, tenant, name, info.digest)
         if known is None:
-            self._objects.commit(owner, info.digest, staged)
+            self.objects.commit(owner, info.digest, staged)
             return owner
-        if self._objects.size(known.owner, info.digest) != known.file_nbytes:
-            self._objects.commit(known.owner, info.digest, staged)
+        if self.objects.size(known.owner, info.digest) != known.file_nbytes:
+            self.objects.commit(known.owner, info.digest, staged)
         return str(known.owner)
 
     # Reading
@@ -149,7 +144,7 @@ class Registry:
 
     def _look_up(self, tenant: str, reference: PrefixReference) -> Version | None:
         version = None
-        with self._catalog.read() as connection:
+        with self.catalog.read() as connection:
             epoch = read_epoch(connection)
             if reference.tenant in (None, tenant):
                 version = versions.find(connection, tenant, reference.name, reference.selector)
@@ -160,13 +155,13 @@ class Registry:
         self, tenant: str, cursor: str | None = None, limit: int = 20
     ) -> Page[PrefixRecord]:
         """The tenant's prefixes by name. InvalidRequest if the cursor or the limit is wrong."""
-        with self._catalog.read() as connection:
+        with self.catalog.read() as connection:
             return listing.list_prefixes(connection, tenant, cursor, limit)
 
     def get_prefix(self, tenant: str, name: str) -> PrefixRecord:
         """One prefix; PrefixNotFound."""
         check_name(name)
-        with self._catalog.read() as connection:
+        with self.catalog.read() as connection:
             return listing.get_prefix(connection, tenant, name)
 
     def list_versions(
@@ -174,18 +169,18 @@ class Registry:
     ) -> Page[Version]:
         """A prefix's versions, the newest first; PrefixNotFound, InvalidRequest."""
         check_name(name)
-        with self._catalog.read() as connection:
+        with self.catalog.read() as connection:
             return listing.list_versions(connection, tenant, name, cursor, limit)
 
     def get_version(self, tenant: str, name: str, digest: str) -> Version:
         """A version by its digest or a unique start of it; PrefixNotFound, InvalidRequest."""
-        with self._catalog.read() as connection:
+        with self.catalog.read() as connection:
             return versions.to_version(versions.get_row(connection, tenant, name, digest))
 
     def content_path(self, tenant: str, version: Version) -> Path:
         """The version's file; PolyprefixError if the store has lost it."""
         _check_owned(tenant, version)
-        path = self._objects.path(version.owner, version.digest)
+        path = self.objects.path(version.owner, version.digest)
         if path is None:
             raise _lost(version)
         return path
@@ -193,7 +188,7 @@ class Registry:
     def open_content(self, tenant: str, version: Version) -> BinaryIO:
         """The version's file for reading, to the end even if the version is deleted meanwhile."""
         _check_owned(tenant, version)
-        file = self._objects.open(version.owner, version.digest)
+        file = self.objects.open(version.owner, version.digest)
         if file is None:
             raise _lost(version)
         return file
@@ -237,19 +232,19 @@ class Registry:
 
         The grace lets running requests finish with a version that was deleted under them.
         """
-        return garbage.collect(self._catalog, self._objects, grace_s)
+        return garbage.collect(self.catalog, self.objects, grace_s)
 
     def _touch(self, owner: str, digest: str) -> None:
         """Starts the grace of a content that is about to lose a row; only the grace is at stake."""
         with contextlib.suppress(PolyprefixError, OSError):
-            self._objects.touch(owner, digest)
+            self.objects.touch(owner, digest)
 
     # Aliases and pins
 
     def get_alias(self, tenant: str, name: str, alias: str) -> Alias:
         """Where an alias points; PrefixNotFound, NotFound."""
         _check_names(name, alias)
-        with self._catalog.read() as connection:
+        with self.catalog.read() as connection:
             return aliases.get(connection, scope.get_prefix_id(connection, tenant, name), alias)
 
     def set_alias(
@@ -286,7 +281,7 @@ class Registry:
     def alias_history(self, tenant: str, name: str, alias: str) -> tuple[AliasChange, ...]:
         """The moves of an alias that are remembered, the latest first; PrefixNotFound, NotFound."""
         _check_names(name, alias)
-        with self._catalog.read() as connection:
+        with self.catalog.read() as connection:
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             aliases.get(connection, prefix_id, alias)
             return aliases.history(connection, prefix_id, alias)
@@ -301,7 +296,7 @@ class Registry:
 
     def pinned(self, tenant: str, limit: int = 1000) -> tuple[Version, ...]:
         """The tenant's pinned versions, for warming caches at start."""
-        with self._catalog.read() as connection:
+        with self.catalog.read() as connection:
             return versions.pinned(connection, tenant, limit)
 
     def _set_pinned(self, tenant: str, name: str, digest: str, pinned: bool) -> Version:
@@ -314,18 +309,18 @@ class Registry:
 
     def epoch(self) -> int:
         """A number that grows with every change of the catalog, whoever makes it."""
-        return self._catalog.epoch()
+        return self.catalog.epoch()
 
     def refresh(self) -> None:
         """Notices what other processes have written since the last look."""
         ticket = self._cache.ticket()
-        self._cache.confirm(self._catalog.epoch(), ticket)
+        self._cache.confirm(self.catalog.epoch(), ticket)
 
     @contextmanager
     def transaction(self) -> Iterator[tuple[Connection, int]]:
         """A writing transaction with its epoch, of which the cache learns."""
         try:
-            with self._catalog.write() as (connection, epoch):
+            with self.catalog.write() as (connection, epoch):
                 yield connection, epoch
         except BaseException:
             self._cache.doubt()

@@ -1,0 +1,95 @@
+"""Imports the prefixes that are shipped with a store into a catalog that lacks them.
+
+Each addition to the manifest is imported once: what a user deletes or moves afterwards stays as the
+user left it. Knows nothing about tensors; contents are checked when they are loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from sqlalchemy import Connection, insert, select
+
+from app.registry import aliases, versions
+from app.registry.manifest import SHIPPED_OWNER, ShippedPrefix, ShippedVersion, read_manifest
+from app.registry.records import LATEST
+from app.registry.registry import Registry
+from app.registry.schema import seeded
+
+DEFAULT_TENANT = "demo"
+"""The tenant that exists without being made by an administrator."""
+
+_log = logging.getLogger(__name__)
+
+
+def seed(registry: Registry, store: Path, tenant: str = DEFAULT_TENANT) -> int:
+    """Makes the tenant if it is new and imports what it lacks of the manifest; how many versions.
+
+    `latest` moves to what was added after it last moved; other aliases are made if they are
+    missing. A file that is missing or has another size is reported in the log and left out.
+    PolyprefixError if the manifest is not understood.
+    """
+    manifest = read_manifest(store)
+    registry.ensure_tenant(tenant)
+    with registry.catalog.read() as connection:
+        query = select(seeded.c.name, seeded.c.digest, seeded.c.added_at)
+        known = {
+            tuple(row) for row in connection.execute(query.where(seeded.c.tenant_id == tenant))
+        }
+    imported = 0
+    for name, prefix in manifest.prefixes.items():
+        new = [
+            version
+            for version in prefix.versions
+            if (name, version.digest, version.added_at) not in known
+            and _is_whole(registry, name, version)
+        ]
+        if new:
+            with registry.transaction() as (connection, epoch):
+                _import(connection, epoch, tenant, name, prefix, new)
+        imported += len(new)
+    return imported
+
+
+def _is_whole(registry: Registry, name: str, version: ShippedVersion) -> bool:
+    size = registry.objects.size(SHIPPED_OWNER, version.digest)
+    if size == version.file_nbytes:
+        return True
+    _log.warning(
+        "the shipped prefix '%s' is left out: its file %s.safetensors %s",
+        name,
+        version.digest,
+        "is missing" if size is None else f"has {size} bytes, not {version.file_nbytes}",
+    )
+    return False
+
+
+def _import(
+    connection: Connection,
+    epoch: int,
+    tenant: str,
+    name: str,
+    prefix: ShippedPrefix,
+    new: list[ShippedVersion],
+) -> None:
+    for version in new:
+        now = version.added_at
+        row, _ = versions.publish(
+            connection,
+            tenant,
+            name,
+            SHIPPED_OWNER,
+            version.info(),
+            file_nbytes=version.file_nbytes,
+            now=now,
+        )
+        latest = aliases.find_alias(connection, row.prefix_id, LATEST)
+        if latest is None or latest.updated_at <= now:
+            aliases.move(connection, epoch, row, LATEST, reason="seed", now=now)
+        for alias, digest in prefix.aliases.items():
+            present = aliases.find_alias(connection, row.prefix_id, alias)
+            if digest == version.digest and present is None:
+                aliases.move(connection, epoch, row, alias, reason="seed", now=now)
+        key = {"tenant_id": tenant, "name": name, "digest": version.digest, "added_at": now}
+        connection.execute(insert(seeded).values(key))
