@@ -25,7 +25,7 @@ install: $(STAMP)  ## Make .venv and install polyprefix with its development too
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "polyprefix needs Python 3.11 or newer; $(PYTHON) is `$(PYTHON) --version 2>&1`."; \
+	  echo "polyprefix needs Python 3.11 or newer; '$(PYTHON)' is older or missing."; \
 	  echo "Name another one: make $(or $(MAKECMDGOALS),install) PYTHON=python3.12"; exit 1; } >&2
 	@if [ -x $(BIN)/python ] && [ "$$(cat $@ 2>/dev/null)" = "$(STATE)" ]; then touch $@; else \
 	  echo "Installing into $(VENV) (a minute or two, once) ..." && \
