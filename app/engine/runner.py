@@ -71,7 +71,10 @@ class Runner:
             ]
 
     def _logits(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """fp32 logits [kept tokens, vocabulary]: per chunk all scored tokens or the last one."""
+        """fp32 logits [kept tokens, vocabulary]: per chunk all scored tokens or the last one.
+
+        A step in which no chunk wants logits yields one token's, for nobody.
+        """
         plan = RaggedPlan(chunks, self._pool, self._model.device, self._model.dtype)
         keep: list[int] = []
         for chunk, last in zip(chunks, plan.last_tokens, strict=True):
@@ -79,7 +82,7 @@ class Runner:
                 keep.extend(range(last - chunk.count + 1, last + 1))
             elif chunk.samplers:
                 keep.append(last)
-        wanted = torch.tensor(keep, device=self._model.device)
+        wanted = torch.tensor(keep or [0], device=self._model.device)
         logits = self._model.forward(plan.input_ids, plan.position_ids, plan, wanted)
         return logits[0].float()
 

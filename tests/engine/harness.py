@@ -1,0 +1,125 @@
+"""An engine that is stepped by hand, with the logits of every sampled token on record."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+import pytest
+import torch
+
+from app.engine import runner as runner_module
+from app.engine.config import EngineConfig
+from app.engine.engine import Engine
+from app.engine.plan import Sampled
+from app.engine.request import (
+    Event,
+    FinishReason,
+    GenerationRequest,
+    RequestFailed,
+    RequestFinished,
+    RowFinished,
+    SamplingParams,
+    TextDelta,
+)
+from app.engine.row import Row
+from app.engine.sampling import sample
+from app.model.frozen import FrozenModel
+from app.prefix.prefix import Prefix
+
+
+class SteppedEngine:
+    """Runs the engine's own `step` in the test's thread; keeps every event and all logits."""
+
+    def __init__(
+        self, model: FrozenModel, config: EngineConfig, patch: pytest.MonkeyPatch
+    ) -> None:
+        self.engine = Engine(model, config)
+        self.logits: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
+        self.events: dict[str, list[Event]] = defaultdict(list)
+        patch.setattr(runner_module, "sample", self._recording_sample)
+        patch.setattr(self.engine, "_deliver", self._keep)
+
+    def add(self, request: GenerationRequest, seed: int = 0) -> None:
+        """Queue a request, as the inbox would."""
+        given = request.sampling.seed
+        self.engine._scheduler.add(request, seed if given is None else given, 0.0)
+
+    def cancel(self, request_id: str) -> None:
+        """Cancel a request, as the inbox would."""
+        self.engine._scheduler.cancel(request_id)
+
+    def step(self) -> None:
+        """One step, and the invariants that hold after each."""
+        self.engine.step()
+        self.engine.table.check_integrity()
+
+    def run(self, max_steps: int = 5000) -> None:
+        """Step until nothing is left to do."""
+        for _ in range(max_steps):
+            if self.engine._scheduler.idle:
+                return
+            self.step()
+        raise AssertionError("the engine did not come to rest")
+
+    def tokens(self, request_id: str, index: int = 0) -> list[int]:
+        """Token ids of one row, from the events."""
+        return [
+            token.token_id
+            for event in self.events[request_id]
+            if isinstance(event, TextDelta) and event.index == index
+            for token in event.tokens
+        ]
+
+    def text(self, request_id: str, index: int = 0) -> str:
+        """Text of one row, from the events."""
+        return "".join(
+            event.text
+            for event in self.events[request_id]
+            if isinstance(event, TextDelta) and event.index == index
+        )
+
+    def reason(self, request_id: str, index: int = 0) -> FinishReason | None:
+        """Why a row ended; None if it did not."""
+        for event in self.events[request_id]:
+            if isinstance(event, RowFinished) and event.index == index:
+                return event.reason
+        return None
+
+    def terminal(self, request_id: str) -> Event | None:
+        """The request's only terminal event, if it has ended."""
+        ends = [
+            event
+            for event in self.events[request_id]
+            if isinstance(event, RequestFinished | RequestFailed)
+        ]
+        assert len(ends) <= 1, "a request has more than one terminal event"
+        return ends[0] if ends else None
+
+    def _keep(self, deliveries: list[tuple[str, Event]]) -> None:
+        for request_id, event in deliveries:
+            self.events[request_id].append(event)
+
+    def _recording_sample(
+        self, logits: torch.Tensor, rows: Sequence[Row], eos_token_ids: Collection[int]
+    ) -> list[Sampled | None]:
+        for row, vector in zip(rows, logits, strict=True):
+            self.logits[(row.request.id, row.index)].append(vector.clone())
+        return sample(logits, rows, eos_token_ids)
+
+
+def make_request(
+    name: str,
+    prompt_ids: Sequence[int],
+    max_tokens: int = 8,
+    prefixes: Sequence[Prefix] = (),
+    n: int = 1,
+    echo: bool = False,
+    deadline: float | None = None,
+    **sampling: object,
+) -> GenerationRequest:
+    """A request that ignores the end-of-text token unless told otherwise."""
+    params = SamplingParams(max_tokens=max_tokens, **{"ignore_eos": True, **sampling})
+    return GenerationRequest(
+        name, "demo", tuple(prompt_ids), params, tuple(prefixes), n, echo, deadline
+    )
