@@ -1,4 +1,4 @@
-"""Many requests through the engine from plain synchronous code: evaluation, benchmarks, notebooks."""
+"""Many requests through the engine from plain synchronous code: evaluation, benches, notebooks."""
 
 from __future__ import annotations
 

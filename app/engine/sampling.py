@@ -113,7 +113,9 @@ def _adjust(logits: torch.Tensor, row: Row, eos_token_ids: Collection[int]) -> t
         logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
     generated = row.token_ids[row.num_prompt :]
     if generated and (sampling.presence_penalty or sampling.frequency_penalty):
-        ids, counts = torch.tensor(generated, device=logits.device).unique(return_counts=True)
+        ids, counts = torch.unique(
+            torch.tensor(generated, device=logits.device), return_counts=True
+        )
         logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * counts
     return logits
 

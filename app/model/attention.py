@@ -19,6 +19,9 @@ from app.prefix.prefix import KeyValues
 
 ATTENTION_NAME = "polyprefix"
 
+_UNSERVED_OPTIONS = ("softcap", "sliding_window", "s_aux")
+"""What some layers pass to their attention function and a plan does not do."""
+
 
 class AttentionPlan(Protocol):
     """Decides what the tokens of one forward pass attend to."""
@@ -47,9 +50,15 @@ def prefix_attention(
     *,
     plan: AttentionPlan | None = None,
     scaling: float | None = None,
-    **_: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The registered attention function (transformers' AttentionInterface signature)."""
+    """The registered attention function (transformers' AttentionInterface signature).
+
+    Raises UnsupportedModel when a layer asks for something that a plan cannot express.
+    """
+    for option in _UNSERVED_OPTIONS:
+        if options.get(option) is not None:
+            raise UnsupportedModel(f"{type(module).__name__} needs {option} in its attention")
     if plan is None or attention_mask is not None:
         raise UnsupportedModel(
             f"{type(module).__name__} did not pass the plan on to its attention function"
@@ -125,6 +134,8 @@ class RecordingPlan(DensePlan):
 
     def recorded(self) -> KeyValues:
         """What the layers saw: each [layers, kv_heads, tokens, head_dim]."""
+        if not self._layers:
+            raise UnsupportedModel("no attention layer calls transformers' attention interface")
         pairs = [self._layers[layer] for layer in sorted(self._layers)]
         return KeyValues(
             torch.stack([key for key, _ in pairs]), torch.stack([value for _, value in pairs])

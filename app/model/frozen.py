@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from app.model.attention import AttentionPlan
+from app.model.reference import ReferenceRun
 from app.model.text import Text
 from app.prefix.spec import BaseModelSpec
 
@@ -22,7 +23,7 @@ class FrozenModel:
     """A loaded causal language model in eval mode, without gradients on its weights.
 
     `dtype` is that of activations, keys and values. `notes` says how it was prepared (packed
-    weights, …) and is shown in `/info`.
+    weights, …) and is shown in `/info`; `references` are what plain transformers computes.
     """
 
     hf: torch.nn.Module
@@ -32,6 +33,7 @@ class FrozenModel:
     dtype: torch.dtype
     num_heads: int
     notes: Mapping[str, Any]
+    references: tuple[ReferenceRun, ...]
 
     def forward(
         self,

@@ -8,7 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from app.errors import UnsupportedModel
 from app.model.attention import ATTENTION_NAME, register_attention
@@ -16,6 +22,7 @@ from app.model.families import check_supported
 from app.model.fingerprint import fingerprint_of
 from app.model.frozen import FrozenModel
 from app.model.packed import pack_linear_layers
+from app.model.reference import reference_runs
 from app.model.text import Text
 from app.prefix.spec import BaseModelSpec, ModuleShape
 
@@ -41,17 +48,12 @@ def load_model(
     where = resolve_device(device)
     config = _load_config(name_or_path)
     check_supported(config)
-    module = AutoModelForCausalLM.from_pretrained(
-        name_or_path,
-        config=config,
-        dtype="auto",
-        attn_implementation=ATTENTION_NAME,
-        use_safetensors=True,
-        trust_remote_code=False,
-    )
+    module = _load_module(name_or_path, config)
     fingerprint = fingerprint_of(module)
     target = resolve_dtype(dtype, where)
     module.requires_grad_(False).eval().to(device=where, dtype=target)
+    references = reference_runs(module, int(config.vocab_size))
+    _use_our_attention(module)
     notes = {"packed_weights": pack_linear_layers(module) if packed else "off"}
     served = served_name or Path(name_or_path).resolve().name
     if served_name is None and not Path(name_or_path).exists():
@@ -69,6 +71,7 @@ def load_model(
         dtype=target,
         num_heads=int(config.num_attention_heads),
         notes=notes,
+        references=references,
     )
 
 
@@ -103,6 +106,30 @@ def _load_config(name_or_path: str) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UnsupportedModel(f"base model {name_or_path!r} cannot be loaded: {reason}") from error
+
+
+def _load_module(name_or_path: str, config: PretrainedConfig) -> PreTrainedModel:
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            config=config,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UnsupportedModel(f"base model {name_or_path!r} cannot be loaded: {reason}") from error
+
+
+def _use_our_attention(module: PreTrainedModel) -> None:
+    try:
+        module.set_attn_implementation(ATTENTION_NAME)
+    except ValueError as error:
+        raise UnsupportedModel(
+            f"base model of type {module.config.model_type!r} is not supported: "
+            f"its attention cannot be replaced ({error})"
+        ) from error
 
 
 def _decoder_shape(config: PretrainedConfig) -> ModuleShape:

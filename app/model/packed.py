@@ -47,7 +47,7 @@ def pack_linear_layers(module: torch.nn.Module) -> str:
     parameter = next(module.parameters())
     if parameter.device.type != "cpu":
         return "off"
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         _log.warning("packed weights: oneDNN is not available; plain layers are used")
         return "unavailable"
     try:
@@ -70,7 +70,8 @@ def _pack_children(parent: torch.nn.Module) -> int:
         )
         weight = child.weight.t() if isinstance(child, Conv1D) else child.weight
         replacement = PackedLinear(weight.contiguous(), child.bias, gelu_tanh=fuses_gelu)
-        plain = torch.nn.Sequential(child, parent.act) if fuses_gelu else child
+        activation = parent.get_submodule("act") if fuses_gelu else torch.nn.Identity()
+        plain = torch.nn.Sequential(child, activation)
         _check_equal(plain, replacement, weight.shape[1], weight.dtype)
         setattr(parent, name, replacement)
         if fuses_gelu:

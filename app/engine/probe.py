@@ -1,0 +1,141 @@
+"""The start-up probe: does this model, on this machine, give in a ragged batch what it gives alone?
+
+Some families fail silently: they never call the attention interface, drop the plan, or ignore what
+the plan cannot express. So before the first request a small mix (with and without a prefix, in
+chunks, then token by token) is compared with what plain transformers computed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from app.engine.plan import Chunk
+from app.engine.pool import KVPool
+from app.engine.ragged import RaggedPlan
+from app.engine.request import GenerationRequest, SamplingParams
+from app.engine.row import Row
+from app.engine.slots import SlotTable, length_classes
+from app.engine.transcript import Transcript
+from app.errors import PolyprefixError, UnsupportedModel
+from app.model.attention import AttentionPlan
+from app.model.dense import keys_values_of
+from app.model.frozen import FrozenModel
+from app.prefix.prefix import Prefix, PrefixMetadata
+
+_PREFIX_TOKENS = 3
+_FIRST_CHUNKS = (6, 4)
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
+"""Largest difference of a logit, as a share of the spread of the reference's logits."""
+
+
+def probe(model: FrozenModel) -> float:
+    """Largest relative difference found; raises UnsupportedModel if it is too large.
+
+    Also raises UnsupportedModel if an attention layer did not call our function exactly once.
+    """
+    try:
+        worst = _largest_difference(model)
+    except PolyprefixError:
+        raise
+    except Exception as error:
+        raise _unsupported(model, f"a ragged forward pass raised {error!r}") from error
+    if not worst <= _TOLERANCE[model.dtype]:
+        raise _unsupported(
+            model,
+            "its logits in a mixed batch differ from plain transformers' by "
+            f"{worst:.1e} of their spread; it needs something that the attention plan ignores",
+        )
+    return worst
+
+
+class _CountingPlan:
+    """Passes a plan's calls on and counts them by layer."""
+
+    def __init__(self, plan: AttentionPlan) -> None:
+        self._plan = plan
+        self.calls: Counter[int] = Counter()
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """See `AttentionPlan`."""
+        self.calls[layer] += 1
+        return self._plan.attend(layer, query, key, value, scaling)
+
+
+@torch.inference_mode()
+def _largest_difference(model: FrozenModel) -> float:
+    longest = max(len(run.token_ids) for run in model.references)
+    capacities = length_classes(longest)
+    table = SlotTable(capacities, max_columns=longest * len(model.references))
+    shape = model.spec.decoder
+    pool = KVPool(shape, capacities, 1 << 62, model.device, model.dtype)
+    rows = [_row_of(model, index) for index in range(len(model.references))]
+    for row in rows:
+        table.place_with_prefixes(row, longest)
+    for operation in table.take_operations():
+        pool.apply(operation)
+    worst = 0.0
+    counts: Sequence[int] = _FIRST_CHUNKS
+    while any(row.num_pending for row in rows):
+        chunks = [
+            Chunk(row, min(count, row.num_pending), (row,))
+            for row, count in zip(rows, counts, strict=True)
+            if row.num_pending
+        ]
+        worst = max(worst, _compare(model, chunks, pool))
+        for chunk in chunks:
+            chunk.row.num_computed += chunk.count
+        counts = [1] * len(rows)
+    return worst
+
+
+def _row_of(model: FrozenModel, index: int) -> Row:
+    """Reference `index` as a row; every second one has its first tokens as a prefix."""
+    tokens = model.references[index].token_ids
+    prefixes: tuple[Prefix, ...] = ()
+    if index % 2:
+        words = keys_values_of(model, tokens[:_PREFIX_TOKENS])
+        metadata = PrefixMetadata(position_offset=_PREFIX_TOKENS)
+        prefixes = (Prefix({"decoder": words}, metadata),)
+        tokens = tokens[_PREFIX_TOKENS:]
+    sampling = SamplingParams(max_tokens=1)
+    request = GenerationRequest(f"probe-{index}", "", tokens, sampling, prefixes)
+    transcript = Transcript(0, sampling, model.text)
+    return Row(request, index, list(tokens), len(tokens), 0, transcript)
+
+
+def _compare(model: FrozenModel, chunks: Sequence[Chunk], pool: KVPool) -> float:
+    """Largest relative difference of one ragged step from the references."""
+    ragged = RaggedPlan(chunks, pool, model.device, model.dtype)
+    counting = _CountingPlan(ragged)
+    logits = model.forward(ragged.input_ids, ragged.position_ids, counting)[0].float()
+    layers = model.spec.decoder.layers
+    if counting.calls != Counter(range(layers)):
+        raise _unsupported(
+            model,
+            f"{len(counting.calls)} of its {layers} attention layers call transformers' "
+            "attention interface once per pass",
+        )
+    worst, first = 0.0, 0
+    for chunk in chunks:
+        expected = model.references[chunk.row.index].logits
+        start = chunk.row.request.prefix_length + chunk.row.num_computed
+        wanted = expected[start : start + chunk.count]
+        got = logits[first : first + chunk.count]
+        spread = float(expected.max() - expected.min()) or 1.0
+        worst = max(worst, float((got - wanted).abs().max()) / spread)
+        first += chunk.count
+    return worst
+
+
+def _unsupported(model: FrozenModel, reason: str) -> UnsupportedModel:
+    return UnsupportedModel(f"base model {model.spec.model_id!r} is not supported: {reason}")
