@@ -12,8 +12,8 @@ class EngineConfig:
     `max_rows`: rows that are computed at the same time. `max_waiting`: requests that may queue.
     `max_waiting_tokens`: prompt tokens that may queue. `kv_bytes`: memory for keys and values.
     `max_step_tokens`: tokens of one forward pass. `max_prefix_length`: columns of all the prefixes
-    of one row. `prefill_share`: while rows decode, a step may take this many times the duration of
-    a step without prompt tokens. `score_chunk`: prompt positions scored per step for `echo` with
+    of one row. `prefill_share`: while rows decode, prompts may lengthen a step by this many times
+    the duration that it would have without them (more when more rows wait than decode). `score_chunk`: prompt positions scored per step for `echo` with
     `logprobs` (each costs a row of the vocabulary). `decode_attention`: auto, sdpa or matmul.
     """
 
@@ -21,8 +21,8 @@ class EngineConfig:
     max_waiting: int = 1024
     max_waiting_tokens: int = 1_000_000
     kv_bytes: int = 2 << 30
-    max_step_tokens: int = 1024
+    max_step_tokens: int = 2048
     max_prefix_length: int = 512
-    prefill_share: float = 2.0
+    prefill_share: float = 1.0
     score_chunk: int = 64
     decode_attention: str = "auto"

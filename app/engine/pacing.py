@@ -1,58 +1,56 @@
 """How many prompt tokens a step may take while others decode: measured, not guessed.
 
 Rows that decode wait for the whole step, so the prompt tokens that share it are what they feel.
-The pace keeps a step's duration within a set multiple of a step without prompt tokens. Knows
-nothing about rows; it is told durations.
+A step's duration is modelled as linear in the rows that decode and the prompt tokens, fitted to
+recent steps; the budget keeps it within a multiple of what it would be without prompt tokens.
+Knows nothing about rows; it is told numbers.
 """
 
 from __future__ import annotations
 
-_SMOOTHING = 0.2
+import numpy as np
+
+_FORGETTING = 0.97
 _MIN_TOKENS = 16
+_FIRST_GUESS = np.array([5e-3, 2e-3, 1e-3])
+"""Seconds per step, per decoding row and per prompt token before anything was measured."""
 
 
 class PrefillPace:
-    """Budget of prompt tokens per step from smoothed durations of past steps.
+    """Budget of prompt tokens per step.
 
-    `share` is how many times the duration of a step without prompt tokens a step may take.
+    `share`: prompts may add this many times the duration of the step that the decoding rows would
+    have alone; more when more rows wait for their prompt than decode.
     """
 
     def __init__(self, share: float, max_step_tokens: int) -> None:
         self._share = share
         self._max_step_tokens = max_step_tokens
-        self._quiet: dict[int, float] = {}
-        self._per_token: float | None = None
+        # sums over past steps for the normal equations of (1, rows, prompt tokens) → seconds
+        self._moments = np.diag([1.0, 1.0, 1.0]) * 1e-3
+        self._targets = self._moments @ _FIRST_GUESS
 
-    def budget(self, num_decode: int) -> int:
-        """Prompt tokens for a step in which `num_decode` rows decode."""
+    def budget(self, num_decode: int, num_prefilling: int) -> int:
+        """Prompt tokens for a step: `num_decode` rows decode, `num_prefilling` have a prompt due.
+
+        What a step costs those who wait for tokens is weighed against those who wait for a start.
+        """
         room = max(_MIN_TOKENS, self._max_step_tokens - num_decode)
         if num_decode == 0:
             return room
-        quiet = self._quiet_seconds(num_decode)
-        if quiet is None or self._per_token is None:
-            return min(room, max(64, num_decode))
-        affordable = int((self._share - 1) * quiet / self._per_token)
-        return min(room, max(_MIN_TOKENS, affordable))
+        per_step, per_row, per_token = self._fit()
+        alone = per_step + per_row * num_decode
+        share = self._share * max(1.0, num_prefilling / num_decode)
+        return int(min(room, max(_MIN_TOKENS, share * alone / per_token)))
 
     def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:
         """Learn from a step that has just been carried out."""
-        if num_prefill == 0:
-            key = num_decode.bit_length()
-            self._quiet[key] = _smooth(self._quiet.get(key), seconds)
-            return
-        quiet = self._quiet_seconds(num_decode) if num_decode else 0.0
-        if quiet is None:
-            return
-        marginal = max(seconds - quiet, seconds * 0.1) / num_prefill
-        self._per_token = _smooth(self._per_token, marginal)
+        features = np.array([1.0, num_decode, num_prefill])
+        self._moments = _FORGETTING * self._moments + np.outer(features, features)
+        self._targets = _FORGETTING * self._targets + features * seconds
 
-    def _quiet_seconds(self, num_decode: int) -> float | None:
-        """Duration of a step of that many rows alone: the nearest size class that was seen."""
-        if not self._quiet:
-            return None
-        key = num_decode.bit_length()
-        return self._quiet[min(self._quiet, key=lambda seen: abs(seen - key))]
-
-
-def _smooth(old: float | None, new: float) -> float:
-    return new if old is None else old + _SMOOTHING * (new - old)
+    def _fit(self) -> np.ndarray:
+        """Seconds per step, per decoding row and per prompt token, none of them negative."""
+        ridge = np.diag([1e-3, 1e-3, 1e-3])
+        solution = np.linalg.solve(self._moments + ridge, self._targets + ridge @ _FIRST_GUESS)
+        return np.maximum(solution, [0.0, 0.0, 1e-6])

@@ -65,5 +65,4 @@ class Row:
     @property
     def must_not_end(self) -> bool:
         """Whether the end-of-text token is barred from the next sample."""
-        sampling = self.request.sampling
-        return sampling.ignore_eos or self.num_generated < sampling.min_tokens
+        return self.num_generated < self.request.sampling.min_tokens

@@ -105,7 +105,7 @@ class Scheduler:
         """The next step, or None if nothing is due."""
         self._admit(now)
         decode = self._decode_chunks()
-        prefill = self._prefill_chunks(self._pace.budget(len(decode)))
+        prefill = self._prefill_chunks(self._pace.budget(len(decode), len(self._prefilling)))
         operations = self._table.take_operations()
         if not decode and not prefill and not operations:
             return None
