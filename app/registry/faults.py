@@ -20,6 +20,7 @@ _PLANTED = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR}
 
 _SQLITE_CANNOT_STORE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")
 _SQLITE_TRY_AGAIN = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL", "SQLITE_CANTOPEN")
+_SQLITE_DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 _POSTGRES_CANNOT_STORE = ("53100",)
 
 
@@ -61,4 +62,6 @@ def catalog_faults() -> Iterator[None]:
             raise InsufficientStorage(f"the catalog cannot be written: {code}") from fault
         if code.startswith(_SQLITE_TRY_AGAIN) or fault.connection_invalidated:
             raise Unavailable(f"the catalog is busy: {code or 'connection lost'}") from fault
+        if code.startswith(_SQLITE_DAMAGED):
+            raise PolyprefixError(f"the catalog cannot be read: {code}") from fault
         raise

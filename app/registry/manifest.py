@@ -100,10 +100,10 @@ def write_manifest(store: Path, manifest: Manifest) -> None:
     folder = FolderStore(store)
     with folder.stage() as staged:
         staged.write(text.encode())
-        with storage_faults("writing the manifest"), _opened(folder.root) as root:
-            with _opened(staged.path) as temporary:
-                os.fchmod(temporary, 0o644)
-                os.fsync(temporary)
+        with _opened(staged.path) as temporary:
+            os.fchmod(temporary, 0o644)
+            os.fsync(temporary)
+        with _opened(folder.root) as root:
             os.rename(staged.path, folder.root / _FILE_NAME)
             os.fsync(root)
 
@@ -123,7 +123,7 @@ def add_to_manifest(
     file_nbytes = _copy_content(FolderStore(store), info.digest, file)
     added = ShippedVersion(**asdict(info), file_nbytes=file_nbytes, added_at=int(time.time()))
     with _opened(store) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two that add at a time, neither is lost
         manifest = read_manifest(store)
         present = manifest.prefixes.get(name)
         others = [] if present is None else present.versions
@@ -143,9 +143,11 @@ def _copy_content(store: FolderStore, digest: str, file: Path) -> int:
         while chunk := source.read(_COPY_BYTES):
             staged.write(chunk)
             copied += len(chunk)
-        staged.path.chmod(0o644)
+        with _opened(staged.path) as temporary:
+            os.fchmod(temporary, 0o644)
         store.commit(SHIPPED_OWNER, digest, staged.path)
-    (store.root / SHIPPED_OWNER).chmod(0o755)
+    with _opened(store.root / SHIPPED_OWNER) as folder:
+        os.fchmod(folder, 0o755)
     return copied
 
 
@@ -161,8 +163,10 @@ def _check_names(path: Path, manifest: Manifest) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    """A descriptor of a file or folder; what fails in the block is mapped to our errors."""
+    with storage_faults("writing the manifest"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)

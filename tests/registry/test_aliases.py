@@ -1,0 +1,216 @@
+"""Aliases: moving them under a condition, and taking moves back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from app.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed, PrefixNotFound
+from app.registry.aliases import MAX_ALIASES, MAX_HISTORY
+from app.registry.registry import Registry
+from tests.registry.conftest import Upload
+
+
+@pytest.fixture
+def digests(upload: Upload) -> list[str]:
+    """Three versions of `e2e`, the oldest first."""
+    return [upload("e2e", data)[0].digest for data in (b"one", b"two", b"three")]
+
+
+def history(registry: Registry, alias: str) -> list[tuple[str, str]]:
+    changes = registry.alias_history("demo", "e2e", alias)
+    return [(change.digest, change.reason) for change in changes]
+
+
+def test_an_alias_is_made_and_moved(registry: Registry, digests: list[str]) -> None:
+    for digest in digests:
+        assert registry.set_alias("demo", "e2e", "stable", digest).digest == digest
+        assert registry.get_alias("demo", "e2e", "stable").digest == digest
+    assert registry.get_prefix("demo", "e2e").aliases == {
+        "latest": digests[2],
+        "stable": digests[2],
+    }
+
+
+def test_a_version_may_be_named_by_a_unique_start(registry: Registry, digests: list[str]) -> None:
+    assert registry.set_alias("demo", "e2e", "stable", digests[0][:6]).digest == digests[0]
+
+
+def test_latest_can_be_moved_and_follows_uploads_again(
+    registry: Registry, digests: list[str], upload: Upload
+) -> None:
+    registry.set_alias("demo", "e2e", "latest", digests[0])
+    assert registry.get_prefix("demo", "e2e").latest == digests[0]
+    version, _ = upload("e2e", b"four")
+    assert registry.get_prefix("demo", "e2e").latest == version.digest
+
+
+@pytest.mark.parametrize("target", ["0" * 64, "latest", "0", "", "x" * 64])
+def test_an_alias_points_at_a_version_that_exists(
+    registry: Registry, digests: list[str], target: str
+) -> None:
+    with pytest.raises(PrefixNotFound):
+        registry.set_alias("demo", "e2e", "stable", target)
+    with pytest.raises(NotFound):
+        registry.get_alias("demo", "e2e", "stable")
+
+
+@pytest.mark.parametrize("alias", ["", "A", "a b", "abcdef", "0123456789", "../x", "a" * 65])
+def test_an_alias_that_breaks_the_rules_is_refused(
+    registry: Registry, digests: list[str], upload: Upload, alias: str
+) -> None:
+    with pytest.raises(InvalidRequest):
+        registry.set_alias("demo", "e2e", alias, digests[0])
+    with pytest.raises(InvalidRequest):
+        registry.get_alias("demo", "e2e", alias)
+    with pytest.raises(InvalidRequest):
+        upload("e2e", b"four", alias=alias)
+    assert registry.get_prefix("demo", "e2e").versions == 3
+
+
+def test_a_prefix_has_a_bounded_number_of_aliases(registry: Registry, digests: list[str]) -> None:
+    for number in range(MAX_ALIASES - 1):
+        registry.set_alias("demo", "e2e", f"alias-{number}", digests[0])
+    with pytest.raises(Conflict, match="at most"):
+        registry.set_alias("demo", "e2e", "one-more", digests[0])
+    registry.set_alias("demo", "e2e", "alias-0", digests[1])
+
+
+class TestConditions:
+    def test_the_etag_changes_with_every_move_and_only_then(
+        self, registry: Registry, digests: list[str], open_again: Callable[[], Registry]
+    ) -> None:
+        etags = [
+            registry.set_alias("demo", "e2e", "stable", digest).etag
+            for digest in (digests[0], digests[1], digests[0])
+        ]
+        assert len(set(etags)) == 3
+        assert all(etag.startswith('"') and etag.endswith('"') for etag in etags)
+        assert registry.set_alias("demo", "e2e", "stable", digests[0]).etag == etags[2]
+        assert open_again().get_alias("demo", "e2e", "stable").etag == etags[2]
+
+    def test_a_name_made_again_does_not_repeat_an_etag(
+        self, registry: Registry, upload: Upload
+    ) -> None:
+        upload("e2e", b"one", alias="stable")
+        before = registry.get_alias("demo", "e2e", "stable").etag
+        registry.delete_prefix("demo", "e2e")
+        upload("e2e", b"one", alias="stable")
+        assert registry.get_alias("demo", "e2e", "stable").etag != before
+
+    def test_a_move_under_the_present_etag_succeeds_once(
+        self, registry: Registry, digests: list[str]
+    ) -> None:
+        etag = registry.set_alias("demo", "e2e", "stable", digests[0]).etag
+        registry.set_alias("demo", "e2e", "stable", digests[1], if_match=etag)
+        with pytest.raises(PreconditionFailed):
+            registry.set_alias("demo", "e2e", "stable", digests[2], if_match=etag)
+        assert registry.get_alias("demo", "e2e", "stable").digest == digests[1]
+
+    def test_one_of_several_etags_is_enough(self, registry: Registry, digests: list[str]) -> None:
+        etag = registry.set_alias("demo", "e2e", "stable", digests[0]).etag
+        moved = registry.set_alias("demo", "e2e", "stable", digests[1], if_match=f'"x" , {etag}')
+        assert moved.digest == digests[1]
+
+    def test_a_star_wants_the_alias_to_exist(self, registry: Registry, digests: list[str]) -> None:
+        with pytest.raises(PreconditionFailed):
+            registry.set_alias("demo", "e2e", "stable", digests[0], if_match="*")
+        registry.set_alias("demo", "e2e", "stable", digests[0])
+        registry.set_alias("demo", "e2e", "stable", digests[1], if_match="*")
+
+    @pytest.mark.parametrize("condition", ["", '""', '"x"', "W/{}", "{}x"])
+    def test_other_conditions_fail(
+        self, registry: Registry, digests: list[str], condition: str
+    ) -> None:
+        etag = registry.set_alias("demo", "e2e", "stable", digests[0]).etag
+        for change in (
+            lambda match: registry.set_alias("demo", "e2e", "stable", digests[1], if_match=match),
+            lambda match: registry.rollback_alias("demo", "e2e", "stable", if_match=match),
+        ):
+            with pytest.raises(PreconditionFailed):
+                change(condition.format(etag))
+        assert registry.get_alias("demo", "e2e", "stable").etag == etag
+
+
+class TestRollback:
+    def test_it_returns_to_where_the_alias_was_and_then_further_back(
+        self, registry: Registry, digests: list[str]
+    ) -> None:
+        for digest in digests:
+            registry.set_alias("demo", "e2e", "stable", digest)
+        assert registry.rollback_alias("demo", "e2e", "stable").digest == digests[1]
+        assert registry.rollback_alias("demo", "e2e", "stable").digest == digests[0]
+        with pytest.raises(Conflict, match="no earlier version"):
+            registry.rollback_alias("demo", "e2e", "stable")
+        assert history(registry, "stable") == [
+            (digests[0], "rollback"),
+            (digests[1], "rollback"),
+            (digests[2], "set"),
+            (digests[1], "set"),
+            (digests[0], "set"),
+        ]
+
+    def test_after_a_rollback_a_new_move_continues_from_there(
+        self, registry: Registry, digests: list[str]
+    ) -> None:
+        one, two, three = digests
+        for digest in (one, two):
+            registry.set_alias("demo", "e2e", "stable", digest)
+        registry.rollback_alias("demo", "e2e", "stable")
+        registry.set_alias("demo", "e2e", "stable", three)
+        assert registry.rollback_alias("demo", "e2e", "stable").digest == one
+
+    def test_latest_can_be_rolled_back(self, registry: Registry, digests: list[str]) -> None:
+        assert registry.rollback_alias("demo", "e2e", "latest").digest == digests[1]
+        assert history(registry, "latest")[0] == (digests[1], "rollback")
+
+    def test_versions_that_were_deleted_are_passed_over(
+        self, registry: Registry, digests: list[str]
+    ) -> None:
+        one, two, three = digests
+        for digest in (one, two, three):
+            registry.set_alias("demo", "e2e", "stable", digest)
+        registry.delete_version("demo", "e2e", two)
+        assert registry.rollback_alias("demo", "e2e", "stable").digest == one
+
+    def test_a_version_that_came_back_after_its_deletion_is_not_returned_to(
+        self, registry: Registry, digests: list[str], upload: Upload
+    ) -> None:
+        one, two, three = digests
+        for digest in (one, two, three):
+            registry.set_alias("demo", "e2e", "stable", digest)
+        registry.delete_version("demo", "e2e", two)
+        upload("e2e", b"two")
+        assert registry.rollback_alias("demo", "e2e", "stable").digest == one
+
+    def test_after_a_fallback_latest_returns_to_what_was_before(
+        self, registry: Registry, digests: list[str]
+    ) -> None:
+        one, two, three = digests
+        registry.set_alias("demo", "e2e", "latest", one)
+        registry.delete_version("demo", "e2e", one)
+        assert registry.get_prefix("demo", "e2e").latest == three
+        assert history(registry, "latest")[0] == (three, "fallback")
+        assert registry.rollback_alias("demo", "e2e", "latest").digest == two
+
+    def test_what_does_not_exist_cannot_be_rolled_back(
+        self, registry: Registry, digests: list[str]
+    ) -> None:
+        with pytest.raises(NotFound, match="no alias 'stable'"):
+            registry.rollback_alias("demo", "e2e", "stable")
+        with pytest.raises(NotFound):
+            registry.alias_history("demo", "e2e", "stable")
+        with pytest.raises(PrefixNotFound):
+            registry.rollback_alias("demo", "other", "latest")
+
+    def test_the_history_is_bounded_and_keeps_the_latest(
+        self, registry: Registry, digests: list[str]
+    ) -> None:
+        for turn in range(MAX_HISTORY + 20):
+            registry.set_alias("demo", "e2e", "stable", digests[turn % 2])
+        remembered = history(registry, "stable")
+        assert len(remembered) == MAX_HISTORY
+        assert remembered[0] == (digests[1], "set")
+        for turn in range(MAX_HISTORY // 2):
+            assert registry.rollback_alias("demo", "e2e", "stable").digest == digests[turn % 2]

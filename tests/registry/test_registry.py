@@ -1,0 +1,348 @@
+"""Uploading, reading and deleting through the registry."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from app.errors import (
+    InUse,
+    InvalidRequest,
+    NotFound,
+    PolyprefixError,
+    PrefixNotFound,
+    Unavailable,
+)
+from app.registry.records import VersionInfo
+from app.registry.registry import Registry
+from tests.registry.conftest import Upload
+
+
+def contents(tmp_path: Path) -> list[str]:
+    """Digests of the files in the store, whoever owns them."""
+    return sorted(path.stem for path in (tmp_path / "store").glob("*/*.safetensors"))
+
+
+def age(tmp_path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    for path in (tmp_path / "store").glob("*/*.safetensors"):
+        os.utime(path, (then, then))
+
+
+class TestUploading:
+    def test_a_version_says_what_its_file_said(
+        self, registry: Registry, upload: Upload, info_of: Callable[..., VersionInfo]
+    ) -> None:
+        version, created = upload("e2e", b"one")
+        assert created
+        for field in VersionInfo.__dataclass_fields__:
+            assert getattr(version, field) == getattr(info_of(b"one"), field)
+        assert (version.tenant, version.name, version.pinned) == ("demo", "e2e", False)
+        assert version.verified
+        assert abs(version.created_at - time.time()) < 60
+        assert registry.get_version("demo", "e2e", version.digest) == version
+        with registry.open_content("demo", version) as file:
+            assert file.read() == b"one"
+        assert registry.content_path("demo", version).read_bytes() == b"one"
+
+    def test_a_file_that_names_no_base_model_is_unverified(self, upload: Upload) -> None:
+        version, _ = upload("e2e", b"one", base_fingerprint=None)
+        assert not version.verified
+
+    def test_it_is_still_there_after_a_restart(
+        self, upload: Upload, open_again: Callable[[], Registry]
+    ) -> None:
+        version, _ = upload("e2e", b"one", alias="stable")
+        again = open_again()
+        assert again.get_version("demo", "e2e", version.digest) == version
+        assert again.get_prefix("demo", "e2e").aliases == dict.fromkeys(
+            ("latest", "stable"), version.digest
+        )
+
+    def test_latest_moves_to_each_upload(self, registry: Registry, upload: Upload) -> None:
+        for data in (b"one", b"two", b"one"):
+            version, _ = upload("e2e", data)
+            assert registry.get_prefix("demo", "e2e").latest == version.digest
+        assert registry.get_prefix("demo", "e2e").versions == 2
+
+    def test_the_same_content_again_is_the_same_version(
+        self, registry: Registry, upload: Upload
+    ) -> None:
+        first, _ = upload("e2e", b"one")
+        again, created = upload("e2e", b"one")
+        assert (again, created) == (first, False)
+        assert len(registry.list_versions("demo", "e2e").items) == 1
+
+    def test_the_same_content_again_moves_a_given_alias(
+        self, registry: Registry, upload: Upload
+    ) -> None:
+        first, _ = upload("e2e", b"one")
+        upload("e2e", b"two", alias="stable")
+        upload("e2e", b"one", alias="stable")
+        assert registry.get_alias("demo", "e2e", "stable").digest == first.digest
+
+    def test_prefixes_share_a_content(
+        self, registry: Registry, upload: Upload, tmp_path: Path
+    ) -> None:
+        first, _ = upload("e2e", b"one")
+        second, created = upload("other", b"one")
+        assert created
+        assert (first.owner, first.digest) == (second.owner, second.digest)
+        assert contents(tmp_path) == [first.digest]
+        registry.delete_prefix("demo", "e2e")
+        assert registry.collect_garbage(0) == 0
+        assert registry.content_path("demo", second).read_bytes() == b"one"
+
+    def test_the_first_file_of_a_content_stays_and_is_described(
+        self, registry: Registry, upload: Upload, info_of: Callable[..., VersionInfo]
+    ) -> None:
+        digest = info_of(b"one").digest
+        first, _ = upload("e2e", b"one", provenance={"by": "anna"})
+        second, _ = upload("other", b"one, longer", digest=digest, provenance={"by": "ben"})
+        assert second.provenance == {"by": "anna"}
+        assert registry.content_path("demo", second).read_bytes() == b"one"
+        assert first.digest == second.digest
+
+    def test_a_lost_file_is_put_back_by_the_same_upload(
+        self, registry: Registry, upload: Upload
+    ) -> None:
+        version, _ = upload("e2e", b"one")
+        registry.content_path("demo", version).unlink()
+        with pytest.raises(PolyprefixError, match="lost the file of 'e2e@"):
+            registry.content_path("demo", version)
+        with pytest.raises(PolyprefixError, match="upload it again"):
+            registry.open_content("demo", version)
+        again, created = upload("e2e", b"one")
+        assert (again, created) == (version, False)
+        assert registry.content_path("demo", version).read_bytes() == b"one"
+
+    def test_a_file_cut_short_is_put_back_and_described_anew(
+        self, registry: Registry, upload: Upload, info_of: Callable[..., VersionInfo]
+    ) -> None:
+        digest = info_of(b"one").digest
+        version, _ = upload("e2e", b"one", provenance={"by": "anna"})
+        upload("other", b"one")
+        registry.content_path("demo", version).write_bytes(b"o")
+        again, _ = upload("e2e", b"another file", digest=digest, provenance={"by": "ben"})
+        assert registry.content_path("demo", again).read_bytes() == b"another file"
+        assert again.provenance == {"by": "ben"}
+        assert registry.get_version("demo", "other", digest).provenance == {"by": "ben"}
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"digest": "../../etc/passwd"},
+            {"digest": "F" * 64},
+            {"length": -1},
+            {"nbytes": 2**60},
+            {"position_offset": True},
+            {"length": 1.5},
+        ],
+    )
+    def test_a_description_that_cannot_be_is_refused(
+        self, upload: Upload, tmp_path: Path, fields: dict[str, object]
+    ) -> None:
+        with pytest.raises(InvalidRequest):
+            upload("e2e", b"one", **fields)
+        assert contents(tmp_path) == []
+
+    def test_a_content_that_vanishes_meanwhile_is_to_be_sent_again(
+        self, registry: Registry, upload: Upload, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(registry.objects, "commit", lambda *_: None)
+            with pytest.raises(Unavailable, match="send it again"):
+                upload("e2e", b"one")
+        assert registry.list_prefixes("demo").items == ()
+        assert upload("e2e", b"one")[1]
+
+    def test_an_unknown_tenant_cannot_upload(self, upload: Upload, tmp_path: Path) -> None:
+        with pytest.raises(NotFound):
+            upload("e2e", b"one", tenant="nobody")
+        assert contents(tmp_path) == []
+
+
+class TestTenants:
+    def test_a_tenant_is_made_once(
+        self, registry: Registry, open_again: Callable[[], Registry]
+    ) -> None:
+        made = registry.ensure_tenant("acme")
+        epoch = registry.epoch()
+        assert registry.ensure_tenant("acme") == open_again().ensure_tenant("acme") == made
+        assert registry.epoch() == epoch
+        assert made.owner != registry.ensure_tenant("demo").owner
+
+    def test_nothing_of_another_tenant_is_seen(
+        self, registry: Registry, upload: Upload, tmp_path: Path
+    ) -> None:
+        registry.ensure_tenant("acme")
+        version, _ = upload("e2e", b"one", alias="stable")
+        digest = version.digest
+        calls: list[Callable[[str], object]] = [
+            lambda tenant: registry.get_prefix(tenant, "e2e"),
+            lambda tenant: registry.list_versions(tenant, "e2e"),
+            lambda tenant: registry.get_version(tenant, "e2e", digest),
+            lambda tenant: registry.delete_version(tenant, "e2e", digest),
+            lambda tenant: registry.delete_prefix(tenant, "e2e"),
+            lambda tenant: registry.get_alias(tenant, "e2e", "stable"),
+            lambda tenant: registry.set_alias(tenant, "e2e", "stable", digest),
+            lambda tenant: registry.rollback_alias(tenant, "e2e", "stable"),
+            lambda tenant: registry.alias_history(tenant, "e2e", "stable"),
+            lambda tenant: registry.pin(tenant, "e2e", digest),
+            lambda tenant: registry.unpin(tenant, "e2e", digest),
+            lambda tenant: registry.content_path(tenant, version),
+            lambda tenant: registry.open_content(tenant, version),
+        ]
+        for call in calls:
+            with pytest.raises(PrefixNotFound) as foreign:
+                call("acme")
+            with pytest.raises(PrefixNotFound) as unknown:
+                call("nobody")
+            assert foreign.value.message == unknown.value.message
+        assert registry.list_prefixes("acme").items == ()
+        assert registry.pinned("acme") == ()
+        assert registry.get_version("demo", "e2e", digest) == version
+
+    def test_tenants_do_not_share_contents(
+        self, registry: Registry, upload: Upload, tmp_path: Path
+    ) -> None:
+        registry.ensure_tenant("acme")
+        mine, _ = upload("e2e", b"one")
+        theirs, created = upload("e2e", b"one", tenant="acme")
+        assert created
+        assert mine.owner != theirs.owner
+        assert contents(tmp_path) == [mine.digest] * 2
+        registry.delete_prefix("demo", "e2e")
+        assert registry.collect_garbage(0) == 1
+        assert registry.content_path("acme", theirs).read_bytes() == b"one"
+
+
+class TestDeleting:
+    def test_latest_falls_back_to_the_newest_that_is_left(
+        self, registry: Registry, upload: Upload
+    ) -> None:
+        one, two, three = (upload("e2e", data)[0] for data in (b"one", b"two", b"three"))
+        registry.delete_version("demo", "e2e", three.digest)
+        assert registry.get_prefix("demo", "e2e").latest == two.digest
+        registry.delete_version("demo", "e2e", one.digest)
+        assert registry.get_prefix("demo", "e2e").latest == two.digest
+        with pytest.raises(PrefixNotFound):
+            registry.get_version("demo", "e2e", three.digest)
+
+    def test_a_prefix_is_gone_with_its_last_version(
+        self, registry: Registry, upload: Upload
+    ) -> None:
+        version, _ = upload("e2e", b"one")
+        assert registry.delete_version("demo", "e2e", version.digest[:8]) == version
+        with pytest.raises(PrefixNotFound):
+            registry.get_prefix("demo", "e2e")
+        assert registry.list_prefixes("demo").items == ()
+
+    def test_a_version_that_an_alias_points_at_stays(
+        self, registry: Registry, upload: Upload
+    ) -> None:
+        version, _ = upload("e2e", b"one", alias="stable")
+        with pytest.raises(InUse, match="alias 'stable' of 'e2e'"):
+            registry.delete_version("demo", "e2e", version.digest)
+        assert registry.get_version("demo", "e2e", version.digest) == version
+
+    def test_a_prefix_goes_with_versions_and_aliases(
+        self, registry: Registry, upload: Upload
+    ) -> None:
+        upload("e2e", b"one", alias="stable")
+        upload("e2e", b"two")
+        registry.delete_prefix("demo", "e2e")
+        with pytest.raises(PrefixNotFound):
+            registry.list_versions("demo", "e2e")
+        version, created = upload("e2e", b"one")
+        assert created
+        assert registry.get_prefix("demo", "e2e").aliases == {"latest": version.digest}
+        assert len(registry.alias_history("demo", "e2e", "latest")) == 1
+
+    def test_what_does_not_exist_cannot_be_deleted(
+        self, registry: Registry, upload: Upload
+    ) -> None:
+        upload("e2e", b"one")
+        for digest in ("0" * 64, "latest", "", "0", "%"):
+            with pytest.raises(PrefixNotFound):
+                registry.delete_version("demo", "e2e", digest)
+        with pytest.raises(PrefixNotFound):
+            registry.delete_prefix("demo", "other")
+
+
+class TestGarbage:
+    def test_contents_follow_their_rows_after_the_grace(
+        self, registry: Registry, upload: Upload, tmp_path: Path
+    ) -> None:
+        one, two = (upload("e2e", data)[0] for data in (b"one", b"two"))
+        age(tmp_path, 1000)
+        registry.delete_version("demo", "e2e", two.digest)
+        assert registry.collect_garbage(100) == 0  # running requests may still read it
+        age(tmp_path, 1000)
+        assert registry.collect_garbage(100) == 1
+        assert contents(tmp_path) == [one.digest]
+
+    def test_an_upload_that_died_before_its_row_is_collected(
+        self, registry: Registry, tmp_path: Path
+    ) -> None:
+        owner = registry.ensure_tenant("demo").owner
+        with registry.stage() as staged:
+            staged.write(b"one")
+            registry.objects.commit(owner, "0" * 64, staged.path)
+        assert registry.collect_garbage(100) == 0
+        assert registry.collect_garbage(0) == 1
+        assert contents(tmp_path) == []
+
+    def test_other_files_in_the_store_are_left_alone(
+        self, registry: Registry, tmp_path: Path
+    ) -> None:
+        owner = registry.ensure_tenant("demo").owner
+        for folder in (owner, "another", "shipped"):
+            (tmp_path / "store" / folder).mkdir(parents=True)
+        (tmp_path / "store" / owner / "notes.txt").write_bytes(b"kept")
+        for folder in ("another", "shipped"):
+            (tmp_path / "store" / folder / f"{'0' * 64}.safetensors").write_bytes(b"kept")
+        assert registry.collect_garbage(0) == 0
+
+    def test_a_row_made_after_the_first_look_saves_its_content(
+        self, registry: Registry, upload: Upload, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        version, _ = upload("e2e", b"one")
+        registry.delete_prefix("demo", "e2e")
+        write = registry.catalog.write
+
+        def write_after_an_upload() -> object:
+            monkeypatch.setattr(registry.catalog, "write", write)
+            upload("e2e", b"one")
+            return write()
+
+        monkeypatch.setattr(registry.catalog, "write", write_after_an_upload)
+        assert registry.collect_garbage(0) == 0
+        assert registry.content_path("demo", version).read_bytes() == b"one"
+
+
+def test_pinning_is_a_mark_on_a_version(registry: Registry, upload: Upload) -> None:
+    version, _ = upload("e2e", b"one")
+    upload("e2e", b"two")
+    assert registry.pin("demo", "e2e", version.digest[:6]).pinned
+    assert [pinned.digest for pinned in registry.pinned("demo")] == [version.digest]
+    assert registry.get_version("demo", "e2e", version.digest).pinned
+    assert not registry.unpin("demo", "e2e", version.digest).pinned
+    assert registry.pinned("demo") == ()
+
+
+def test_several_versions_that_begin_alike_are_ambiguous(
+    registry: Registry, upload: Upload
+) -> None:
+    for last in "01":
+        upload("e2e", last.encode(), digest="abcdef" + "0" * 57 + last)
+    with pytest.raises(InvalidRequest, match="ambiguous"):
+        registry.get_version("demo", "e2e", "abcdef")
+    with pytest.raises(InvalidRequest, match="ambiguous"):
+        registry.delete_version("demo", "e2e", "abcdef00")
+    found = registry.get_version("demo", "e2e", "abcdef" + "0" * 57 + "1")
+    assert found.digest.endswith("1")
