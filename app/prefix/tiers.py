@@ -1,0 +1,209 @@
+"""Where prefixes wait: on the device, in host memory, in the store; LRU by bytes.
+
+Keys are (owner, content digest), so a stale entry cannot exist and nobody learns whether another
+owner has the same content. Loads are single-flight and run in a few threads, never on the event
+loop. A prefix that is leased cannot be evicted. Knows nothing about names, files or requests; it
+belongs to one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from app.errors import Overloaded
+from app.prefix.prefix import Prefix
+
+Tier = Literal["device", "host", "store"]
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixKey:
+    """`owner` is opaque and differs between tenants; `digest` is the version's."""
+
+    owner: str
+    digest: str
+
+
+@dataclass(eq=False)
+class Lease:
+    """A prefix on the device, safe from eviction until released. `tier` is where it was found."""
+
+    prefix: Prefix
+    tier: Tier
+    _entry: _Resident
+    _released: bool = False
+
+    def release(self) -> None:
+        """Let the prefix be evicted again; further calls do nothing."""
+        if not self._released:
+            self._released = True
+            self._entry.leases -= 1
+
+
+@dataclass(eq=False)
+class _Resident:
+    prefix: Prefix
+    leases: int = 0
+
+
+@dataclass
+class TierStats:
+    """One tier's figures: what it holds and how often it was asked."""
+
+    entries: int = 0
+    nbytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+
+
+@dataclass
+class _Lru:
+    """Prefixes in the order of their last use, bounded by bytes."""
+
+    max_bytes: int
+    entries: OrderedDict[PrefixKey, _Resident] = field(default_factory=OrderedDict)
+    stats: TierStats = field(default_factory=TierStats)
+
+    def get(self, key: PrefixKey) -> _Resident | None:
+        entry = self.entries.get(key)
+        if entry is None:
+            self.stats.misses += 1
+            return None
+        self.stats.hits += 1
+        self.entries.move_to_end(key)
+        return entry
+
+    def put(self, key: PrefixKey, entry: _Resident) -> None:
+        self.remove(key)
+        self.entries[key] = entry
+        self.stats.entries += 1
+        self.stats.nbytes += entry.prefix.nbytes
+
+    def remove(self, key: PrefixKey) -> None:
+        entry = self.entries.pop(key, None)
+        if entry is not None:
+            self.stats.entries -= 1
+            self.stats.nbytes -= entry.prefix.nbytes
+
+    def make_room(self, needed: int, pinned: set[PrefixKey]) -> bool:
+        """Evict the least recently used until `needed` bytes are free; False if they can't be."""
+        if needed > self.max_bytes:
+            return False
+        for key, entry in list(self.entries.items()):
+            if self.stats.nbytes + needed <= self.max_bytes:
+                break
+            if entry.leases == 0 and key not in pinned:
+                self.remove(key)
+                self.stats.evictions += 1
+        return self.stats.nbytes + needed <= self.max_bytes
+
+
+class PrefixTiers:
+    """The device and host tiers over `load`, which reads and checks a prefix from the store.
+
+    `load` runs in one of `loaders` threads and may raise; its error goes to everyone who waits for
+    that key and is not remembered. On a CPU a prefix in the serving dtype is the same memory in
+    both tiers; each tier still counts it.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[PrefixKey], Prefix],
+        *,
+        host_bytes: int,
+        device_bytes: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        loaders: int = 2,
+    ) -> None:
+        self._load = load
+        self._host, self._device = _Lru(host_bytes), _Lru(device_bytes)
+        self._where, self._dtype = device, dtype
+        self._threads = ThreadPoolExecutor(loaders, thread_name_prefix="prefix-loader")
+        self._flights: dict[PrefixKey, asyncio.Task[tuple[_Resident, Tier]]] = {}
+        self._pinned: set[PrefixKey] = set()
+
+    def try_acquire(self, key: PrefixKey) -> Lease | None:
+        """A lease at once if the prefix is on the device, else None: the warm path."""
+        if key not in self._device.entries:
+            return None
+        entry = self._device.get(key)
+        return None if entry is None else self._lease(entry, "device")
+
+    async def acquire(self, key: PrefixKey) -> Lease:
+        """A lease on the prefix, loaded if need be.
+
+        Raises what `load` raised, or Overloaded when leased prefixes fill the device tier.
+        """
+        lease = self.try_acquire(key)
+        if lease is not None:
+            return lease
+        flight = self._flights.get(key)
+        if flight is None:
+            self._device.stats.misses += 1
+            flight = asyncio.get_running_loop().create_task(self._bring(key))
+            self._flights[key] = flight
+            flight.add_done_callback(lambda _: self._flights.pop(key, None))
+        # a waiter that is cancelled must not end the load for the others
+        entry, tier = await asyncio.shield(flight)
+        return self._lease(entry, tier)
+
+    def contains(self, key: PrefixKey) -> Tier | None:
+        """The best tier that holds the prefix, without touching its place in the order."""
+        if key in self._device.entries:
+            return "device"
+        return "host" if key in self._host.entries else None
+
+    def evict(self, key: PrefixKey) -> None:
+        """Forget a prefix; rows that hold it keep it."""
+        self._device.remove(key)
+        self._host.remove(key)
+
+    def pin(self, key: PrefixKey) -> None:
+        """Keep the prefix once it is here."""
+        self._pinned.add(key)
+
+    def unpin(self, key: PrefixKey) -> None:
+        """Let the prefix be evicted again."""
+        self._pinned.discard(key)
+
+    def stats(self) -> dict[Tier, TierStats]:
+        """Figures of both tiers, for metrics."""
+        return {"device": self._device.stats, "host": self._host.stats}
+
+    async def close(self) -> None:
+        """Wait for loads under way and end the threads."""
+        await asyncio.gather(*self._flights.values(), return_exceptions=True)
+        self._threads.shutdown()
+
+    def _lease(self, entry: _Resident, tier: Tier) -> Lease:
+        entry.leases += 1
+        return Lease(entry.prefix, tier, entry)
+
+    async def _bring(self, key: PrefixKey) -> tuple[_Resident, Tier]:
+        """Bring a prefix to the device from wherever it is."""
+        loop = asyncio.get_running_loop()
+        tier: Tier = "host"
+        held = self._host.get(key)
+        if held is None:
+            tier = "store"
+            held = _Resident(await loop.run_in_executor(self._threads, self._load, key))
+            if self._host.make_room(held.prefix.nbytes, self._pinned):
+                self._host.put(key, held)
+        host = held.prefix
+        prefix = await loop.run_in_executor(self._threads, host.to, self._where, self._dtype)
+        if not self._device.make_room(prefix.nbytes, self._pinned):
+            raise Overloaded(
+                f"prefixes in use fill the device tier of {self._device.max_bytes} bytes"
+            )
+        entry = _Resident(prefix)
+        self._device.put(key, entry)
+        return entry, tier
