@@ -5,9 +5,12 @@ Knows nothing about prefixes beyond the shapes that a model demands of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -79,7 +82,10 @@ def resolve_device(device: str) -> torch.device:
     """The device that `auto`, `cpu`, `cuda` or `cuda:N` stands for on this machine."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    resolved = torch.device(device)
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise UnsupportedModel(f"device {device!r} is none of auto, cpu, cuda, cuda:N") from error
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise UnsupportedModel(f"device {device!r} was asked for, but torch sees no CUDA device")
     return resolved
@@ -88,6 +94,8 @@ def resolve_device(device: str) -> torch.device:
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The dtype that `auto` stands for: bfloat16 where the hardware multiplies it, else float32."""
     if dtype != "auto":
+        if dtype not in _DTYPES:
+            raise UnsupportedModel(f"dtype {dtype!r} is none of auto, {', '.join(_DTYPES)}")
         return _DTYPES[dtype]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
@@ -100,26 +108,38 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(getattr(torch.cpu, check)() for check in checks if hasattr(torch.cpu, check))
 
 
-def _load_config(name_or_path: str) -> PretrainedConfig:
+@contextmanager
+def _named_failures(name_or_path: str) -> Iterator[None]:
+    """What a library says about a missing or damaged part becomes one line with its name."""
     try:
-        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UnsupportedModel(f"base model {name_or_path!r} cannot be loaded: {reason}") from error
 
 
+def _load_config(name_or_path: str) -> PretrainedConfig:
+    with _named_failures(name_or_path):
+        return AutoConfig.from_pretrained(name_or_path, trust_remote_code=False)
+
+
 def _load_module(name_or_path: str, config: PretrainedConfig) -> PreTrainedModel:
-    try:
-        return AutoModelForCausalLM.from_pretrained(
+    with _named_failures(name_or_path):
+        module, report = AutoModelForCausalLM.from_pretrained(
             name_or_path,
             config=config,
             dtype="auto",
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UnsupportedModel(f"base model {name_or_path!r} cannot be loaded: {reason}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UnsupportedModel(
+            f"base model {name_or_path!r} cannot be loaded: its files lack {len(missing)} of its "
+            f"weights, {missing[0]} among them"
+        )
+    return module
 
 
 def _use_our_attention(module: PreTrainedModel) -> None:
@@ -140,12 +160,16 @@ def _decoder_shape(config: PretrainedConfig) -> ModuleShape:
 
 
 def _load_text(name_or_path: str, config: PretrainedConfig) -> Text:
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    with _named_failures(name_or_path):
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UnsupportedModel(
             f"the tokenizer of {name_or_path!r} has no fast implementation (tokenizer.json)"
         )
+    if backend.get_vocab_size(with_added_tokens=False) == 0:
+        # what transformers makes up for a GPT-2 folder that holds no tokenizer
+        raise UnsupportedModel(f"base model {name_or_path!r} cannot be loaded: it has no tokenizer")
     eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
     eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
     return Text(backend.to_str(), vocab_size=int(config.vocab_size), eos_token_ids=eos_ids)
