@@ -64,7 +64,7 @@ class Registry:
 
     def ensure_tenant(self, tenant: str) -> Tenant:
         """The tenant, made if it is new. InvalidRequest if the id breaks the rules of names."""
-        check_name(tenant)
+        check_name(tenant, "a tenant's id")
         with self.catalog.read() as connection:
             found = scope.find_tenant(connection, tenant)
         if found is not None:

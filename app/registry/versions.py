@@ -5,18 +5,15 @@ Works inside a transaction that the caller holds; knows nothing about files.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, insert, select, update
 
 from app.errors import InvalidRequest
-from app.prefix.reference import check_name
+from app.prefix.reference import check_name, looks_hexadecimal
 from app.registry import scope
 from app.registry.records import LATEST, Version, VersionInfo
 from app.registry.schema import aliases, prefixes, versions
-
-_DIGEST_START = re.compile(r"[0-9a-f]{6,64}")
 
 
 def to_version(row: Row[Any]) -> Version:
@@ -45,7 +42,7 @@ def find(connection: Connection, tenant: str, name: str, selector: str | None) -
 
     InvalidRequest if several versions begin so.
     """
-    if selector is not None and _DIGEST_START.fullmatch(selector):
+    if selector is not None and looks_hexadecimal(selector):
         row = find_row(connection, tenant, name, selector)
     else:
         query = scope.versions_of(tenant).join(aliases, aliases.c.version_id == versions.c.id)
@@ -71,9 +68,9 @@ def find_row(connection: Connection, tenant: str, name: str, start: str) -> Row[
 def get_row(connection: Connection, tenant: str, name: str, digest: str) -> Row[Any]:
     """As `find_row`, but PrefixNotFound if there is none."""
     check_name(name)
-    row = None
-    if _DIGEST_START.fullmatch(digest):
-        row = find_row(connection, tenant, name, digest)
+    if not looks_hexadecimal(digest):
+        raise scope.prefix_not_found(f"{name}@…")  # a stranger's text is not repeated
+    row = find_row(connection, tenant, name, digest)
     if row is None:
         raise scope.prefix_not_found(f"{name}@{digest}")
     return row

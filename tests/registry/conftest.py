@@ -28,7 +28,7 @@ def info_of() -> Callable[..., VersionInfo]:
     """What a validated file of these bytes would be described as; a digest of the bytes."""
 
     def describe(data: bytes, **fields: Any) -> VersionInfo:
-        known = {
+        known: dict[str, Any] = {
             "digest": hashlib.sha256(data).hexdigest(),
             "length": 5,
             "position_offset": 5,

@@ -31,7 +31,18 @@ from app.registry.registry import Registry
 from app.registry.seed import seed
 
 TENANT = "demo"
-OS_CALLS = ("open", "write", "fsync", "rename", "unlink", "mkdir", "utime", "stat", "listdir", "chmod")
+OS_CALLS = (
+    "open",
+    "write",
+    "fsync",
+    "rename",
+    "unlink",
+    "mkdir",
+    "utime",
+    "stat",
+    "listdir",
+    "chmod",
+)
 SQL_CODES = {"ENOSPC": "SQLITE_FULL", "EIO": "SQLITE_IOERR_FSYNC", "EINTR": "SQLITE_BUSY"}
 State = dict[str, Any]
 
@@ -85,8 +96,10 @@ class Faults:
                 super().commit()
 
         connect = sqlite3.dbapi2.connect
-        sqlite3.dbapi2.connect = lambda *args, **kwargs: connect(
-            *args, factory=Connection, **kwargs
+        setattr(
+            sqlite3.dbapi2,
+            "connect",
+            lambda *args, **kwargs: connect(*args, factory=Connection, **kwargs),
         )
 
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -206,7 +219,7 @@ def child(folder: Path, operation: str, faults: Faults, pipe: int) -> None:
         report["outcome"] = "done"
     except PolyprefixError as error:
         report["outcome"] = type(error).__name__
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         report["outcome"] = f"unexpected {error!r}"
     faults.armed = False
     report["calls"] = faults.calls

@@ -46,10 +46,9 @@ def test_latest_can_be_moved_and_follows_uploads_again(
     assert registry.get_prefix("demo", "e2e").latest == version.digest
 
 
+@pytest.mark.usefixtures("digests")
 @pytest.mark.parametrize("target", ["0" * 64, "latest", "0", "", "x" * 64])
-def test_an_alias_points_at_a_version_that_exists(
-    registry: Registry, digests: list[str], target: str
-) -> None:
+def test_an_alias_points_at_a_version_that_exists(registry: Registry, target: str) -> None:
     with pytest.raises(PrefixNotFound):
         registry.set_alias("demo", "e2e", "stable", target)
     with pytest.raises(NotFound):
@@ -194,9 +193,8 @@ class TestRollback:
         assert history(registry, "latest")[0] == (three, "fallback")
         assert registry.rollback_alias("demo", "e2e", "latest").digest == two
 
-    def test_what_does_not_exist_cannot_be_rolled_back(
-        self, registry: Registry, digests: list[str]
-    ) -> None:
+    @pytest.mark.usefixtures("digests")
+    def test_what_does_not_exist_cannot_be_rolled_back(self, registry: Registry) -> None:
         with pytest.raises(NotFound, match="no alias 'stable'"):
             registry.rollback_alias("demo", "e2e", "stable")
         with pytest.raises(NotFound):

@@ -62,9 +62,13 @@ def test_every_write_raises_the_epoch_by_one(catalog: Catalog) -> None:
 
 
 def test_a_write_that_fails_changes_nothing(catalog: Catalog) -> None:
-    with pytest.raises(ZeroDivisionError), catalog.write() as (connection, _):
-        connection.execute(insert(tenants).values(tenant("half")))
-        raise ZeroDivisionError
+    def failing() -> None:
+        with catalog.write() as (connection, _):
+            connection.execute(insert(tenants).values(tenant("half")))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
     assert catalog.epoch() == 0
     with catalog.read() as connection:
         assert connection.execute(select(tenants)).all() == []
@@ -129,14 +133,15 @@ def test_a_file_that_is_no_catalog_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_insufficient_storage(catalog: Catalog) -> None:
-    with pytest.raises(InsufficientStorage, match="SQLITE_FULL"), catalog.write() as (
-        connection,
-        _,
-    ):
-        pages = connection.scalar(text("PRAGMA page_count"))
-        connection.execute(text(f"PRAGMA max_page_count = {pages}"))
-        for number in range(2000):
-            connection.execute(insert(tenants).values(tenant(f"{number:060}")))
+    def filling() -> None:
+        with catalog.write() as (connection, _):
+            pages = connection.scalar(text("PRAGMA page_count"))
+            connection.execute(text(f"PRAGMA max_page_count = {pages}"))
+            for number in range(2000):
+                connection.execute(insert(tenants).values(tenant(f"{number:060}")))
+
+    with pytest.raises(InsufficientStorage, match="SQLITE_FULL"):
+        filling()
     with catalog.read() as connection:
         connection.execute(text("PRAGMA max_page_count = 1000000"))
         assert connection.execute(select(tenants)).all() == []
@@ -173,8 +178,7 @@ def test_too_many_writers_are_unavailable(
 
 def test_two_rows_with_one_key_are_a_conflict(catalog: Catalog) -> None:
     with pytest.raises(Conflict), catalog.write() as (connection, _):
-        for _ in range(2):
-            connection.execute(insert(tenants).values(tenant("twice")))
+        connection.execute(insert(tenants), [tenant("twice"), tenant("twice")])
     assert catalog.epoch() == 0
 
 

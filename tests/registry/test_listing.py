@@ -73,9 +73,7 @@ def test_an_empty_list_is_one_empty_page(registry: Registry) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1, MAX_LIMIT + 1, 2**70])
-def test_a_limit_out_of_bounds_is_refused(
-    registry: Registry, upload: Upload, limit: int
-) -> None:
+def test_a_limit_out_of_bounds_is_refused(registry: Registry, upload: Upload, limit: int) -> None:
     upload("e2e", b"one")
     for listing in (
         lambda: registry.list_prefixes("demo", None, limit),
@@ -101,9 +99,7 @@ def test_a_cursor_that_no_list_has_given_is_refused(
 
 
 @pytest.mark.parametrize("key", ["e2e", "-1", "1.5", "²", str(2**63), "9" * 30])
-def test_a_cursor_of_another_list_is_refused(
-    registry: Registry, upload: Upload, key: str
-) -> None:
+def test_a_cursor_of_another_list_is_refused(registry: Registry, upload: Upload, key: str) -> None:
     upload("e2e", b"one")
     with pytest.raises(InvalidRequest, match="cursor"):
         registry.list_versions("demo", "e2e", make_cursor(key))

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,7 +145,7 @@ class TestUploading:
         ],
     )
     def test_a_description_that_cannot_be_is_refused(
-        self, upload: Upload, tmp_path: Path, fields: dict[str, object]
+        self, upload: Upload, tmp_path: Path, fields: dict[str, Any]
     ) -> None:
         with pytest.raises(InvalidRequest):
             upload("e2e", b"one", **fields)
@@ -176,9 +177,7 @@ class TestTenants:
         assert registry.epoch() == epoch
         assert made.owner != registry.ensure_tenant("demo").owner
 
-    def test_nothing_of_another_tenant_is_seen(
-        self, registry: Registry, upload: Upload, tmp_path: Path
-    ) -> None:
+    def test_nothing_of_another_tenant_is_seen(self, registry: Registry, upload: Upload) -> None:
         registry.ensure_tenant("acme")
         version, _ = upload("e2e", b"one", alias="stable")
         digest = version.digest

@@ -1,0 +1,286 @@
+"""What a reference stands for: right, the same for all that is not the caller's, and cheap."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import event
+
+from app.errors import InsufficientStorage, InvalidRequest, PrefixNotFound
+from app.prefix.reference import PrefixReference
+from app.registry.records import Version
+from app.registry.registry import Registry
+from app.registry.resolving import ResolveCache
+from tests.registry.conftest import Upload
+
+Ref = Callable[[str], PrefixReference]
+
+
+@contextmanager
+def statements(registry: Registry) -> Iterator[list[str]]:
+    """The SQL that is run inside the block."""
+    seen: list[str] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        seen.append(statement)
+
+    engine = registry.catalog._engine
+    event.listen(engine, "before_cursor_execute", listen)
+    try:
+        yield seen
+    finally:
+        event.remove(engine, "before_cursor_execute", listen)
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def frozen(registry: Registry, clock: Clock) -> Registry:
+    """The registry, with a cache for which no time passes by itself."""
+    return Registry(registry.catalog, registry.objects, cache=ResolveCache(clock=clock))
+
+
+class TestMeaning:
+    def test_a_bare_name_is_its_latest(self, registry: Registry, upload: Upload, ref: Ref) -> None:
+        for data in (b"one", b"two"):
+            version, _ = upload("e2e", data)
+            assert registry.resolve("demo", ref("e2e")) == version
+            assert registry.resolve("demo", ref("e2e@latest")) == version
+
+    def test_an_alias_and_a_digest_and_its_start(
+        self, registry: Registry, upload: Upload, ref: Ref
+    ) -> None:
+        one, _ = upload("e2e", b"one", alias="stable")
+        upload("e2e", b"two")
+        for selector in ("stable", one.digest, one.digest[:6], one.digest[:40]):
+            assert registry.resolve("demo", ref(f"e2e@{selector}")) == one
+
+    def test_the_callers_own_tenant_may_be_named(
+        self, registry: Registry, upload: Upload, ref: Ref
+    ) -> None:
+        version, _ = upload("e2e", b"one")
+        assert registry.resolve("demo", ref("demo/e2e")) == version
+
+    def test_not_there_and_not_yours_are_the_same(
+        self, registry: Registry, upload: Upload, ref: Ref
+    ) -> None:
+        registry.ensure_tenant("acme")
+        version, _ = upload("e2e", b"one", tenant="acme", alias="stable")
+        upload("mine", b"one")
+        for _ in range(2):  # from the catalog, then from the cache
+            for text in (
+                "e2e",
+                "e2e@stable",
+                f"e2e@{version.digest}",
+                "mine@stable",
+                f"mine@{'0' * 64}",
+                "acme/e2e",
+                "acme/other",
+                "nobody/e2e",
+            ):
+                reference = ref(text)
+                with pytest.raises(PrefixNotFound) as refused:
+                    registry.resolve("demo", reference)
+                assert refused.value.message == f"prefix '{reference}' does not exist"
+                assert refused.value.param == "model"
+
+    def test_an_ambiguous_start_is_the_callers_to_lengthen(
+        self, registry: Registry, upload: Upload, ref: Ref
+    ) -> None:
+        for last in "01":
+            upload("e2e", last.encode(), digest="abcdef" + "0" * 57 + last)
+        with pytest.raises(InvalidRequest, match="ambiguous"):
+            registry.resolve("demo", ref("e2e@abcdef"))
+
+
+class TestCache:
+    def test_a_warm_resolve_asks_no_database(
+        self, frozen: Registry, upload: Upload, ref: Ref
+    ) -> None:
+        upload("e2e", b"one")
+        frozen.refresh()
+        frozen.resolve("demo", ref("e2e"))
+        with pytest.raises(PrefixNotFound):
+            frozen.resolve("demo", ref("unknown"))
+        with statements(frozen) as seen:
+            assert frozen.resolve("demo", ref("e2e")) is frozen.resolve("demo", ref("e2e"))
+            with pytest.raises(PrefixNotFound):
+                frozen.resolve("demo", ref("unknown"))
+        assert seen == []
+
+    def test_resolve_cached_never_asks(self, frozen: Registry, upload: Upload, ref: Ref) -> None:
+        version, _ = upload("e2e", b"one")
+        with statements(frozen) as seen:
+            assert frozen.resolve_cached("demo", ref("e2e")) is None
+        assert seen == []
+        frozen.resolve("demo", ref("e2e"))
+        assert frozen.resolve_cached("demo", ref("e2e")) == version
+        with pytest.raises(PrefixNotFound):
+            frozen.resolve("demo", ref("unknown"))
+        with pytest.raises(PrefixNotFound):
+            frozen.resolve_cached("demo", ref("unknown"))
+
+    def test_resolve_cached_wants_a_look_when_time_has_passed(
+        self, frozen: Registry, upload: Upload, ref: Ref, clock: Clock
+    ) -> None:
+        version, _ = upload("e2e", b"one")
+        frozen.resolve("demo", ref("e2e"))
+        clock.now += 0.6
+        assert frozen.resolve_cached("demo", ref("e2e")) is None
+        frozen.resolve("demo", ref("e2e"))
+        assert frozen.resolve_cached("demo", ref("e2e")) == version
+
+    def test_every_write_of_this_process_is_seen_at_once(
+        self, registry: Registry, upload: Upload, ref: Ref
+    ) -> None:
+        with pytest.raises(PrefixNotFound):
+            registry.resolve("demo", ref("e2e"))
+        one, _ = upload("e2e", b"one")
+        assert registry.resolve("demo", ref("e2e")) == one
+        two, _ = upload("e2e", b"two", alias="stable")
+        assert registry.resolve("demo", ref("e2e")) == two
+        registry.set_alias("demo", "e2e", "stable", one.digest)
+        assert registry.resolve("demo", ref("e2e@stable")) == one
+        registry.rollback_alias("demo", "e2e", "stable")
+        assert registry.resolve("demo", ref("e2e@stable")) == two
+        assert registry.pin("demo", "e2e", two.digest) == registry.resolve("demo", ref("e2e"))
+        registry.delete_version("demo", "e2e", one.digest)
+        with pytest.raises(PrefixNotFound):
+            registry.resolve("demo", ref(f"e2e@{one.digest}"))
+        registry.delete_prefix("demo", "e2e")
+        with pytest.raises(PrefixNotFound):
+            registry.resolve("demo", ref("e2e"))
+
+    def test_writes_of_other_processes_are_seen_after_half_a_second(
+        self, frozen: Registry, upload: Upload, ref: Ref, clock: Clock
+    ) -> None:
+        one, _ = upload("e2e", b"one")
+        assert frozen.resolve("demo", ref("e2e")) == one
+        two, _ = upload("e2e", b"two")  # through another registry on the same catalog
+        assert frozen.resolve("demo", ref("e2e")) == one
+        clock.now += 0.6
+        with statements(frozen) as seen:
+            assert frozen.resolve("demo", ref("e2e")) == two
+        assert len(seen) > 0
+        clock.now += 0.6
+        with statements(frozen) as seen:
+            frozen.resolve("demo", ref("e2e"))
+        assert len([sql for sql in seen if sql.startswith("SELECT")]) == 1  # the epoch alone
+
+    def test_after_a_write_in_doubt_the_catalog_is_asked(
+        self, frozen: Registry, upload: Upload, ref: Ref
+    ) -> None:
+        one, _ = upload("e2e", b"one")
+        assert frozen.resolve("demo", ref("e2e")) == one
+        two, _ = upload("e2e", b"two")
+        with pytest.raises(InsufficientStorage), frozen.transaction():
+            raise InsufficientStorage("who knows whether this was committed")
+        assert frozen.resolve("demo", ref("e2e")) == two
+
+    def test_a_flood_of_unknown_names_is_bounded_and_displaces_nothing(
+        self, registry: Registry, upload: Upload, ref: Ref, clock: Clock
+    ) -> None:
+        cache = ResolveCache(known=4, unknown=8, clock=clock)
+        bounded = Registry(registry.catalog, registry.objects, cache=cache)
+        upload("e2e", b"one")
+        bounded.refresh()
+        bounded.resolve("demo", ref("e2e"))
+        for number in range(50):
+            with pytest.raises(PrefixNotFound):
+                bounded.resolve("demo", ref(f"unknown-{number}"))
+        assert (len(cache._known), len(cache._unknown)) == (1, 8)
+        with statements(bounded) as seen:
+            bounded.resolve("demo", ref("e2e"))
+        assert seen == []
+
+    def test_the_longest_unused_goes_first(
+        self, registry: Registry, upload: Upload, ref: Ref, clock: Clock
+    ) -> None:
+        cache = ResolveCache(known=2, clock=clock)
+        bounded = Registry(registry.catalog, registry.objects, cache=cache)
+        for name in ("a", "b", "c"):
+            upload(name, name.encode())
+        bounded.refresh()
+        for name in ("a", "b", "a", "c"):
+            bounded.resolve("demo", ref(name))
+        with statements(bounded) as seen:
+            bounded.resolve("demo", ref("a"))
+            assert seen == []
+            bounded.resolve("demo", ref("b"))
+            assert seen != []
+
+    def test_tenants_have_entries_of_their_own(
+        self, registry: Registry, upload: Upload, ref: Ref
+    ) -> None:
+        registry.ensure_tenant("acme")
+        upload("e2e", b"one")
+        registry.resolve("demo", ref("e2e"))
+        with pytest.raises(PrefixNotFound):
+            registry.resolve("acme", ref("e2e"))
+
+
+class TestRaces:
+    def test_an_answer_of_an_earlier_epoch_is_not_kept(self, clock: Clock, ref: Ref) -> None:
+        cache = ResolveCache(clock=clock)
+        key = ("demo", ref("e2e"))
+        cache.advance(7)
+        cache.put(key, None, 6)  # read before a write that has ended since
+        assert cache.get(key) == (False, None)
+        cache.put(key, None, 8)  # read after a write that has not reported yet
+        cache.advance(8)
+        assert cache.get(key) == (True, None)
+
+    def test_a_look_from_before_a_doubt_does_not_settle_it(self, clock: Clock) -> None:
+        cache = ResolveCache(clock=clock)
+        ticket = cache.ticket()
+        cache.doubt()
+        cache.confirm(7, ticket)
+        assert not cache.fresh()
+        cache.confirm(7, cache.ticket())
+        assert cache.fresh()
+
+    def test_readers_never_see_what_was_before_a_finished_write(
+        self, registry: Registry, upload: Upload, ref: Ref
+    ) -> None:
+        reference = ref("e2e")
+        order: dict[str, int] = {}
+        finished = [upload("e2e", b"first")[0]]
+        order[finished[0].digest] = 0
+        wrong: list[tuple[int, Version]] = []
+        done = threading.Event()
+
+        def reading() -> None:
+            while not done.is_set():
+                known = len(finished) - 1
+                version = registry.resolve("demo", reference)
+                if order.get(version.digest, known) < known:
+                    wrong.append((known, version))
+
+        readers = [threading.Thread(target=reading) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        for number in range(1, 30):
+            version, _ = upload("e2e", f"{number}".encode())
+            order[version.digest] = number
+            finished.append(version)
+        done.set()
+        for reader in readers:
+            reader.join()
+        assert wrong == []
