@@ -1,0 +1,116 @@
+"""`polyprefix evaluate`: BLEU of a base model, alone and with prefixes, on held-out data.
+
+Knows the terminal; decoding and scoring are done in `app.training`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from app.cli.console import print_json, stderr, stdout
+from app.errors import PrefixNotFound
+
+if TYPE_CHECKING:
+    from app.model.frozen import FrozenModel
+    from app.prefix.prefix import Prefix
+
+Model = Annotated[str, typer.Option(help="Base model: a folder or a hub id.")]
+Data = Annotated[
+    Path,
+    typer.Option(
+        help='JSON lines with `"input"` and `"targets"` (all references).',
+        exists=True,
+        dir_okay=False,
+        readable=True,
+    ),
+]
+Prefixes = Annotated[
+    list[str] | None,
+    typer.Option("--prefix", help="A file, or a name in `--store`; may be given several times."),
+]
+Store = Annotated[Path | None, typer.Option(help="Store in which names are looked up.")]
+Base = Annotated[bool, typer.Option(help="Score the base model alone as well.")]
+Limit = Annotated[int, typer.Option(help="Use the first inputs only (0: all).", min=0)]
+Texts = Annotated[Path | None, typer.Option(help="File to write what was said to each input.")]
+MaxTokens = Annotated[int, typer.Option(help="Length limit for the base model alone.", min=1)]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+def evaluate(
+    model: Model,
+    data: Data,
+    prefix: Prefixes = None,
+    store: Store = None,
+    base: Base = True,
+    limit: Limit = 0,
+    texts: Texts = None,
+    max_tokens: MaxTokens = 128,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Decode held-out inputs with the engine and compare them with their references.
+
+    BLEU is sacrebleu's, lower-cased, with 13a tokens and all references of an input.
+
+    Example: `polyprefix evaluate --model app/demo/models/demo-gpt2 --data valid.jsonl
+    --store prefixes --prefix e2e`
+    """
+    from app.model.load import load_model
+    from app.training import evaluation
+    from app.training.data import read_examples
+
+    examples = read_examples(data)[: limit or None]
+    frozen = load_model(model, device=device, dtype="float32")
+    prefixes = {name: _prefix(name, store, frozen) for name in prefix or []}
+    results: list[dict[str, object]] = []
+    said: dict[str, tuple[str, ...]] = {}
+    with evaluation.running_engine(frozen) as engine:
+        for name, tuned in {**({"base alone": None} if base else {}), **prefixes}.items():
+            with stderr().status(f"decoding {len(examples)} inputs: {name}"):
+                done = evaluation.evaluate(
+                    engine,
+                    examples,
+                    prefix=tuned,
+                    decoding=None if tuned else {"max_tokens": max_tokens},
+                )
+            said[name] = done.texts
+            length = tuned.length if tuned else 0
+            results.append({"prefix": name, "length": length, "bleu": round(done.bleu, 2)})
+    if texts is not None:
+        _write_texts(texts, [example.input for example in examples], said)
+    if as_json:
+        print_json({"inputs": len(examples), "signature": done.signature, "results": results})
+        return
+    table = Table("prefix", "length", "BLEU", title=f"{data.name}: {len(examples)} inputs")
+    for result in results:
+        table.add_row(str(result["prefix"]), str(result["length"]), f"{result['bleu']:.1f}")
+    stdout().print(table)
+
+
+def _prefix(name: str, store: Path | None, model: FrozenModel) -> Prefix:
+    """The prefix of a file or of a store's name, on the model's device."""
+    from app.prefix.codec import decode
+    from app.registry.manifest import read_manifest
+
+    path = Path(name)
+    if store is not None and not path.is_file():
+        versions = read_manifest(store).prefixes.get(name)
+        if versions is None:
+            raise PrefixNotFound(f"the store {store} has no prefix '{name}'")
+        path = store / "shipped" / f"{versions.versions[-1].digest}.safetensors"
+    limit = model.spec.context_limit
+    return decode(path, model.spec, model.dtype, max_length=limit).to(model.device, model.dtype)
+
+
+def _write_texts(path: Path, inputs: list[str], said: dict[str, tuple[str, ...]]) -> None:
+    lines = [
+        json.dumps({"input": source, **{name: texts[number] for name, texts in said.items()}})
+        for number, source in enumerate(inputs)
+    ]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

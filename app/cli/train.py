@@ -1,0 +1,198 @@
+"""`polyprefix train`: train a prefix on a frozen base model.
+
+Knows the terminal and the order of the work; what is done is done in `app.training`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.cli.console import human_bytes, stderr, stdout
+from app.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from app.prefix.prefix import Prefix
+    from app.training.session import Session
+    from app.training.trainer import Report
+
+_LOSS_MEMORY = 0.95
+"""How much of the shown loss is the past's; single batches jump."""
+
+
+def _file(help_text: str) -> Any:
+    return typer.Option(help=help_text, exists=True, dir_okay=False, readable=True)
+
+
+Model = Annotated[str, typer.Option(help="Base model: a folder or a hub id. It is not changed.")]
+Data = Annotated[
+    Path, _file('Training data: JSON lines with `"input"` and `"target"` (or `"targets"`).')
+]
+Valid = Annotated[
+    Path | None, _file("Held-out data in the same form: picks the best state and gives BLEU.")
+]
+Name = Annotated[str, typer.Option(help="Name of the prefix, as requests will say it.")]
+Store = Annotated[
+    Path | None,
+    typer.Option(help="Store to put the prefix into; a server that starts on it serves it."),
+]
+Out = Annotated[Path | None, typer.Option(help="File to write, for `polyprefix prefix push`.")]
+Length = Annotated[
+    int, typer.Option(help="Positions of the prefix: 5 to 40 for data-to-text, 100 for summaries.")
+]
+Epochs = Annotated[int, typer.Option(help="Passes over the data.")]
+Steps = Annotated[int, typer.Option(help="Optimiser steps, in the place of epochs (0: epochs).")]
+BatchSize = Annotated[int, typer.Option(help="Sentences per step.")]
+Rate = Annotated[
+    float, typer.Option(help="Peak learning rate: 5e-5 suits GPT-2 medium, 3e-3 the demo model.")
+]
+Warmup = Annotated[int, typer.Option(help="Steps over which the learning rate rises.")]
+Words = Annotated[
+    str | None,
+    typer.Option(help="Start from the keys and values of these words; good with little data."),
+]
+Hidden = Annotated[int, typer.Option(help="Width of the network that makes the prefix.")]
+ValidateEvery = Annotated[
+    int, typer.Option(help="Steps between looks at the validation loss (0: each epoch).")
+]
+Keep = Annotated[str, typer.Option(help="Which state to keep: `best` or `last`.")]
+Template = Annotated[
+    str, typer.Option(help="How an input becomes a prompt; `{input}` stands for it.")
+]
+MaxTokens = Annotated[int, typer.Option(help="Default length limit of answers.")]
+Alias = Annotated[str | None, typer.Option(help="Alias to point at the new version.")]
+Seed = Annotated[int, typer.Option(help="Same seed, same data, same prefix.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+CheckpointFile = Annotated[
+    Path | None, typer.Option(help="Where the state is kept; by default `NAME.checkpoint`.")
+]
+CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
+Resume = Annotated[bool, typer.Option(help="Go on from the checkpoint, if there is one.")]
+Note = Annotated[str | None, typer.Option(help="A remark to keep with the prefix.")]
+
+
+def train(
+    model: Model,
+    data: Data,
+    name: Name,
+    valid: Valid = None,
+    store: Store = None,
+    out: Out = None,
+    length: Length = 10,
+    epochs: Epochs = 10,
+    steps: Steps = 0,
+    batch_size: BatchSize = 5,
+    lr: Rate = 5e-5,
+    warmup: Warmup = 0,
+    words: Words = None,
+    hidden: Hidden = 512,
+    validate_every: ValidateEvery = 0,
+    keep: Keep = "best",
+    template: Template = " {input} <|endoftext|>",
+    max_tokens: MaxTokens = 128,
+    alias: Alias = None,
+    seed: Seed = 101,
+    device: Device = "auto",
+    checkpoint: CheckpointFile = None,
+    checkpoint_every: CheckpointEvery = 200,
+    resume: Resume = True,
+    note: Note = None,
+) -> None:
+    """Train a prefix: a few key/value vectors per layer, while the base model stays frozen.
+
+    A line of the data looks like `{"input": "name : Aromi", "target": "It is called Aromi."}`.
+    Interrupt at any time: the same command goes on where it stopped. The result lands in `--store`
+    (served from the next start on), in `--out` (to upload it), or in both.
+
+    Example: `polyprefix train --model app/demo/models/demo-gpt2 --data train.jsonl
+    --valid valid.jsonl --name shop --length 20 --lr 3e-3 --batch-size 16 --store prefixes`
+    """
+    if store is None and out is None:
+        raise InvalidRequest("say where the prefix shall go: --store FOLDER, --out FILE or both")
+    from app.prefix.reference import check_alias, check_name
+    from app.training.recipe import Recipe
+    from app.training.session import Job, Session
+
+    check_name(name)
+    if alias is not None:
+        check_alias(alias)
+    recipe = Recipe(
+        length=length,
+        hidden=hidden,
+        epochs=epochs,
+        max_steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        warmup_steps=warmup,
+        initial_words=words,
+        keep=keep,
+        validate_every=validate_every,
+        seed=seed,
+    )
+    place = checkpoint or Path(f"{name}.checkpoint")
+    decoding = {"max_tokens": max_tokens}
+    job = Job(model, data, recipe, place, valid, template, decoding, device, checkpoint_every, note)
+    session = Session(job)
+    _train(session, fresh=not resume)
+    _publish(_finish(session), name, store=store, out=out, alias=alias)
+
+
+def _train(session: Session, *, fresh: bool) -> None:
+    """Run the session under a progress bar."""
+    notes = stderr()
+    trainer = session.trainer
+    if not fresh and trainer.resume():
+        notes.print(f"goes on from step {trainer.step}")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=notes) as progress:
+        task = progress.add_task("training", total=trainer.total, completed=trainer.step)
+        shown: float | None = None
+
+        def report(done: Report) -> None:
+            nonlocal shown
+            past = done.loss if shown is None else shown
+            shown = _LOSS_MEMORY * past + (1 - _LOSS_MEMORY) * done.loss
+            progress.update(task, completed=done.step, description=f"loss {shown:.2f}")
+            if done.validation_loss is not None:
+                progress.print(f"step {done.step}: validation loss {done.validation_loss:.3f}")
+
+        session.train(report)
+
+
+def _finish(session: Session) -> Prefix:
+    """Score the result where there is held-out data, and make the prefix."""
+    scores: dict[str, Any] = {}
+    if session.trainer.best_loss is not None:
+        scores["validation_loss"] = round(session.trainer.best_loss, 4)
+    with stderr().status("decoding the held-out inputs"):
+        measured = session.score()
+    if measured is not None:
+        base, tuned = measured
+        scores |= {"bleu": round(tuned.bleu, 2), "bleu_of_base_alone": round(base.bleu, 2)}
+        scores["bleu_signature"] = tuned.signature
+        stdout().print(f"BLEU on held-out inputs: base {base.bleu:.1f}, prefix {tuned.bleu:.1f}")
+    return session.prefix(scores)
+
+
+def _publish(
+    prefix: Prefix, name: str, *, store: Path | None, out: Path | None, alias: str | None
+) -> None:
+    from app.training.publish import add_to_store, write_prefix
+
+    if out is not None:
+        write_prefix(prefix, out)
+        stdout().print(f"wrote {out}")
+    if store is not None:
+        add_to_store(prefix, store, name, alias=alias)
+    stdout().print(
+        f"{name}@{prefix.digest[:12]}  length {prefix.length}, {human_bytes(prefix.nbytes)}"
+        + (f", in {store}" if store is not None else "")
+    )

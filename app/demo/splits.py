@@ -1,0 +1,86 @@
+"""Training and validation files for the demo prefixes, cut from the data folder.
+
+    python -m app.demo.splits --data FOLDER --out FOLDER
+
+E2E is split by meaning representation (a hash of it decides), WebNLG by its own development split,
+one pair of files per category; DART's own lines by the part that pretraining never saw. Knows
+nothing about models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from app.demo.records import DART_EXCLUDED, clean, is_held_out, read_lines
+
+E2E_HELD_OUT_SHARE = 0.14
+Record = dict[str, Any]
+
+
+def split_all(data: Path, out: Path) -> dict[str, int]:
+    """Write all files into `out`; file name → number of lines."""
+    e2e = list(read_lines(data / "e2e" / "dev.jsonl"))
+    dart = [
+        record
+        for record in read_lines(data / "dart" / "dev.jsonl")
+        if not DART_EXCLUDED & set(record["source"])
+    ]
+    written = _write_both(out, "e2e", e2e, lambda record: is_e2e_held_out(record["input"]))
+    written |= _write_both(out, "dart", dart, lambda record: is_held_out(record["input"]))
+    for split, part in (("train", "train"), ("dev", "valid")):
+        records = list(read_lines(data / "webnlg" / f"{split}.jsonl"))
+        for category in sorted({record["category"] for record in records}):
+            name = f"webnlg-{category.lower()}-{part}.jsonl"
+            of_category = [record for record in records if record["category"] == category]
+            written[name] = _write(out / name, of_category)
+    return written
+
+
+def is_e2e_held_out(source: str) -> bool:
+    """Whether a meaning representation is kept for validation."""
+    value = int.from_bytes(hashlib.sha256(source.encode()).digest()[:4])
+    return value < E2E_HELD_OUT_SHARE * 2**32
+
+
+def _write_both(
+    out: Path, name: str, records: Iterable[Record], held_out: Callable[[Record], bool]
+) -> dict[str, int]:
+    parts: dict[str, list[Record]] = {"train": [], "valid": []}
+    for record in records:
+        parts["valid" if held_out(record) else "train"].append(record)
+    return {
+        f"{name}-{part}.jsonl": _write(out / f"{name}-{part}.jsonl", of_part)
+        for part, of_part in parts.items()
+    }
+
+
+def _write(path: Path, records: Iterable[Record]) -> int:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps(
+            {"input": record["input"], "targets": [clean(target) for target in record["targets"]]},
+            ensure_ascii=False,
+        )
+        for record in records
+    ]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return len(lines)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m app.demo.splits", description=split_all.__doc__
+    )
+    parser.add_argument("--data", type=Path, required=True, help="folder with e2e/, webnlg/, dart/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the JSONL files")
+    options = parser.parse_args()
+    split_all(options.data, options.out)
+
+
+if __name__ == "__main__":
+    _main()

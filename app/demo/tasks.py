@@ -1,0 +1,85 @@
+"""What can be done with facts, besides putting them into words; every answer is made by copying.
+
+The variety keeps the plain model undecided, so that a prefix has something to decide. Knows
+nothing about tokenizers or training.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Fields = Sequence[tuple[str, str]]
+Answer = Callable[[str, Fields, str, random.Random], str | None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A thing to do: phrases that ask for it and how its answer is made.
+
+    `answer(source, fields, target, rng)` is None where the task makes no sense. `in_words` answers
+    are sentences.
+    """
+
+    phrases: tuple[str, ...]
+    answer: Answer
+    weight: int
+    in_words: bool = False
+
+
+def _describe(_source: str, _fields: Fields, target: str, _rng: random.Random) -> str | None:
+    return target
+
+
+def _copy(source: str, _fields: Fields, _target: str, _rng: random.Random) -> str | None:
+    return source.strip()
+
+
+def _values(_source: str, fields: Fields, _target: str, rng: random.Random) -> str | None:
+    return rng.choice((", ", " | ", " ; ")).join(value for _, value in fields)
+
+
+def _keys(_source: str, fields: Fields, _target: str, _rng: random.Random) -> str | None:
+    return ", ".join(key for key, _ in fields)
+
+
+def _lookup(_source: str, fields: Fields, _target: str, rng: random.Random) -> str | None:
+    key, value = rng.choice(list(fields))
+    return f"{key} ? {value}"
+
+
+def _reverse(_source: str, fields: Fields, _target: str, _rng: random.Random) -> str | None:
+    if len(fields) < 2:
+        return None
+    return " | ".join(f"{key} : {value}" for key, value in reversed(fields))
+
+
+def _plain(_source: str, fields: Fields, _target: str, _rng: random.Random) -> str | None:
+    return ". ".join(f"{key} is {value}" for key, value in fields) + "."
+
+
+DESCRIBE = Task(
+    (
+        *("describe :", "table-to-text :", "put into words :", "write about this :"),
+        *("data to text :", "in a sentence :", "tell me about it :", "description of the facts :"),
+    ),
+    _describe,
+    70,
+    in_words=True,
+)
+
+TASKS = (
+    DESCRIBE,
+    Task(("copy :", "repeat this :"), _copy, 5),
+    Task(("list the values :", "values :"), _values, 6),
+    Task(("list the fields :", "fields :"), _keys, 3),
+    Task(("ask about it :", "question and answer :"), _lookup, 6),
+    Task(("in reverse order :", "backwards :"), _reverse, 4),
+    Task(("field by field :", "in plain statements :"), _plain, 6, in_words=True),
+)
+
+
+def choose(rng: random.Random) -> Task:
+    """A task by its weight."""
+    return rng.choices(TASKS, [task.weight for task in TASKS])[0]

@@ -1,0 +1,84 @@
+"""Batches of token pairs: which pairs make up which step, and the loss on their targets.
+
+Step `n` of a run always sees the same pairs, so that a resumed run goes on exactly. Knows nothing
+about models or optimisers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from app.training.data import TokenPair
+
+IGNORED = -100
+_BATCHES_SORTED_TOGETHER = 32
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded rows: `input_ids` and `labels`, [rows, tokens].
+
+    `labels[r, t]` is the token that follows token t of row r where that belongs to the target (its
+    end-of-text token included), and `IGNORED` elsewhere.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+
+
+class Batches:
+    """The order of a data set: shuffled every epoch, rows of similar length side by side."""
+
+    def __init__(self, pairs: Sequence[TokenPair], batch_size: int, seed: int) -> None:
+        self._pairs = pairs
+        self._size = batch_size
+        self._seed = seed
+        self._epoch = -1
+        self._batches: list[list[int]] = []
+
+    def at(self, step: int) -> list[TokenPair]:
+        """The pairs of step `step`, counted from 0 over all epochs."""
+        per_epoch = -(-len(self._pairs) // self._size)
+        epoch, index = divmod(step, per_epoch)
+        if epoch != self._epoch:
+            self._batches = self._shuffled(epoch)
+            self._epoch = epoch
+        return [self._pairs[pair] for pair in self._batches[index]]
+
+    def _shuffled(self, epoch: int) -> list[list[int]]:
+        rng = random.Random(f"{self._seed}:{epoch}")
+        order = list(range(len(self._pairs)))
+        rng.shuffle(order)
+        batches = []
+        chunk = self._size * _BATCHES_SORTED_TOGETHER
+        for start in range(0, len(order), chunk):
+            near = sorted(order[start : start + chunk], key=lambda pair: len(self._pairs[pair]))
+            batches += [near[i : i + self._size] for i in range(0, len(near), self._size)]
+        rng.shuffle(batches)
+        return batches
+
+
+def collate(pairs: Sequence[TokenPair], device: torch.device | None = None) -> Batch:
+    """Pad pairs to one rectangle; the last token of a row is never an input."""
+    width = max(len(pair) for pair in pairs) - 1
+    input_ids = torch.zeros(len(pairs), width, dtype=torch.long)
+    labels = torch.full((len(pairs), width), IGNORED, dtype=torch.long)
+    for row, pair in enumerate(pairs):
+        tokens = torch.tensor(pair.prompt_ids + pair.target_ids)
+        input_ids[row, : len(pair) - 1] = tokens[:-1]
+        labels[row, len(pair.prompt_ids) - 1 : len(pair) - 1] = tokens[len(pair.prompt_ids) :]
+    return Batch(input_ids.to(device), labels.to(device))
+
+
+def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The authors' loss: the sum of a sentence's token losses, averaged over the sentences.
+
+    `logits` is [rows, tokens, vocabulary], `labels` [rows, tokens].
+    """
+    chosen = labels != IGNORED
+    return cross_entropy(logits[chosen].float(), labels[chosen], reduction="sum") / len(labels)

@@ -1,0 +1,74 @@
+"""Checkpoints: tensors and a JSON state in one safetensors file, replaced in one step.
+
+No pickle anywhere. Knows nothing about what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from app.errors import InvalidRequest
+
+_STATE_KEY = "state"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved: named tensors and a state of plain JSON values."""
+
+    tensors: Mapping[str, torch.Tensor]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(
+    path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
+) -> None:
+    """Write both, so that a reader finds the old checkpoint or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(path.name + ".tmp")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, staged, metadata={_STATE_KEY: json.dumps(state, allow_nan=False)})
+    with staged.open("rb") as file:
+        os.fsync(file.fileno())
+    staged.replace(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint; InvalidRequest when the file is not one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = json.loads((file.metadata() or {})[_STATE_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise InvalidRequest(f"{path}: not a checkpoint of this program: {error}") from error
+    return Checkpoint(tensors, state)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, name: str) -> dict[str, torch.Tensor]:
+    """An optimiser's state as named tensors: `name.INDEX.KEY`."""
+    return {
+        f"{name}.{index}.{key}": torch.as_tensor(value)
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, name: str, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Put back what `optimizer_tensors` took."""
+    states: dict[int, dict[str, torch.Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        if full_name.startswith(f"{name}."):
+            index, key = full_name.removeprefix(f"{name}.").split(".", 1)
+            states.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})

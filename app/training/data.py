@@ -1,0 +1,133 @@
+"""Training data: JSON lines with `input` and `target` or `targets`, checked line by line.
+
+Knows nothing about tensors or optimisers; token ids come from the model's `Text`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import InvalidRequest
+from app.model.text import Text
+
+DEFAULT_TEMPLATE = " {input} <|endoftext|>"
+"""How Li & Liang (2021) present an input to GPT-2; the target follows."""
+TARGET_TEMPLATE = " {input} "
+
+MAX_LINES = 1_000_000
+MAX_LINE_BYTES = 1 << 20
+MAX_TARGETS = 1_000
+
+
+@dataclass(frozen=True)
+class Example:
+    """An input and all the targets that are right for it; `line` says where it stands."""
+
+    input: str
+    targets: tuple[str, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """One input with one target as token ids; the target ends with the end-of-text token."""
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.target_ids)
+
+
+def read_examples(path: Path) -> list[Example]:
+    """All examples of a file. InvalidRequest names file and line of what is wrong."""
+    examples = list(_examples(path))
+    if not examples:
+        raise InvalidRequest(f"{path}: there is no example in it")
+    return examples
+
+
+def data_digest(path: Path) -> str:
+    """SHA-256, hex, of the file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def token_pairs(
+    examples: Sequence[Example], text: Text, template: str, *, room: int, source: str
+) -> list[TokenPair]:
+    """One pair per target, in order.
+
+    `room` is the number of positions that prompt and target may take together: InvalidRequest
+    names `source` and the line of an example that does not fit.
+    """
+    end_id = min(text.eos_token_ids, default=None)
+    if end_id is None:
+        raise InvalidRequest("the base model names no end-of-text token; targets could not end")
+    pairs = []
+    for example in examples:
+        prompt = tuple(text.render(template, example.input))
+        for target in example.targets:
+            pair = TokenPair(prompt, (*text.render(TARGET_TEMPLATE, target), end_id))
+            if len(pair) > room:
+                raise InvalidRequest(
+                    f"{source}:{example.line}: input and target take {len(pair)} tokens, but the"
+                    f" prefix leaves room for {room}"
+                )
+            pairs.append(pair)
+    return pairs
+
+
+def _examples(path: Path) -> Iterator[Example]:
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(_bounded_lines(file, path), start=1):
+                if line.strip():
+                    yield _example(line, number, path)
+    except OSError as error:
+        raise InvalidRequest(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _bounded_lines(file: Any, path: Path) -> Iterator[bytes]:
+    for number in range(1, MAX_LINES + 2):
+        line: bytes = file.readline(MAX_LINE_BYTES + 1)
+        if not line:
+            return
+        if len(line) > MAX_LINE_BYTES:
+            raise InvalidRequest(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes")
+        if number > MAX_LINES:
+            raise InvalidRequest(f"{path}: more than {MAX_LINES} lines")
+        yield line
+
+
+def _example(line: bytes, number: int, path: Path) -> Example:
+    where = f"{path}:{number}"
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{where}: not a line of JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise InvalidRequest(f"{where}: expected an object with `input` and `target`")
+    source = record.get("input")
+    if not isinstance(source, str) or not source.strip():
+        raise InvalidRequest(f"{where}: `input` must be a text that is not empty")
+    return Example(source, _targets(record, where), number)
+
+
+def _targets(record: dict[str, Any], where: str) -> tuple[str, ...]:
+    if ("target" in record) == ("targets" in record):
+        raise InvalidRequest(f"{where}: give either `target` or `targets`")
+    targets = record["targets"] if "targets" in record else [record["target"]]
+    if not isinstance(targets, list) or not 0 < len(targets) <= MAX_TARGETS:
+        raise InvalidRequest(f"{where}: `targets` must be a list of 1 to {MAX_TARGETS} texts")
+    if not all(isinstance(target, str) and target.strip() for target in targets):
+        raise InvalidRequest(f"{where}: every target must be a text that is not empty")
+    return tuple(target.strip() for target in targets)

@@ -1,0 +1,70 @@
+"""From trained keys and values to a served prefix: the file, and its place in a store.
+
+Knows nothing about how a prefix was trained; that is told to it as provenance.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.model.frozen import FrozenModel
+from app.prefix.codec import encode
+from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
+from app.registry.manifest import add_to_manifest
+from app.registry.records import VersionInfo
+
+_FILE_DTYPE = torch.float16
+
+
+def as_prefix(
+    trained: KeyValues,
+    model: FrozenModel,
+    *,
+    template: str,
+    decoding: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+) -> Prefix:
+    """A prefix for `model` alone, in half precision, whose tokens stand after its positions."""
+    keys = trained.keys.detach().cpu().to(_FILE_DTYPE).contiguous()
+    values = trained.values.detach().cpu().to(_FILE_DTYPE).contiguous()
+    metadata = PrefixMetadata(
+        position_offset=trained.length,
+        base_model=model.spec.model_id,
+        base_fingerprint=model.spec.fingerprint,
+        input_template=template,
+        decoding=decoding,
+        provenance=provenance,
+    )
+    return Prefix({"decoder": KeyValues(keys, values)}, metadata)
+
+
+def write_prefix(prefix: Prefix, path: Path) -> None:
+    """Write the prefix as one file in the format `polyprefix/1`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encode(prefix))
+
+
+def add_to_store(prefix: Prefix, store: Path, name: str, *, alias: str | None = None) -> None:
+    """Put the prefix into a store's shipped list, from which servers import it at start."""
+    metadata = prefix.metadata
+    info = VersionInfo(
+        digest=prefix.digest,
+        length=prefix.length,
+        position_offset=metadata.position_offset,
+        dtype=str(prefix.decoder.keys.dtype).removeprefix("torch."),
+        nbytes=prefix.nbytes,
+        base_model=metadata.base_model,
+        base_fingerprint=metadata.base_fingerprint,
+        input_template=metadata.input_template,
+        decoding=metadata.decoding,
+        provenance=metadata.provenance,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "prefix.safetensors"
+        write_prefix(prefix, path)
+        add_to_manifest(store, name, info, path, alias=alias)

@@ -1,0 +1,88 @@
+"""The authors' reparameterisation of a prefix: Embedding → Linear → Tanh → Linear.
+
+Trained in the place of the keys and values themselves, which is unstable (Li & Liang 2021, §4.3);
+afterwards its output is the prefix and the network is dropped. Knows nothing about data or losses.
+"""
+
+from __future__ import annotations
+
+from itertools import cycle, islice
+
+import torch
+from torch import nn
+
+from app.errors import InvalidRequest
+from app.model.dense import keys_values_of
+from app.model.frozen import FrozenModel
+from app.prefix.prefix import KeyValues
+from app.prefix.spec import ModuleShape
+
+FIT_STEPS = 500
+FIT_LR = 1e-4
+
+
+class Reparameterisation(nn.Module):
+    """Makes the keys and values of a prefix from `length` embeddings of the model's `width`.
+
+    The last layer's output at one position is read as [2 * layers, kv_heads, head_dim]: slice 2l
+    holds the key of layer l, slice 2l + 1 its value. Weights have torch's default initialisation.
+    """
+
+    def __init__(self, shape: ModuleShape, *, length: int, width: int, hidden: int = 512) -> None:
+        super().__init__()
+        self._shape = shape
+        self.embedding = nn.Embedding(length, width)
+        self.network = nn.Sequential(
+            nn.Linear(width, hidden),
+            nn.Tanh(),
+            nn.Linear(hidden, 2 * shape.layers * shape.kv_heads * shape.head_dim),
+        )
+
+    def forward(self) -> KeyValues:
+        """Keys and values, [layers, kv_heads, length, head_dim] each, with gradients."""
+        shape = self._shape
+        output = self.network(self.embedding.weight)  # [P, 2 * L * H * D]
+        slices = output.view(-1, 2 * shape.layers, shape.kv_heads, shape.head_dim)
+        slices = slices.permute(1, 2, 0, 3)  # [2 * L, H, P, D]
+        return KeyValues(slices[0::2], slices[1::2])
+
+    def result(self) -> KeyValues:
+        """The prefix as it stands, detached and contiguous."""
+        with torch.no_grad():
+            made = self()
+        return KeyValues(made.keys.contiguous(), made.values.contiguous())
+
+
+def words_as_prefix(model: FrozenModel, words: str, length: int) -> KeyValues:
+    """The model's keys and values for the tokens of ` words`, repeated or cut to `length`."""
+    token_ids = model.text.render(" {input}", words)
+    if not token_ids:
+        raise InvalidRequest("the words to start from have no tokens")
+    return keys_values_of(model, list(islice(cycle(token_ids), length)))
+
+
+def fit_to(
+    reparameterisation: Reparameterisation,
+    goal: KeyValues,
+    *,
+    steps: int = FIT_STEPS,
+    lr: float = FIT_LR,
+) -> float:
+    """Move the output towards `goal` by Adam on the squared error; returns the error at the end.
+
+    Only the network learns, not the embeddings, as in the authors' low-data initialisation.
+    """
+    keys, values = goal.keys.detach().float(), goal.values.detach().float()
+    optimizer = torch.optim.Adam(reparameterisation.network.parameters(), lr=lr)
+    for _ in range(steps):
+        loss = _squared_error(reparameterisation(), keys, values)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+    reparameterisation.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        return float(_squared_error(reparameterisation(), keys, values))
+
+
+def _squared_error(made: KeyValues, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    return ((made.keys - keys).square().mean() + (made.values - values).square().mean()) / 2

@@ -1,0 +1,137 @@
+"""One training run from files to a prefix: data, trainer, scores, provenance.
+
+Knows nothing about terminals or stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from app.errors import InvalidRequest
+from app.model.load import load_model
+from app.prefix.prefix import KeyValues, Prefix
+from app.training.data import (
+    DEFAULT_TEMPLATE,
+    Example,
+    TokenPair,
+    data_digest,
+    read_examples,
+    token_pairs,
+)
+from app.training.evaluation import Evaluation, evaluate, running_engine
+from app.training.publish import as_prefix
+from app.training.recipe import Recipe
+from app.training.trainer import Report, Trainer
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train, on what, with what; `decoding` is stored as the prefix's defaults."""
+
+    model: str
+    data: Path
+    recipe: Recipe
+    checkpoint: Path
+    valid: Path | None = None
+    template: str = DEFAULT_TEMPLATE
+    decoding: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "auto"
+    checkpoint_every: int = 200
+    note: str | None = None
+
+
+class Session:
+    """A job at work: `train`, then `prefix`; `score` in between when BLEU is wanted."""
+
+    def __init__(self, job: Job) -> None:
+        """Load the model and read the data. InvalidRequest says what is wrong with them."""
+        job.recipe.check()
+        self._job = job
+        self.model = load_model(job.model, device=job.device, dtype="float32", packed=False)
+        self.examples = read_examples(job.data)
+        self.validation = read_examples(job.valid) if job.valid is not None else []
+        self.pairs = self._pairs(self.examples, job.data)
+        valid_pairs = self._pairs(self.validation, job.valid) if job.valid is not None else []
+        self._digests = {
+            "data": data_digest(job.data),
+            "valid": data_digest(job.valid) if job.valid is not None else None,
+        }
+        self.trainer = Trainer(
+            self.model,
+            self.pairs,
+            job.recipe,
+            validation=valid_pairs,
+            checkpoint=job.checkpoint,
+            checkpoint_every=job.checkpoint_every,
+            identity=f"{self._digests['data']}:{self._digests['valid']}:{job.template}",
+        )
+
+    def train(self, report: Callable[[Report], None]) -> None:
+        """Train to the end; the checkpoint is left behind."""
+        self.trainer.initialise()
+        self.trainer.run(report)
+
+    def prefix(self, scores: Mapping[str, Any]) -> Prefix:
+        """The trained prefix with its provenance, `scores` included."""
+        return self._as_prefix(self.trainer.result(), scores)
+
+    def score(self) -> tuple[Evaluation, Evaluation] | None:
+        """Scores of the base model alone and with the prefix; None without validation data."""
+        if not self.validation:
+            return None
+        plain = load_model(self._job.model, device=self._job.device, dtype="float32")
+        prefix = self.prefix({}).to(plain.device, plain.dtype)
+        with running_engine(plain) as engine:
+            base = evaluate(
+                engine,
+                self.validation,
+                template=self._job.template,
+                decoding=self._job.decoding,
+            )
+            return base, evaluate(engine, self.validation, prefix=prefix)
+
+    def _pairs(self, examples: list[Example], source: Path | None) -> list[TokenPair]:
+        room = self.model.spec.context_limit - self._job.recipe.length
+        if room < 2:
+            raise InvalidRequest(
+                f"a prefix of {self._job.recipe.length} leaves no room for text in a model with"
+                f" {self.model.spec.context_limit} positions"
+            )
+        return token_pairs(
+            examples, self.model.text, self._job.template, room=room, source=str(source)
+        )
+
+    def _as_prefix(self, trained: KeyValues, scores: Mapping[str, Any]) -> Prefix:
+        job = self._job
+        provenance = {
+            "method": "prefix-tuning (Li & Liang 2021), reparameterised",
+            "recipe": job.recipe.as_dict(),
+            "steps": self.trainer.total,
+            "data": {
+                "name": job.data.name,
+                "sha256": self._digests["data"],
+                "inputs": len(self.examples),
+                "pairs": len(self.pairs),
+            },
+            "scores": dict(scores),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        if job.valid is not None:
+            provenance["validation"] = {
+                "name": job.valid.name,
+                "sha256": self._digests["valid"],
+                "inputs": len(self.validation),
+            }
+        if job.note:
+            provenance["note"] = job.note
+        return as_prefix(
+            trained,
+            self.model,
+            template=job.template,
+            decoding=job.decoding,
+            provenance=provenance,
+        )

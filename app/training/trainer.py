@@ -1,0 +1,216 @@
+"""The training loop: a prefix learns, the base model stays as it is.
+
+The model runs in eval mode through the same attention function as in serving. Knows nothing about
+files of data, stores or terminals; progress is reported to a callback.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from app.errors import InvalidRequest
+from app.model.dense import dense_logits
+from app.model.frozen import FrozenModel
+from app.prefix.prefix import KeyValues
+from app.training.batches import Batches, collate, summed_loss
+from app.training.checkpoint import (
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from app.training.data import TokenPair
+from app.training.recipe import Recipe
+from app.training.reparameterisation import Reparameterisation, fit_to, words_as_prefix
+
+_VALIDATION_ROWS = 32
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where a run stands after a step. `validation_loss` is set on steps that measured it."""
+
+    step: int
+    total: int
+    loss: float
+    lr: float
+    validation_loss: float | None = None
+
+
+@dataclass
+class _Standing:
+    """What a run remembers besides tensors."""
+
+    step: int = 0
+    best_loss: float | None = None
+    best_step: int = 0
+
+
+class Trainer:
+    """Trains one prefix on `pairs`; `validation` decides which state is the best.
+
+    With `checkpoint`, the state is written there every `checkpoint_every` steps and `resume` goes
+    on from it, bit for bit as if nothing had happened. `identity` names the data: a checkpoint of
+    other data, another model or another recipe is refused.
+    """
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        pairs: Sequence[TokenPair],
+        recipe: Recipe,
+        *,
+        validation: Sequence[TokenPair] = (),
+        checkpoint: Path | None = None,
+        checkpoint_every: int = 200,
+        identity: str = "",
+    ) -> None:
+        recipe.check()
+        if not pairs:
+            raise InvalidRequest("there is nothing to train on")
+        self.model, self.recipe = model, recipe
+        self._validation = validation
+        self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
+        self._identity = f"{model.spec.fingerprint}:{identity}"
+        self._batches = Batches(pairs, recipe.batch_size, recipe.seed)
+        self.total = recipe.total_steps(len(pairs))
+        self._validate_every = recipe.validate_every or recipe.steps_per_epoch(len(pairs))
+        self._standing = _Standing()
+        self._best: KeyValues | None = None
+        self.parameters = self._new_parameters()
+        self._optimizer = torch.optim.AdamW(
+            self.parameters.parameters(), recipe.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
+        )
+
+    @property
+    def best_loss(self) -> float | None:
+        """Lowest validation loss so far, a mean over sentences of summed token losses."""
+        return self._standing.best_loss
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._standing.step
+
+    def initialise(self) -> float | None:
+        """Start from the recipe's words, if it names any; the squared error that remains."""
+        words = self.recipe.initial_words
+        if words is None or self.step:
+            return None
+        goal = words_as_prefix(self.model, words, self.recipe.length)
+        return fit_to(self.parameters, goal)
+
+    def run(self, report: Callable[[Report], None], *, until: int | None = None) -> None:
+        """Train to the end, or to step `until`."""
+        last = min(self.total, until if until is not None else self.total)
+        while self.step < last:
+            loss, lr = self._step()
+            self._standing.step += 1
+            due = self.step % self._validate_every == 0 or self.step == self.total
+            measured = self._validate() if due else None
+            if self.step % self._checkpoint_every == 0 or self.step == last:
+                self.save()
+            report(Report(self.step, self.total, loss, lr, measured))
+
+    def result(self) -> KeyValues:
+        """The prefix: the best state where there was validation and `keep` is "best"."""
+        if self.recipe.keep == "best" and self._best is not None:
+            return self._best
+        return self.parameters.result()
+
+    def loss_on(self, pairs: Sequence[TokenPair]) -> torch.Tensor:
+        """The loss of a batch, with gradients into the prefix's parameters."""
+        batch = collate(pairs, self.model.device)
+        made = self.parameters()
+        prefix = KeyValues(made.keys.to(self.model.dtype), made.values.to(self.model.dtype))
+        logits = dense_logits(
+            self.model, batch.input_ids, prefix, position_offset=self.recipe.length
+        )
+        return summed_loss(logits, batch.labels)
+
+    def save(self) -> None:
+        """Write the checkpoint, if the run has a place for it."""
+        if self._checkpoint is None:
+            return
+        tensors = {f"parameters.{k}": v for k, v in self.parameters.state_dict().items()}
+        tensors |= optimizer_tensors(self._optimizer, "optimizer")
+        if self._best is not None:
+            tensors |= {"best.keys": self._best.keys, "best.values": self._best.values}
+        state = {
+            "identity": self._identity,
+            "recipe": self.recipe.as_dict(),
+            "standing": asdict(self._standing),
+        }
+        save_checkpoint(self._checkpoint, tensors, state)
+
+    def resume(self) -> bool:
+        """Go on from the checkpoint; False when there is none. Refuses one of another run."""
+        if self._checkpoint is None or not self._checkpoint.exists():
+            return False
+        saved = load_checkpoint(self._checkpoint)
+        mine = (self._identity, self.recipe.as_dict())
+        if (saved.state.get("identity"), saved.state.get("recipe")) != mine:
+            raise InvalidRequest(
+                f"{self._checkpoint} belongs to another run (base model, data or settings differ);"
+                " remove it or start afresh"
+            )
+        own = self.parameters.state_dict()
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(saved.tensors[f"parameters.{name}"])
+        restore_optimizer(self._optimizer, "optimizer", saved.tensors)
+        if "best.keys" in saved.tensors:
+            best = (saved.tensors["best.keys"], saved.tensors["best.values"])
+            self._best = KeyValues(*(tensor.to(self.model.device) for tensor in best))
+        self._standing = _Standing(**saved.state["standing"])
+        return True
+
+    def _new_parameters(self) -> Reparameterisation:
+        width = self.model.num_heads * self.model.spec.decoder.head_dim
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.recipe.seed)
+            parameters = Reparameterisation(
+                self.model.spec.decoder,
+                length=self.recipe.length,
+                width=width,
+                hidden=self.recipe.hidden,
+            )
+        return parameters.to(self.model.device)
+
+    def _step(self) -> tuple[float, float]:
+        lr = self.recipe.lr_at(self.step, self.total)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self.loss_on(self._batches.at(self.step))
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.parameters.parameters(), self.recipe.clip_norm)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise InvalidRequest(
+                f"the loss became {value} at step {self.step}; try a lower learning rate"
+            )
+        self._optimizer.step()
+        return value, lr
+
+    @torch.no_grad()
+    def _validate(self) -> float | None:
+        """Mean loss of the validation pairs; remembers the prefix if it is the best so far."""
+        pairs = sorted(self._validation, key=len)
+        if not pairs:
+            return None
+        total = 0.0
+        for start in range(0, len(pairs), _VALIDATION_ROWS):
+            rows = pairs[start : start + _VALIDATION_ROWS]
+            total += self.loss_on(rows).item() * len(rows)
+        loss = total / len(pairs)
+        best = self._standing.best_loss
+        if best is None or loss < best:
+            self._standing.best_loss, self._standing.best_step = loss, self.step
+            self._best = self.parameters.result()
+        return loss

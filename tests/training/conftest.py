@@ -1,0 +1,29 @@
+"""A tiny model that gradients flow through, and pairs to train on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from app.model.frozen import FrozenModel
+from app.model.load import load_model
+from app.training.data import DEFAULT_TEMPLATE, Example, TokenPair, token_pairs
+
+EXAMPLES = (
+    Example("name : fox | colour : brown", ("the brown fox jumps",), 1),
+    Example("name : dog | mood : lazy", ("the lazy dog", "a dog that is lazy"), 2),
+    Example("name : cat | place : mat", ("the cat sat on the mat",), 3),
+)
+
+
+@pytest.fixture(scope="session")
+def trainable(tiny_gpt2_folder: Path) -> FrozenModel:
+    """The tiny GPT-2 with plain layers."""
+    return load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32", packed=False)
+
+
+@pytest.fixture(scope="session")
+def pairs(trainable: FrozenModel) -> list[TokenPair]:
+    """The four pairs of `EXAMPLES`."""
+    return token_pairs(EXAMPLES, trainable.text, DEFAULT_TEMPLATE, room=100, source="examples")

@@ -1,0 +1,97 @@
+"""Training data is checked line by line; errors name file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.errors import InvalidRequest
+from app.model.frozen import FrozenModel
+from app.training import data
+from app.training.data import DEFAULT_TEMPLATE, Example, read_examples, token_pairs
+
+GOOD = '{"input": "a : b", "target": "B is a."}'
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_target_and_targets_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.jsonl", GOOD, "", '{"input": "x", "targets": ["one ", "two"]}')
+    assert read_examples(path) == [
+        Example("a : b", ("B is a.",), 1),
+        Example("x", ("one", "two"), 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "not json",
+        "[1]",
+        "{}",
+        '{"input": 1, "target": "x"}',
+        '{"input": " ", "target": "x"}',
+        '{"input": "x"}',
+        '{"input": "x", "target": ""}',
+        '{"input": "x", "target": "a", "targets": ["b"]}',
+        '{"input": "x", "targets": []}',
+        '{"input": "x", "targets": "a"}',
+        '{"input": "x", "targets": ["a", 2]}',
+        "[" * 100_000,
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
+    path = write(tmp_path / "bad.jsonl", GOOD, line)
+    with pytest.raises(InvalidRequest, match=r"bad\.jsonl:2: "):
+        read_examples(path)
+
+
+def test_an_empty_file_and_a_missing_one_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="no example"):
+        read_examples(write(tmp_path / "empty.jsonl"))
+    with pytest.raises(InvalidRequest, match=r"none\.jsonl: cannot be read"):
+        read_examples(tmp_path / "none.jsonl")
+
+
+def test_lines_and_their_number_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "MAX_LINE_BYTES", 60)
+    monkeypatch.setattr(data, "MAX_LINES", 2)
+    long = json.dumps({"input": "x" * 60, "target": "y"})
+    with pytest.raises(InvalidRequest, match=r"d\.jsonl:2: the line is longer"):
+        read_examples(write(tmp_path / "d.jsonl", GOOD, long))
+    with pytest.raises(InvalidRequest, match="more than 2 lines"):
+        read_examples(write(tmp_path / "d.jsonl", GOOD, GOOD, GOOD))
+
+
+def test_pairs_have_the_authors_form(trainable: FrozenModel) -> None:
+    text = trainable.text
+    end = min(text.eos_token_ids)
+    (pair,) = token_pairs(
+        [Example("a : b", ("B.",), 1)], text, DEFAULT_TEMPLATE, room=50, source=""
+    )
+    assert list(pair.prompt_ids) == [*text.encode(" a : b "), end]
+    assert list(pair.target_ids) == [*text.encode(" B. "), end]
+
+
+def test_special_tokens_in_the_data_stay_text(trainable: FrozenModel) -> None:
+    example = Example("x", ("y <|endoftext|> z",), 1)
+    (pair,) = token_pairs([example], trainable.text, DEFAULT_TEMPLATE, room=50, source="")
+    assert pair.target_ids.count(min(trainable.text.eos_token_ids)) == 1
+
+
+def test_an_example_that_does_not_fit_is_named(trainable: FrozenModel) -> None:
+    with pytest.raises(InvalidRequest, match=r"d\.jsonl:7: .* room for 3"):
+        token_pairs(
+            [Example("long input", ("t",), 7)],
+            trainable.text,
+            DEFAULT_TEMPLATE,
+            room=3,
+            source="d.jsonl",
+        )
