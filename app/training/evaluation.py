@@ -69,20 +69,22 @@ def generate_texts(
     template: str | None = None,
     decoding: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """One greedy text per example, stripped of surrounding space."""
+    """One greedy text per example, stripped of surrounding space; no longer than the context."""
     own_template = prefix.metadata.input_template if prefix is not None else None
     own_decoding = prefix.metadata.decoding if prefix is not None else {}
     used = template or own_template or DEFAULT_TEMPLATE
-    sampling = _sampling({**own_decoding, **(decoding or {})})
+    asked = {**own_decoding, **(decoding or {})}
+    room = engine.model.spec.context_limit - (prefix.metadata.position_offset if prefix else 0)
+    prompts = [tuple(engine.model.text.render(used, example.input)) for example in examples]
     requests = [
         GenerationRequest(
             id=f"{_TENANT}-{number}",
             tenant=_TENANT,
-            prompt_ids=tuple(engine.model.text.render(used, example.input)),
-            sampling=sampling,
+            prompt_ids=prompt,
+            sampling=_sampling(asked, room - len(prompt)),
             prefixes=() if prefix is None else (prefix,),
         )
-        for number, example in enumerate(examples)
+        for number, prompt in enumerate(prompts)
     ]
     return [completion.texts[0].strip() for completion in complete(engine, requests)]
 
@@ -108,8 +110,9 @@ def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tu
     return float(score.score), str(metric.get_signature())
 
 
-def _sampling(decoding: Mapping[str, Any]) -> SamplingParams:
+def _sampling(decoding: Mapping[str, Any], room: int) -> SamplingParams:
+    asked = int(decoding.get("max_tokens", DEFAULT_MAX_TOKENS))
     return SamplingParams(
-        max_tokens=int(decoding.get("max_tokens", DEFAULT_MAX_TOKENS)),
+        max_tokens=max(1, min(asked, room)),
         stop=tuple(decoding.get("stop", ())),
     )
