@@ -169,11 +169,12 @@ def _byte_table(
         return None
     alphabet = _byte_alphabet()
     added = tokenizer.get_added_tokens_decoder()
-    table = [b""] * tokenizer.get_vocab_size(with_added_tokens=True)
-    for token, token_id in tokenizer.get_vocab(with_added_tokens=True).items():
-        if token_id in special_ids or token_id >= len(table):
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    table = [b""] * (max(vocabulary.values(), default=-1) + 1)
+    for token, token_id in vocabulary.items():
+        if token_id in special_ids:
             continue
-        if token_id in added:
+        if token_id in added or not alphabet.keys() >= set(token):
             table[token_id] = token.encode()
         else:
             table[token_id] = bytes(alphabet[character] for character in token)
