@@ -38,8 +38,8 @@ def probe(model: FrozenModel) -> float:
     """
     try:
         worst = _largest_difference(model)
-    except PolyprefixError:
-        raise
+    except PolyprefixError as error:
+        raise _unsupported(model, error.message) from error
     except Exception as error:
         raise _unsupported(model, f"a ragged forward pass raised {error!r}") from error
     if not worst <= _TOLERANCE[model.dtype]:
@@ -120,10 +120,9 @@ def _compare(model: FrozenModel, chunks: Sequence[Chunk], pool: KVPool) -> float
     logits = model.forward(ragged.input_ids, ragged.position_ids, counting)[0].float()
     layers = model.spec.decoder.layers
     if counting.calls != Counter(range(layers)):
-        raise _unsupported(
-            model,
+        raise UnsupportedModel(
             f"{len(counting.calls)} of its {layers} attention layers call transformers' "
-            "attention interface once per pass",
+            "attention interface once per pass"
         )
     worst, first = 0.0, 0
     for chunk in chunks:
@@ -132,7 +131,8 @@ def _compare(model: FrozenModel, chunks: Sequence[Chunk], pool: KVPool) -> float
         wanted = expected[start : start + chunk.count]
         got = logits[first : first + chunk.count]
         spread = float(expected.max() - expected.min()) or 1.0
-        worst = max(worst, float((got - wanted).abs().max()) / spread)
+        difference = (got - wanted).abs().nan_to_num(nan=float("inf"))
+        worst = max(worst, float(difference.max()) / spread)
         first += chunk.count
     return worst
 
