@@ -1,0 +1,162 @@
+"""Packed weights: the same products as plain layers, and plain layers wherever they are not."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.activations import ACT2FN
+from transformers.pytorch_utils import Conv1D
+
+from app.model import packed as packed_module
+from app.model.dense import dense_logits
+from app.model.load import load_model
+from app.model.packed import PackedLinear, pack_linear_layers
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+WITHOUT_BFLOAT16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU packs no bfloat16"
+)
+BOTH = pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=WITHOUT_BFLOAT16)]
+)
+
+
+class Block(torch.nn.Module):
+    """A feed-forward block as GPT-2 names its parts."""
+
+    def __init__(self, activation: str) -> None:
+        super().__init__()
+        self.c_fc, self.c_proj = Conv1D(48, 32), Conv1D(32, 48)
+        self.act = ACT2FN[activation]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c_proj(self.act(self.c_fc(x)))
+
+
+def random_input(rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(rows)
+    return torch.randn(1, rows, width, generator=generator).to(dtype)
+
+
+def relative_difference(got: torch.Tensor, expected: torch.Tensor) -> float:
+    scale = max(1.0, float(expected.abs().max()))
+    return float((got.float() - expected.float()).abs().max()) / scale
+
+
+@BOTH
+@pytest.mark.parametrize("rows", [1, 2, 7, 64, 300])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_a_packed_linear_layer_equals_the_plain_one(
+    dtype: torch.dtype, rows: int, bias: bool
+) -> None:
+    plain = torch.nn.Linear(32, 48, bias=bias).to(dtype)
+    packed = PackedLinear(plain.weight, plain.bias)
+    x = random_input(rows, 32, dtype)
+    assert relative_difference(packed(x), plain(x)) <= TOLERANCE[dtype]
+
+
+@BOTH
+@pytest.mark.parametrize("activation", ["gelu_new", "gelu_pytorch_tanh", "relu", "gelu"])
+@torch.inference_mode()
+def test_a_packed_block_equals_the_plain_one_whatever_its_activation(
+    dtype: torch.dtype, activation: str
+) -> None:
+    torch.manual_seed(0)
+    block = Block(activation).to(dtype)
+    for name, parameter in block.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter)
+    x = random_input(9, 32, dtype)
+    expected = block(x)
+    assert pack_linear_layers(block) == "on"
+    assert isinstance(block.c_fc, PackedLinear)
+    assert isinstance(block.c_proj, PackedLinear)
+    assert isinstance(block.act, torch.nn.Identity) == (activation not in ("relu", "gelu"))
+    assert relative_difference(block(x), expected) <= TOLERANCE[dtype]
+
+
+@BOTH
+@torch.inference_mode()
+def test_a_rows_product_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype) -> None:
+    plain = torch.nn.Linear(32, 48).to(dtype)
+    packed = PackedLinear(plain.weight, plain.bias)
+    x = random_input(64, 32, dtype)
+    together = packed(x)
+    for rows in (2, 3, 17, 64):
+        assert torch.equal(packed(x[:, :rows]), together[:, :rows])
+
+
+@torch.inference_mode()
+def test_a_neighbour_that_is_not_a_number_does_not_touch_a_row() -> None:
+    plain = torch.nn.Linear(32, 48)
+    packed = PackedLinear(plain.weight, plain.bias)
+    x = random_input(5, 32, torch.float32)
+    poisoned = x.clone()
+    poisoned[0, 2] = float("nan")
+    others = [0, 1, 3, 4]
+    assert torch.equal(packed(poisoned)[0, others], packed(x)[0, others])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_packed_model_gives_the_logits_of_the_plain_one(
+    model_folders: dict[str, Path], family: str
+) -> None:
+    ids = torch.arange(3, 40).reshape(1, -1)
+    logits = []
+    for packed in (True, False):
+        model = load_model(str(model_folders[family]), device="cpu", dtype="float32", packed=packed)
+        assert model.notes["packed_weights"] == ("on" if packed else "off")
+        layers = [type(layer) for layer in model.hf.modules()]
+        assert (PackedLinear in layers) == packed
+        logits.append(dense_logits(model, ids).detach())
+    assert relative_difference(*logits) <= 1e-5
+
+
+def test_a_layer_whose_check_fails_stays_plain_and_the_model_stays_right(
+    tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class WrongAfterAWhile(PackedLinear):
+        made = 0
+
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
+            WrongAfterAWhile.made += 1
+            self.wrong = WrongAfterAWhile.made > 3
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) + (1.0 if self.wrong else 0.0)
+
+    plain = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32", packed=False)
+    monkeypatch.setattr(packed_module, "PackedLinear", WrongAfterAWhile)
+    with caplog.at_level(logging.WARNING):
+        model = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32")
+    assert model.notes["packed_weights"] == "partial"
+    assert "differs from the plain one" in caplog.text
+    ids = torch.arange(3, 40).reshape(1, -1)
+    with torch.inference_mode():
+        got, expected = dense_logits(model, ids), dense_logits(plain, ids)
+    assert relative_difference(got, expected) <= 1e-5
+
+
+def test_operators_that_are_gone_leave_the_plain_layers(
+    tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(packed_module.PackedLinear, "__init__", gone)
+    model = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32")
+    assert model.notes["packed_weights"] == "partial"
+    assert torch.isfinite(dense_logits(model, torch.tensor([[1, 2, 3]]))).all()
+
+
+def test_without_onednn_nothing_is_packed(
+    tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    model = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32")
+    assert model.notes["packed_weights"] == "unavailable"
