@@ -86,11 +86,11 @@ BANNED_CALLS = {
 
 @dataclass(frozen=True)
 class Import:
-    """One imported name, absolute and dotted; `late` if a function does it."""
+    """One imported name, absolute and dotted; `when`: at "import", at a "call", for "typing"."""
 
     target: str
     line: int
-    late: bool
+    when: str
 
     @property
     def library(self) -> str:
@@ -118,24 +118,27 @@ class Module:
 
     @cached_property
     def imports(self) -> list[Import]:
-        return list(_imports(self.tree, late=False))
+        return list(_imports(self.tree, "import"))
 
     def at(self, line: int) -> str:
         return f"{self.path.relative_to(ROOT)}:{line}"
 
 
-def _imports(node: ast.AST, *, late: bool) -> Iterator[Import]:
+def _imports(node: ast.AST, when: str) -> Iterator[Import]:
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import):
             for alias in child.names:
-                yield Import(alias.name, child.lineno, late)
+                yield Import(alias.name, child.lineno, when)
         elif isinstance(child, ast.ImportFrom):
             origin = "." * child.level + (child.module or "")
             for alias in child.names:
-                yield Import(f"{origin}.{alias.name}", child.lineno, late)
+                yield Import(f"{origin}.{alias.name}", child.lineno, when)
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _imports(child, "call")
+        elif isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            yield from _imports(child, "typing")
         else:
-            inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from _imports(child, late=late or inside)
+            yield from _imports(child, when)
 
 
 def _module(path: Path) -> Module:
@@ -186,7 +189,7 @@ def test_functions_import_only_heavy_extras(module: Module) -> None:
     wrong = [
         f"{module.at(found.line)} imports {found.target} inside a function"
         for found in module.imports
-        if found.late and found.library not in OPTIONAL and module.layer != "cli"
+        if found.when == "call" and found.library not in OPTIONAL and module.layer != "cli"
     ]
     assert not wrong
 
@@ -198,7 +201,7 @@ def test_the_command_line_starts_light() -> None:
     wrong = []
     while waiting:
         module = MODULES[waiting.pop()]
-        for found in (found for found in module.imports if not found.late):
+        for found in (found for found in module.imports if found.when == "import"):
             if found.library in heavy:
                 wrong.append(f"{module.at(found.line)} imports {found.target}")
             if (home := _home(found.target)) and home not in reached:

@@ -12,6 +12,9 @@ import typer
 
 from app.cli import prefix
 from app.cli.console import Commands
+from app.cli.evaluate import evaluate
+from app.cli.serve import serve
+from app.cli.train import train
 
 app = typer.Typer(
     name="polyprefix",
@@ -25,6 +28,9 @@ app = typer.Typer(
         "Start with `polyprefix serve`; `polyprefix COMMAND --help` explains each command."
     ),
 )
+app.command()(serve)
+app.command()(train)
+app.command()(evaluate)
 app.add_typer(prefix.app, name="prefix")
 
 

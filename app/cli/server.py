@@ -28,6 +28,9 @@ CLIENT_TIMEOUT_S = 30.0
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open between two requests."""
 
+CLOSE_TIMEOUT_S = 5
+"""How long connections get to close once nothing is computed for them any more."""
+
 
 class BoundedHttpProtocol(HttpToolsProtocol):
     """HTTP/1.1 in which no client can send an endless head, fall silent, or stop reading.
@@ -121,10 +124,15 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
+State = dict[str, Any]
+"""What the application's lifespan has yielded."""
+
+
 class Server(uvicorn.Server):
     """Uvicorn that says when it is ready, drains before it closes, and then exits with 0.
 
-    The first SIGINT or SIGTERM drains: requests that run are finished, new ones are still accepted
+    `ready` gets the state and the port that was bound; `drain` ends when the running requests
+    have. The first SIGINT or SIGTERM drains: what runs is finished, what is new is still accepted
     and told so. A second one ends the process at once.
     """
 
@@ -132,8 +140,8 @@ class Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         *,
-        ready: Callable[[int], None],
-        drain: Callable[[], Awaitable[None]],
+        ready: Callable[[State, int], None],
+        drain: Callable[[State], Awaitable[None]],
     ) -> None:
         super().__init__(config)
         self._ready = ready
@@ -143,11 +151,11 @@ class Server(uvicorn.Server):
         """Start, then report the port that was bound."""
         await super().startup(sockets)
         if self.started:
-            self._ready(int(self.servers[0].sockets[0].getsockname()[1]))
+            self._ready(self.lifespan.state, int(self.servers[0].sockets[0].getsockname()[1]))
 
     async def shutdown(self, sockets: list[Any] | None = None) -> None:
         """Drain with the door open, so that new requests get an answer; then close."""
-        drain = asyncio.ensure_future(self._drain())
+        drain = asyncio.ensure_future(self._drain(self.lifespan.state))
         while not drain.done() and not self.force_exit:
             await asyncio.wait({drain}, timeout=0.1)
         drain.cancel()
@@ -175,7 +183,7 @@ class Server(uvicorn.Server):
                 signal.signal(name, handler)
 
 
-def configuration(app: Any, *, host: str, port: int, drain_timeout_s: float) -> uvicorn.Config:
+def configuration(app: Any, *, host: str, port: int) -> uvicorn.Config:
     """How uvicorn runs here: one process, no websockets, no trust in proxy headers."""
     return uvicorn.Config(
         app,
@@ -191,7 +199,7 @@ def configuration(app: Any, *, host: str, port: int, drain_timeout_s: float) -> 
         proxy_headers=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=max(1, round(drain_timeout_s)),
+        timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
     )
 
 

@@ -40,7 +40,7 @@ async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
 
 @asynccontextmanager
 async def listening() -> AsyncIterator[tuple[int, ServerState]]:
-    config = configuration(echo_length, host="127.0.0.1", port=0, drain_timeout_s=1)
+    config = configuration(echo_length, host="127.0.0.1", port=0)
     config.load()
     state = ServerState()
     listener = await asyncio.get_running_loop().create_server(
@@ -154,14 +154,14 @@ SERVE = textwrap.dedent(
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"served"})
 
-    async def drain():
+    async def drain(state):
         print("draining", flush=True)
         if "stuck" in sys.argv:
             await asyncio.Event().wait()
         await asyncio.to_thread(sys.stdin.readline)
 
-    config = configuration(app, host="127.0.0.1", port=0, drain_timeout_s=5)
-    Server(config, ready=lambda port: print(port, flush=True), drain=drain).run()
+    config = configuration(app, host="127.0.0.1", port=0)
+    Server(config, ready=lambda state, port: print(port, flush=True), drain=drain).run()
     print("left", flush=True)
     """
 )

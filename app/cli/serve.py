@@ -1,0 +1,167 @@
+"""`polyprefix serve`: settings from the environment, options on top, a greeting when ready.
+
+Knows the terminal and the order of a start; the server itself is `app.main`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from app.cli.console import printable, stdout
+from app.errors import PolyprefixError
+
+if TYPE_CHECKING:
+    from app.api.services import Services
+    from app.settings import Settings
+
+SHOWN_PREFIXES = 12
+EXAMPLES = {"e2e": "name : The Punter | eatType : pub | food : Italian | area : riverside"}
+"""Inputs that make a good first request to prefixes that are shipped."""
+
+
+def _option(setting: str, help_text: str) -> Any:
+    """An option that is also the environment variable of a setting; no default of its own."""
+    return typer.Option(
+        f"--{setting.replace('_', '-')}",
+        envvar=f"POLYPREFIX_{setting.upper()}",
+        help=help_text,
+        show_default=False,
+    )
+
+
+Model = Annotated[
+    str | None,
+    _option("model", "Base model: a Hugging Face id or a folder. The demo model if not given."),
+]
+ServedName = Annotated[
+    str | None, _option("served_model_name", "What clients call it; the last part if not given.")
+]
+Store = Annotated[
+    str | None, _option("store", "Folder of the prefixes' tensors; `prefixes` if not given.")
+]
+DataDir = Annotated[str | None, _option("data_dir", "Folder of the catalog; `data` if not given.")]
+Host = Annotated[str | None, _option("host", "Address to listen on; 127.0.0.1 if not given.")]
+Port = Annotated[
+    int | None, _option("port", "Port; 8000 if not given, and 0 takes any that is free.")
+]
+Device = Annotated[str | None, _option("device", "`auto`, `cpu`, `cuda` or `cuda:N`.")]
+Dtype = Annotated[
+    str | None,
+    _option("dtype", "`auto`, `float32` or `bfloat16`; auto takes what the hardware multiplies."),
+]
+MaxRows = Annotated[int | None, _option("max_rows", "Rows computed at the same time.")]
+KvMemory = Annotated[int | None, _option("kv_memory", "Memory for keys and values, in MiB.")]
+Anonymous = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-anonymous/--no-allow-anonymous",
+        envvar="POLYPREFIX_ALLOW_ANONYMOUS",
+        help="Listen beyond this machine although no key is asked for.",
+        show_default=False,
+    ),
+]
+LogLevel = Annotated[
+    str | None, _option("log_level", "Least level to log: debug, info, warning or error.")
+]
+
+
+def serve(
+    model: Model = None,
+    served_model_name: ServedName = None,
+    store: Store = None,
+    data_dir: DataDir = None,
+    host: Host = None,
+    port: Port = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    max_rows: MaxRows = None,
+    kv_memory: KvMemory = None,
+    allow_anonymous: Anonymous = None,
+    log_level: LogLevel = None,
+) -> None:
+    """Serve a frozen base model with its prefixes over HTTP.
+
+    Every setting is an environment variable, `POLYPREFIX_…`; the ones that change most often are
+    options too, and an option wins. All of them stand in the README, "Settings". SIGTERM or
+    Ctrl+C finishes what runs, then stops; a second one stops at once.
+
+    Examples: `polyprefix serve` serves the demo model;
+    `polyprefix serve --model HuggingFaceTB/SmolLM2-135M --port 9000` another one;
+    `POLYPREFIX_DTYPE=float32 polyprefix serve` in full precision.
+    """
+    # at this point the local names are the parameters
+    given = {name: value for name, value in locals().items() if value is not None}
+    _run(_settings(given))
+
+
+def _settings(given: Mapping[str, Any]) -> Settings:
+    """Environment and options together; PolyprefixError names what is wrong."""
+    from pydantic import ValidationError
+
+    from app.settings import Settings
+
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise PolyprefixError(
+            f"setting {name} (POLYPREFIX_{name.upper()}): {first['msg']}"
+        ) from error
+
+
+def _run(settings: Settings) -> None:
+    from app.cli.server import Server, State, configuration, configure_logging
+    from app.main import create_app
+
+    def ready(state: State, port: int) -> None:
+        _greet(state["services"], _url(settings.host, port))
+
+    async def drain(state: State) -> None:
+        engine = state["services"].engine
+        if not await engine.drain(settings.drain_timeout):
+            await asyncio.to_thread(engine.stop)  # streams end with an error event
+
+    configure_logging(settings.log_level)
+    config = configuration(create_app(settings), host=settings.host, port=settings.port)
+    Server(config, ready=ready, drain=drain).run()
+
+
+def _url(host: str, port: int) -> str:
+    """Where the server is for a client on this machine."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
+
+
+def _greet(services: Services, url: str) -> None:
+    """Say where the server is, what it serves, and a request to try."""
+    from app.api.services import DEMO_TENANT
+
+    model = services.model
+    page = services.registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
+    names = [prefix.name for prefix in page.items]
+    dtype = str(model.dtype).removeprefix("torch.")
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("base model", Text(f"{model.spec.model_id} ({dtype}, {model.device})"))
+    facts.add_row("prefixes", ", ".join(names) + (", …" if page.next_cursor else "") or "none yet")
+    facts.add_row("try", "the command below")
+    console = stdout()
+    console.print(Panel(facts, title=f"polyprefix at {url}", expand=False))
+    console.print(Text(printable(example(url, names, model.spec.model_id))), soft_wrap=True)
+
+
+def example(url: str, prefixes: list[str], model_id: str) -> str:
+    """A `curl` command, in one line, that the server answers well."""
+    name = next((name for name in EXAMPLES if name in prefixes), None) or model_id
+    body = {"model": name, "prompt": EXAMPLES.get(name, "Once upon a time"), "max_tokens": 60}
+    command = ["curl", f"{url}/v1/completions", "-H", "content-type: application/json"]
+    return shlex.join([*command, "-d", json.dumps(body, ensure_ascii=False)])
