@@ -1,10 +1,13 @@
 """Runs operations of the registry in children that die, or whose calls fail, at the N-th call.
 
-    python crash_driver.py kill|ENOSPC-once|ENOSPC-forever|… FOLDER OPERATION…
+    python crash_driver.py kill|ENOSPC-once|ENOSPC-forever|… FOLDER [OPERATION…]
+    python crash_driver.py prepare|do|check FOLDER OPERATION
 
-The calls counted are those to the operating system that the registry makes itself, and every
-statement, begin and commit of SQLite. After each child the state is looked at as a restarted server
-would see it. Prints one JSON object: operation → {"points": N, "violations": [...]}.
+The first form counts the calls to the operating system that the registry makes itself, and every
+statement, begin and commit of SQLite; after each child it looks at the state as a restarted server
+would see it, and prints one JSON object: operation → {"points": N, "violations": [...]}. The second
+form is for killing from outside: `do` does one operation on a copy of what `prepare` made, `check`
+prints what is wrong with what it left.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ import signal
 import sqlite3
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from sqlalchemy import text
 
@@ -96,11 +101,7 @@ class Faults:
                 super().commit()
 
         connect = sqlite3.dbapi2.connect
-        setattr(
-            sqlite3.dbapi2,
-            "connect",
-            lambda *args, **kwargs: connect(*args, factory=Connection, **kwargs),
-        )
+        patch.object(sqlite3.dbapi2, "connect", partial(connect, factory=Connection)).start()
 
     def _wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -248,17 +249,10 @@ ALLOWED = {
 }
 
 
-def check_point(
-    work: Path, template: Path, operation: str, kind: str, at: int, states: tuple[State, State]
-) -> tuple[bool, list[str]]:
-    """One child and what it left; whether the fault was reached, and what is wrong."""
+def judge(work: Path, operation: str, states: tuple[State, State], outcome: str) -> list[str]:
+    """What is wrong with what a child left, as a restarted server finds it."""
     before, after = states
-    shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(template, work)
-    report = run_child(work, operation, kind, at)
-    outcome, wrong = report["outcome"], []
-    if outcome not in ALLOWED[kind.partition("-")[0]]:
-        wrong.append(f"ended as {outcome}")
+    wrong = []
     registry = reopen(work)
     try:
         found = inspect(registry, work)
@@ -275,6 +269,20 @@ def check_point(
         wrong.append(repr(error))
     finally:
         registry.close()
+    return wrong
+
+
+def check_point(
+    work: Path, template: Path, operation: str, kind: str, at: int, states: tuple[State, State]
+) -> tuple[bool, list[str]]:
+    """One child and what it left; whether the fault was reached, and what is wrong."""
+    shutil.rmtree(work, ignore_errors=True)
+    shutil.copytree(template, work)
+    report = run_child(work, operation, kind, at)
+    outcome = report["outcome"]
+    wrong = judge(work, operation, states, outcome)
+    if outcome not in ALLOWED[kind.partition("-")[0]]:
+        wrong.append(f"ended as {outcome}")
     reached = outcome == "killed" or (kind != "kill" and report["calls"] >= at)
     return reached, [f"{operation}, {kind} at call {at}: {what}" for what in wrong]
 
@@ -291,6 +299,9 @@ def check_operation(folder: Path, operation: str, kind: str) -> dict[str, Any]:
     OPERATIONS[operation](registry, work)
     states = before, look(registry, work)
     registry.close()
+    (folder / "states").write_text(json.dumps(states))
+    if kind == "prepare":
+        return {}
     violations: list[str] = []
     at, reached = 0, True
     while reached:
@@ -302,6 +313,15 @@ def check_operation(folder: Path, operation: str, kind: str) -> dict[str, Any]:
 
 def main() -> None:
     kind, folder, *operations = sys.argv[1:]
+    if kind == "do":
+        registry = reopen(Path(folder) / "work")
+        OPERATIONS[operations[0]](registry, Path(folder) / "work")
+        return
+    if kind == "check":
+        states = json.loads((Path(folder) / "states").read_text())
+        wrong = judge(Path(folder) / "work", operations[0], states, "killed")
+        sys.stdout.write(json.dumps(wrong) + "\n")
+        return
     report = {
         operation: check_operation(Path(folder), operation, kind)
         for operation in operations or OPERATIONS
