@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
+import shlex
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
+
+from app.api.schemas import CompletionBody
+from app.cli import app
+from app.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,3 +88,53 @@ def test_versions_with_known_holes_are_excluded(package: str, floor: tuple[int, 
 def test_no_form_parser_is_installed() -> None:
     assert importlib.util.find_spec("python_multipart") is None
     assert importlib.util.find_spec("multipart") is None
+
+
+def settings_table() -> list[str]:
+    """The table under "Settings", as `app.settings` would write it."""
+    options = {
+        option.envvar for option in get_command(app).commands["serve"].params if option.envvar
+    }
+    lines = []
+    for name, field in Settings.model_fields.items():
+        variable = f"POLYPREFIX_{name.upper()}"
+        option = f"`--{name.replace('_', '-')}`" if variable in options else ""
+        default = str(field.default).replace(f"{ROOT}/", "")
+        default = "" if field.default is None else f"`{default}`"
+        lines.append(f"| `{variable}` | {option} | {default} | {field.description} |")
+    return lines
+
+
+def test_the_settings_table_is_what_the_settings_say() -> None:
+    lines = [line for line in section("Settings").splitlines() if line.startswith("|")]
+    assert lines[2:] == settings_table(), "it should be:\n" + "\n".join(settings_table())
+
+
+def test_every_option_of_serve_is_a_setting() -> None:
+    variables = {f"POLYPREFIX_{name.upper()}" for name in Settings.model_fields}
+    options = [option for option in get_command(app).commands["serve"].params if option.envvar]
+    assert {option.envvar for option in options} <= variables
+    assert all(f"--{option.name.replace('_', '-')}" in option.opts for option in options)
+
+
+def commands_of_readme() -> list[list[str]]:
+    """Every `polyprefix …` line of the shell examples, continued lines joined."""
+    text = "\n".join(blocks("bash")).replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("polyprefix ")]
+
+
+@pytest.mark.parametrize("arguments", commands_of_readme(), ids=" ".join)
+def test_commands_take_the_options_of_the_examples(arguments: list[str]) -> None:
+    command = get_command(app)
+    while arguments[0] in getattr(command, "commands", {}):
+        command = command.commands[arguments[0]]
+        arguments = arguments[1:]
+    known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+    assert {argument for argument in arguments if argument.startswith("--")} <= known
+
+
+def test_the_curl_example_is_a_completion_request() -> None:
+    bodies = re.findall(r"-d '(\{.*?\})'", "\n".join(blocks("bash")), re.DOTALL)
+    assert bodies
+    for body in bodies:
+        CompletionBody.model_validate(json.loads(body), strict=True)
