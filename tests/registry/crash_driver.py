@@ -193,11 +193,18 @@ def reopen(folder: Path) -> Registry:
     return open_registry(f"sqlite:///{folder}/data/catalog.sqlite3", folder / "store")
 
 
+def staged_files(folder: Path) -> list[str]:
+    return [path.name for path in (folder / "store" / ".staging").glob("*")]
+
+
 def inspect(registry: Registry, folder: Path) -> State:
     """The state as a restarted server sees it; PolyprefixError if something is damaged."""
-    left = list((folder / "store" / ".staging").glob("*"))
+    left = staged_files(folder)
     if left:
         raise PolyprefixError(f"temporary files are left: {left}")
+    for path in (folder / "store").glob("*/*.safetensors"):
+        if hashlib.sha256(path.read_bytes()).hexdigest() != path.stem:
+            raise PolyprefixError(f"{path} is not whole")
     with registry.catalog.read() as connection:
         if connection.scalar(text("PRAGMA integrity_check")) != "ok":
             raise PolyprefixError("the database is damaged")
@@ -224,6 +231,7 @@ def child(folder: Path, operation: str, faults: Faults, pipe: int) -> None:
         report["outcome"] = f"unexpected {error!r}"
     faults.armed = False
     report["calls"] = faults.calls
+    report["left"] = staged_files(folder)
     write(pipe, json.dumps(report).encode())
     os._exit(0)
 
@@ -238,7 +246,7 @@ def run_child(folder: Path, operation: str, kind: str, at: int) -> dict[str, Any
     with os.fdopen(reader, "rb") as pipe:
         report = pipe.read()
     os.waitpid(process, 0)
-    return json.loads(report) if report else {"outcome": "killed", "calls": at}
+    return json.loads(report) if report else {"outcome": "killed", "calls": at, "left": []}
 
 
 ALLOWED = {
@@ -283,6 +291,8 @@ def check_point(
     wrong = judge(work, operation, states, outcome)
     if outcome not in ALLOWED[kind.partition("-")[0]]:
         wrong.append(f"ended as {outcome}")
+    if kind.endswith("once") and outcome != "done" and report["left"]:
+        wrong.append("a temporary file is left until the next start")
     reached = outcome == "killed" or (kind != "kill" and report["calls"] >= at)
     return reached, [f"{operation}, {kind} at call {at}: {what}" for what in wrong]
 
