@@ -97,11 +97,13 @@ class Engine:
             raise EngineStopped("the engine is not running")
         self._admission.check(request)
         self._admission.enter(request)
-        stream = self._router.open(request.id, self.cancel)
+        try:
+            stream = self._router.open(request.id, self.cancel)
+        except BaseException:
+            self._admission.leave(request.id)
+            raise
         seed = request.sampling.seed
         self._inbox.put(Submit(request, secrets.randbits(63) if seed is None else seed))
-        if not self._thread.is_alive():
-            self._router.fail_all(EngineStopped("the engine has stopped"))
         return stream
 
     def cancel(self, request_id: str) -> None:
@@ -149,7 +151,6 @@ class Engine:
         except BaseException as cause:
             _log.critical("the engine's loop has ended", exc_info=cause)
             error = EngineStopped("the engine has stopped after an internal error")
-            raise
         finally:
             self._router.fail_all(error)
 
@@ -187,8 +188,7 @@ class Engine:
         for message in messages:
             if isinstance(message, Submit):
                 self._scheduler.add(message.request, message.seed, message.submitted_at)
-            else:
-                self._scheduler.cancel(message.request_id)
+            elif self._scheduler.cancel(message.request_id):
                 failed = RequestFailed(RequestCancelled("the request was cancelled"))
                 self._deliver([(message.request_id, failed)])
         return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import suppress
 
 from app.engine.request import Event, RequestFailed, RequestFinished
 from app.errors import PolyprefixError
@@ -62,12 +63,18 @@ class Router:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._streams: dict[str, tuple[asyncio.AbstractEventLoop, RequestStream]] = {}
+        self._ended: PolyprefixError | None = None
 
     def open(self, request_id: str, cancel: Callable[[str], None]) -> RequestStream:
-        """A stream for a new request; call on the event loop that will read it."""
-        stream = RequestStream(request_id, cancel)
+        """A stream for a new request; call on the event loop that will read it.
+
+        After `fail_all` its error is raised instead.
+        """
+        loop, stream = asyncio.get_running_loop(), RequestStream(request_id, cancel)
         with self._lock:
-            self._streams[request_id] = (asyncio.get_running_loop(), stream)
+            if self._ended is not None:
+                raise type(self._ended)(self._ended.message)
+            self._streams[request_id] = (loop, stream)
         return stream
 
     def deliver(self, deliveries: Iterable[tuple[str, Event]]) -> None:
@@ -82,12 +89,14 @@ class Router:
                 if isinstance(event, RequestFinished | RequestFailed):
                     del self._streams[request_id]
         for loop, events in by_loop.items():
-            if not loop.is_closed():
+            # a closed loop raises: its streams have no reader any more
+            with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_put_all, events)
 
     def fail_all(self, error: PolyprefixError) -> None:
-        """End every open request with `error`."""
+        """End every open request with `error`, and refuse new ones."""
         with self._lock:
+            self._ended = error
             open_ids = list(self._streams)
         self.deliver([(request_id, RequestFailed(error)) for request_id in open_ids])
 
