@@ -79,15 +79,16 @@ class Scheduler:
         """Queue a request; `seed` is its noise key."""
         self._waiting.append(ActiveRequest(request, seed, now))
 
-    def cancel(self, request_id: str) -> None:
-        """Forget a request and free its rows; unknown ids are ignored."""
+    def cancel(self, request_id: str) -> bool:
+        """Forget a request and free its rows; False if there is none (it may have ended)."""
         if request_id in self._active:
             self._end(self._active[request_id])
-            return
+            return True
         for entry in self._waiting:
             if entry.request.id == request_id:
                 self._waiting.remove(entry)
-                return
+                return True
+        return False
 
     def expire(self, now: float) -> Deliveries:
         """End every request whose deadline has passed."""
@@ -188,13 +189,17 @@ class Scheduler:
     def _prefill_chunks(self, budget: int) -> list[Chunk]:
         """Chunks of prompts, oldest request first, until the budget is spent."""
         chunks: list[Chunk] = []
+        scorable = self._config.score_chunk
         for row in self._prefilling:
             if budget <= 0:
                 break
             scores = row.request.echo and row.request.sampling.logprobs is not None
+            if scores and scorable <= 0:
+                continue
             count = min(row.num_pending, budget)
             if scores:
-                count = min(count, self._config.score_chunk)
+                count = min(count, scorable)
+                scorable -= count
             budget -= count
             done = count == row.num_pending
             samplers = tuple(self._active[row.request.id].rows) if done else ()
