@@ -5,6 +5,8 @@ Knows nothing about scheduling; it is told one token at a time and answers what 
 
 from __future__ import annotations
 
+import math
+
 from app.engine.request import FinishReason, SamplingParams, TextDelta, TokenScore
 from app.model.text import Text
 
@@ -49,6 +51,8 @@ class Transcript:
             self.finish_reason = FinishReason.LENGTH
         if self.finish_reason is not None and self.stop_string is None:
             shown += self._close()
+            if self.stop_string is not None:
+                self.finish_reason = FinishReason.STOP
         return self._delta(shown)
 
     def score(
@@ -79,14 +83,21 @@ class Transcript:
             return new
         pending = self._held + new
         if self.num_tokens >= self._sampling.min_tokens:
-            found = [(pending.find(stop), -len(stop), stop) for stop in stops if stop in pending]
-            if found:
-                start, _, self.stop_string = min(found)
+            ends = [(_end_of(stop, pending, len(self._held)), -len(stop), stop) for stop in stops]
+            end, _, stop = min(ends)
+            if end < math.inf:
+                self.stop_string = stop
                 self._held = ""
-                return pending[:start]
+                return pending[: int(end) - len(stop)]
         held = max(_overlap(pending, stop) for stop in stops)
         self._held = pending[len(pending) - held :]
         return pending[: len(pending) - held]
+
+
+def _end_of(stop: str, text: str, num_seen: int) -> float:
+    """Where `stop` first ends in `text` after its first `num_seen` characters; infinity if not."""
+    start = text.find(stop, max(0, num_seen - len(stop) + 1))
+    return math.inf if start < 0 else start + len(stop)
 
 
 def _overlap(text: str, stop: str) -> int:
