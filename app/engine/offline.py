@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from app.engine.engine import Engine
 from app.engine.request import (
+    Event,
     FinishReason,
     GenerationRequest,
     PromptScored,
@@ -53,15 +54,24 @@ async def _complete(engine: Engine, request: GenerationRequest) -> Completion:
     result = Completion(
         ["" for _ in rows], [[] for _ in rows], [[] for _ in rows], [None] * len(rows)
     )
-    async for event in engine.submit(request):
-        if isinstance(event, RequestFailed):
-            raise event.error
-        if isinstance(event, TextDelta):
-            result.texts[event.index] += event.text
-            result.token_ids[event.index].extend(token.token_id for token in event.tokens)
-            result.scores[event.index].extend(event.tokens)
-        elif isinstance(event, RowFinished):
-            result.finish_reasons[event.index] = event.reason
-        elif isinstance(event, PromptScored):
-            result.prompt_scores.extend(event.scores)
+    stream = engine.submit(request)
+    try:
+        async for event in stream:
+            _take(event, result)
+    finally:
+        stream.cancel()
     return result
+
+
+def _take(event: Event, result: Completion) -> None:
+    """Add one event to the result; raises the error of a request that failed."""
+    if isinstance(event, RequestFailed):
+        raise event.error
+    if isinstance(event, TextDelta):
+        result.texts[event.index] += event.text
+        result.token_ids[event.index].extend(token.token_id for token in event.tokens)
+        result.scores[event.index].extend(event.tokens)
+    elif isinstance(event, RowFinished):
+        result.finish_reasons[event.index] = event.reason
+    elif isinstance(event, PromptScored):
+        result.prompt_scores.extend(event.scores)
