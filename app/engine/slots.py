@@ -38,7 +38,7 @@ class LoadPrefixes:
 
 @dataclass(frozen=True, slots=True)
 class ClearSlot:
-    """Zero a slot whose row failed: a stale NaN would poison its successor behind any mask."""
+    """Zero a slot that may hold NaN: stale, it would poison a successor behind any mask."""
 
     row: Row
     target: Slot
@@ -120,12 +120,15 @@ class SlotTable:
         self._close_gap(old)
 
     def release(self, row: Row, *, faulted: bool = False) -> None:
-        """Free the row's slot; a faulted row's slot is zeroed before anything else uses it."""
+        """Free the row's slot; it is zeroed for the next one if the row may have held NaN.
+
+        That is so if it failed, or ended before any of its logits were seen to be finite.
+        """
         slot = row.slot
         if slot is None:
             return
         row.slot = None
-        if faulted:
+        if faulted or row.num_generated == 0:
             self._operations.append(ClearSlot(row, slot))
         self._close_gap(slot)
 
@@ -152,6 +155,8 @@ class SlotTable:
             source = slot_of(last)
             last.slot = slot
             self._operations.append(CopyColumns(last, source, slot, last.num_cached))
+            if last.num_generated == 0:
+                self._operations.append(ClearSlot(last, source))
 
 
 def slot_of(row: Row) -> Slot:
