@@ -30,11 +30,13 @@ class StepPlan:
     """Pool operations, then one forward pass over `chunks`.
 
     Rows that decode come first, in the order of their slots, then the chunks of prompts.
+    `num_rows` counts the rows in each length class once the operations are done.
     """
 
     operations: tuple[PoolOperation, ...]
     chunks: tuple[Chunk, ...]
     num_decode: int
+    num_rows: tuple[int, ...]
 
     @property
     def num_prefill_tokens(self) -> int:

@@ -66,24 +66,48 @@ class KVPool:
         else:
             self._load_prefixes(operation, target)
 
+    def prepare(self, operations: Sequence[PoolOperation], num_rows: Sequence[int]) -> None:
+        """Before a step's operations, which leave `num_rows` rows in each class.
+
+        Slots that nothing needs are given back if the memory would not suffice otherwise.
+        """
+        needed = list(num_rows)
+        for operation in operations:
+            slots = [operation.target]
+            if isinstance(operation, CopyColumns):
+                slots.append(operation.source)
+            for slot in slots:
+                needed[slot.length_class] = max(needed[slot.length_class], slot.index + 1)
+        wanted = sum(
+            max(count, tensor.shape[2]) * self._slot_bytes(index)
+            for index, (count, tensor) in enumerate(zip(needed, self._classes, strict=True))
+        )
+        if wanted > self._max_bytes:
+            self._shrink(needed)
+
     def ensure(self, slot: Slot) -> None:
-        """Grow the slot's class until it has that slot; new memory is zero."""
+        """Grow the slot's class until it has that slot, and to twice its size if memory allows.
+
+        New memory is zero.
+        """
         old = self._classes[slot.length_class]
         if slot.index < old.shape[2]:
             return
+        room = (self._max_bytes - self.nbytes) // self._slot_bytes(slot.length_class)
         wanted = max(_FIRST_SLOTS, 2 * old.shape[2], slot.index + 1)
-        new_bytes = (wanted - old.shape[2]) * self._zeros(slot.length_class, 1, "meta").nbytes
-        if self.nbytes + new_bytes > self._max_bytes:
-            wanted = slot.index + 1
+        wanted = max(min(wanted, old.shape[2] + room), slot.index + 1)
         new = self._zeros(slot.length_class, wanted)
         new[:, :, : old.shape[2]] = old
         self._classes[slot.length_class] = new
 
-    def shrink(self, num_rows: Sequence[int]) -> None:
-        """Give back slots beyond `num_rows` of each class; for when memory is short or idle."""
+    def _shrink(self, num_slots: Sequence[int]) -> None:
+        """Give back slots beyond `num_slots` of each class."""
         for index, tensor in enumerate(self._classes):
-            if tensor.shape[2] > num_rows[index]:
-                self._classes[index] = tensor[:, :, : num_rows[index]].clone()
+            if tensor.shape[2] > num_slots[index]:
+                self._classes[index] = tensor[:, :, : num_slots[index]].clone()
+
+    def _slot_bytes(self, length_class: int) -> int:
+        return self._capacities[length_class] * self.column_bytes(self._shape, self._dtype)
 
     def _load_prefixes(self, operation: LoadPrefixes, target: torch.Tensor) -> None:
         column = 0
@@ -100,7 +124,7 @@ class KVPool:
         """Keys and values of one slot, [2, layers, kv_heads, columns, head_dim]."""
         return self._classes[slot.length_class][:, :, slot.index]
 
-    def _zeros(self, length_class: int, slots: int, device: str | None = None) -> torch.Tensor:
+    def _zeros(self, length_class: int, slots: int) -> torch.Tensor:
         shape = self._shape
         size = (2, shape.layers, slots, shape.kv_heads, self._capacities[length_class])
-        return torch.zeros(*size, shape.head_dim, dtype=self._dtype, device=device or self._device)
+        return torch.zeros(*size, shape.head_dim, dtype=self._dtype, device=self._device)

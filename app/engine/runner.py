@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from app.engine.kernels import ATTENTIONS
 from app.engine.plan import Chunk, Outcome, Sampled, StepPlan
 from app.engine.pool import KVPool
 from app.engine.ragged import RaggedPlan
@@ -27,26 +28,35 @@ _log = logging.getLogger(__name__)
 class Runner:
     """Runs steps of one model on one pool."""
 
-    def __init__(self, model: FrozenModel, pool: KVPool) -> None:
+    def __init__(self, model: FrozenModel, pool: KVPool, decode_attention: str = "sdpa") -> None:
         self._model = model
         self._pool = pool
+        self._decode_attention = ATTENTIONS[decode_attention]
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Outcome:
         """Carry out `plan`. Never raises for a fault of a row: it is in the outcome."""
         started = time.monotonic()
         faults: dict[Row, PolyprefixError] = {}
-        for operation in plan.operations:
-            try:
-                self._pool.apply(operation)
-            except Exception as error:
-                faults[operation.row] = _fault("its keys and values could not be placed", error)
+        self._place(plan, faults)
         sampled: list[Sampled] = []
         scored: dict[Row, Sequence[Sampled]] = {}
         chunks = [chunk for chunk in plan.chunks if chunk.row not in faults]
         for part, logits in self._forward(chunks, faults):
             self._sample_part(part, logits, sampled, scored, faults)
         return Outcome(sampled, scored, faults, time.monotonic() - started)
+
+    def _place(self, plan: StepPlan, faults: dict[Row, PolyprefixError]) -> None:
+        """Carry out the pool operations."""
+        try:
+            self._pool.prepare(plan.operations, plan.num_rows)
+        except Exception:
+            _log.exception("the K/V pool could not give memory back")
+        for operation in plan.operations:
+            try:
+                self._pool.apply(operation)
+            except Exception as error:
+                faults[operation.row] = _fault("its keys and values could not be placed", error)
 
     def _forward(
         self, chunks: Sequence[Chunk], faults: dict[Row, PolyprefixError]
@@ -75,7 +85,9 @@ class Runner:
 
         A step in which no chunk wants logits yields one token's, for nobody.
         """
-        plan = RaggedPlan(chunks, self._pool, self._model.device, self._model.dtype)
+        plan = RaggedPlan(
+            chunks, self._pool, self._model.device, self._model.dtype, self._decode_attention
+        )
         keep: list[int] = []
         for chunk, last in zip(chunks, plan.last_tokens, strict=True):
             if chunk.scores:
@@ -101,7 +113,10 @@ class Runner:
         for chunk in chunks:
             kept = chunk.count if chunk.scores else min(1, len(chunk.samplers))
             if chunk.scores:
-                scored[chunk.row] = self._score(chunk, logits[first : first + kept])
+                try:
+                    scored[chunk.row] = self._score(chunk, logits[first : first + kept])
+                except Exception as error:
+                    faults[chunk.row] = _fault("its prompt could not be scored", error)
             rows.extend(chunk.samplers)
             sources.extend([first + kept - 1] * len(chunk.samplers))
             first += kept

@@ -110,7 +110,8 @@ class Scheduler:
         operations = self._table.take_operations()
         if not decode and not prefill and not operations:
             return None
-        return StepPlan(operations, tuple(decode + prefill), len(decode))
+        num_rows = tuple(len(rows) for rows in self._table.rows)
+        return StepPlan(operations, tuple(decode + prefill), len(decode), num_rows)
 
     def commit(self, plan: StepPlan, outcome: Outcome, now: float) -> Deliveries:
         """Take a step's results: advance rows, end those that are done, say what happened."""
