@@ -16,6 +16,9 @@ from app.engine.plan import Sampled
 from app.engine.request import SamplingParams
 from app.engine.row import Row
 
+_COLDEST = 1e-6
+"""Temperatures below are taken for it: no quotient overflows, and nothing but ties is left open."""
+
 _CANDIDATES = 1024
 """How many of the most probable tokens top-p looks at before it sorts the whole vocabulary."""
 
@@ -96,7 +99,7 @@ def _draw(logits: torch.Tensor, row: Row, eos_token_ids: Collection[int]) -> int
     if sampling.temperature == 0:
         return int(adjusted.argmax())
     noise = uniform(row.seed, row.index, len(row.token_ids))
-    return _invert(adjusted / sampling.temperature, sampling, noise)
+    return _invert(adjusted / max(sampling.temperature, _COLDEST), sampling, noise)
 
 
 def _adjust(logits: torch.Tensor, row: Row, eos_token_ids: Collection[int]) -> torch.Tensor:
