@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from app.engine.admission import Admission
 from app.engine.config import EngineConfig
 from app.engine.inbox import Cancel, Inbox, Submit
+from app.engine.kernels import choose_attention
 from app.engine.pool import KVPool
 from app.engine.request import GenerationRequest, RequestFailed, RequestFinished
 from app.engine.router import RequestStream, Router
@@ -71,7 +72,14 @@ class Engine:
         self.table = SlotTable(capacities, self.config.kv_bytes // column_bytes)
         self.counters = Counters()
         self._scheduler = Scheduler(self.config, self.table, model.text)
-        self._runner = Runner(model, self.pool)
+        self.decode_attention = choose_attention(
+            self.config.decode_attention,
+            shape.kv_heads,
+            shape.head_dim,
+            model.device,
+            model.dtype,
+        )
+        self._runner = Runner(model, self.pool, self.decode_attention)
         self._router = Router()
         self._inbox = Inbox()
         self._admission = Admission(self.config, model.spec, model.text, self.table)

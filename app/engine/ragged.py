@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
+from app.engine.kernels import Attention, fused_attention
 from app.engine.plan import Chunk
 from app.engine.pool import KVPool
 from app.engine.slots import slot_of
@@ -61,9 +61,15 @@ class RaggedPlan:
     """
 
     def __init__(
-        self, chunks: Sequence[Chunk], pool: KVPool, device: torch.device, dtype: torch.dtype
+        self,
+        chunks: Sequence[Chunk],
+        pool: KVPool,
+        device: torch.device,
+        dtype: torch.dtype,
+        decode_attention: Attention = fused_attention,
     ) -> None:
         self._pool, self._device, self._dtype = pool, device, dtype
+        self._decode_attention = decode_attention
         ids: list[int] = []
         positions: list[int] = []
         self.last_tokens: list[int] = []
@@ -123,7 +129,8 @@ class RaggedPlan:
         # query heads that share a K/V head stand as further tokens of that head
         folded = chosen.reshape(rows, kv_heads, shared * group.padded, head_dim)
         mask = group.mask if shared == 1 else group.mask.repeat(1, 1, shared, 1)
-        result = scaled_dot_product_attention(folded, keys, values, attn_mask=mask, scale=scaling)
+        attention = self._decode_attention if group.padded == 1 else fused_attention
+        result = attention(folded, keys, values, mask, scaling)
         result = result.reshape(rows, num_heads, group.padded, head_dim).transpose(1, 2)
         if group.scatter is None:
             output[group.first : group.last] = result.reshape(-1, num_heads, head_dim)

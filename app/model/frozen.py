@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from app.model.attention import AttentionPlan
 from app.model.reference import ReferenceRun
@@ -26,7 +27,7 @@ class FrozenModel:
     weights, …) and is shown in `/info`; `references` are what plain transformers computes.
     """
 
-    hf: torch.nn.Module
+    hf: PreTrainedModel
     spec: BaseModelSpec
     text: Text
     device: torch.device
@@ -34,6 +35,11 @@ class FrozenModel:
     num_heads: int
     notes: Mapping[str, Any]
     references: tuple[ReferenceRun, ...]
+
+    @property
+    def family(self) -> str:
+        """transformers' name of the model's type, `gpt2` for example."""
+        return str(self.hf.config.model_type)
 
     def forward(
         self,

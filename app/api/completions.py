@@ -1,0 +1,156 @@
+"""`POST /v1/completions`: parse, choose prefixes, submit, shape the reply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.choosing import Choice, choose
+from app.api.completion_reply import (
+    ChunkWriter,
+    Json,
+    PromptReply,
+    ReplyHead,
+    RowReply,
+    whole_reply,
+)
+from app.api.errors import StrictJSONResponse
+from app.api.event_stream import EventStream
+from app.api.generation import Generation, Job, unless_gone
+from app.api.prompts import encode_prompt
+from app.api.sampling import choose_max_tokens, parse_logit_bias, sampling_params
+from app.api.schemas import CompletionBody
+from app.api.services import Services, ServicesDep, TenantDep
+from app.engine.request import RowFinished, TextDelta
+from app.errors import InvalidRequest
+
+router = APIRouter()
+
+_DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
+_DEFAULT_MAX_TOKENS = 16
+
+
+@router.post("/v1/completions")
+async def create_completion(
+    body: CompletionBody, request: Request, services: ServicesDep, tenant: TenantDep
+) -> Response:
+    """OpenAI's completions; `model` names a prefix, or several joined by `+`."""
+    _check(body)
+    choice = await choose(services, tenant, body.model, body.prefixes)
+    try:
+        jobs = [await _job(services, choice, body, prompt) for prompt in _prompts(body)]
+        generation = Generation(services, choice, tenant, jobs, body.timeout)
+        generation.start()
+    except BaseException:
+        choice.release()
+        raise
+    reply = _Reply(body, generation, services)
+    if body.stream:
+        return EventStream(reply.parts(), lambda: choice.headers, generation.close)
+    try:
+        content = await unless_gone(request.receive, reply.whole())
+    finally:
+        generation.close()
+    return StrictJSONResponse(content, headers={**choice.headers, **generation.timings.headers})
+
+
+def _check(body: CompletionBody) -> None:
+    """What single fields cannot say."""
+    if body.suffix:
+        raise InvalidRequest("suffix is not supported", param="suffix")
+    n, best_of = body.n or 1, body.best_of
+    if best_of is not None and best_of < n:
+        raise InvalidRequest(f"best_of is {best_of}, less than n, which is {n}", param="best_of")
+    if body.stream and best_of is not None and best_of > n:
+        raise InvalidRequest("best_of greater than n cannot be streamed", param="best_of")
+
+
+def _prompts(body: CompletionBody) -> list[str | list[int]]:
+    """The prompts one by one, whichever of the four forms was used."""
+    prompt = body.prompt
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [[token for token in prompt if isinstance(token, int)]]
+    return [item for item in prompt if isinstance(item, str | list)]
+
+
+async def _job(
+    services: Services, choice: Choice, body: CompletionBody, prompt: str | list[int]
+) -> Job:
+    ids = await encode_prompt(services, choice, prompt, raw=body.raw)
+    ranks = (body.best_of or 1) > (body.n or 1)
+    logprobs = 0 if ranks and body.logprobs is None else body.logprobs
+    sampling = sampling_params(
+        body,
+        choice,
+        max_tokens=choose_max_tokens(
+            services, choice, body.max_tokens, _DEFAULT_MAX_TOKENS, len(ids)
+        ),
+        defaults=_DEFAULTS,
+        stop=[body.stop] if isinstance(body.stop, str) else body.stop,
+        logprobs=logprobs,
+        logit_bias=parse_logit_bias(body.logit_bias),
+    )
+    rows = max(body.n or 1, body.best_of or 1)
+    return Job(ids, sampling, rows, echo=bool(body.echo))
+
+
+class _Reply:
+    """Collects one generation and shapes it, whole or in parts."""
+
+    def __init__(self, body: CompletionBody, generation: Generation, services: Services) -> None:
+        self._body, self._generation = body, generation
+        self._head = ReplyHead(
+            id=f"cmpl-{time.time_ns():x}",
+            created=int(time.time()),
+            model=body.model,
+            system_fingerprint=services.system_fingerprint,
+        )
+        text = services.model.text
+        self._prompts = [
+            PromptReply(
+                rows=[RowReply() for _ in range(job.rows)],
+                num_prompt=len(job.prompt_ids),
+                echo_text=text.decode(job.prompt_ids) if job.echo else "",
+            )
+            for job in generation.jobs
+        ]
+
+    async def whole(self) -> Json:
+        """The reply that is not streamed."""
+        async for batch in self._generation.events():
+            for index, event in batch:
+                self._prompts[index].add(event)
+        return whole_reply(self._head, self._prompts, self._body.n or 1, self._body.logprobs)
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """The stream's events, as bytes; what arrives together is sent together."""
+        options = self._body.stream_options
+        include_usage = options is not None and options.include_usage
+        writer = ChunkWriter(self._head, self._body.logprobs, include_usage)
+        rows = self._generation.jobs[0].rows
+        started: set[int] = set()
+        async for batch in self._generation.events():
+            part = b""
+            for index, event in batch:
+                prompt = self._prompts[index]
+                prompt.add(event)
+                if not isinstance(event, TextDelta | RowFinished):
+                    continue
+                number = index * rows + event.index
+                if number not in started:
+                    started.add(number)
+                    if self._body.echo:
+                        scores = prompt.prompt_scores
+                        part += writer.choice(number, prompt.echo_text, scores, None)
+                if isinstance(event, RowFinished):
+                    part += writer.choice(number, "", (), event.reason.value)
+                elif event.text or self._body.logprobs is not None:
+                    part += writer.choice(number, event.text, event.tokens, None)
+            if part:
+                yield part
+        timings = self._generation.timings.milliseconds
+        yield writer.last(self._prompts, timings, include_usage)

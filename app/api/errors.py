@@ -1,0 +1,104 @@
+"""Errors → HTTP, once: the OpenAI shape, or TGI's on TGI's routes.
+
+Nothing internal leaks: an error that is not ours is logged and answered as "internal error".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from app.errors import NotFound, PolyprefixError, Unprocessable
+
+_log = logging.getLogger(__name__)
+
+TGI_PATHS = frozenset({"/", "/generate", "/generate_stream"})
+
+_TGI_TYPES = {429: "overloaded", 503: "overloaded", 500: "generation", 504: "generation"}
+
+
+class StrictJSONResponse(JSONResponse):
+    """JSON that never holds NaN."""
+
+    def render(self, content: Any) -> bytes:
+        """Compact UTF-8 JSON."""
+        return json.dumps(
+            content, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        ).encode()
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Map every exception that can leave a route to a response."""
+    app.add_exception_handler(PolyprefixError, _on_error)
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_unknown)
+
+
+def error_body(error: PolyprefixError, path: str) -> dict[str, Any]:
+    """The error as JSON content, in the shape that `path` speaks."""
+    if path in TGI_PATHS:
+        return {"error": error.message, "error_type": _TGI_TYPES.get(error.status, "validation")}
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    fields = {
+        "message": error.message,
+        "type": kind,
+        "param": error.param,
+        "code": error.code,
+    }
+    return {"error": fields}
+
+
+def error_response(error: PolyprefixError, path: str) -> Response:
+    """The error as a response, with `Retry-After` where waiting helps."""
+    headers: Mapping[str, str] = {}
+    if error.retry_after is not None:
+        headers = {"retry-after": str(math.ceil(error.retry_after))}
+    return StrictJSONResponse(error_body(error, path), error.status, headers)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, PolyprefixError):
+        return await _on_unknown(request, error)
+    return error_response(error, request.scope["path"])
+
+
+async def _on_validation(request: Request, error: Exception) -> Response:
+    """The first thing that is wrong with a body, by the name of its field."""
+    if not isinstance(error, RequestValidationError):
+        return await _on_unknown(request, error)
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    field = ".".join(where)[:120]
+    message = str(first["msg"])[:300]
+    ours = Unprocessable(f"{field}: {message}" if field else message, param=field or None)
+    return error_response(ours, request.scope["path"])
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    """What the framework itself refuses: unknown paths and methods."""
+    if not isinstance(error, HTTPException):
+        return await _on_unknown(request, error)
+    ours: PolyprefixError = NotFound("there is no such route")
+    if error.status_code != 404:
+        ours = PolyprefixError(str(error.detail))
+        ours.status, ours.code = error.status_code, "method_not_allowed"
+        if error.status_code != 405:
+            ours.code = "invalid_request"
+    response = error_response(ours, request.scope["path"])
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+async def _on_unknown(request: Request, error: Exception) -> Response:
+    _log.error("unexpected error at %s", request.scope["path"], exc_info=error)
+    return error_response(PolyprefixError("internal error"), request.scope["path"])

@@ -1,0 +1,185 @@
+"""`POST /generate`, `/generate_stream` and `/`: the API of TGI and LoRAX."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.choosing import Choice, choose
+from app.api.completion_reply import PromptReply, RowReply
+from app.api.errors import StrictJSONResponse
+from app.api.event_stream import EventStream, event
+from app.api.generation import Generation, Job, unless_gone
+from app.api.prompts import encode_prompt
+from app.api.sampling import choose_max_tokens, sampling_params
+from app.api.schemas import CompatGenerateBody, GenerateBody, TgiParameters
+from app.api.services import Services, ServicesDep, TenantDep
+from app.engine.request import FinishReason, RowFinished, TextDelta, TokenScore
+from app.errors import InvalidRequest
+
+router = APIRouter()
+
+_DEFAULT_MAX_TOKENS = 100
+_SAMPLED = {"temperature": 1.0}
+
+
+@router.post("/generate")
+async def generate(
+    body: GenerateBody, request: Request, services: ServicesDep, tenant: TenantDep
+) -> Response:
+    """One text at once; `parameters.adapter_id` names the prefix."""
+    reply = await _begin(body, services, tenant)
+    content = await _whole(reply, request)
+    return StrictJSONResponse(content, headers=reply.headers)
+
+
+@router.post("/generate_stream")
+async def generate_stream(body: GenerateBody, services: ServicesDep, tenant: TenantDep) -> Response:
+    """One text as it grows, an event per token; no `[DONE]` at the end."""
+    if (body.parameters.best_of or 1) > 1:
+        raise InvalidRequest("best_of cannot be streamed", param="best_of")
+    reply = await _begin(body, services, tenant)
+    return EventStream(reply.parts(), lambda: reply.headers, reply.generation.close)
+
+
+@router.post("/")
+async def compat_generate(
+    body: CompatGenerateBody, request: Request, services: ServicesDep, tenant: TenantDep
+) -> Response:
+    """`/generate`, whose reply is then a list, or with `stream` `/generate_stream`."""
+    if body.stream:
+        return await generate_stream(body, services, tenant)
+    reply = await _begin(body, services, tenant)
+    content = await _whole(reply, request)
+    return StrictJSONResponse([content], headers=reply.headers)
+
+
+async def _begin(body: GenerateBody, services: Services, tenant: str) -> _Reply:
+    """Choose the prefix and submit."""
+    parameters = body.parameters
+    _check(parameters)
+    choice = await choose(services, tenant, parameters.adapter_id, parameters.prefixes)
+    try:
+        job = await _job(services, choice, body)
+        generation = Generation(services, choice, tenant, [job], parameters.timeout)
+        generation.start()
+    except BaseException:
+        choice.release()
+        raise
+    return _Reply(body, generation)
+
+
+async def _whole(reply: _Reply, request: Request) -> dict[str, Any]:
+    try:
+        return await unless_gone(request.receive, reply.whole())
+    finally:
+        reply.generation.close()
+
+
+def _check(parameters: TgiParameters) -> None:
+    """Refuse what would otherwise be ignored in silence."""
+    asked = {
+        "grammar": parameters.grammar,
+        "typical_p": parameters.typical_p,
+        "watermark": parameters.watermark or None,
+        "truncate": parameters.truncate,
+    }
+    for name, value in asked.items():
+        if value is not None:
+            raise InvalidRequest(f"{name} is not supported", param=name)
+
+
+async def _job(services: Services, choice: Choice, body: GenerateBody) -> Job:
+    parameters = body.parameters
+    ids = await encode_prompt(services, choice, body.inputs, raw=parameters.raw)
+    samples = parameters.do_sample or parameters.temperature is not None
+    given = parameters.max_new_tokens
+    sampling = sampling_params(
+        parameters,
+        choice,
+        max_tokens=choose_max_tokens(services, choice, given, _DEFAULT_MAX_TOKENS, len(ids)),
+        defaults=_SAMPLED if samples else {},
+        stop=parameters.stop or None,
+        logprobs=parameters.top_n_tokens or 0,
+    )
+    return Job(ids, sampling, parameters.best_of or 1, echo=parameters.decoder_input_details)
+
+
+class _Reply:
+    """Collects one generation and shapes it as TGI does."""
+
+    def __init__(self, body: GenerateBody, generation: Generation) -> None:
+        self.generation = generation
+        self._parameters = body.parameters
+        self._inputs = body.inputs if body.parameters.return_full_text else ""
+        [job] = generation.jobs
+        self._job = job
+        self._prompt = PromptReply([RowReply() for _ in range(job.rows)], len(job.prompt_ids))
+        self._special_ids = generation.services.model.text.eos_token_ids
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that say what served it and, once it is done, how long it took."""
+        timings = self.generation.timings
+        return {**self.generation.choice.headers, **(timings.headers if timings.total_time else {})}
+
+    async def whole(self) -> dict[str, Any]:
+        """The reply that is not streamed."""
+        ends: dict[int, RowFinished] = {}
+        async for batch in self.generation.events():
+            for _, item in batch:
+                self._prompt.add(item)
+                if isinstance(item, RowFinished):
+                    ends[item.index] = item
+        best = max(range(len(ends)), key=lambda index: self._prompt.rows[index].mean_logprob)
+        reply: dict[str, Any] = {"generated_text": self._inputs + self._prompt.rows[best].text}
+        if self._parameters.details or self._parameters.decoder_input_details:
+            reply["details"] = {
+                **self._totals(ends[best]),
+                "prefill": [_token(score) for score in self._prompt.prompt_scores],
+                "tokens": [self._token(score) for score in self._prompt.rows[best].scores],
+            }
+        return reply
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """One event per token; the last one carries the text and the details.
+
+        A row's last token and its end arrive in the same batch.
+        """
+        text, index = self._inputs, 0
+        async for batch in self.generation.events():
+            events: list[dict[str, Any]] = []
+            for _, item in batch:
+                if isinstance(item, TextDelta):
+                    text += item.text
+                    for score in item.tokens:
+                        index += 1
+                        events.append(self._stream_event(index, score))
+                elif isinstance(item, RowFinished) and events:
+                    events[-1] |= {"generated_text": text, "details": self._totals(item)}
+            if events:
+                yield b"".join(event(content) for content in events)
+
+    def _stream_event(self, index: int, score: TokenScore) -> dict[str, Any]:
+        token = self._token(score)
+        return {"index": index, "token": token, "generated_text": None, "details": None}
+
+    def _totals(self, end: RowFinished) -> dict[str, Any]:
+        reason = "length"
+        if end.reason is FinishReason.STOP:
+            reason = "eos_token" if end.stop_string is None else "stop_sequence"
+        return {
+            "finish_reason": reason,
+            "prompt_tokens": len(self._job.prompt_ids),
+            "generated_tokens": end.num_tokens,
+            "seed": self._job.sampling.seed,
+        }
+
+    def _token(self, score: TokenScore) -> dict[str, Any]:
+        return {**_token(score), "special": score.token_id in self._special_ids}
+
+
+def _token(score: TokenScore) -> dict[str, Any]:
+    return {"id": score.token_id, "text": score.text, "logprob": score.logprob}

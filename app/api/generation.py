@@ -1,0 +1,182 @@
+"""One HTTP request's work in the engine: submitted together, read together, freed together.
+
+Knows nothing about the shapes of replies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from starlette.types import Receive
+
+from app.api.choosing import Choice
+from app.api.services import Services
+from app.engine.request import (
+    Event,
+    GenerationRequest,
+    RequestFailed,
+    RequestFinished,
+    SamplingParams,
+)
+from app.engine.router import RequestStream
+from app.errors import InvalidRequest, PolyprefixError, RequestCancelled
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt of a request: its tokens and how its `rows` rows are sampled."""
+
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    rows: int = 1
+    echo: bool = False
+
+
+@dataclass
+class Timings:
+    """Totals of a request in seconds; over several prompts, the slowest counts."""
+
+    queue_time: float = 0.0
+    time_to_first_token: float = 0.0
+    total_time: float = 0.0
+
+    def add(self, finished: RequestFinished) -> None:
+        """Take in one prompt's totals."""
+        self.queue_time = max(self.queue_time, finished.queue_time)
+        first = finished.time_to_first_token or 0.0
+        self.time_to_first_token = max(self.time_to_first_token, first)
+        self.total_time = max(self.total_time, finished.total_time)
+
+    @property
+    def milliseconds(self) -> dict[str, float]:
+        """As replies show them."""
+        return {
+            "queue_time": round(1000 * self.queue_time, 3),
+            "time_to_first_token": round(1000 * self.time_to_first_token, 3),
+            "total_time": round(1000 * self.total_time, 3),
+        }
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The reply's `x-…-time` headers, in milliseconds."""
+        return {f"x-{name.replace('_', '-')}": str(ms) for name, ms in self.milliseconds.items()}
+
+
+@dataclass
+class Generation:
+    """Rows in the engine for one HTTP request. `close` it in every case."""
+
+    services: Services
+    choice: Choice
+    tenant: str
+    jobs: Sequence[Job]
+    timeout: float | None
+    timings: Timings = field(default_factory=Timings)
+    _streams: list[RequestStream] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Submit every job; raises what the engine refuses, and then nothing runs."""
+        limit = self.services.limits.max_request_rows
+        rows = sum(job.rows for job in self.jobs)
+        if rows > limit:
+            raise InvalidRequest(
+                f"prompts × max(n, best_of) is {rows}; at most {limit} rows are taken at once",
+                param="n",
+            )
+        longest = self.services.limits.request_timeout
+        deadline = time.monotonic() + min(self.timeout or longest, longest)
+        try:
+            for job in self.jobs:
+                self._streams.append(self.services.engine.submit(self._request(job, deadline)))
+        except PolyprefixError:
+            self.close()
+            raise
+
+    async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
+        """Everything as it comes, in batches of (job's index, event); raises a job's error."""
+        open_jobs = len(self._streams)
+        async for batch in self._batches():
+            for _, event in batch:
+                if isinstance(event, RequestFailed):
+                    raise event.error
+                if isinstance(event, RequestFinished):
+                    open_jobs -= 1
+                    self._note(event)
+            yield batch
+            if open_jobs == 0:
+                return
+
+    def close(self) -> None:
+        """Free whatever still runs, and the prefixes. Harmless when all has ended."""
+        for stream in self._streams:
+            stream.cancel()
+        self.choice.release()
+
+    def _note(self, event: RequestFinished) -> None:
+        self.timings.add(event)
+        metrics = self.services.metrics
+        metrics.queue_seconds.observe(event.queue_time)
+        if event.time_to_first_token is not None:
+            metrics.first_token_seconds.observe(event.time_to_first_token)
+
+    def _request(self, job: Job, deadline: float) -> GenerationRequest:
+        return GenerationRequest(
+            id=secrets.token_hex(12),
+            tenant=self.tenant,
+            prompt_ids=job.prompt_ids,
+            sampling=job.sampling,
+            prefixes=self.choice.prefixes,
+            n=job.rows,
+            echo=job.echo,
+            deadline=deadline,
+        )
+
+    async def _batches(self) -> AsyncIterator[list[tuple[int, Event]]]:
+        if len(self._streams) == 1:
+            while True:
+                yield [(0, event) for event in await self._streams[0].next_events()]
+        reads = {self._read(index): index for index in range(len(self._streams))}
+        try:
+            while True:
+                done, _ = await asyncio.wait(reads, return_when=asyncio.FIRST_COMPLETED)
+                batch: list[tuple[int, Event]] = []
+                for task in done:
+                    index = reads.pop(task)
+                    batch.extend((index, event) for event in task.result())
+                    if not isinstance(batch[-1][1], RequestFinished | RequestFailed):
+                        reads[self._read(index)] = index
+                yield batch
+        finally:
+            for task in reads:
+                task.cancel()
+
+    def _read(self, index: int) -> asyncio.Task[list[Event]]:
+        return asyncio.ensure_future(self._streams[index].next_events())
+
+
+async def gone(receive: Receive) -> None:
+    """Return when the client has gone away."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
+    """The result of `work`, which is cancelled if the client goes away first."""
+    task = asyncio.ensure_future(work)
+    watcher = asyncio.ensure_future(gone(receive))
+    try:
+        await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise RequestCancelled("the client went away")
+    finally:
+        for pending in (task, watcher):
+            pending.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)

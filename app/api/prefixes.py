@@ -1,0 +1,118 @@
+"""`/v1/prefixes`: list, read, download, pin and delete prefixes and their versions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Annotated, BinaryIO
+
+from fastapi import APIRouter, Query, Response
+from fastapi.responses import StreamingResponse
+
+from app.api.errors import StrictJSONResponse
+from app.api.prefix_objects import prefix_object, version_object
+from app.api.services import ServicesDep, TenantDep
+from app.prefix.tiers import PrefixKey
+
+router = APIRouter(prefix="/v1/prefixes")
+
+Cursor = Annotated[str | None, Query(max_length=512)]
+Limit = Annotated[int, Query(ge=1, le=100)]
+
+_READ_BYTES = 1 << 18
+
+
+@router.get("")
+async def list_prefixes(
+    services: ServicesDep, tenant: TenantDep, cursor: Cursor = None, limit: Limit = 20
+) -> Response:
+    """The caller's prefixes by name, a page at a time."""
+    page = await asyncio.to_thread(services.registry.list_prefixes, tenant, cursor, limit)
+    data = [prefix_object(record) for record in page.items]
+    return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
+
+
+@router.get("/{name}")
+async def get_prefix(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
+    """One prefix with its aliases."""
+    record = await asyncio.to_thread(services.registry.get_prefix, tenant, name)
+    return StrictJSONResponse(prefix_object(record))
+
+
+@router.delete("/{name}")
+async def delete_prefix(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
+    """Delete a prefix with all its versions and aliases; rows that run finish with it."""
+    await asyncio.to_thread(services.registry.delete_prefix, tenant, name)
+    return StrictJSONResponse({"object": "prefix", "name": name, "deleted": True})
+
+
+@router.get("/{name}/versions")
+async def list_versions(
+    name: str,
+    services: ServicesDep,
+    tenant: TenantDep,
+    cursor: Cursor = None,
+    limit: Limit = 20,
+) -> Response:
+    """A prefix's versions, the newest first, a page at a time."""
+    page = await asyncio.to_thread(services.registry.list_versions, tenant, name, cursor, limit)
+    data = [version_object(version) for version in page.items]
+    return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
+
+
+@router.get("/{name}/versions/{digest}")
+async def get_version(name: str, digest: str, services: ServicesDep, tenant: TenantDep) -> Response:
+    """One version by its digest or a unique start of it."""
+    version = await asyncio.to_thread(services.registry.get_version, tenant, name, digest)
+    return StrictJSONResponse(version_object(version))
+
+
+@router.get("/{name}/versions/{digest}/content")
+async def download_version(
+    name: str, digest: str, services: ServicesDep, tenant: TenantDep
+) -> Response:
+    """The version's file, as it was uploaded; always whole."""
+    version = await asyncio.to_thread(services.registry.get_version, tenant, name, digest)
+    file = await asyncio.to_thread(services.registry.open_content, tenant, version)
+    headers = {
+        "content-disposition": f'attachment; filename="{name}-{version.digest[:12]}.safetensors"',
+        "etag": f'"{version.digest}"',
+        "accept-ranges": "none",
+    }
+    return StreamingResponse(_pieces(file), 200, headers, "application/octet-stream")
+
+
+@router.delete("/{name}/versions/{digest}")
+async def delete_version(
+    name: str, digest: str, services: ServicesDep, tenant: TenantDep
+) -> Response:
+    """Delete one version; `latest` falls back to the newest that is left."""
+    version = await asyncio.to_thread(services.registry.delete_version, tenant, name, digest)
+    services.tiers.evict(PrefixKey(version.owner, version.digest))
+    return StrictJSONResponse(
+        {"object": "prefix.version", "name": name, "digest": version.digest, "deleted": True}
+    )
+
+
+@router.post("/{name}/versions/{digest}/pin")
+async def pin_version(name: str, digest: str, services: ServicesDep, tenant: TenantDep) -> Response:
+    """Keep the version in memory once it has been used."""
+    version = await asyncio.to_thread(services.registry.pin, tenant, name, digest)
+    services.tiers.pin(PrefixKey(version.owner, version.digest))
+    return StrictJSONResponse(version_object(version))
+
+
+@router.delete("/{name}/versions/{digest}/pin")
+async def unpin_version(
+    name: str, digest: str, services: ServicesDep, tenant: TenantDep
+) -> Response:
+    """Let the version be evicted from memory again."""
+    version = await asyncio.to_thread(services.registry.unpin, tenant, name, digest)
+    services.tiers.unpin(PrefixKey(version.owner, version.digest))
+    return StrictJSONResponse(version_object(version))
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_READ_BYTES):
+            yield piece

@@ -1,0 +1,138 @@
+"""Request bodies, with a bound on every field; no logic.
+
+Bodies in OpenAI's and TGI's shape ignore fields that we do not know, since their clients send
+extras; ours refuse them. No number may be NaN or infinite.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+
+MAX_TOKENS = 1_000_000
+MAX_STOP = 4
+MAX_STOP_CHARACTERS = 256
+MAX_SEED = 2**63 - 1
+
+TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=131072)]
+PromptText = Annotated[str, Field(max_length=1 << 21)]
+StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+ModelName = Annotated[str, Field(min_length=1, max_length=1024)]
+
+
+class OpenBody(BaseModel):
+    """A body in a shape that others defined: unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class StrictBody(BaseModel):
+    """A body in our own shape: unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class StreamOptions(OpenBody):
+    """OpenAI's `stream_options`."""
+
+    include_usage: StrictBool = False
+
+
+class SamplingFields(OpenBody):
+    """Parameters of generation that both request shapes share; None means not given."""
+
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
+    min_p: Probability | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10, allow_inf_nan=False)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    min_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
+    seed: Annotated[StrictInt, Field(ge=-(2**63), le=MAX_SEED)] | None = None
+    timeout: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] | None = None
+    raw: StrictBool = False
+    prefixes: Annotated[list[ModelName], Field(min_length=1, max_length=8)] | None = None
+    num_beams: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
+    length_penalty: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] | None = None
+    no_repeat_ngram_size: Annotated[StrictInt, Field(ge=0, le=64)] | None = None
+
+
+class CompletionBody(SamplingFields):
+    """`POST /v1/completions`: OpenAI's request and our extras."""
+
+    model: ModelName
+    prompt: (
+        PromptText
+        | TokenIds
+        | Annotated[list[PromptText], Field(min_length=1, max_length=4096)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=4096)]
+    )
+    max_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
+    n: Annotated[StrictInt, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[StrictInt, Field(ge=1, le=128)] | None = None
+    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP)] | None = None
+    logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
+    echo: StrictBool | None = None
+    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = None
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    suffix: str | None = None
+    user: Annotated[str, Field(max_length=512)] | None = None
+
+
+class TgiParameters(SamplingFields):
+    """`parameters` of `/generate`: TGI's and LoRAX's, and our extras."""
+
+    adapter_id: ModelName | None = None
+    max_new_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
+    do_sample: StrictBool = False
+    best_of: Annotated[StrictInt, Field(ge=1, le=16)] | None = None
+    stop: Annotated[list[StopString], Field(max_length=MAX_STOP)] = []
+    return_full_text: StrictBool | None = None
+    details: StrictBool = False
+    decoder_input_details: StrictBool = False
+    top_n_tokens: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
+    truncate: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
+    typical_p: Any = None
+    watermark: StrictBool = False
+    grammar: Any = None
+
+
+class GenerateBody(OpenBody):
+    """`POST /generate` and `/generate_stream`."""
+
+    inputs: PromptText
+    parameters: TgiParameters = TgiParameters()
+
+
+class CompatGenerateBody(GenerateBody):
+    """`POST /`: `/generate`, or its stream."""
+
+    stream: StrictBool = False
+
+
+class TokenizeBody(OpenBody):
+    """`POST /tokenize`: a text, under a prefix's template if `model` names one."""
+
+    inputs: PromptText | None = None
+    prompt: PromptText | None = None
+    model: ModelName | None = None
+    raw: StrictBool = False
+
+
+class DetokenizeBody(OpenBody):
+    """`POST /detokenize`."""
+
+    tokens: TokenIds
+
+
+class AliasBody(StrictBody):
+    """`PUT …/aliases/{alias}`: the digest, or a unique start of it."""
+
+    version: Annotated[str, Field(min_length=6, max_length=64, pattern="^[0-9a-f]+$")]

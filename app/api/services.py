@@ -1,0 +1,65 @@
+"""What the routes work with, handed to them by the lifespan; and who is asking.
+
+Knows nothing about routes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.api.metrics import Metrics
+from app.engine.engine import Engine
+from app.model.frozen import FrozenModel
+from app.prefix.tiers import PrefixTiers
+from app.registry.registry import Registry
+
+DEMO_TENANT = "demo"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for. Bytes and seconds."""
+
+    max_body_bytes: int
+    max_request_rows: int
+    max_prefix_length: int
+    request_timeout: float
+    stall_timeout: float
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything that is acquired at start and shared by the routes."""
+
+    model: FrozenModel
+    engine: Engine
+    registry: Registry
+    tiers: PrefixTiers
+    metrics: Metrics
+    limits: Limits
+    version: str
+
+    @property
+    def system_fingerprint(self) -> str:
+        """Replicas with the same one compute the same numbers."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        parts = (self.model.spec.fingerprint[:12], self.model.device.type, dtype)
+        return "-".join((*parts, self.engine.decode_attention))
+
+
+def get_services(request: Request) -> Services:
+    """The services of the app that serves `request`."""
+    services: Services = request.state.services
+    return services
+
+
+def get_tenant() -> str:
+    """The tenant that is asking. Every route that touches a tenant's things goes through here."""
+    return DEMO_TENANT
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]
+TenantDep = Annotated[str, Depends(get_tenant)]

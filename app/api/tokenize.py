@@ -1,0 +1,72 @@
+"""`POST /tokenize` and `/detokenize`, and `GET /info`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from app.api.choosing import choose
+from app.api.errors import StrictJSONResponse
+from app.api.prompts import encode_prompt
+from app.api.schemas import DetokenizeBody, TokenizeBody
+from app.api.services import ServicesDep, TenantDep
+from app.errors import InvalidRequest
+
+router = APIRouter()
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeBody, services: ServicesDep, tenant: TenantDep) -> Response:
+    """The tokens that a prompt becomes; with `model`, through that prefix's template."""
+    prompt = body.inputs if body.inputs is not None else body.prompt
+    if prompt is None:
+        raise InvalidRequest("give the text as inputs (or prompt)", param="inputs")
+    choice = await choose(services, tenant, body.model)
+    try:
+        ids = await encode_prompt(services, choice, prompt, raw=body.raw)
+    finally:
+        choice.release()
+    text = services.model.text
+    pieces = [{"id": token, "text": text.token_text(token)} for token in ids]
+    return StrictJSONResponse({"count": len(ids), "tokens": list(ids), "pieces": pieces})
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeBody, services: ServicesDep, tenant: TenantDep) -> Response:  # noqa: ARG001
+    """The text of token ids; special tokens are left out."""
+    text = services.model.text
+    if max(body.tokens) >= text.vocab_size:
+        raise InvalidRequest(
+            f"tokens names an id outside 0 to {text.vocab_size - 1}", param="tokens"
+        )
+    return StrictJSONResponse({"prompt": text.decode(body.tokens)})
+
+
+@router.get("/info")
+async def info(services: ServicesDep, tenant: TenantDep) -> Response:  # noqa: ARG001
+    """What this server is: base model, shapes that prefixes must have, limits, version."""
+    model, spec, config = services.model, services.model.spec, services.engine.config
+    shape = spec.decoder
+    return StrictJSONResponse(
+        {
+            "model_id": spec.model_id,
+            "base_fingerprint": spec.fingerprint,
+            "family": model.family,
+            "layers": shape.layers,
+            "kv_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
+            "context_limit": spec.context_limit,
+            "model_dtype": str(model.dtype).removeprefix("torch."),
+            "model_device_type": model.device.type,
+            "system_fingerprint": services.system_fingerprint,
+            "preparation": {**model.notes, "decode_attention": services.engine.decode_attention},
+            "max_input_length": spec.context_limit - 1,
+            "max_total_tokens": spec.context_limit,
+            "max_prefix_length": config.max_prefix_length,
+            "max_concurrent_rows": config.max_rows,
+            "max_waiting_requests": config.max_waiting,
+            "max_request_rows": services.limits.max_request_rows,
+            "max_body_bytes": services.limits.max_body_bytes,
+            "max_stop_sequences": 4,
+            "version": services.version,
+        }
+    )

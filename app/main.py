@@ -1,0 +1,187 @@
+"""The application: everything it needs is acquired and released in one visible place."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypedDict
+
+from fastapi import FastAPI
+
+from app.api import (
+    aliases,
+    completions,
+    generate,
+    health,
+    models,
+    prefixes,
+    tokenize,
+    uploads,
+)
+from app.api.errors import StrictJSONResponse, install_error_handlers
+from app.api.metrics import Metrics
+from app.api.middleware import BoundBodies, Observe
+from app.api.services import DEMO_TENANT, Limits, Services
+from app.engine.config import EngineConfig
+from app.engine.engine import Engine
+from app.engine.probe import probe
+from app.errors import InvalidRequest, PolyprefixError
+from app.model.frozen import FrozenModel
+from app.model.load import load_model
+from app.prefix.codec import decode
+from app.prefix.prefix import Prefix
+from app.prefix.tiers import PrefixKey, PrefixTiers
+from app.registry.opening import open_registry
+from app.registry.registry import Registry
+from app.registry.seed import seed
+from app.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_MIB = 1 << 20
+_ROUTERS = (completions, generate, models, tokenize, prefixes, uploads, aliases, health)
+
+
+class State(TypedDict):
+    """What the lifespan hands to requests."""
+
+    services: Services
+
+
+def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
+    """The ASGI app. `model` is one that is loaded already; else `settings.model` is loaded.
+
+    Raises InvalidRequest for settings under which the server must not start.
+    """
+    if not settings.is_loopback and not settings.allow_anonymous:
+        raise InvalidRequest(
+            f"refusing to listen on {settings.host!r}: there are no API keys, so anybody who "
+            "reaches the port could use and change everything; listen on 127.0.0.1, or set "
+            "allow_anonymous (POLYPREFIX_ALLOW_ANONYMOUS=true) if the network is trusted"
+        )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[State]:
+        async with AsyncExitStack() as stack:
+            services = await _acquire(settings, model, stack)
+            app.state.services = services
+            yield State(services=services)
+            app.state.services = None
+
+    app = FastAPI(
+        title="polyprefix",
+        version=version("polyprefix"),
+        lifespan=lifespan,
+        default_response_class=StrictJSONResponse,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.services = None
+    for module in _ROUTERS:
+        app.include_router(module.router)
+    install_error_handlers(app)
+    app.add_middleware(BoundBodies, max_bytes=settings.max_body_kib * 1024)
+    app.add_middleware(Observe, metrics=lambda: _metrics_of(app))
+    return app
+
+
+async def drain(app: FastAPI, timeout: float) -> None:
+    """Refuse new requests and wait for those that run, `timeout` seconds at most."""
+    services: Services | None = app.state.services
+    if services is not None:
+        await services.engine.drain(timeout)
+
+
+def _metrics_of(app: FastAPI) -> Metrics | None:
+    services: Services | None = app.state.services
+    return None if services is None else services.metrics
+
+
+async def _acquire(
+    settings: Settings, model: FrozenModel | None, stack: AsyncExitStack
+) -> Services:
+    """Everything in order; the stack releases it in reverse."""
+    if model is None:
+        model = await asyncio.to_thread(_load, settings)
+    difference = await asyncio.to_thread(probe, model)
+    _log.info("start-up probe passed: ragged = plain within %.1e", difference)
+
+    engine = Engine(model, _engine_config(settings))
+    engine.start()
+    stack.callback(engine.stop)
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    registry = await asyncio.to_thread(open_registry, settings.catalog_url, settings.store)
+    stack.callback(registry.close)
+    imported = await asyncio.to_thread(seed, registry, settings.store, DEMO_TENANT)
+    _log.info("imported %d shipped prefixes", imported)
+
+    tiers = PrefixTiers(
+        _loader(registry, model, settings.max_prefix_length),
+        host_bytes=settings.host_cache * _MIB,
+        device_bytes=settings.device_cache * _MIB,
+        device=model.device,
+        dtype=model.dtype,
+    )
+    stack.push_async_callback(tiers.close)
+    for pinned in await asyncio.to_thread(registry.pinned, DEMO_TENANT):
+        tiers.pin(PrefixKey(pinned.owner, pinned.digest))
+    return Services(
+        model=model,
+        engine=engine,
+        registry=registry,
+        tiers=tiers,
+        metrics=Metrics(engine, tiers),
+        limits=_limits(settings),
+        version=version("polyprefix"),
+    )
+
+
+def _load(settings: Settings) -> FrozenModel:
+    return load_model(
+        settings.model,
+        device=settings.device,
+        dtype=settings.dtype,
+        served_name=settings.served_model_name,
+    )
+
+
+def _engine_config(settings: Settings) -> EngineConfig:
+    return EngineConfig(
+        max_rows=settings.max_rows,
+        max_waiting=settings.max_waiting,
+        kv_bytes=settings.kv_memory * _MIB,
+        max_step_tokens=settings.max_step_tokens,
+        max_prefix_length=settings.max_prefix_length,
+        decode_attention=settings.decode_attention,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_body_bytes=settings.max_body_kib * 1024,
+        max_request_rows=min(settings.max_request_rows, settings.max_rows),
+        max_prefix_length=settings.max_prefix_length,
+        request_timeout=settings.request_timeout,
+        stall_timeout=settings.stall_timeout,
+    )
+
+
+def _loader(
+    registry: Registry, model: FrozenModel, max_length: int
+) -> Callable[[PrefixKey], Prefix]:
+    """How the tiers read a version from the store: as unread as an upload."""
+
+    def load(key: PrefixKey) -> Prefix:
+        path: Path | None = registry.objects.path(key.owner, key.digest)
+        if path is None:
+            raise PolyprefixError(f"the store has lost version {key.digest[:12]}")
+        return decode(
+            path, model.spec, model.dtype, max_length=max_length, expect_digest=key.digest
+        )
+
+    return load

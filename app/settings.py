@@ -1,0 +1,92 @@
+"""Every setting of the server, read once from the environment: `POLYPREFIX_…`.
+
+This is the only reader of the environment; other modules receive the values they need. Command
+line options of `polyprefix serve` come on top.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_HERE = Path(__file__).parent
+
+DEMO_MODEL = _HERE / "demo" / "models" / "demo-gpt2"
+SHIPPED_STORE = _HERE.parent / "prefixes"
+
+
+class Settings(BaseSettings):
+    """The server's settings; frozen. Sizes in MiB, times in seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="POLYPREFIX_", frozen=True, extra="forbid", protected_namespaces=()
+    )
+
+    # The base model
+    model: str = Field(str(DEMO_MODEL), description="Hugging Face id or folder of the base model")
+    served_model_name: str | None = Field(
+        None, description="what clients call the base model; its id or folder name if not set"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto is bfloat16 where the hardware multiplies it, else float32"
+    )
+
+    # Where things are kept
+    store: Path = Field(SHIPPED_STORE, description="folder of the prefixes' tensors")
+    data_dir: Path = Field(Path("data"), description="folder of the catalog")
+    database_url: str | None = Field(
+        None, description="catalog as an SQLAlchemy URL; SQLite in the data folder if not set"
+    )
+
+    # The web server
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    allow_anonymous: bool = Field(
+        False, description="listen beyond loopback although there are no API keys"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least level of the log lines on stderr"
+    )
+    max_body_kib: int = Field(2048, ge=1, le=1 << 20, description="largest JSON body in KiB")
+    request_timeout: float = Field(
+        600, gt=0, le=86400, description="longest time one request may take"
+    )
+    drain_timeout: float = Field(
+        30, ge=0, le=3600, description="time that running requests get at shutdown"
+    )
+    stall_timeout: float = Field(
+        60, gt=0, le=3600, description="a step that takes longer makes the server unready"
+    )
+
+    # The engine
+    max_rows: int = Field(64, ge=1, le=4096, description="rows computed at the same time")
+    max_waiting: int = Field(1024, ge=0, le=1 << 20, description="requests that may queue")
+    max_step_tokens: int = Field(2048, ge=16, le=1 << 17, description="tokens of one forward pass")
+    max_prefix_length: int = Field(
+        512, ge=1, le=1 << 16, description="positions of all prefixes of one row together"
+    )
+    max_request_rows: int = Field(
+        64, ge=1, le=4096, description="prompts × max(n, best_of) of one request"
+    )
+    kv_memory: int = Field(2048, ge=1, description="memory for keys and values, MiB")
+    decode_attention: Literal["auto", "sdpa", "matmul"] = Field(
+        "auto", description="attention of decoding rows; auto takes the faster one at start"
+    )
+
+    # Prefixes in memory
+    device_cache: int = Field(512, ge=1, description="prefixes kept on the device, MiB")
+    host_cache: int = Field(2048, ge=1, description="prefixes kept in host memory, MiB")
+
+    @property
+    def catalog_url(self) -> str:
+        """The catalog's SQLAlchemy URL."""
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'catalog.sqlite'}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self.host in {"localhost", "::1"} or self.host.startswith("127.")
