@@ -33,6 +33,9 @@ class _DriverConnection(Protocol):
     def execute(self, statement: str) -> Any:
         """Runs one statement."""
 
+    def close(self) -> None:
+        """Ends the connection."""
+
 
 class Catalog:
     """Transactions over one database. Thread-safe; one writer at a time."""
@@ -115,7 +118,9 @@ def _make_engine(url: URL) -> Engine:
     if not url.database or url.database == ":memory:":
         raise PolyprefixError("the catalog needs a file: sqlite:///folder/catalog.sqlite3")
     _make_private_file(Path(url.database))
-    engine = create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+    engine = create_engine(
+        url, connect_args={"timeout": _BUSY_TIMEOUT_S}, pool_timeout=_BUSY_TIMEOUT_S
+    )
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -130,10 +135,17 @@ def _make_private_file(path: Path) -> None:
 
 def _set_up_sqlite(connection: _DriverConnection, _record: object) -> None:
     connection.isolation_level = None  # the driver begins no transactions by itself
-    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_S * 1000}")
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA foreign_keys = ON")
+    try:
+        for setting in (
+            f"busy_timeout = {_BUSY_TIMEOUT_S * 1000}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+        ):
+            connection.execute(f"PRAGMA {setting}")
+    except Exception:
+        connection.close()
+        raise
 
 
 def _begin_sqlite(connection: Connection) -> None:

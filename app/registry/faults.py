@@ -29,10 +29,13 @@ def storage_faults(doing: str) -> Iterator[None]:
     """Maps OSError inside the block; `doing` says what failed ("storing the prefix file").
 
     No space, quota, I/O and read-only errors become InsufficientStorage; what passes by itself
-    becomes Unavailable; a link or folder where a file belongs becomes a PolyprefixError.
+    becomes Unavailable; the rest, a planted link for example, becomes a PolyprefixError. Only
+    FileNotFoundError passes: what a missing file means is the caller's to say.
     """
     try:
         yield
+    except FileNotFoundError:
+        raise
     except OSError as fault:
         reason = errno.errorcode.get(fault.errno or 0, "unknown error")
         if fault.errno in _CANNOT_STORE:
@@ -40,9 +43,8 @@ def storage_faults(doing: str) -> Iterator[None]:
         if fault.errno in _TRY_AGAIN:
             raise Unavailable(f"{doing} failed for now: {reason}") from fault
         if fault.errno in _PLANTED:
-            message = f"{doing} failed: something else is in the place of a file or folder"
-            raise PolyprefixError(message) from fault
-        raise
+            reason = "something else is in the place of a file or folder"
+        raise PolyprefixError(f"{doing} failed: {reason}") from fault
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 from app.registry import scope
 from app.registry.catalog import Catalog
 from app.registry.objects import ObjectStore
-from app.registry.versions import is_referenced
+from app.registry.versions import digests_of, is_referenced
 
 _BATCH = 64
 """Contents that are removed in one turn of the writers, so that none waits long."""
@@ -31,9 +31,10 @@ def collect(catalog: Catalog, objects: ObjectStore, grace_s: float) -> int:
 def _unneeded(catalog: Catalog, objects: ObjectStore, grace_s: float) -> list[tuple[str, str]]:
     """(owner, digest) of contents that seem to be garbage, without keeping any writer waiting."""
     with catalog.read() as connection:
-        return [
-            (owner, stored.digest)
-            for owner in scope.owners(connection)
-            for stored in objects.objects(owner)
-            if stored.age_s >= grace_s and not is_referenced(connection, owner, stored.digest)
-        ]
+        needed = {owner: digests_of(connection, owner) for owner in scope.owners(connection)}
+    return [
+        (owner, stored.digest)
+        for owner, digests in needed.items()
+        for stored in objects.objects(owner)
+        if stored.age_s >= grace_s and stored.digest not in digests
+    ]

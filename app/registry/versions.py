@@ -184,6 +184,11 @@ def contents_of(connection: Connection, prefix_id: int) -> list[tuple[str, str]]
     return [(row.owner, row.digest) for row in connection.execute(query)]
 
 
+def digests_of(connection: Connection, owner: str) -> set[str]:
+    """The contents of an owner that any version needs."""
+    return set(connection.scalars(select(versions.c.digest).where(versions.c.owner == owner)))
+
+
 def is_referenced(connection: Connection, owner: str, digest: str) -> bool:
     """Whether any version, of whatever tenant, needs this content."""
     needed = exists().where(versions.c.owner == owner, versions.c.digest == digest)

@@ -253,6 +253,7 @@ class TestDurability:
             (errno.EFBIG, InsufficientStorage),
             (errno.EMFILE, Unavailable),
             (errno.EINTR, Unavailable),
+            (errno.EACCES, PolyprefixError),
         ],
     )
     @pytest.mark.parametrize("call", ["open", "write", "fsync", "rename", "utime", "mkdir"])

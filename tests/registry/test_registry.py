@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.errors import (
+    InsufficientStorage,
     InUse,
     InvalidRequest,
     NotFound,
@@ -322,6 +325,44 @@ class TestGarbage:
         monkeypatch.setattr(registry.catalog, "write", write_after_an_upload)
         assert registry.collect_garbage(0) == 0
         assert registry.content_path("demo", version).read_bytes() == b"one"
+
+
+@contextmanager
+def no_file_larger_than(nbytes: int) -> Iterator[None]:
+    """Makes the kernel refuse to let any file of this process grow further, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class TestFullDisk:
+    def test_an_upload_that_does_not_fit_is_refused_and_deleting_goes_on(
+        self, registry: Registry, upload: Upload, tmp_path: Path
+    ) -> None:
+        one, _ = upload("e2e", b"one")
+        two, _ = upload("e2e", b"two")
+        with no_file_larger_than(2**20):
+            with pytest.raises(InsufficientStorage):
+                upload("e2e", bytes(2**20 + 1))
+            registry.delete_version("demo", "e2e", two.digest)
+            assert registry.collect_garbage(0) == 1
+            assert registry.get_prefix("demo", "e2e").latest == one.digest
+        assert contents(tmp_path) == [one.digest]
+        assert list((tmp_path / "store" / ".staging").iterdir()) == []
+        assert upload("e2e", bytes(2**20 + 1))[1]
+
+    def test_a_catalog_that_cannot_grow_is_said_and_recovers(
+        self, registry: Registry, upload: Upload
+    ) -> None:
+        one, _ = upload("e2e", b"one")
+        with no_file_larger_than(100), pytest.raises(InsufficientStorage, match="catalog"):
+            upload("e2e", b"two")
+        assert registry.get_prefix("demo", "e2e").latest == one.digest
+        assert upload("e2e", b"two")[1]
+        assert registry.get_prefix("demo", "e2e").versions == 2
 
 
 def test_pinning_is_a_mark_on_a_version(registry: Registry, upload: Upload) -> None:
