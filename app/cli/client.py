@@ -1,4 +1,4 @@
-"""A client for the prefix routes of a running server; see HTTP.md-shaped errors as `ServerError`.
+"""A client for the prefix routes of a running server; what it refuses becomes a `ServerError`.
 
 Knows HTTP and JSON; prints nothing and knows nothing of terminals.
 """
@@ -18,6 +18,7 @@ import httpx
 
 from app.errors import PolyprefixError
 
+PAGE_ITEMS = 100
 CHUNK_BYTES = 256 * 1024
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 
@@ -71,43 +72,21 @@ class Client:
         ) as reply:
             return {**_json(reply), "created": reply.status_code == 201}
 
-    def list(self) -> list[Json]:
+    def list_prefixes(self) -> list[Json]:
         """Every prefix of the caller, page after page."""
-        found: list[Json] = []
-        cursor: str | None = None
-        while True:
-            page = self._get("/v1/prefixes", params={"cursor": cursor} if cursor else {})
-            found += page["data"]
-            cursor = page.get("next_cursor")
-            if not cursor:
-                return found
+        return self._pages("/v1/prefixes")
 
-    def show(self, name: str) -> Json:
+    def get_prefix(self, name: str) -> Json:
         """One prefix, with `versions_data`: all its versions, the newest first."""
         prefix = self._get(_path(name))
-        versions: list[Json] = []
-        cursor: str | None = None
-        while True:
-            page = self._get(_path(name, "versions"), params={"cursor": cursor} if cursor else {})
-            versions += page["data"]
-            cursor = page.get("next_cursor")
-            if not cursor:
-                return {**prefix, "versions_data": versions}
+        return {**prefix, "versions_data": self._pages(_path(name, "versions"))}
 
     def digest(self, name: str, selector: str) -> str:
         """The full digest that an alias or a unique start of a digest stands for."""
-        prefix = self.show(name)
-        if selector in prefix["aliases"]:
-            return str(prefix["aliases"][selector])
-        starts = [
-            version["digest"]
-            for version in prefix["versions_data"]
-            if version["digest"].startswith(selector)
-        ]
-        if len(starts) != 1:
-            problem = "is neither an alias nor a version" if not starts else "is ambiguous"
-            raise ServerError(f"{selector!r} {problem} of prefix {name!r}", status=404)
-        return str(starts[0])
+        aliases = self._get(_path(name))["aliases"]
+        if selector in aliases:
+            return str(aliases[selector])
+        return str(self._get(_path(name, "versions", selector))["digest"])
 
     def pull(self, name: str, digest: str, target: Path, *, advance: Advance) -> int:
         """Download a version's file to `target`, whole or not at all; returns its bytes."""
@@ -145,6 +124,17 @@ class Client:
         """Point an alias at the version before."""
         with self._reply("POST", _path(name, "aliases", alias, "rollback")) as reply:
             return _json(reply)
+
+    def _pages(self, path: str) -> list[Json]:
+        """The items of a list, page after page."""
+        items: list[Json] = []
+        query: Json = {"limit": PAGE_ITEMS}
+        while True:
+            page = self._get(path, params=query)
+            items += page["data"]
+            if not page.get("next_cursor"):
+                return items
+            query["cursor"] = page["next_cursor"]
 
     def _get(self, path: str, **options: Any) -> Json:
         with self._reply("GET", path, **options) as reply:

@@ -103,7 +103,7 @@ def push(
 def list_prefixes(server: Server = LOCAL, key: Key = None, as_json: AsJson = False) -> None:
     """List your prefixes with their versions and aliases."""
     with Client(server, key) as client:
-        prefixes = client.list()
+        prefixes = client.list_prefixes()
     if as_json:
         print_json(prefixes)
         return
@@ -125,7 +125,7 @@ def list_prefixes(server: Server = LOCAL, key: Key = None, as_json: AsJson = Fal
 def show(name: Name, server: Server = LOCAL, key: Key = None, as_json: AsJson = False) -> None:
     """Show one prefix: every version, the newest first, and where the aliases point."""
     with Client(server, key) as client:
-        prefix = client.show(name)
+        prefix = client.get_prefix(name)
     if as_json:
         print_json(prefix)
         return

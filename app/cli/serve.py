@@ -120,20 +120,24 @@ def _settings(given: Mapping[str, Any]) -> Settings:
 
 
 def _run(settings: Settings) -> None:
-    from app.cli.server import Server, State, configuration, configure_logging
-    from app.main import create_app
-
-    def ready(state: State, port: int) -> None:
-        _greet(state["services"], _url(settings.host, port))
-
-    async def drain(state: State) -> None:
-        engine = state["services"].engine
-        if not await engine.drain(settings.drain_timeout):
-            await asyncio.to_thread(engine.stop)  # streams end with an error event
+    from app.cli.server import Server, bind, configuration, configure_logging
+    from app.main import create_app, drain
 
     configure_logging(settings.log_level)
-    config = configuration(create_app(settings), host=settings.host, port=settings.port)
-    Server(config, ready=ready, drain=drain).run()
+    app = create_app(settings)
+    door = bind(settings.host, settings.port)
+
+    def greet() -> None:
+        _greet(app.state.services, _url(settings.host, door.getsockname()[1]))
+
+    async def drain_and_stop() -> None:
+        await drain(app, settings.drain_timeout)
+        await asyncio.to_thread(
+            app.state.services.engine.stop
+        )  # what runs still ends with an error
+
+    lifespan = app.router.lifespan_context(app)
+    Server(configuration(app), lifespan=lifespan, ready=greet, drain=drain_and_stop).run([door])
 
 
 def _url(host: str, port: int) -> str:

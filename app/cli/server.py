@@ -9,13 +9,16 @@ import asyncio
 import logging
 import logging.config
 import signal
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from app.errors import PolyprefixError
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,8 @@ MAX_HEAD_BYTES = 64 * 1024
 
 CLIENT_TIMEOUT_S = 30.0
 """How long a client may take over a whole request head, pause in a body, or not read a reply."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open between two requests."""
@@ -124,38 +129,44 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self.transport.close()
 
 
-State = dict[str, Any]
-"""What the application's lifespan has yielded."""
-
-
 class Server(uvicorn.Server):
     """Uvicorn that says when it is ready, drains before it closes, and then exits with 0.
 
-    `ready` gets the state and the port that was bound; `drain` ends when the running requests
-    have. The first SIGINT or SIGTERM drains: what runs is finished, what is new is still accepted
-    and told so. A second one ends the process at once.
+    `lifespan` is entered before the door opens; what it raises ends `run`. `ready` is called when
+    requests are accepted; `drain` ends when the running ones have. The first SIGINT or SIGTERM
+    drains: what runs is finished, what is new is still accepted and told so. A second one closes
+    without waiting, and a third is no longer caught.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
         *,
-        ready: Callable[[State, int], None],
-        drain: Callable[[State], Awaitable[None]],
+        lifespan: AbstractAsyncContextManager[Any],
+        ready: Callable[[], None],
+        drain: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(config)
+        self._context = lifespan
         self._ready = ready
         self._drain = drain
+        self._state: Mapping[str, Any] = {}
 
-    async def startup(self, sockets: list[Any] | None = None) -> None:
-        """Start, then report the port that was bound."""
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve between the lifespan's two ends."""
+        async with self._context as state:
+            self._state = state or {}
+            await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Hand the lifespan's state to every request; open the door and say so."""
+        self.lifespan.state.update(self._state)
         await super().startup(sockets)
-        if self.started:
-            self._ready(self.lifespan.state, int(self.servers[0].sockets[0].getsockname()[1]))
+        self._ready()
 
-    async def shutdown(self, sockets: list[Any] | None = None) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain with the door open, so that new requests get an answer; then close."""
-        drain = asyncio.ensure_future(self._drain(self.lifespan.state))
+        drain = asyncio.ensure_future(self._drain())
         while not drain.done() and not self.force_exit:
             await asyncio.wait({drain}, timeout=0.1)
         drain.cancel()
@@ -165,17 +176,17 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """First signal: drain. Second: leave at once."""
+        """First signal: drain. Second: close. Third: whatever the system does."""
         if self.should_exit:
             self.force_exit = True
+            for name in SIGNALS:
+                signal.signal(name, signal.SIG_DFL)
         self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Handle signals while serving; unlike uvicorn, do not raise them again afterwards."""
-        before = {
-            name: signal.signal(name, self.handle_exit) for name in (signal.SIGINT, signal.SIGTERM)
-        }
+        before = {name: signal.signal(name, self.handle_exit) for name in SIGNALS}
         try:
             yield
         finally:
@@ -183,16 +194,35 @@ class Server(uvicorn.Server):
                 signal.signal(name, handler)
 
 
-def configuration(app: Any, *, host: str, port: int) -> uvicorn.Config:
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound and refuses connections until a server listens on it.
+
+    PolyprefixError if the address cannot be had, before anything has been loaded in vain.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        door = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise PolyprefixError(f"cannot listen on {host}: {error.strerror}") from error
+    try:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        door.bind(address)
+    except OSError as error:
+        door.close()
+        raise PolyprefixError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+    return door
+
+
+def configuration(app: Any) -> uvicorn.Config:
     """How uvicorn runs here: one process, no websockets, no trust in proxy headers."""
     return uvicorn.Config(
         app,
-        host=host,
-        port=port,
         loop="uvloop",
         http=BoundedHttpProtocol,
         ws="none",
-        lifespan="on",
+        lifespan="off",
         workers=1,
         access_log=False,
         log_config=None,

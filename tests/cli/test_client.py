@@ -23,7 +23,7 @@ def answering(status: int, **content: object) -> Client:
 def test_the_servers_own_words_are_the_error() -> None:
     body = {"error": {"message": "no prefix 'x'", "type": "t", "code": "prefix_not_found"}}
     with answering(404, json=body) as remote, pytest.raises(ServerError) as caught:
-        remote.show("x")
+        remote.get_prefix("x")
     assert (caught.value.message, caught.value.status) == ("no prefix 'x'", 404)
     assert caught.value.code == "prefix_not_found"
 
@@ -41,13 +41,13 @@ def test_the_servers_own_words_are_the_error() -> None:
 )
 def test_a_failure_in_no_known_shape_is_told_by_its_status(content: dict[str, object]) -> None:
     with answering(502, **content) as remote, pytest.raises(ServerError, match="answered 502"):
-        remote.list()
+        remote.list_prefixes()
 
 
 @pytest.mark.parametrize("content", [{"text": "hello"}, {"json": []}], ids=["text", "a list"])
 def test_a_success_that_is_no_object_is_an_error(content: dict[str, object]) -> None:
     with answering(200, **content) as remote, pytest.raises(ServerError, match="not a JSON object"):
-        remote.list()
+        remote.list_prefixes()
 
 
 def test_no_server_is_said_with_what_to_do() -> None:
@@ -58,12 +58,12 @@ def test_no_server_is_said_with_what_to_do() -> None:
             Client(f"http://127.0.0.1:{port}") as remote,
             pytest.raises(ServerError, match="polyprefix serve"),
         ):
-            remote.list()
+            remote.list_prefixes()
 
 
 def test_a_server_that_is_no_url_is_an_error() -> None:
     with Client("localhost:8000") as remote, pytest.raises(ServerError, match="no server answers"):
-        remote.list()
+        remote.list_prefixes()
 
 
 def test_names_are_one_segment_of_the_path_and_the_key_is_sent() -> None:
@@ -87,7 +87,7 @@ def test_every_page_of_a_list_is_asked_for() -> None:
         return httpx.Response(200, json={"data": [{"name": name}], "next_cursor": following})
 
     with client(page) as remote:
-        assert [prefix["name"] for prefix in remote.list()] == ["a", "b", "c"]
+        assert [prefix["name"] for prefix in remote.list_prefixes()] == ["a", "b", "c"]
 
 
 def test_an_upload_streams_the_file_and_names_its_length(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ import pytest
 from uvicorn.server import ServerState
 
 from app.cli import server
-from app.cli.server import BoundedHttpProtocol, configuration
+from app.cli.server import BoundedHttpProtocol, bind, configuration
+from app.errors import PolyprefixError
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
@@ -40,7 +41,7 @@ async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
 
 @asynccontextmanager
 async def listening() -> AsyncIterator[tuple[int, ServerState]]:
-    config = configuration(echo_length, host="127.0.0.1", port=0)
+    config = configuration(echo_length)
     config.load()
     state = ServerState()
     listener = await asyncio.get_running_loop().create_server(
@@ -140,29 +141,36 @@ def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyP
 
 SERVE = textwrap.dedent(
     """
-    import asyncio, sys
-    from app.cli.server import Server, configuration
+    import asyncio, contextlib, sys
+    from app.cli.server import Server, bind, configuration
+    from app.errors import PolyprefixError
 
     async def app(scope, receive, send):
-        if scope["type"] == "lifespan":
-            while True:
-                message = await receive()
-                await send({"type": message["type"] + ".complete"})
-                if message["type"] == "lifespan.shutdown":
-                    print("closed", flush=True)
-                    return
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"served"})
+        await send({"type": "http.response.body", "body": scope["state"]["word"]})
 
-    async def drain(state):
+    @contextlib.asynccontextmanager
+    async def lifespan():
+        if "unsupported" in sys.argv:
+            raise PolyprefixError("this cannot be served")
+        yield {"word": b"served"}
+        print("released", flush=True)
+
+    async def drain():
         print("draining", flush=True)
         if "stuck" in sys.argv:
             await asyncio.Event().wait()
         await asyncio.to_thread(sys.stdin.readline)
 
-    config = configuration(app, host="127.0.0.1", port=0)
-    Server(config, ready=lambda state, port: print(port, flush=True), drain=drain).run()
-    print("left", flush=True)
+    def ready():
+        print(door.getsockname()[1], flush=True)
+
+    door = bind("127.0.0.1", 0)
+    try:
+        Server(configuration(app), lifespan=lifespan(), ready=ready, drain=drain).run([door])
+        print("left", flush=True)
+    except PolyprefixError as error:
+        print(error, flush=True)
     """
 )
 
@@ -189,7 +197,7 @@ def test_a_signal_drains_with_the_door_open_then_exits_with_zero(name: signal.Si
         assert httpx.get(f"http://127.0.0.1:{port}").text == "served"
         process.stdin.write("done\n")
         process.stdin.flush()
-        assert process.stdout.read() == "closed\nleft\n"
+        assert process.stdout.read() == "released\nleft\n"
     assert process.returncode == 0
 
 
@@ -200,5 +208,27 @@ def test_a_second_signal_ends_a_drain_that_hangs() -> None:
         process.terminate()
         assert process.stdout.readline() == "draining\n"
         process.terminate()
-        assert process.stdout.read() == "left\n"
+        assert process.stdout.read() == "released\nleft\n"
     assert process.returncode == 0
+
+
+def test_what_the_start_raises_ends_the_run() -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", SERVE, "unsupported"], capture_output=True, text=True, check=True
+    )
+    assert process.stdout == "this cannot be served\n"
+    assert process.stderr == ""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_that_is_taken_is_told_before_anything_is_loaded(host: str) -> None:
+    with bind(host, 0) as taken:
+        port = taken.getsockname()[1]
+        taken.listen()
+        with pytest.raises(PolyprefixError, match=f"{host} port {port}: Address already in use"):
+            bind(host, port)
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(PolyprefixError, match="cannot listen on 192.0.2.1 port 0"):
+        bind("192.0.2.1", 0)
