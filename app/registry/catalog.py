@@ -23,6 +23,7 @@ from app.registry.schema import SCHEMA_VERSION, catalog_epoch, metadata
 
 _BUSY_TIMEOUT_S = 10
 _WRITER_TIMEOUT_S = 30
+_EPOCH = select(catalog_epoch.c.epoch)
 
 
 class _DriverConnection(Protocol):
@@ -109,7 +110,7 @@ class Catalog:
 
 def read_epoch(connection: Connection) -> int:
     """The epoch that this transaction sees."""
-    return connection.execute(select(catalog_epoch.c.epoch)).scalar_one()
+    return connection.execute(_EPOCH).scalar_one()
 
 
 def _make_engine(url: URL) -> Engine:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from sqlalchemy import Connection, Select, insert, select
+from sqlalchemy import BindParameter, Connection, Select, insert, select
 
 from app.errors import NotFound, PrefixNotFound
 from app.registry.records import Tenant
@@ -70,7 +70,7 @@ def prefixes_of(tenant: str, *columns: Any) -> Select[Any]:
     return select(*(columns or (prefixes,))).where(prefixes.c.tenant_id == tenant)
 
 
-def versions_of(tenant: str) -> Select[Any]:
+def versions_of(tenant: str | BindParameter[Any]) -> Select[Any]:
     """A query over the tenant's versions, with the columns `name` and `tenant_id` of the prefix."""
     return (
         select(versions, prefixes.c.name, prefixes.c.tenant_id)

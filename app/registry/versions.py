@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, exists, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, exists, insert, select, update
 
 from app.errors import InvalidRequest
 from app.prefix.reference import check_name, looks_hexadecimal
 from app.registry import scope
 from app.registry.records import LATEST, Version, VersionInfo
 from app.registry.schema import aliases, prefixes, versions
+
+# Built once: this is the query behind every request that names a prefix for the first time.
+_BY_ALIAS = (
+    scope.versions_of(bindparam("tenant"))
+    .join(aliases, aliases.c.version_id == versions.c.id)
+    .where(prefixes.c.name == bindparam("name"), aliases.c.name == bindparam("alias"))
+)
 
 
 def to_version(row: Row[Any]) -> Version:
@@ -45,9 +52,8 @@ def find(connection: Connection, tenant: str, name: str, selector: str | None) -
     if selector is not None and looks_hexadecimal(selector):
         row = find_row(connection, tenant, name, selector)
     else:
-        query = scope.versions_of(tenant).join(aliases, aliases.c.version_id == versions.c.id)
-        wanted = (prefixes.c.name == name, aliases.c.name == (selector or LATEST))
-        row = connection.execute(query.where(*wanted)).one_or_none()
+        wanted = {"tenant": tenant, "name": name, "alias": selector or LATEST}
+        row = connection.execute(_BY_ALIAS, wanted).one_or_none()
     return None if row is None else to_version(row)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -80,7 +81,8 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
+        memory = "/dev/shm"  # nothing here is about what a disk keeps
+        self.folder = Path(tempfile.mkdtemp(dir=memory if os.access(memory, os.W_OK) else None))
         self.model: dict[str, dict[str, Prefix]] = {"demo": {}, "acme": {}}
         self.etags: dict[tuple[str, str, str], str] = {}
         self.registry = self.opened()

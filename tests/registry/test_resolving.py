@@ -273,10 +273,10 @@ class TestRaces:
                 if order.get(version.digest, known) < known:
                     wrong.append((known, version))
 
-        readers = [threading.Thread(target=reading) for _ in range(4)]
+        readers = [threading.Thread(target=reading) for _ in range(2)]
         for reader in readers:
             reader.start()
-        for number in range(1, 30):
+        for number in range(1, 20):
             version, _ = upload("e2e", f"{number}".encode())
             order[version.digest] = number
             finished.append(version)
