@@ -1,0 +1,31 @@
+"""Rows without an engine: for tests of what looks at one row at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.engine.request import GenerationRequest, SamplingParams
+from app.engine.row import Row
+from app.engine.transcript import Transcript
+from app.model.text import Text
+from tests.tiny import train_tokenizer
+
+TEXT = Text(train_tokenizer().backend_tokenizer.to_str(), vocab_size=320, eos_token_ids=[0])
+
+
+def make_row(
+    prompt: Sequence[int] = (1, 2, 3),
+    generated: Sequence[int] = (),
+    *,
+    name: str = "request",
+    index: int = 0,
+    seed: int = 0,
+    max_tokens: int = 50,
+    **sampling: object,
+) -> Row:
+    """A row that has sampled `generated` after `prompt`."""
+    params = SamplingParams(max_tokens, **sampling)
+    request = GenerationRequest(name, "demo", tuple(prompt), params)
+    transcript = Transcript(index, params, TEXT)
+    columns = len(prompt) + max_tokens
+    return Row(request, index, [*prompt, *generated], columns, seed, transcript)
