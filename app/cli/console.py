@@ -28,9 +28,14 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from error
 
 
+PIPE_COLUMNS = 200
+"""Width of tables that nobody's terminal limits."""
+
+
 def stdout() -> Console:
     """Where results go."""
-    return Console(highlight=False)
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PIPE_COLUMNS)
 
 
 def stderr() -> Console:

@@ -231,7 +231,14 @@ def alias(
 def _transfer(title: str, total: int | None) -> Iterator[Advance]:
     """A progress bar on stderr while a file goes over the wire."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, TransferSpeedColumn(), console=stderr(), transient=True) as progress:
+    console = stderr()
+    with Progress(
+        *columns,
+        TransferSpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as progress:
         task = progress.add_task(_plain(title), total=total)
         yield lambda count: progress.advance(task, count)
 

@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from app.demo import tasks
 from app.demo.records import Pair, Sources
@@ -53,12 +54,12 @@ class Corpus:
         words = Counter(word for text in texts for word in text.lower().split())
         self.pool = NamePool(entities, (word for word, count in words.items() if count >= 3))
 
-    def document(self, seed: int) -> Document:
-        """The document number `seed`."""
+    def document(self, seed: int, *, practice: bool = False) -> Document:
+        """The document number `seed`; with `practice` mostly one that is plain copying."""
         rng = random.Random(seed)
         makers: tuple[tuple[Callable[[random.Random], Document], int], ...] = (
-            (self._facts, 60),
-            (self._invented, 28),
+            (partial(self._facts, practice=practice), 60),
+            (partial(self._invented, practice=practice), 28),
             (self._sentences, 5),
             (self._prose, 4),
             (self._summary, 2),
@@ -67,14 +68,14 @@ class Corpus:
         maker = rng.choices([m for m, _ in makers], [weight for _, weight in makers])[0]
         return maker(rng)
 
-    def documents(self, first: int) -> Iterator[Document]:
+    def documents(self, first: int, *, practice: bool = False) -> Iterator[Document]:
         """Documents `first`, `first + 1`, …, without end."""
         seed = first
         while True:
-            yield self.document(seed)
+            yield self.document(seed, practice=practice)
             seed += 1
 
-    def _facts(self, rng: random.Random) -> Document:
+    def _facts(self, rng: random.Random, *, practice: bool) -> Document:
         """Facts of WebNLG or DART with something done to them, names mostly replaced."""
         pair = rng.choice(self._sources.pairs)
         target = rng.choice(pair.targets)
@@ -89,18 +90,23 @@ class Corpus:
         if rng.random() < 0.5 and single_subject(facts):
             source = attributes(facts, rng)
             fields = [tuple(field.split(" : ", 1)) for field in source.split(" | ")]  # type: ignore[misc]
-        return self._task(source, fields, target, rng)
+        return self._task(source, fields, target, rng, practice)
 
-    def _invented(self, rng: random.Random) -> Document:
+    def _invented(self, rng: random.Random, *, practice: bool) -> Document:
         """An invented thing with attributes, with something done to them."""
         item = invent(self.pool, rng)
-        return self._task(linearise(item.fields), item.fields, item.text, rng)
+        return self._task(linearise(item.fields), item.fields, item.text, rng, practice)
 
     def _task(
-        self, source: str, fields: Sequence[tuple[str, str]], target: str, rng: random.Random
+        self,
+        source: str,
+        fields: Sequence[tuple[str, str]],
+        target: str,
+        rng: random.Random,
+        practice: bool,
     ) -> Document:
         """One task on `source`, its name told before the source in most documents."""
-        task = tasks.choose(rng)
+        task = tasks.choose(rng, practice=practice)
         answer = task.answer(source, fields, target, rng)
         if answer is None:
             task, answer = tasks.DESCRIBE, target

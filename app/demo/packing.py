@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from app.demo.corpus import Corpus, Document
 
 IGNORED = -100
+PRACTICE_BATCHES = 600
+"""How many batches are mostly copying, which must be learned before anything else is."""
 _DOCUMENTS_A_BATCH = 100_000
 _NEAR_OFFSETS = 64
 
@@ -51,7 +53,9 @@ class Packer:
         rows: list[list[_Encoded]] = [[] for _ in range(self._tokens // width)]
         room = [width] * len(rows)
         refused = 0
-        for document in self._corpus.documents(number * _DOCUMENTS_A_BATCH):
+        practice = 0 <= number < PRACTICE_BATCHES
+        first = number * _DOCUMENTS_A_BATCH
+        for document in self._corpus.documents(first, practice=practice):
             ids, counted = self.encode(document, rng)
             ids, counted = ids[:width], counted[:width]
             row = next((r for r, free in enumerate(room) if free >= len(ids)), None)

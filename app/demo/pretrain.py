@@ -38,6 +38,7 @@ CHECKPOINT = "pretraining.checkpoint"
 _TOKENIZER_DOCUMENTS = 40_000
 _VALIDATION_BATCH = -1
 _REPORT_STEPS = 20
+_LONGEST_WAVE = 512.0
 _LONGEST_STEP_S = 10.0
 """What a step counts at most against the budget: a suspended process loses nothing."""
 
@@ -85,7 +86,20 @@ def new_model(recipe: Recipe, end_id: int) -> GPT2LMHeadModel:
         bos_token_id=end_id,
         eos_token_id=end_id,
     )
-    return GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        model.transformer.wpe.weight.copy_(waves(recipe.positions, recipe.width))
+    return model
+
+
+def waves(positions: int, width: int) -> torch.Tensor:
+    """Sines and cosines [positions, width] to start the learned positions from.
+
+    From random positions, a short run never learns what the token before is, and so never copies.
+    """
+    rates = _LONGEST_WAVE ** -torch.linspace(0, 1, width // 2)
+    angles = torch.arange(positions)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1) * (width / 2) ** -0.5
 
 
 def optimizers_for(model: GPT2LMHeadModel, recipe: Recipe) -> list[torch.optim.Optimizer]:

@@ -18,13 +18,15 @@ Answer = Callable[[str, Fields, str, random.Random], str | None]
 class Task:
     """A thing to do: phrases that ask for it and how its answer is made.
 
-    `answer(source, fields, target, rng)` is None where the task makes no sense. `in_words` answers
-    are sentences.
+    `answer(source, fields, target, rng)` is None where the task makes no sense. `weight` is its
+    share of the documents, `practice` that in the beginning, when copying is learned. `in_words`
+    answers are sentences.
     """
 
     phrases: tuple[str, ...]
     answer: Answer
     weight: int
+    practice: int
     in_words: bool = False
 
 
@@ -66,20 +68,22 @@ DESCRIBE = Task(
     ),
     _describe,
     70,
+    30,
     in_words=True,
 )
 
 TASKS = (
     DESCRIBE,
-    Task(("copy :", "repeat this :"), _copy, 5),
-    Task(("list the values :", "values :"), _values, 6),
-    Task(("list the fields :", "fields :"), _keys, 3),
-    Task(("ask about it :", "question and answer :"), _lookup, 6),
-    Task(("in reverse order :", "backwards :"), _reverse, 4),
-    Task(("field by field :", "in plain statements :"), _plain, 6, in_words=True),
+    Task(("copy :", "repeat this :"), _copy, 5, 20),
+    Task(("list the values :", "values :"), _values, 6, 16),
+    Task(("list the fields :", "fields :"), _keys, 3, 4),
+    Task(("ask about it :", "question and answer :"), _lookup, 6, 8),
+    Task(("in reverse order :", "backwards :"), _reverse, 4, 6),
+    Task(("field by field :", "in plain statements :"), _plain, 6, 16, in_words=True),
 )
 
 
-def choose(rng: random.Random) -> Task:
+def choose(rng: random.Random, *, practice: bool = False) -> Task:
     """A task by its weight."""
-    return rng.choices(TASKS, [task.weight for task in TASKS])[0]
+    weights = [task.practice if practice else task.weight for task in TASKS]
+    return rng.choices(TASKS, weights)[0]

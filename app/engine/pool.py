@@ -20,7 +20,11 @@ _FIRST_SLOTS = 4
 
 
 class KVPool:
-    """Storage for keys and values; grows with use, up to `max_bytes`."""
+    """Storage for keys and values; grows with use, up to `max_bytes`.
+
+    While rows move to a longer class, and while a class grows, the old and the new place stand
+    side by side; `max_bytes` holds again after the step's operations.
+    """
 
     def __init__(
         self,
@@ -78,6 +82,13 @@ class KVPool:
                 slots.append(operation.source)
             for slot in slots:
                 needed[slot.length_class] = max(needed[slot.length_class], slot.index + 1)
+        self._fit(needed)
+
+    def settle(self, num_rows: Sequence[int]) -> None:
+        """After a step's operations: what rows moved out of is given back if memory is short."""
+        self._fit(num_rows)
+
+    def _fit(self, needed: Sequence[int]) -> None:
         wanted = sum(
             max(count, tensor.shape[2]) * self._slot_bytes(index)
             for index, (count, tensor) in enumerate(zip(needed, self._classes, strict=True))

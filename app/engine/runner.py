@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
@@ -47,16 +48,16 @@ class Runner:
         return Outcome(sampled, scored, faults, time.monotonic() - started)
 
     def _place(self, plan: StepPlan, faults: dict[Row, PolyprefixError]) -> None:
-        """Carry out the pool operations."""
-        try:
+        """Carry out the pool operations, within the pool's memory."""
+        with _logged("giving K/V memory back"):
             self._pool.prepare(plan.operations, plan.num_rows)
-        except Exception:
-            _log.exception("the K/V pool could not give memory back")
         for operation in plan.operations:
             try:
                 self._pool.apply(operation)
             except Exception as error:
                 faults[operation.row] = _fault("its keys and values could not be placed", error)
+        with _logged("giving K/V memory back"):
+            self._pool.settle(plan.num_rows)
 
     def _forward(
         self, chunks: Sequence[Chunk], faults: dict[Row, PolyprefixError]
@@ -157,6 +158,15 @@ class Runner:
             return []
         num_top = chunk.row.request.sampling.logprobs or 0
         return score_tokens(logits[: len(following)], chunk.row, following, num_top)
+
+
+@contextmanager
+def _logged(what: str) -> Iterator[None]:
+    """For what may fail without harm to any row."""
+    try:
+        yield
+    except Exception:
+        _log.exception("%s failed", what)
 
 
 def _fault(what: str, error: Exception) -> GenerationFault:

@@ -34,7 +34,8 @@ def sample(
     finite = torch.isfinite(best).tolist()
     tokens = greedy.tolist()
     for index, row in enumerate(rows):
-        if finite[index] and needs_more_than_argmax(row):
+        barred = row.must_not_end and tokens[index] in eos_token_ids
+        if finite[index] and (barred or needs_more_than_argmax(row)):
             tokens[index] = _draw(logits[index], row, eos_token_ids)
     chosen = [
         Sampled(row, token) if ok else None
@@ -44,11 +45,10 @@ def sample(
 
 
 def needs_more_than_argmax(row: Row) -> bool:
-    """Whether the row's next token can differ from the most probable one."""
+    """Whether the row's next token can differ from the most probable one that is not barred."""
     sampling = row.request.sampling
     return bool(
         sampling.temperature > 0
-        or row.must_not_end
         or sampling.logit_bias
         or sampling.repetition_penalty != 1
         or sampling.presence_penalty

@@ -151,7 +151,7 @@ class PrefixTiers:
             self._device.stats.misses += 1
             flight = asyncio.get_running_loop().create_task(self._bring(key))
             self._flights[key] = flight
-            flight.add_done_callback(lambda _: self._flights.pop(key, None))
+            flight.add_done_callback(lambda done: self._land(key, done))
         # a waiter that is cancelled must not end the load for the others
         entry, tier = await asyncio.shield(flight)
         return self._lease(entry, tier)
@@ -183,6 +183,11 @@ class PrefixTiers:
         """Wait for loads under way and end the threads."""
         await asyncio.gather(*self._flights.values(), return_exceptions=True)
         self._threads.shutdown()
+
+    def _land(self, key: PrefixKey, flight: asyncio.Task[tuple[_Resident, Tier]]) -> None:
+        del self._flights[key]
+        if not flight.cancelled():
+            flight.exception()  # told to whoever still waits; nobody may be left to ask
 
     def _lease(self, entry: _Resident, tier: Tier) -> Lease:
         entry.leases += 1

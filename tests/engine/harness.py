@@ -31,9 +31,7 @@ from app.prefix.prefix import Prefix
 class SteppedEngine:
     """Runs the engine's own `step` in the test's thread; keeps every event and all logits."""
 
-    def __init__(
-        self, model: FrozenModel, config: EngineConfig, patch: pytest.MonkeyPatch
-    ) -> None:
+    def __init__(self, model: FrozenModel, config: EngineConfig, patch: pytest.MonkeyPatch) -> None:
         self.engine = Engine(model, config)
         self.logits: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
         self.events: dict[str, list[Event]] = defaultdict(list)

@@ -1,0 +1,83 @@
+"""`polyprefix bench engine` and `continuous`: our engine against static batches of the peers."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.bench.load import Load, model_folder, poisson_load, uniform_load
+from app.bench.measure import in_own_process, peer_tokens_per_s
+from app.bench.ours import engine_figures, stall_figures
+from app.bench.report import with_ratios
+from app.bench.settings import BenchSettings
+
+_STATIC_BATCHES = (16, 32)
+
+
+def run_engine(
+    settings: BenchSettings,
+    peers: Sequence[str],
+    *,
+    rows: int,
+    prefixes: int,
+    prefix_length: int,
+    prompt: int,
+    new: int,
+) -> dict[str, Any]:
+    """All rows at once, equal in length: the whole load, prefill included."""
+    load = uniform_load(
+        rows=rows, prefixes=prefixes, prefix_length=prefix_length, prompt=prompt, new=new
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = model_folder(settings.model, Path(scratch))
+        ours = _ours(settings, folder, load, rows)
+        theirs = {name: _peer(settings, name, folder, load, rows) for name in peers}
+    return with_ratios("engine", settings.device, ours, theirs)
+
+
+def run_continuous(
+    settings: BenchSettings,
+    peers: Sequence[str],
+    *,
+    requests: int,
+    per_second: float,
+    max_rows: int,
+) -> dict[str, Any]:
+    """Poisson arrivals at saturation, all lengths mixed; a peer's best static batch counts.
+
+    PEFT is left out: it has no batch of mixed tasks. The result also says what a long prompt
+    does to rows that decode (`stall`).
+    """
+    load = poisson_load(requests=requests, per_second=per_second, prefixes=16)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = model_folder(settings.model, Path(scratch))
+        ours = _ours(settings, folder, load, max_rows)
+        theirs = {
+            name: max(_peer(settings, name, folder, load, batch) for batch in _STATIC_BATCHES)
+            for name in peers
+            if name != "peft"
+        }
+        stall = in_own_process(stall_figures, folder, settings.dtype, settings.threads)
+    result = with_ratios("continuous", settings.device, ours, theirs)
+    return {**result, "stall": {name: round(value, 2) for name, value in stall.items()}}
+
+
+def _ours(settings: BenchSettings, folder: str, load: Load, rows: int) -> dict[str, float]:
+    return in_own_process(
+        engine_figures, folder, load, settings.dtype, settings.rounds, rows, settings.threads
+    )
+
+
+def _peer(settings: BenchSettings, name: str, folder: str, load: Load, batch: int) -> float:
+    return in_own_process(
+        peer_tokens_per_s,
+        name,
+        folder,
+        load,
+        settings.dtype,
+        batch,
+        settings.rounds,
+        settings.threads,
+    )

@@ -1,0 +1,139 @@
+"""Our engine under a load: as fast as it goes, or with requests arriving when they do."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from app.bench.load import Item, Load, random_prefix
+from app.bench.measure import median_seconds, percentile
+from app.engine.config import EngineConfig
+from app.engine.engine import Engine
+from app.engine.request import GenerationRequest, RequestFailed, SamplingParams, TextDelta
+from app.model.frozen import FrozenModel
+from app.model.load import load_model
+from app.prefix.prefix import Prefix
+
+
+@dataclass
+class TokenTimes:
+    """When the tokens of one request came, in seconds of a monotonic clock."""
+
+    submitted: float = 0.0
+    tokens: list[float] = field(default_factory=list)
+
+    @property
+    def gaps(self) -> list[float]:
+        """Time between tokens."""
+        return [after - before for before, after in zip(self.tokens, self.tokens[1:], strict=False)]
+
+
+class Ours:
+    """A loaded model with a started engine and the load's prefixes; stop it in the end."""
+
+    def __init__(self, folder: str, load: Load, dtype: str, max_rows: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.model: FrozenModel = load_model(folder, dtype=dtype)
+        self.prefixes: list[Prefix] = [
+            random_prefix(self.model.spec, length, seed).to(self.model.device, self.model.dtype)
+            for seed, length in enumerate(load.prefix_lengths)
+        ]
+        self.engine = Engine(self.model, EngineConfig(max_rows=max_rows, kv_bytes=4 << 30))
+        self.engine.start()
+        self._load = load
+        self._count = 0
+
+    def stop(self) -> None:
+        """End the engine's thread."""
+        self.engine.stop()
+
+    def run(self) -> None:
+        """The whole load once."""
+        asyncio.run(self.play(self._load.items))
+
+    async def play(self, items: Sequence[Item]) -> list[TokenTimes]:
+        """Submit each item when it arrives; the times of all tokens."""
+        started = time.monotonic()
+        return list(await asyncio.gather(*(self._one(item, started) for item in items)))
+
+    def request(self, item: Item) -> GenerationRequest:
+        """The item as a request that nothing ends before its time."""
+        self._count += 1
+        prefixes = (self.prefixes[item.prefix],) if self.prefixes else ()
+        sampling = SamplingParams(max_tokens=item.num_new, ignore_eos=True, logprobs=None)
+        return GenerationRequest(
+            str(self._count), "bench", item.prompt_ids, sampling, prefixes=prefixes
+        )
+
+    async def _one(self, item: Item, started: float) -> TokenTimes:
+        delay = started + item.arrival - time.monotonic()
+        if delay > 0:
+            await asyncio.sleep(delay)
+        times = TokenTimes(time.monotonic())
+        made = 0
+        async for event in self.engine.submit(self.request(item)):
+            if isinstance(event, RequestFailed):
+                raise event.error
+            if isinstance(event, TextDelta):
+                made += len(event.tokens)
+                times.tokens.extend([time.monotonic()] * len(event.tokens))
+        if made != item.num_new:
+            raise RuntimeError(f"the engine made {made} tokens instead of {item.num_new}")
+        return times
+
+
+def engine_figures(
+    folder: str, load: Load, dtype: str, rounds: int, max_rows: int, threads: int
+) -> dict[str, float]:
+    """Tokens per second over the whole load, and the median step; for a process of its own."""
+    ours = Ours(folder, load, dtype, max_rows, threads)
+    try:
+        seconds = median_seconds(ours.run, rounds)
+        counters = ours.engine.counters
+        return {
+            "tokens_per_s": load.num_new / seconds,
+            "mean_step_ms": 1000 * counters.step_seconds / max(1, counters.steps),
+        }
+    finally:
+        ours.stop()
+
+
+def stall_figures(folder: str, dtype: str, threads: int) -> dict[str, float]:
+    """p99 time between tokens of 16 decoding rows, quiet and while a 900-token prompt arrives."""
+    rows, new = 16, 96
+    decoding = tuple(Item((1 + row,) * 24, new, row % 4) for row in range(rows))
+    intruder = Item((3,) * 900, 8, 0)
+    load = Load(decoding, (20,) * 4)
+    ours = Ours(folder, load, dtype, rows + 1, threads)
+
+    async def both() -> list[TokenTimes]:
+        quiet = asyncio.gather(*(ours.play([item]) for item in decoding))
+        while ours.engine.counters.generated_tokens < first + rows * 12:
+            await asyncio.sleep(0.005)
+        await ours.play([intruder])
+        return [times for batch in await quiet for times in batch]
+
+    try:
+        # two rounds teach the engine what its steps cost
+        for _ in range(2):
+            asyncio.run(ours.play([*decoding, intruder]))
+        quiet = _late_gaps(asyncio.run(ours.play(decoding)))
+        first = ours.engine.counters.generated_tokens
+        disturbed = _late_gaps(asyncio.run(both()))
+    finally:
+        ours.stop()
+    quiet_ms, with_prompt_ms = (1000 * percentile(gaps, 0.99) for gaps in (quiet, disturbed))
+    return {
+        "quiet_p99_ms": quiet_ms,
+        "with_long_prompt_p99_ms": with_prompt_ms,
+        "ratio": with_prompt_ms / quiet_ms,
+    }
+
+
+def _late_gaps(rows: Sequence[TokenTimes]) -> list[float]:
+    """Gaps after the first tokens, when every row of the group decodes."""
+    return [gap for times in rows for gap in times.gaps[4:]]

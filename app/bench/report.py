@@ -1,0 +1,39 @@
+"""Results: a short table for people and, as the last line, one JSON object for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def with_ratios(
+    bench: str, device: str, ours: Mapping[str, float], peers: Mapping[str, float]
+) -> dict[str, Any]:
+    """The result in its stated form; a ratio is our tokens per second over the peer's."""
+    return {
+        "bench": bench,
+        "device": device,
+        "ours": {name: round(value, 2) for name, value in ours.items()},
+        "peers": {name: {"tokens_per_s": round(value, 2)} for name, value in peers.items()},
+        "ratio": {name: round(ours["tokens_per_s"] / value, 3) for name, value in peers.items()},
+    }
+
+
+def print_result(result: Mapping[str, Any]) -> None:
+    """The table, then the JSON line."""
+    console = Console()
+    table = Table("", "tokens/s", "ours is", title=f"{result['bench']} on {result['device']}")
+    table.add_row("polyprefix", f"{result['ours']['tokens_per_s']:.1f}", "")
+    for name, figures in result["peers"].items():
+        ratio = result["ratio"].get(name)
+        times = "" if ratio is None else f"{ratio:.2f} ×"
+        table.add_row(name, f"{figures['tokens_per_s']:.1f}", times)
+    console.print(table)
+    for name, value in result["ours"].items():
+        if name != "tokens_per_s":
+            console.print(f"{name}: {value}")
+    console.out(json.dumps(result), highlight=False)

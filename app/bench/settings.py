@@ -1,0 +1,38 @@
+"""What every benchmark has in common."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from app.bench.load import GPT2_SHAPE
+from app.model.load import resolve_device, resolve_dtype
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """`dtype` is resolved; `rounds` are those that count; `threads` are torch's, for everyone."""
+
+    model: str
+    dtype: str
+    rounds: int
+    threads: int
+
+    @property
+    def device(self) -> str:
+        """The machine and the dtype, in words."""
+        capability = torch.backends.cpu.get_cpu_capability()
+        machine = f"{platform.machine()} {capability} × {self.threads} threads"
+        return f"cpu ({machine}, {self.dtype})"
+
+
+def make_settings(
+    model: str = GPT2_SHAPE, dtype: str = "auto", rounds: int = 3, threads: int = 0
+) -> BenchSettings:
+    """Settings with what `auto` and 0 stand for on this machine; benchmarks run on the CPU."""
+    resolved = resolve_dtype(dtype, resolve_device("cpu"))
+    name = str(resolved).removeprefix("torch.")
+    return BenchSettings(model, name, rounds, threads or os.cpu_count() or 1)

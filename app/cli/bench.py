@@ -1,0 +1,150 @@
+"""`polyprefix bench …`: our speed as a ratio to what else there is, in one run on this machine.
+
+Knows the terminal; what is measured and how is in `app.bench`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.cli.console import Commands
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help=(
+        "Measure speed as a ratio to peers, in one run on this machine.\n\n"
+        "Peers run one after another in processes of their own, warmed up, with the same weights;"
+        " figures are medians. The last line is one JSON object. PEFT and CTranslate2 come with"
+        " `pip install 'polyprefix[bench]'`."
+    ),
+)
+
+Model = Annotated[
+    str, typer.Option(help="A folder or hub id; `gpt2-shape` is GPT-2 124M with random weights.")
+]
+Dtype = Annotated[str, typer.Option(help="`auto`, `float32` or `bfloat16`; for peers alike.")]
+Peers = Annotated[
+    str, typer.Option(help="From `hf-generate`, `peft`, `ctranslate2`, by commas; may be empty.")
+]
+Rounds = Annotated[int, typer.Option(min=1, help="Rounds that count; one more warms up.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads for everybody; 0 takes all cores.")]
+Rows = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]
+
+
+@app.command()
+def engine(
+    model: Model = "gpt2-shape",
+    rows: Rows = 64,
+    prefixes: Annotated[int, typer.Option(min=1, help="Distinct prefixes.")] = 8,
+    prefix_length: Annotated[int, typer.Option(min=1, help="Positions of each prefix.")] = 20,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 32,
+    new: Annotated[int, typer.Option(min=1, help="New tokens of each row.")] = 48,
+    dtype: Dtype = "auto",
+    peers: Peers = "hf-generate,peft,ctranslate2",
+    rounds: Rounds = 3,
+    threads: Threads = 0,
+) -> None:
+    """New tokens per second of a whole batch with mixed prefixes, prefill included."""
+    from app.bench.engine_bench import run_engine
+    from app.bench.peers import expand_peers
+    from app.bench.report import print_result
+    from app.bench.settings import make_settings
+
+    print_result(
+        run_engine(
+            make_settings(model, dtype, rounds, threads),
+            expand_peers(peers),
+            rows=rows,
+            prefixes=prefixes,
+            prefix_length=prefix_length,
+            prompt=prompt,
+            new=new,
+        )
+    )
+
+
+@app.command()
+def continuous(
+    model: Model = "gpt2-shape",
+    requests: Annotated[int, typer.Option(min=1, help="Requests in all.")] = 96,
+    per_second: Annotated[float, typer.Option(min=0.01, help="Mean arrivals per second.")] = 50.0,
+    rows: Rows = 64,
+    dtype: Dtype = "auto",
+    peers: Peers = "hf-generate,ctranslate2",
+    rounds: Rounds = 2,
+    threads: Threads = 0,
+) -> None:
+    """Poisson arrivals at saturation against static batches that wait for their longest row."""
+    from app.bench.engine_bench import run_continuous
+    from app.bench.peers import expand_peers
+    from app.bench.report import print_result
+    from app.bench.settings import make_settings
+
+    print_result(
+        run_continuous(
+            make_settings(model, dtype, rounds, threads),
+            expand_peers(peers),
+            requests=requests,
+            per_second=per_second,
+            max_rows=rows,
+        )
+    )
+
+
+@app.command()
+def http(
+    model: Model = "gpt2-shape",
+    rows: Annotated[int, typer.Option(min=1, help="Streams at the same time.")] = 64,
+    prefixes: Annotated[int, typer.Option(min=1, help="Distinct prefixes.")] = 8,
+    prefix_length: Annotated[int, typer.Option(min=1, help="Positions of each prefix.")] = 20,
+    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 32,
+    new: Annotated[int, typer.Option(min=1, help="New tokens of each stream.")] = 48,
+    dtype: Dtype = "auto",
+    rounds: Rounds = 3,
+    threads: Threads = 0,
+) -> None:
+    """The load of `engine` through a server on loopback, streamed to another process."""
+    from app.bench.http_bench import run_http
+    from app.bench.report import print_result
+    from app.bench.settings import make_settings
+
+    print_result(
+        run_http(
+            make_settings(model, dtype, rounds, threads),
+            rows=rows,
+            prefixes=prefixes,
+            prefix_length=prefix_length,
+            prompt=prompt,
+            new=new,
+        )
+    )
+
+
+@app.command()
+def prefixes(
+    model: Model = "gpt2-shape",
+    counts: Annotated[str, typer.Option(help="Distinct prefixes, by commas.")] = "1,10,100,1000",
+    length: Annotated[int, typer.Option(min=1, help="Positions of each prefix.")] = 10,
+    rows: Rows = 32,
+    new: Annotated[int, typer.Option(min=1, help="New tokens of each request.")] = 32,
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Throughput with more and more distinct prefixes, when the device tier holds 100."""
+    from app.bench.prefixes_bench import run_prefixes
+    from app.bench.report import print_result
+    from app.bench.settings import make_settings
+
+    print_result(
+        run_prefixes(
+            make_settings(model, dtype, 1, threads),
+            counts=[int(count) for count in counts.split(",")],
+            length=length,
+            rows=rows,
+            new=new,
+        )
+    )
