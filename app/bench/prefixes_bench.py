@@ -24,8 +24,8 @@ from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
 from app.model.load import load_model
 from app.prefix.codec import decode, encode
-from app.prefix.reference import PrefixReference
 from app.prefix.prefix import Prefix
+from app.prefix.reference import PrefixReference
 from app.prefix.tiers import Lease, PrefixKey, PrefixTiers
 from app.registry.opening import open_registry
 from app.registry.records import VersionInfo

@@ -13,7 +13,7 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised by five Newton-Schulz steps in fp32. Takes matrices only."""
+    """Momentum, orthogonalised by five Newton-Schulz steps in bfloat16. Takes matrices only."""
 
     def __init__(
         self,
@@ -43,7 +43,9 @@ class Muon(torch.optim.Optimizer):
             state["momentum"] = torch.zeros_like(matrix)
         momentum = state["momentum"]
         momentum.lerp_(gradient, 1 - group["momentum"])
-        direction = orthogonalise(torch.lerp(gradient, momentum, group["momentum"]))
+        blend = torch.lerp(gradient, momentum, group["momentum"])
+        blend = blend / (blend.norm() + 1e-7)
+        direction = orthogonalise(blend.bfloat16()).to(matrix.dtype)
         rows, columns = matrix.shape
         scale = max(1.0, rows / columns, columns / rows) ** 0.5
         matrix.mul_(1 - group["lr"] * group["weight_decay"])

@@ -25,6 +25,7 @@ from app.demo.optimizer import Muon
 from app.demo.packing import IGNORED, Batch, Packer
 from app.demo.records import read_sources
 from app.demo.tokenizer import END, save_tokenizer, train_tokenizer
+from app.model.load import resolve_dtype
 from app.training.checkpoint import (
     load_checkpoint,
     optimizer_tensors,
@@ -124,15 +125,21 @@ def lr_share(step: int, done: float, recipe: Recipe) -> float:
 
 
 def batch_loss(model: GPT2LMHeadModel, batch: Batch) -> torch.Tensor:
-    """Mean loss of the tokens that count; the head runs on those alone."""
-    hidden = model.transformer(
-        input_ids=batch.input_ids,
-        attention_mask=batch.mask,
-        position_ids=batch.positions,
-        use_cache=False,
-    ).last_hidden_state
-    counted = batch.labels != IGNORED
-    return F.cross_entropy(model.lm_head(hidden[counted]), batch.labels[counted])
+    """Mean loss of the tokens that count; the head runs on those alone.
+
+    Products are in bfloat16 where the machine multiplies it; weights and the loss are in float32.
+    """
+    products = resolve_dtype("auto", torch.device("cpu"))
+    with torch.autocast("cpu", products, enabled=products == torch.bfloat16):
+        hidden = model.transformer(
+            input_ids=batch.input_ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            use_cache=False,
+        ).last_hidden_state
+        counted = batch.labels != IGNORED
+        logits = model.lm_head(hidden[counted])
+    return F.cross_entropy(logits.float(), batch.labels[counted])
 
 
 class Run:
