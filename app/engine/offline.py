@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from app.engine.engine import Engine
@@ -17,6 +18,11 @@ from app.engine.request import (
     TextDelta,
     TokenScore,
 )
+from app.engine.router import RequestStream
+from app.errors import Overloaded
+
+_FULL_QUEUE_SECONDS = 0.005
+"""How long to wait before a full queue is asked again."""
 
 
 @dataclass
@@ -33,28 +39,32 @@ class Completion:
 def complete(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Completion]:
     """Run `requests` together on a started engine; answers in their order.
 
-    Raises the error of the first request that fails. More requests than the queue takes are fed
-    as it empties.
+    Raises the error of the first request that fails. What the queue does not take now is fed as it
+    empties.
     """
     return asyncio.run(_complete_all(engine, requests))
 
 
 async def _complete_all(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Completion]:
-    places = asyncio.Semaphore(engine.config.max_waiting)
-
-    async def one(request: GenerationRequest) -> Completion:
-        async with places:
-            return await _complete(engine, request)
-
-    return list(await asyncio.gather(*(one(request) for request in requests)))
+    door = asyncio.Lock()
+    return list(await asyncio.gather(*(_complete(engine, item, door) for item in requests)))
 
 
-async def _complete(engine: Engine, request: GenerationRequest) -> Completion:
+async def _submit(engine: Engine, request: GenerationRequest, door: asyncio.Lock) -> RequestStream:
+    """Submit as soon as the queue has room, one after another in the order of coming."""
+    async with door:
+        while True:
+            with suppress(Overloaded):
+                return engine.submit(request)
+            await asyncio.sleep(_FULL_QUEUE_SECONDS)
+
+
+async def _complete(engine: Engine, request: GenerationRequest, door: asyncio.Lock) -> Completion:
     rows = range(request.n)
     result = Completion(
         ["" for _ in rows], [[] for _ in rows], [[] for _ in rows], [None] * len(rows)
     )
-    stream = engine.submit(request)
+    stream = await _submit(engine, request, door)
     try:
         async for event in stream:
             _take(event, result)

@@ -123,7 +123,7 @@ class Scheduler:
         for row, error in outcome.faults.items():
             deliveries.extend(self._fail(row, error))
         for row, scored in outcome.scored.items():
-            self._collect_scores(row, scored)
+            deliveries.extend(self._collect_scores(row, scored))
         self._fork_rows(plan)
         for sampled in outcome.sampled:
             deliveries.extend(self._take_token(sampled, now))
@@ -223,14 +223,18 @@ class Scheduler:
                 row.num_computed = leader.num_computed
                 self._table.fork(leader, row, leader.num_cached, self._first_room(row))
 
-    def _collect_scores(self, row: Row, scored: Iterable[Sampled]) -> None:
+    def _collect_scores(self, row: Row, scored: Iterable[Sampled]) -> Deliveries:
         entry = self._active.get(row.request.id)
         if entry is None:
-            return
+            return []
         score = row.transcript.score
-        if not entry.scores:
-            entry.scores.append(score(row.token_ids[0], None))
-        entry.scores.extend(score(item.token_id, item.logprob, item.top) for item in scored)
+        try:
+            if not entry.scores:
+                entry.scores.append(score(row.token_ids[0], None))
+            entry.scores.extend(score(item.token_id, item.logprob, item.top) for item in scored)
+        except Exception as error:
+            return self._fail(row, GenerationFault(f"the prompt's text failed: {error}"))
+        return []
 
     def _take_token(self, sampled: Sampled, now: float) -> Deliveries:
         row = sampled.row

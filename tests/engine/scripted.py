@@ -1,0 +1,98 @@
+"""A scheduler whose steps nobody computes: what rows draw, what fails and the time are scripted."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+
+from app.engine.config import EngineConfig
+from app.engine.plan import Outcome, Sampled, StepPlan
+from app.engine.request import Event, GenerationRequest, RequestFailed, RequestFinished
+from app.engine.row import Row
+from app.engine.scheduler import Scheduler
+from app.engine.slots import SlotTable, length_classes
+from app.errors import PolyprefixError
+from tests.engine.rows import TEXT
+
+LETTER = TEXT.encode("a")[0]
+MAX_COLUMNS = 640
+
+
+class ScriptedScheduler:
+    """Every sampler draws `draw(row)`; rows of the requests in `faults` fail."""
+
+    def __init__(
+        self,
+        config: EngineConfig | None = None,
+        *,
+        kv_columns: int = 100_000,
+        draw: Callable[[Row], int] = lambda _: LETTER,
+    ) -> None:
+        self.config = config or EngineConfig()
+        self.table = SlotTable(length_classes(MAX_COLUMNS), kv_columns)
+        self.scheduler = Scheduler(self.config, self.table, TEXT)
+        self.faults: dict[str, PolyprefixError] = {}
+        self.events: dict[str, list[Event]] = defaultdict(list)
+        self.plans: list[StepPlan] = []
+        self._draw = draw
+
+    def add(self, *requests: GenerationRequest, now: float = 0.0) -> None:
+        """Queue requests, in this order."""
+        for request in requests:
+            self.scheduler.add(request, 0, now)
+
+    def expire(self, now: float) -> None:
+        """End what is late, as every step begins."""
+        self._keep(self.scheduler.expire(now))
+
+    def step(self, now: float = 0.0, *, seconds: float = 0.01) -> StepPlan | None:
+        """Schedule, pretend to compute, commit `seconds` later; invariants hold after each."""
+        plan = self.scheduler.schedule(now)
+        if plan is not None:
+            self.plans.append(plan)
+            outcome = self._outcome(plan, seconds)
+            self._keep(self.scheduler.commit(plan, outcome, now + seconds))
+        self.table.check_integrity()
+        return plan
+
+    def run(self, max_steps: int = 2000) -> None:
+        """Step until nothing is left to do."""
+        for _ in range(max_steps):
+            if self.scheduler.idle:
+                return
+            self.step()
+        raise AssertionError("the scheduler did not come to rest")
+
+    def running(self) -> set[str]:
+        """Ids of the requests that have a row in a slot."""
+        return {row.request.id for rows in self.table.rows for row in rows}
+
+    def ends(self, request_id: str) -> list[Event]:
+        """The request's terminal events."""
+        kinds = RequestFinished | RequestFailed
+        return [event for event in self.events[request_id] if isinstance(event, kinds)]
+
+    def is_empty(self) -> bool:
+        """Whether no row, reservation or request is left."""
+        free = self.scheduler.num_rows == 0 and self.table.reserved_columns == 0
+        return self.scheduler.idle and free and not any(self.table.rows)
+
+    def _outcome(self, plan: StepPlan, seconds: float) -> Outcome:
+        sampled: list[Sampled] = []
+        scored: dict[Row, list[Sampled]] = {}
+        faults: dict[Row, PolyprefixError] = {}
+        for chunk in plan.chunks:
+            row = chunk.row
+            if row.request.id in self.faults:
+                faults[row] = self.faults[row.request.id]
+                continue
+            if chunk.scores:
+                start = row.num_computed + 1
+                following = row.token_ids[start : min(start + chunk.count, row.num_prompt)]
+                scored[row] = [Sampled(row, token, -1.0) for token in following]
+            sampled.extend(Sampled(drawer, self._draw(drawer)) for drawer in chunk.samplers)
+        return Outcome(sampled, scored, faults, seconds)
+
+    def _keep(self, deliveries: list[tuple[str, Event]]) -> None:
+        for request_id, event in deliveries:
+            self.events[request_id].append(event)

@@ -1,0 +1,77 @@
+"""The pace of prompts: within bounds for any timings, and right for those of a linear machine."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.engine.pacing import PrefillPace
+
+STEP, ROW, TOKEN = 0.020, 0.001, 0.0005
+"""Seconds of a made-up machine: per step, per decoding row, per prompt token."""
+
+
+def trained(
+    share: float = 1.0, *, token: float = TOKEN, max_step_tokens: int = 4096
+) -> PrefillPace:
+    """A pace that has watched the made-up machine for a while."""
+    pace = PrefillPace(share, max_step_tokens)
+    watch(pace, token)
+    return pace
+
+
+def watch(pace: PrefillPace, token: float, steps: int = 200) -> None:
+    for step in range(steps):
+        rows, tokens = 1 + step % 7, (37 * step) % 150
+        pace.observe(rows, tokens, STEP + ROW * rows + token * tokens)
+
+
+def test_while_nothing_decodes_a_prompt_may_fill_the_step() -> None:
+    assert PrefillPace(1.0, 512).budget(0, 1) == 512
+
+
+def test_rows_that_decode_take_their_tokens_from_the_step() -> None:
+    assert PrefillPace(1e9, 512).budget(12, 1) == 500
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("rows", [2, 10])
+def test_prompts_add_the_given_share_to_the_step_that_the_others_would_have(
+    share: float, rows: int
+) -> None:
+    tokens = trained(share).budget(rows, 1)
+    assert tokens * TOKEN == pytest.approx(share * (STEP + ROW * rows), rel=0.1)
+
+
+def test_the_more_wait_beside_the_few_that_decode_the_more_they_may_take() -> None:
+    pace = trained()
+    assert pace.budget(2, 8) == pytest.approx(4 * pace.budget(2, 2), rel=0.05)
+    assert pace.budget(8, 2) == pace.budget(8, 8)
+
+
+def test_a_machine_that_becomes_slower_is_noticed() -> None:
+    pace = trained()
+    before = pace.budget(40, 1)
+    watch(pace, 4 * TOKEN)
+    assert pace.budget(40, 1) == pytest.approx(before / 4, rel=0.2)
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.integers(0, 64), st.integers(0, 4096), st.floats(0, 1e4, allow_subnormal=False)
+        ),
+        max_size=30,
+    ),
+    share=st.floats(0, 100),
+    rows=st.integers(0, 64),
+    waiting=st.integers(0, 1000),
+)
+def test_a_budget_lets_every_prompt_move_and_stays_within_the_step(
+    steps: list[tuple[int, int, float]], share: float, rows: int, waiting: int
+) -> None:
+    pace = PrefillPace(share, 1024)
+    for step in steps:
+        pace.observe(*step)
+    assert 16 <= pace.budget(rows, waiting) <= 1024 - rows
