@@ -7,14 +7,13 @@ Knows nothing about prefixes.
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from app.errors import InvalidPrefix
+from app.prefix.strict_json import parse_object, shown
 
 MAX_HEADER_BYTES = 64 * 1024
 LENGTH_BYTES = 8
@@ -40,8 +39,6 @@ ITEM_SIZES = {
 """Bytes per element of the dtypes whose elements are whole bytes."""
 
 _MAX_DIMENSIONS = 8
-_MAX_DIGITS = 20
-_DEEP = re.compile(rb"[\[{](?:[^\]}]*[\[{]){8}")
 
 
 @dataclass(frozen=True)
@@ -89,46 +86,12 @@ def parse_header(raw: bytes, file_size: int) -> Header:
 def _load_json(raw: bytes) -> dict[str, Any]:
     if not raw.startswith(b"{"):
         _refuse("the header does not begin with '{'; is this a safetensors file?")
-    if _DEEP.search(raw):
-        _refuse("the header's JSON is nested too deeply")
     try:
-        text = raw.decode("utf-8")
+        return parse_object(raw.decode("utf-8"), floats=False)
     except UnicodeDecodeError as error:
         _refuse(f"the header is not UTF-8 (byte {error.start})")
-    try:
-        entries = json.loads(
-            text,
-            object_pairs_hook=_without_duplicates,
-            parse_int=_bounded_int,
-            parse_float=_no_float,
-            parse_constant=_no_float,
-        )
-    except (ValueError, RecursionError) as error:
-        _refuse(f"the header is not JSON: {str(error)[:120]}")
-    if not isinstance(entries, dict):
-        _refuse("the header is not a JSON object")
-    return entries
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        _refuse(f"the header has the key {_shown(twice)} twice")
-    return result
-
-
-def _bounded_int(literal: str) -> int:
-    if len(literal) > _MAX_DIGITS:
-        _refuse(f"the header has an integer of {len(literal)} digits")
-    if literal == "-0":
-        _refuse("the header has the integer -0")
-    return int(literal)
-
-
-def _no_float(literal: str) -> NoReturn:
-    _refuse(f"the header has the number {_shown(literal)} where only integers stand")
+    except ValueError as error:
+        _refuse(f"the header {error}")
 
 
 def _check_metadata(metadata: Any) -> dict[str, str]:
@@ -136,17 +99,17 @@ def _check_metadata(metadata: Any) -> dict[str, str]:
         _refuse("__metadata__ is not an object")
     for key, value in metadata.items():
         if not isinstance(value, str):
-            _refuse(f"__metadata__ value of {_shown(key)} is not a string")
+            _refuse(f"__metadata__ value of {shown(key)} is not a string")
     return metadata
 
 
 def _check_entry(name: str, entry: Any) -> TensorEntry:
-    where = f"tensor {_shown(name)}"
+    where = f"tensor {shown(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         _refuse(f"{where} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-        _refuse(f"{where} has the dtype {_shown(str(dtype))}, which is not known")
+        _refuse(f"{where} has the dtype {shown(str(dtype))}, which is not known")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
         _refuse(f"{where} has a shape that is not a list of at most {_MAX_DIMENSIONS} sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -171,15 +134,11 @@ def _check_layout(tensors: Mapping[str, TensorEntry], size: int) -> dict[str, Te
     for name, entry in ordered:
         if entry.begin != end:
             kind = "overlaps the one before it" if entry.begin < end else "leaves a gap before it"
-            _refuse(f"tensor {_shown(name)} {kind} (it begins at {entry.begin}, not {end})")
+            _refuse(f"tensor {shown(name)} {kind} (it begins at {entry.begin}, not {end})")
         end = entry.end
     if end != size:
         _refuse(f"the tensors end at byte {end} of the data, but the file has {size}")
     return dict(ordered)
-
-
-def _shown(text: str) -> str:
-    return ascii(text[:60])
 
 
 def _refuse(reason: str) -> NoReturn:

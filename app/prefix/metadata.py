@@ -5,7 +5,6 @@ Knows nothing about tensors beyond their length.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 
 from app.errors import InvalidPrefix
 from app.prefix.prefix import PrefixMetadata, canonical_json
+from app.prefix.strict_json import parse_object
 
 FORMAT = "polyprefix/1"
 
@@ -53,10 +53,8 @@ def parse_metadata(raw: Mapping[str, str], length: int) -> PrefixMetadata:
         if key not in _MAX_BYTES:
             known = ", ".join(_MAX_BYTES)
             _refuse(f"unknown key {ascii(key[:60])}; known are {known}")
-        if len(value.encode("utf-8", "surrogatepass")) > _MAX_BYTES[key]:
+        if len(value.encode()) > _MAX_BYTES[key]:
             _refuse(f"{key} is longer than {_MAX_BYTES[key]} bytes")
-        if any("\ud800" <= character <= "\udfff" or character == "\0" for character in value):
-            _refuse(f"{key} contains a NUL or a lone surrogate")
     if raw.get("format") != FORMAT:
         _refuse(f"format is {ascii(raw.get('format'))}; it must be {FORMAT!r}")
     fingerprint = raw.get("base_fingerprint")
@@ -107,12 +105,9 @@ def _parse_object(key: str, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        value = json.loads(text, parse_constant=_not_finite, parse_int=_bounded_int)
-    except (ValueError, RecursionError) as error:
-        _refuse(f"{key} is not JSON: {str(error)[:80]}")
-    if not isinstance(value, dict):
-        _refuse(f"{key} is not a JSON object")
-    return value
+        return parse_object(text, floats=True)
+    except ValueError as error:
+        _refuse(f"{key} {error}")
 
 
 def _check_decoding(decoding: dict[str, Any]) -> dict[str, Any]:
@@ -142,16 +137,6 @@ def _check_stops(value: Any) -> None:
     for stop in value:
         if not isinstance(stop, str) or not 1 <= len(stop) <= _MAX_STOP_CHARACTERS:
             _refuse(f"decoding's stop strings have 1 to {_MAX_STOP_CHARACTERS} characters")
-
-
-def _not_finite(literal: str) -> NoReturn:
-    raise ValueError(f"{literal} is not a number of JSON")
-
-
-def _bounded_int(literal: str) -> int:
-    if len(literal) > 20:
-        raise ValueError(f"an integer of {len(literal)} digits")
-    return int(literal)
 
 
 def _refuse(reason: str) -> NoReturn:
