@@ -152,35 +152,35 @@ class ChunkWriter:
         self._open = b"data: " + common + b',"choices":['
         self._offsets: dict[int, int] = {}
 
-    def choice(
-        self, index: int, text: str, scores: Sequence[TokenScore], finish_reason: str | None
+    def choice(self, index: int, text: str, scores: Sequence[TokenScore]) -> bytes:
+        """A chunk with new text of one choice."""
+        return self._chunk(index, text, scores, b"null") + self._tail
+
+    def end(self, index: int, finish_reason: str, timings: Json | None) -> bytes:
+        """A choice's last chunk; with `timings` if it is the stream's last one too."""
+        times = b"" if timings is None else b',"timings":' + _dumps(timings)
+        return self._chunk(index, "", (), _dumps(finish_reason)) + times + self._tail
+
+    def _chunk(
+        self, index: int, text: str, scores: Sequence[TokenScore], finish_reason: bytes
     ) -> bytes:
-        """One chunk with one choice."""
         logprobs = b"null"
         if self._logprobs is not None:
             offset = self._offsets.get(index, 0)
             logprobs = _dumps(logprobs_object(scores, self._logprobs, offset))
             self._offsets[index] = offset + sum(len(score.text) for score in scores)
-        reason = b"null" if finish_reason is None else _dumps(finish_reason)
         fields = b'{"text":%b,"index":%d,"logprobs":%b,"finish_reason":%b}' % (
             _dumps(text),
             index,
             logprobs,
-            reason,
+            finish_reason,
         )
-        return self._open + fields + b"]" + self._tail
+        return self._open + fields + b"]"
 
-    def last(self, prompts: Sequence[PromptReply], timings: Json, include_usage: bool) -> bytes:
-        """The closing events: token counts and times if asked for, then `[DONE]`."""
-        if not include_usage:
-            return b"data: [DONE]\n\n"
-        content = {
-            **self._head.fields,
-            "choices": [],
-            "usage": usage(prompts),
-            "timings": timings,
-        }
-        return b"data: " + _dumps(content) + b"\n\ndata: [DONE]\n\n"
+    def usage(self, prompts: Sequence[PromptReply], timings: Json) -> bytes:
+        """The additional last chunk of a stream that was to include its usage."""
+        totals = {"choices": [], "usage": usage(prompts), "timings": timings}
+        return b"data: " + _dumps({**self._head.fields, **totals}) + b"\n\n"
 
 
 def _dumps(value: Any) -> bytes:

@@ -118,6 +118,7 @@ class _Reply:
             )
             for job in generation.jobs
         ]
+        self._echoed: set[int] = set()
 
     async def whole(self) -> Json:
         """The reply that is not streamed."""
@@ -131,26 +132,42 @@ class _Reply:
         options = self._body.stream_options
         include_usage = options is not None and options.include_usage
         writer = ChunkWriter(self._head, self._body.logprobs, include_usage)
-        rows = self._generation.jobs[0].rows
-        started: set[int] = set()
+        timings = self._generation.timings
+        open_rows = sum(job.rows for job in self._generation.jobs)
         async for batch in self._generation.events():
             part = b""
             for index, event in batch:
-                prompt = self._prompts[index]
-                prompt.add(event)
-                if not isinstance(event, TextDelta | RowFinished):
-                    continue
-                number = index * rows + event.index
-                if number not in started:
-                    started.add(number)
-                    if self._body.echo:
-                        scores = prompt.prompt_scores
-                        part += writer.choice(number, prompt.echo_text, scores, None)
-                if isinstance(event, RowFinished):
-                    part += writer.choice(number, "", (), event.reason.value)
-                elif event.text or self._body.logprobs is not None:
-                    part += writer.choice(number, event.text, event.tokens, None)
+                self._prompts[index].add(event)
+                if isinstance(event, TextDelta | RowFinished):
+                    part += self._echo(writer, index, event.index)
+                if isinstance(event, TextDelta):
+                    part += self._delta(writer, index, event)
+                elif isinstance(event, RowFinished):
+                    open_rows -= 1
+                    # the last row's end and its request's end arrive together
+                    totals = None if open_rows or include_usage else timings.milliseconds
+                    number = self._number(index, event.index)
+                    part += writer.end(number, event.reason.value, totals)
             if part:
                 yield part
-        timings = self._generation.timings.milliseconds
-        yield writer.last(self._prompts, timings, include_usage)
+        if include_usage:
+            yield writer.usage(self._prompts, timings.milliseconds)
+        yield b"data: [DONE]\n\n"
+
+    def _number(self, prompt: int, row: int) -> int:
+        """The index of a choice among those of all prompts."""
+        return prompt * self._generation.jobs[0].rows + row
+
+    def _echo(self, writer: ChunkWriter, prompt: int, row: int) -> bytes:
+        """The prompt as the first chunk of a row, if it is to be echoed and was not yet."""
+        number = self._number(prompt, row)
+        if not self._body.echo or number in self._echoed:
+            return b""
+        self._echoed.add(number)
+        reply = self._prompts[prompt]
+        return writer.choice(number, reply.echo_text, reply.prompt_scores)
+
+    def _delta(self, writer: ChunkWriter, prompt: int, delta: TextDelta) -> bytes:
+        if not delta.text and self._body.logprobs is None:
+            return b""
+        return writer.choice(self._number(prompt, delta.index), delta.text, delta.tokens)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,9 @@ from app.errors import NotFound, PolyprefixError, Unprocessable
 _log = logging.getLogger(__name__)
 
 TGI_PATHS = frozenset({"/", "/generate", "/generate_stream"})
+
+_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+")
+"""A part of a field's name; others are the validator's own, such as the branches of a union."""
 
 _TGI_TYPES = {429: "overloaded", 503: "overloaded", 500: "generation", 504: "generation"}
 
@@ -36,11 +40,10 @@ class StrictJSONResponse(JSONResponse):
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Map every exception that can leave a route to a response."""
+    """Map what routes raise on purpose to a response; `Observe` answers what is left."""
     app.add_exception_handler(PolyprefixError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(Exception, _on_unknown)
 
 
 def error_body(error: PolyprefixError, path: str) -> dict[str, Any]:
@@ -65,28 +68,36 @@ def error_response(error: PolyprefixError, path: str) -> Response:
     return StrictJSONResponse(error_body(error, path), error.status, headers)
 
 
+def internal_error(error: Exception, path: str) -> Response:
+    """The response to an error that nobody foresaw; the log alone says what it was."""
+    _log.error("unexpected error at %s", path, exc_info=error)
+    return error_response(PolyprefixError("internal error"), path)
+
+
 async def _on_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, PolyprefixError):
-        return await _on_unknown(request, error)
+        return internal_error(error, request.scope["path"])
     return error_response(error, request.scope["path"])
 
 
 async def _on_validation(request: Request, error: Exception) -> Response:
     """The first thing that is wrong with a body, by the name of its field."""
     if not isinstance(error, RequestValidationError):
-        return await _on_unknown(request, error)
+        return internal_error(error, request.scope["path"])
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    field = ".".join(where)[:120]
-    message = str(first["msg"])[:300]
-    ours = Unprocessable(f"{field}: {message}" if field else message, param=field or None)
-    return error_response(ours, request.scope["path"])
+    if first["type"] == "json_invalid":
+        ours = Unprocessable(f"the body is not JSON: {first['ctx']['error']}")
+        return error_response(ours, request.scope["path"])
+    source, *where = (str(part) for part in first["loc"])
+    field = ".".join(part for part in where if _FIELD.fullmatch(part))[:120]
+    message = f"{field or source}: {str(first['msg'])[:300]}"
+    return error_response(Unprocessable(message, param=field or None), request.scope["path"])
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
     """What the framework itself refuses: unknown paths and methods."""
     if not isinstance(error, HTTPException):
-        return await _on_unknown(request, error)
+        return internal_error(error, request.scope["path"])
     ours: PolyprefixError = NotFound("there is no such route")
     if error.status_code != 404:
         ours = PolyprefixError(str(error.detail))
@@ -97,8 +108,3 @@ async def _on_http(request: Request, error: Exception) -> Response:
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response
-
-
-async def _on_unknown(request: Request, error: Exception) -> Response:
-    _log.error("unexpected error at %s", request.scope["path"], exc_info=error)
-    return error_response(PolyprefixError("internal error"), request.scope["path"])

@@ -23,6 +23,16 @@ router = APIRouter()
 
 _DEFAULT_MAX_TOKENS = 100
 _SAMPLED = {"temperature": 1.0}
+_UNSUPPORTED = (
+    "grammar",
+    "response_format",
+    "typical_p",
+    "watermark",
+    "truncate",
+    "merged_adapters",
+    "ignore_eos_token",
+    "return_k_alternatives",
+)
 
 
 @router.post("/generate")
@@ -80,14 +90,8 @@ async def _whole(reply: _Reply, request: Request) -> dict[str, Any]:
 
 def _check(parameters: TgiParameters) -> None:
     """Refuse what would otherwise be ignored in silence."""
-    asked = {
-        "grammar": parameters.grammar,
-        "typical_p": parameters.typical_p,
-        "watermark": parameters.watermark or None,
-        "truncate": parameters.truncate,
-    }
-    for name, value in asked.items():
-        if value is not None:
+    for name in _UNSUPPORTED:
+        if getattr(parameters, name) not in (None, False):
             raise InvalidRequest(f"{name} is not supported", param=name)
 
 
@@ -104,7 +108,7 @@ async def _job(services: Services, choice: Choice, body: GenerateBody) -> Job:
         stop=parameters.stop or None,
         logprobs=parameters.top_n_tokens or 0,
     )
-    return Job(ids, sampling, parameters.best_of or 1, echo=parameters.decoder_input_details)
+    return Job(ids, sampling, parameters.best_of or 1, echo=bool(parameters.decoder_input_details))
 
 
 class _Reply:
@@ -133,15 +137,28 @@ class _Reply:
                 self._prompt.add(item)
                 if isinstance(item, RowFinished):
                     ends[item.index] = item
-        best = max(range(len(ends)), key=lambda index: self._prompt.rows[index].mean_logprob)
-        reply: dict[str, Any] = {"generated_text": self._inputs + self._prompt.rows[best].text}
+        rows = self._prompt.rows
+        best, *others = sorted(range(len(rows)), key=lambda index: -rows[index].mean_logprob)
+        reply: dict[str, Any] = {"generated_text": self._inputs + rows[best].text}
         if self._parameters.details or self._parameters.decoder_input_details:
-            reply["details"] = {
-                **self._totals(ends[best]),
-                "prefill": [_token(score) for score in self._prompt.prompt_scores],
-                "tokens": [self._token(score) for score in self._prompt.rows[best].scores],
-            }
+            reply["details"] = self._details(ends[best])
+            if others:
+                reply["details"]["best_of_sequences"] = [
+                    {"generated_text": self._inputs + rows[index].text} | self._details(ends[index])
+                    for index in others
+                ]
         return reply
+
+    def _details(self, end: RowFinished) -> dict[str, Any]:
+        scores = self._prompt.rows[end.index].scores
+        details = {
+            **self._totals(end),
+            "prefill": [_token(score) for score in self._prompt.prompt_scores],
+            "tokens": [self._token(score) for score in scores],
+        }
+        if self._parameters.top_n_tokens:
+            details["top_tokens"] = [self._top_tokens(score) for score in scores]
+        return details
 
     async def parts(self) -> AsyncIterator[bytes]:
         """One event per token; the last one carries the text and the details.
@@ -156,15 +173,23 @@ class _Reply:
                     text += item.text
                     for score in item.tokens:
                         index += 1
-                        events.append(self._stream_event(index, score))
+                        shown = item.text if score is item.tokens[-1] else ""
+                        events.append(self._stream_event(index, score, shown))
                 elif isinstance(item, RowFinished) and events:
-                    events[-1] |= {"generated_text": text, "details": self._totals(item)}
+                    totals = self._totals(item) | {"timings": self.generation.timings.milliseconds}
+                    events[-1] |= {"generated_text": text, "details": totals}
             if events:
                 yield b"".join(event(content) for content in events)
 
-    def _stream_event(self, index: int, score: TokenScore) -> dict[str, Any]:
+    def _stream_event(self, index: int, score: TokenScore, shown: str) -> dict[str, Any]:
+        """A token with the text that it completes: clients join the texts of all but specials."""
         token = self._token(score)
-        return {"index": index, "token": token, "generated_text": None, "details": None}
+        if shown or not token["special"]:
+            token |= {"text": shown, "special": False}
+        content = {"index": index, "token": token, "generated_text": None, "details": None}
+        if self._parameters.top_n_tokens:
+            content["top_tokens"] = self._top_tokens(score)
+        return content
 
     def _totals(self, end: RowFinished) -> dict[str, Any]:
         reason = "length"
@@ -173,12 +198,17 @@ class _Reply:
         return {
             "finish_reason": reason,
             "prompt_tokens": len(self._job.prompt_ids),
+            "input_length": len(self._job.prompt_ids),
             "generated_tokens": end.num_tokens,
             "seed": self._job.sampling.seed,
         }
 
     def _token(self, score: TokenScore) -> dict[str, Any]:
         return {**_token(score), "special": score.token_id in self._special_ids}
+
+    def _top_tokens(self, score: TokenScore) -> list[dict[str, Any]]:
+        """The most probable tokens in the place of this one, best first."""
+        return [self._token(TokenScore(*alternative)) for alternative in score.top]
 
 
 def _token(score: TokenScore) -> dict[str, Any]:

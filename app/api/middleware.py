@@ -1,7 +1,9 @@
-"""ASGI layers around the app: request ids and metrics; bodies bounded before they are parsed."""
+"""ASGI layers around the app: request ids and metrics; bodies checked before they are parsed."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import secrets
 import time
@@ -9,16 +11,20 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.errors import error_response
+from app.api.errors import error_response, internal_error
 from app.api.metrics import Metrics
 from app.errors import FileTooLarge, PolyprefixError, UnsupportedMediaType
 
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_LINGER_FACTOR = 4
+"""How many times the largest body is read and dropped once it is refused."""
+_LINGER_S = 5.0
+"""How long a client may take over the rest of a body that is refused."""
 _UPLOAD = re.compile(r"/v1/prefixes/[^/]+/versions")
 
 
 class Observe:
-    """Gives every request an id (`x-request-id`), counts and times it."""
+    """Gives every request an id (`x-request-id`), counts and times it, and answers in any case."""
 
     def __init__(self, app: ASGIApp, metrics: Callable[[], Metrics | None]) -> None:
         self._app, self._metrics = app, metrics
@@ -28,7 +34,7 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.monotonic(), 500
+        started, status = time.monotonic(), 0
         request_id = scope["request_id"] = f"req-{secrets.token_hex(12)}"
         shown = _client_id(scope) or request_id
 
@@ -41,17 +47,26 @@ class Observe:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            if status:  # the reply has begun; the server cuts the connection
+                raise
+            await internal_error(error, scope["path"])(scope, receive, send_with_id)
         finally:
-            metrics = self._metrics()
-            if metrics is not None:
-                route = getattr(scope.get("route"), "path", "unmatched")
-                method = scope["method"] if route != "unmatched" else "any"
-                metrics.http_requests.labels(route, method, str(status)).inc()
-                metrics.http_seconds.labels(route).observe(time.monotonic() - started)
+            self._count(scope, status or 500, time.monotonic() - started)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        """Label by what the app defines: clients choose neither route nor method."""
+        metrics = self._metrics()
+        if metrics is None:
+            return
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = "any" if route == "unmatched" or status == 405 else scope["method"]
+        metrics.http_requests.labels(route, method, str(status)).inc()
+        metrics.http_seconds.labels(route).observe(seconds)
 
 
 class BoundBodies:
-    """Refuses bodies that are too large, compressed or multipart, before anything parses them.
+    """Refuses bodies that are too large, compressed or not JSON, before anything parses them.
 
     Bodies are read here, counted, and replayed to the app; uploads are left to their route, which
     counts them while it streams them to disk.
@@ -66,38 +81,72 @@ class BoundBodies:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
+        body = _Body(receive)
+        upload = _UPLOAD.fullmatch(scope["path"]) is not None
         try:
             _check_encoding(headers)
-            if _UPLOAD.fullmatch(scope["path"]):
-                await self._app(scope, receive, send)
-                return
-            body, gone = await self._read(headers, receive)
+            content = b"" if upload else await self._read(headers, body)
+            if content:
+                _check_json(headers)
         except PolyprefixError as error:
-            await error_response(error, scope["path"])(scope, receive, send)
+            await self._refuse(error, body, scope, send)
             return
-        if not gone:
-            await self._app(scope, _replay(body, receive), send)
+        if not body.gone:
+            await self._app(scope, receive if upload else _replay(content, receive), send)
 
-    async def _read(self, headers: dict[bytes, bytes], receive: Receive) -> tuple[bytes, bool]:
-        """The whole body, and whether the client went away while sending it."""
+    async def _read(self, headers: dict[bytes, bytes], body: _Body) -> bytes:
+        """The whole body, unless the client goes away while sending it."""
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max_bytes:
             raise self._too_large()
         parts: list[bytes] = []
         size = 0
-        while True:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return b"", True
-            parts.append(message.get("body", b""))
+        while not body.complete:
+            parts.append(await body.next())
             size += len(parts[-1])
             if size > self._max_bytes:
                 raise self._too_large()
-            if not message.get("more_body", False):
-                return b"".join(parts), False
+        return b"".join(parts)
+
+    async def _refuse(self, error: PolyprefixError, body: _Body, scope: Scope, send: Send) -> None:
+        """Answer at once, and let the client finish sending within bounds before the end.
+
+        A connection that is closed while its client still sends often loses the answer too.
+        """
+
+        async def send_without_end(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            else:
+                message["more_body"] = True
+            await send(message)
+
+        await error_response(error, scope["path"])(scope, body.receive, send_without_end)
+        left = _LINGER_FACTOR * self._max_bytes
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while left > 0 and not body.complete:
+                    left -= len(await body.next())
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _too_large(self) -> FileTooLarge:
         return FileTooLarge(f"the body is larger than {self._max_bytes} bytes")
+
+
+class _Body:
+    """A request's body as it comes; `gone` says that the client left before it was `complete`."""
+
+    def __init__(self, receive: Receive) -> None:
+        self.receive = receive
+        self.complete = self.gone = False
+
+    async def next(self) -> bytes:
+        """The next part; call only while it is not complete."""
+        message = await self.receive()
+        self.gone = message["type"] == "http.disconnect"
+        self.complete = self.gone or not message.get("more_body", False)
+        part: bytes = message.get("body", b"")
+        return part
 
 
 def _check_encoding(headers: dict[bytes, bytes]) -> None:
@@ -106,6 +155,12 @@ def _check_encoding(headers: dict[bytes, bytes]) -> None:
         raise UnsupportedMediaType("compressed bodies are not taken; send the body as it is")
     if headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
         raise UnsupportedMediaType("multipart bodies are not taken; send JSON or the raw file")
+
+
+def _check_json(headers: dict[bytes, bytes]) -> None:
+    media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if media_type != b"application/json":
+        raise UnsupportedMediaType("send the body as JSON, with content-type: application/json")
 
 
 def _client_id(scope: Scope) -> str | None:

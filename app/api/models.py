@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from app.api.choosing import resolve
 from app.api.errors import StrictJSONResponse
 from app.api.services import Services, ServicesDep, TenantDep
-from app.errors import InUse, InvalidRequest
+from app.errors import InUse, InvalidRequest, PrefixNotFound
 from app.prefix.reference import parse_model_field
 from app.registry.records import PrefixRecord
 
@@ -45,11 +45,12 @@ async def delete_model(model_id: str, services: ServicesDep, tenant: TenantDep) 
     """Delete a prefix with all its versions; the base model cannot be deleted."""
     if model_id == services.model.spec.model_id:
         raise InUse("the base model cannot be deleted")
-    references = parse_model_field(model_id)
-    if len(references) != 1 or references[0].selector is not None:
+    reference, *more = parse_model_field(model_id)
+    if more or reference.selector is not None:
         raise InvalidRequest("only a prefix as a whole can be deleted here", param="model")
-    await resolve(services, tenant, references[0])
-    await asyncio.to_thread(services.registry.delete_prefix, tenant, references[0].name)
+    if reference.tenant not in (None, tenant):
+        raise PrefixNotFound(f"prefix '{reference}' does not exist", param="model")
+    await asyncio.to_thread(services.registry.delete_prefix, tenant, reference.name)
     return StrictJSONResponse({"id": model_id, "object": "model", "deleted": True})
 
 

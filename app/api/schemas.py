@@ -91,17 +91,21 @@ class TgiParameters(SamplingFields):
 
     adapter_id: ModelName | None = None
     max_new_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
-    do_sample: StrictBool = False
+    do_sample: StrictBool | None = None
     best_of: Annotated[StrictInt, Field(ge=1, le=16)] | None = None
-    stop: Annotated[list[StopString], Field(max_length=MAX_STOP)] = []
+    stop: Annotated[list[StopString], Field(max_length=MAX_STOP)] | None = None
     return_full_text: StrictBool | None = None
-    details: StrictBool = False
-    decoder_input_details: StrictBool = False
+    details: StrictBool | None = None
+    decoder_input_details: StrictBool | None = None
     top_n_tokens: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     truncate: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
     typical_p: Any = None
-    watermark: StrictBool = False
+    watermark: StrictBool | None = None
     grammar: Any = None
+    response_format: Any = None
+    merged_adapters: Any = None
+    ignore_eos_token: StrictBool | None = None
+    return_k_alternatives: StrictInt | None = None
 
 
 class GenerateBody(OpenBody):

@@ -1,0 +1,58 @@
+"""One running server with a few prefixes for all tests of the HTTP API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from app.model.frozen import FrozenModel
+from app.prefix.prefix import Prefix
+from tests.api.helpers import with_metadata
+from tests.server import RunningServer, serving
+from tests.tiny import random_prefix
+
+
+@pytest.fixture(scope="session")
+def prefixes(tiny_gpt2: FrozenModel) -> dict[str, Prefix]:
+    """What the server has at first: two plain prefixes, and one with a template and defaults."""
+    form = with_metadata(
+        random_prefix(tiny_gpt2, 4, seed=3),
+        input_template=" {input} <|endoftext|>",
+        decoding={"max_tokens": 5, "temperature": 0.0, "min_tokens": 5},
+    )
+    return {
+        "tone": random_prefix(tiny_gpt2, 7, seed=1),
+        "voice": random_prefix(tiny_gpt2, 3, seed=2, position_offset=0),
+        "form": form,
+    }
+
+
+@pytest.fixture(scope="session")
+def server(
+    tiny_gpt2: FrozenModel,
+    prefixes: dict[str, Prefix],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[RunningServer]:
+    """A server for tests that leave it as they found it."""
+    with serving(tiny_gpt2, tmp_path_factory.mktemp("server"), max_body_kib=64) as running:
+        for name, prefix in prefixes.items():
+            assert running.push(name, prefix).status_code == 201
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: RunningServer) -> Iterator[httpx.Client]:
+    """A client of the shared server."""
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def own_server(
+    tiny_gpt2: FrozenModel, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    """A server that a test may ruin."""
+    with serving(tiny_gpt2, tmp_path_factory.mktemp("own"), stall_timeout=0.3) as running:
+        yield running
