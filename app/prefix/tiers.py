@@ -95,15 +95,34 @@ class _Lru:
 
     def make_room(self, needed: int, pinned: set[PrefixKey]) -> bool:
         """Evict the least recently used until `needed` bytes are free; False if they can't be."""
-        if needed > self.max_bytes:
-            return False
-        for key, entry in list(self.entries.items()):
-            if self.stats.nbytes + needed <= self.max_bytes:
+        room = self.max_bytes - self.stats.nbytes
+        victims: list[PrefixKey] = []
+        for key, entry in self.entries.items():
+            if room >= needed:
                 break
             if entry.leases == 0 and key not in pinned:
-                self.remove(key)
-                self.stats.evictions += 1
-        return self.stats.nbytes + needed <= self.max_bytes
+                victims.append(key)
+                room += entry.prefix.nbytes
+        if room < needed:
+            return False  # and nothing is evicted in vain
+        for key in victims:
+            self.remove(key)
+            self.stats.evictions += 1
+        return True
+
+
+@dataclass(eq=False)
+class _Flight:
+    """A load under way: its own lease keeps the prefix until everyone who waits has theirs."""
+
+    task: asyncio.Task[Lease]
+    waiting: int = 0
+
+    def settle(self) -> None:
+        """Give the load's lease back once nobody waits for it."""
+        task = self.task
+        if self.waiting == 0 and task.done() and not task.cancelled() and task.exception() is None:
+            task.result().release()
 
 
 class PrefixTiers:
@@ -128,7 +147,7 @@ class PrefixTiers:
         self._host, self._device = _Lru(host_bytes), _Lru(device_bytes)
         self._where, self._dtype = device, dtype
         self._threads = ThreadPoolExecutor(loaders, thread_name_prefix="prefix-loader")
-        self._flights: dict[PrefixKey, asyncio.Task[tuple[_Resident, Tier]]] = {}
+        self._flights: dict[PrefixKey, _Flight] = {}
         self._pinned: set[PrefixKey] = set()
 
     def try_acquire(self, key: PrefixKey) -> Lease | None:
@@ -136,7 +155,7 @@ class PrefixTiers:
         if key not in self._device.entries:
             return None
         entry = self._device.get(key)
-        return None if entry is None else self._lease(entry, "device")
+        return None if entry is None else _lease(entry, "device")
 
     async def acquire(self, key: PrefixKey) -> Lease:
         """A lease on the prefix, loaded if need be.
@@ -146,15 +165,15 @@ class PrefixTiers:
         lease = self.try_acquire(key)
         if lease is not None:
             return lease
-        flight = self._flights.get(key)
-        if flight is None:
-            self._device.stats.misses += 1
-            flight = asyncio.get_running_loop().create_task(self._bring(key))
-            self._flights[key] = flight
-            flight.add_done_callback(lambda done: self._land(key, done))
-        # a waiter that is cancelled must not end the load for the others
-        entry, tier = await asyncio.shield(flight)
-        return self._lease(entry, tier)
+        flight = self._flights.get(key) or self._take_off(key)
+        flight.waiting += 1
+        try:
+            # a waiter that is cancelled must not end the load for the others
+            brought = await asyncio.shield(flight.task)
+            return _lease(brought._entry, brought.tier)
+        finally:
+            flight.waiting -= 1
+            flight.settle()
 
     def contains(self, key: PrefixKey) -> Tier | None:
         """The best tier that holds the prefix, without touching its place in the order."""
@@ -181,19 +200,22 @@ class PrefixTiers:
 
     async def close(self) -> None:
         """Wait for loads under way and end the threads."""
-        await asyncio.gather(*self._flights.values(), return_exceptions=True)
+        flights = [flight.task for flight in self._flights.values()]
+        await asyncio.gather(*flights, return_exceptions=True)
         self._threads.shutdown()
 
-    def _land(self, key: PrefixKey, flight: asyncio.Task[tuple[_Resident, Tier]]) -> None:
+    def _take_off(self, key: PrefixKey) -> _Flight:
+        self._device.stats.misses += 1
+        flight = _Flight(asyncio.get_running_loop().create_task(self._bring(key)))
+        self._flights[key] = flight
+        flight.task.add_done_callback(lambda _: self._land(key, flight))
+        return flight
+
+    def _land(self, key: PrefixKey, flight: _Flight) -> None:
         del self._flights[key]
-        if not flight.cancelled():
-            flight.exception()  # told to whoever still waits; nobody may be left to ask
+        flight.settle()  # nobody may be left to ask
 
-    def _lease(self, entry: _Resident, tier: Tier) -> Lease:
-        entry.leases += 1
-        return Lease(entry.prefix, tier, entry)
-
-    async def _bring(self, key: PrefixKey) -> tuple[_Resident, Tier]:
+    async def _bring(self, key: PrefixKey) -> Lease:
         """Bring a prefix to the device from wherever it is."""
         loop = asyncio.get_running_loop()
         tier: Tier = "host"
@@ -211,4 +233,9 @@ class PrefixTiers:
             )
         entry = _Resident(prefix)
         self._device.put(key, entry)
-        return entry, tier
+        return _lease(entry, tier)
+
+
+def _lease(entry: _Resident, tier: Tier) -> Lease:
+    entry.leases += 1
+    return Lease(entry.prefix, tier, entry)
