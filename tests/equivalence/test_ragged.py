@@ -10,7 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from app.engine import pacing
 from app.engine.config import EngineConfig
+from app.engine.kernels import ATTENTIONS
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.prefix import Prefix
@@ -117,6 +119,8 @@ def test_every_row_of_a_mix_equals_plain_transformers_alone(
     model = tiny_models[family]
     config = EngineConfig(max_step_tokens=max_step_tokens, max_rows=max_rows, kv_bytes=64 << 20)
     with pytest.MonkeyPatch.context() as patch:
+        # chunks as short as one token, which no step of a real server has to take
+        patch.setattr(pacing, "_MIN_TOKENS", 1)
         stepped = run_mix(model, mix, config, patch)
     for index, case in enumerate(mix):
         if case.cancelled_after is not None:
@@ -134,33 +138,51 @@ def test_every_row_of_a_mix_equals_plain_transformers_alone(
             check_row(stepped, reference, str(index), row, TOLERANCE)
 
 
-def test_bfloat16_rows_stay_within_a_tenth_of_plain_transformers(
-    model_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+def rms(values: torch.Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("decode_attention", ATTENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_bfloat16_is_as_near_to_fp32_as_plain_transformers_in_bfloat16(
+    model_folders: dict[str, Path],
+    family: str,
+    decode_attention: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = load_model(str(model_folders["gpt2"]), device="cpu", dtype="bfloat16")
+    """Root mean square of the logits' error: at most a quarter more than that of transformers, and
+    a twentieth of the logits' own spread."""
+    folder = model_folders[family]
+    model = load_model(str(folder), device="cpu", dtype="bfloat16")
+    config = EngineConfig(max_step_tokens=16, decode_attention=decode_attention)
     mix = [
-        Case((3,), True, tuple(range(5, 25)), 8, 1, 0, None),
-        Case((), True, tuple(range(9, 12)), 8, 1, 1, None),
-        Case((20,), True, tuple(range(30, 61)), 8, 1, 2, None),
+        Case((3,), True, tuple(range(5, 25)), 16, 1, 0, None),
+        Case((), True, tuple(range(9, 12)), 16, 1, 1, None),
+        Case((20,), True, tuple(range(30, 61)), 16, 1, 2, None),
+        Case((7, 9), False, tuple(range(90, 130)), 16, 1, 2, None),
     ]
-    stepped = run_mix(model, mix, EngineConfig(max_step_tokens=16), monkeypatch)
-    plain = plain_model(model_folders["gpt2"], torch.bfloat16)
+    stepped = run_mix(model, mix, config, monkeypatch)
+    ours, theirs = [], []
     for index, case in enumerate(mix):
-        tokens = stepped.tokens(str(index))
         prefixes = tuple(
             prefix.to(torch.device("cpu"), torch.bfloat16)
             for prefix in prefixes_of(model, case, index)
         )
-        reference = greedy_logits(plain, prefixes, case.prompt_ids, tokens)
-        logits = torch.stack(stepped.logits[(str(index), 0)])
-        spread = float(reference.std())
-        assert float((logits - reference).abs().max()) <= 0.1 * max(1.0, spread)
+        exact, plain = (
+            greedy_logits(
+                plain_model(folder, dtype), prefixes, case.prompt_ids, stepped.tokens(str(index))
+            )
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+        ours.append(torch.stack(stepped.logits[(str(index), 0)]) - exact)
+        theirs.append(plain - exact)
+        assert rms(ours[-1]) <= 0.05 * float(exact.std())
+    assert rms(torch.cat(ours)) <= 1.25 * rms(torch.cat(theirs))
 
 
-def test_a_row_does_not_depend_on_its_batch_bit_for_bit(
+def test_a_row_alone_and_in_a_batch_differs_by_rounding_only(
     tiny_gpt2: FrozenModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packed products and the attention of a group are exact functions of the row alone."""
     case = Case((7,), True, tuple(range(10, 30)), 10, 1, 0, None)
     alone = run_mix(tiny_gpt2, [case], EngineConfig(), monkeypatch)
     others = [

@@ -46,6 +46,19 @@ def test_a_mask_beside_the_plan_is_refused() -> None:
         prefix_attention(Layer(), q, q, q, torch.zeros(1), plan=plan)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("softcap", 30.0), ("sliding_window", 16), ("s_aux", torch.zeros(2))],
+)
+def test_what_a_layer_asks_of_its_attention_and_no_plan_does_is_refused(
+    option: str, value: object
+) -> None:
+    q, plan = random_heads(2, 3, 0), DensePlan(3, None, torch.device("cpu"))
+    with pytest.raises(UnsupportedModel, match=f"Layer needs {option}"):
+        prefix_attention(Layer(), q, q, q, plan=plan, **{option: value})
+    prefix_attention(Layer(), q, q, q, plan=plan, **{option: None})
+
+
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("length", [0, 1, 6])
 @pytest.mark.parametrize("scaling", [None, 0.1])
