@@ -154,7 +154,9 @@ class SlotTable:
             rows[slot.index] = last
             source = slot_of(last)
             last.slot = slot
-            self._operations.append(CopyColumns(last, source, slot, last.num_cached))
+            # of a row that has no columns yet the pool may not even have the slot
+            if last.num_cached > 0:
+                self._operations.append(CopyColumns(last, source, slot, last.num_cached))
             if last.num_generated == 0:
                 self._operations.append(ClearSlot(last, source))
 

@@ -81,10 +81,11 @@ def test_a_slot_that_may_hold_nan_is_cleared_before_anything_moves_in(how: str) 
     bad, last = make_row(generated=[1] if how == "failed" else []), make_row(generated=[1])
     for row in (bad, last):
         table.place(row, 10)
+        row.num_computed = 3
     table.release(bad, faulted=how == "failed")
     assert table.take_operations() == (
         ClearSlot(bad, Slot(0, 0)),
-        CopyColumns(last, Slot(0, 1), Slot(0, 0), 0),
+        CopyColumns(last, Slot(0, 1), Slot(0, 0), 3),
     )
 
 
@@ -93,11 +94,23 @@ def test_the_place_that_an_unproven_row_leaves_behind_is_cleared() -> None:
     proven, unproven = make_row(generated=[1]), make_row()
     table.place(proven, 10)
     table.place(unproven, 10)
+    unproven.num_computed = 2
     table.release(proven)
     assert table.take_operations() == (
-        CopyColumns(unproven, Slot(0, 1), Slot(0, 0), 0),
+        CopyColumns(unproven, Slot(0, 1), Slot(0, 0), 2),
         ClearSlot(unproven, Slot(0, 1)),
     )
+
+
+def test_a_row_that_has_nothing_yet_moves_without_a_copy() -> None:
+    """Nothing has made its old slot exist in the pool."""
+    table = SlotTable((32,), 1000)
+    first, second = make_row(generated=[1]), make_row()
+    table.place(first, 10)
+    table.place(second, 10)
+    table.release(first)
+    assert second.slot == Slot(0, 0)
+    assert not any(isinstance(item, CopyColumns) for item in table.take_operations())
 
 
 def test_integrity_fails_for_a_row_that_stands_elsewhere_and_for_lost_reservations() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from app.engine import pacing
 from app.engine.config import EngineConfig
 from app.engine.kernels import ATTENTIONS
+from app.engine.request import RequestFinished
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.prefix import Prefix
@@ -178,6 +179,22 @@ def test_bfloat16_is_as_near_to_fp32_as_plain_transformers_in_bfloat16(
         theirs.append(plain - exact)
         assert rms(ours[-1]) <= 0.05 * float(exact.std())
     assert rms(torch.cat(ours)) <= 1.25 * rms(torch.cat(theirs))
+
+
+def test_rows_that_move_before_any_of_their_tokens_is_computed_lose_nothing(
+    tiny_gpt2: FrozenModel, tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first rows end while the others still wait for their prompts' turn."""
+    stepped = SteppedEngine(tiny_gpt2, EngineConfig(max_step_tokens=16), monkeypatch)
+    prompts = [tuple(range(20 + index, 36 + index)) for index in range(12)]
+    for index, prompt in enumerate(prompts):
+        stepped.add(make_request(str(index), prompt, 1 if index < 6 else 9))
+    stepped.run()
+    for index, prompt in enumerate(prompts):
+        name = str(index)
+        assert isinstance(stepped.terminal(name), RequestFinished), name
+        reference = greedy_logits(plain_model(tiny_gpt2_folder), [], prompt, stepped.tokens(name))
+        check_row(stepped, reference, name, 0, TOLERANCE)
 
 
 def test_a_row_alone_and_in_a_batch_differs_by_rounding_only(
