@@ -151,16 +151,23 @@ def test_bfloat16_is_as_near_to_fp32_as_plain_transformers_in_bfloat16(
     decode_attention: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Root mean square of the logits' error: at most a quarter more than that of transformers, and
-    a twentieth of the logits' own spread."""
+    """Root mean square of the logits' error: at most half more than that of transformers, and a
+    twentieth of the logits' own spread."""
     folder = model_folders[family]
     model = load_model(str(folder), device="cpu", dtype="bfloat16")
     config = EngineConfig(max_step_tokens=16, decode_attention=decode_attention)
     mix = [
-        Case((3,), True, tuple(range(5, 25)), 16, 1, 0, None),
-        Case((), True, tuple(range(9, 12)), 16, 1, 1, None),
-        Case((20,), True, tuple(range(30, 61)), 16, 1, 2, None),
-        Case((7, 9), False, tuple(range(90, 130)), 16, 1, 2, None),
+        Case(lengths, shifts, tuple(range(first, first + size)), 16, 1, index // 2, None)
+        for index, (lengths, shifts, first, size) in enumerate(
+            (
+                ((3,), True, 5, 20),
+                ((), True, 9, 3),
+                ((20,), True, 30, 31),
+                ((7, 9), False, 90, 40),
+                ((25,), False, 200, 12),
+                ((1,), True, 250, 25),
+            )
+        )
     ]
     stepped = run_mix(model, mix, config, monkeypatch)
     ours, theirs = [], []
@@ -178,7 +185,7 @@ def test_bfloat16_is_as_near_to_fp32_as_plain_transformers_in_bfloat16(
         ours.append(torch.stack(stepped.logits[(str(index), 0)]) - exact)
         theirs.append(plain - exact)
         assert rms(ours[-1]) <= 0.05 * float(exact.std())
-    assert rms(torch.cat(ours)) <= 1.25 * rms(torch.cat(theirs))
+    assert rms(torch.cat(ours)) <= 1.5 * rms(torch.cat(theirs))
 
 
 def test_rows_that_move_before_any_of_their_tokens_is_computed_lose_nothing(
