@@ -1,23 +1,33 @@
 """How decoding rows attend: two equal computations, of which the faster one is chosen at start.
 
-On a CPU torch's fused attention is at the memory limit in fp32 and several times off it for
-one-token queries in bfloat16, where plain products are nearer. The choice changes the last bits, so
-it is shown in `/info`, is part of the system fingerprint and can be set. Knows nothing about rows.
+On a CPU torch's fused attention is several times off the memory limit for one-token queries in
+bfloat16. Plain products are near it, but only over whole slots: a view of fewer columns is copied
+before it is multiplied. The choice changes the last bits, so it is shown in `/info`, is part of
+the system fingerprint and can be set. Knows nothing about rows.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 """(queries, keys, values, additive mask, scaling) → output, all [rows, heads, tokens, head_dim]."""
 
 
-def fused_attention(
+@dataclass(frozen=True)
+class Attention:
+    """A computation; `whole_slots` says that it wants all columns of its slots, masked."""
+
+    compute: Compute
+    whole_slots: bool
+
+
+def _fused(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -28,20 +38,23 @@ def fused_attention(
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
-def product_attention(
+def _products(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor,
     scaling: float,
 ) -> torch.Tensor:
-    """Two products around a softmax in fp32."""
-    scores = torch.matmul(query * scaling, key.transpose(-1, -2)) + mask
-    weights = torch.softmax(scores.float(), dim=-1).to(value.dtype)
-    return torch.matmul(weights, value)
+    """Two products around a softmax, which is in fp32 inside whatever its dtype."""
+    scores = torch.add(mask, torch.matmul(query, key.transpose(-1, -2)), alpha=scaling)
+    return torch.matmul(torch.softmax(scores, dim=-1), value)
 
 
-ATTENTIONS: dict[str, Attention] = {"sdpa": fused_attention, "matmul": product_attention}
+FUSED = Attention(_fused, whole_slots=False)
+ATTENTIONS: dict[str, Attention] = {"sdpa": FUSED, "matmul": Attention(_products, whole_slots=True)}
+
+_ROWS, _COLUMNS, _CAPACITY = 16, 112, 128
+"""What a choice is made on: rows in slots of `_CAPACITY` columns, `_COLUMNS` of them in use."""
 
 
 @torch.inference_mode()
@@ -53,19 +66,21 @@ def choose_attention(
         return setting
     if device.type != "cpu":
         return "sdpa"
-    size = (16, heads, 128, head_dim)
-    key, value = torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype)
-    query, mask = torch.zeros(16, heads, 1, head_dim, dtype=dtype), torch.zeros(16, 1, 1, 128)
-    mask = mask.to(dtype)
+    size = (_ROWS, heads, _CAPACITY, head_dim)
+    keys, values = torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype)
+    query = torch.zeros(_ROWS, heads, 1, head_dim, dtype=dtype)
+    mask = torch.zeros(_ROWS, 1, 1, _CAPACITY, dtype=dtype)
 
     def seconds(attention: Attention) -> float:
+        columns = _CAPACITY if attention.whole_slots else _COLUMNS
+        seen = (keys[:, :, :columns], values[:, :, :columns], mask[..., :columns])
         best = float("inf")
         for _ in range(8):
             started = time.perf_counter()
-            attention(query, key, value, mask, 1.0)
+            attention.compute(query, *seen, 1.0)
             best = min(best, time.perf_counter() - started)
         return best
 
     # products must win clearly, so that replicas seldom choose differently
-    faster = seconds(product_attention) < 0.7 * seconds(fused_attention)
+    faster = seconds(ATTENTIONS["matmul"]) < 0.7 * seconds(FUSED)
     return "matmul" if faster else "sdpa"

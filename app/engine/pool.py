@@ -50,6 +50,10 @@ class KVPool:
         """Bytes that are allocated now."""
         return sum(tensor.nbytes for tensor in self._classes)
 
+    def capacity(self, length_class: int) -> int:
+        """Columns of each slot of a class."""
+        return self._capacities[length_class]
+
     def keys(self, length_class: int, layer: int) -> torch.Tensor:
         """Keys of one class and layer, [slots, kv_heads, columns, head_dim]."""
         return self._classes[length_class][0, layer]

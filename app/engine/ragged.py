@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.kernels import Attention, fused_attention
+from app.engine.kernels import FUSED, Attention
 from app.engine.plan import Chunk
 from app.engine.pool import KVPool
 from app.engine.slots import slot_of
@@ -66,7 +66,7 @@ class RaggedPlan:
         pool: KVPool,
         device: torch.device,
         dtype: torch.dtype,
-        decode_attention: Attention = fused_attention,
+        decode_attention: Attention = FUSED,
     ) -> None:
         self._pool, self._device, self._dtype = pool, device, dtype
         self._decode_attention = decode_attention
@@ -97,10 +97,8 @@ class RaggedPlan:
         """See `AttentionPlan`; the batch is one long row."""
         self._write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
         queries = query[0].transpose(0, 1)  # [tokens, heads, head_dim]
-        output = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
-        for group in self._groups:
-            self._attend_group(group, layer, queries, output, scaling)
-        return output[None]
+        parts = [self._attend_group(group, layer, queries, scaling) for group in self._groups]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
 
     def _write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put the step's keys and values, [tokens, kv_heads, head_dim], into the pool."""
@@ -114,29 +112,26 @@ class RaggedPlan:
         group: _Group,
         layer: int,
         queries: torch.Tensor,
-        output: torch.Tensor,
         scaling: float,
-    ) -> None:
+    ) -> torch.Tensor:
+        """Output of the group's tokens, [tokens, heads, head_dim]."""
         keys = self._pool.keys(group.length_class, layer)[group.slots, :, : group.columns]
         values = self._pool.values(group.length_class, layer)[group.slots, :, : group.columns]
         rows, kv_heads = keys.shape[:2]
         num_heads, head_dim = queries.shape[1:]
-        chosen = queries[group.first : group.last] if group.gather is None else None
-        if chosen is None:
-            chosen = queries[group.gather]
+        chosen = queries[slice(group.first, group.last) if group.gather is None else group.gather]
         chosen = chosen.reshape(rows, group.padded, num_heads, head_dim).transpose(1, 2)
         shared = num_heads // kv_heads
         # query heads that share a K/V head stand as further tokens of that head
         folded = chosen.reshape(rows, kv_heads, shared * group.padded, head_dim)
         mask = group.mask if shared == 1 else group.mask.repeat(1, 1, shared, 1)
-        attention = self._decode_attention if group.padded == 1 else fused_attention
-        result = attention(folded, keys, values, mask, scaling)
+        result = self._attention(group.padded).compute(folded, keys, values, mask, scaling)
         result = result.reshape(rows, num_heads, group.padded, head_dim).transpose(1, 2)
-        if group.scatter is None:
-            output[group.first : group.last] = result.reshape(-1, num_heads, head_dim)
-        else:
-            flat = result.reshape(-1, num_heads, head_dim)
-            output[group.first : group.last] = flat[group.scatter]
+        flat = result.reshape(-1, num_heads, head_dim)
+        return flat if group.scatter is None else flat[group.scatter]
+
+    def _attention(self, padded: int) -> Attention:
+        return self._decode_attention if padded == 1 else FUSED
 
     def _plan_writes(self, chunks: Sequence[Chunk]) -> Iterator[_Write]:
         """One write per run of chunks of the same class."""
@@ -163,7 +158,10 @@ class RaggedPlan:
         counts = [chunk.count for chunk in chunks]
         starts = [chunk.row.num_cached for chunk in chunks]
         padded = max(counts)
-        columns = max(start + count for start, count in zip(starts, counts, strict=True))
+        if self._attention(padded).whole_slots:
+            columns = self._pool.capacity(slots[0].length_class)
+        else:
+            columns = max(start + count for start, count in zip(starts, counts, strict=True))
         # token t of a chunk sees columns 0 .. start + t
         visible = self._tensor(starts)[:, None] + torch.arange(padded, device=self._device)
         hidden = torch.arange(columns, device=self._device) > visible[..., None]

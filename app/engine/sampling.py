@@ -19,6 +19,9 @@ from app.engine.row import Row
 _COLDEST = 1e-6
 """Temperatures below are taken for it: no quotient overflows, and nothing but ties is left open."""
 
+_BLOCK = 128
+"""Tokens of the vocabulary that are reduced together in search of the most probable one."""
+
 _CANDIDATES = 1024
 """How many of the most probable tokens top-p looks at before it sorts the whole vocabulary."""
 
@@ -30,7 +33,7 @@ def sample(
 
     None stands for a row whose logits are not finite (their maximum is NaN or infinite).
     """
-    best, greedy = logits.max(dim=-1)
+    best, greedy = _max(logits)
     finite = torch.isfinite(best).tolist()
     tokens = greedy.tolist()
     for index, row in enumerate(rows):
@@ -42,6 +45,23 @@ def sample(
         for row, token, ok in zip(rows, tokens, finite, strict=True)
     ]
     return _with_logprobs(logits, chosen)
+
+
+def _max(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Maximum and its first index, [rows] each; in two stages, several times faster on a CPU."""
+    rows, vocabulary = logits.shape
+    whole = vocabulary - vocabulary % _BLOCK
+    if whole == 0:
+        return tuple(logits.max(dim=-1))
+    blocks = logits[:, :whole].unflatten(1, (-1, _BLOCK))
+    best, block = blocks.amax(dim=-1).max(dim=-1)
+    inside = blocks[torch.arange(rows, device=logits.device), block].argmax(dim=-1)
+    index = block * _BLOCK + inside
+    if whole == vocabulary:
+        return best, index
+    rest, at = logits[:, whole:].max(dim=-1)
+    better = (rest > best) | rest.isnan()
+    return torch.where(better, rest, best), torch.where(better, whole + at, index)
 
 
 def needs_more_than_argmax(row: Row) -> bool:
