@@ -1,0 +1,175 @@
+"""Attention kernels: each equals attention written out, whatever is masked and what is stale."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.engine import kernels
+from app.engine.kernels import ATTENTIONS, choose_attention
+
+KERNELS = pytest.mark.parametrize("name", ATTENTIONS)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""Largest difference of an output from fp64 attention over the same (rounded) inputs, for standard
+normal queries, keys and values."""
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])
+CPU = torch.device("cpu")
+
+
+def randn(*size: int, seed: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*size, generator=generator).to(dtype)
+
+
+def naive(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """Attention one query at a time in fp64; `visible` is [rows, tokens, columns], bool."""
+    query, key, value = query.double(), key.double(), value.double()
+    output = torch.empty(query.shape, dtype=torch.float64)
+    for row in range(query.shape[0]):
+        for head in range(query.shape[1]):
+            for token in range(query.shape[2]):
+                seen = visible[row, token]
+                scores = (key[row, head, seen] * query[row, head, token]).sum(-1) * scale
+                weights = scores.exp() / scores.exp().sum()
+                output[row, head, token] = (weights[:, None] * value[row, head, seen]).sum(0)
+    return output
+
+
+def additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[rows, 1, tokens, columns]: 0 where a token may look, -inf elsewhere."""
+    mask = torch.zeros(visible.shape, dtype=dtype)
+    return mask.masked_fill(~visible, -math.inf)[:, None]
+
+
+def difference(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.double() - expected).abs().max())
+
+
+@KERNELS
+@DTYPES
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 5),
+    heads=st.integers(1, 3),
+    tokens=st.sampled_from((1, 1, 2, 5)),
+    columns=st.integers(1, 70),
+    head_dim=st.sampled_from((8, 16, 64)),
+    sharpness=st.sampled_from((0.25, 1.0)),
+    seed=st.integers(0, 1000),
+)
+def test_every_kernel_equals_attention_written_out(
+    name: str,
+    dtype: torch.dtype,
+    rows: int,
+    heads: int,
+    tokens: int,
+    columns: int,
+    head_dim: int,
+    sharpness: float,
+    seed: int,
+) -> None:
+    scale = sharpness * head_dim**-0.5
+    query = randn(rows, heads, tokens, head_dim, seed=seed, dtype=dtype)
+    key = randn(rows, heads, columns, head_dim, seed=seed + 1, dtype=dtype)
+    value = randn(rows, heads, columns, head_dim, seed=seed + 2, dtype=dtype)
+    visible = randn(rows, tokens, columns, seed=seed + 3) > 0
+    visible[..., 0] = True  # every token sees something, at least itself
+    got = ATTENTIONS[name].compute(query, key, value, additive(visible, dtype), scale)
+    assert got.shape == query.shape
+    assert got.dtype == dtype
+    assert difference(got, naive(query, key, value, visible, scale)) <= TOLERANCE[dtype]
+
+
+@KERNELS
+@DTYPES
+def test_what_is_masked_does_not_matter_however_large_it_is(name: str, dtype: torch.dtype) -> None:
+    query, key, value = (randn(3, 2, 1, 16, seed=1, dtype=dtype), *randn(2, 3, 2, 40, 16, seed=2))
+    key, value = key.to(dtype), value.to(dtype)
+    visible = torch.arange(40) < torch.tensor([1, 17, 39])[:, None]
+    mask = additive(visible[:, None], dtype)
+    expected = ATTENTIONS[name].compute(query, key, value, mask, 0.25)
+    hidden = ~visible[:, None, :, None]
+    loud = torch.finfo(dtype).max / 1e6
+    key, value = key.masked_fill(hidden, loud), value.masked_fill(hidden, -loud)
+    got = ATTENTIONS[name].compute(query, key, value, mask, 0.25)
+    assert torch.equal(got, expected)
+
+
+@KERNELS
+@DTYPES
+def test_a_row_of_nan_or_infinity_leaves_the_other_rows_bits(name: str, dtype: torch.dtype) -> None:
+    query, key, value = (randn(4, 2, size, 16, seed=size, dtype=dtype) for size in (1, 30, 30))
+    mask = additive(torch.ones(4, 1, 30, dtype=torch.bool), dtype)
+    expected = ATTENTIONS[name].compute(query, key, value, mask, 0.25)
+    for bad in (math.nan, math.inf):
+        broken_key, broken_value = key.clone(), value.clone()
+        broken_key[1], broken_value[1] = bad, bad
+        got = ATTENTIONS[name].compute(query, broken_key, broken_value, mask, 0.25)
+        assert bool(got[1].isnan().any())
+        others = [0, 2, 3]
+        assert torch.equal(got[others], expected[others])
+
+
+@KERNELS
+def test_large_scores_do_not_overflow(name: str) -> None:
+    query, key = torch.full((1, 1, 1, 8), 100.0), torch.full((1, 1, 3, 8), 100.0)
+    value = torch.arange(24.0).reshape(1, 1, 3, 8)
+    mask = torch.zeros(1, 1, 1, 3)
+    got = ATTENTIONS[name].compute(query, key, value, mask, 1.0)
+    assert torch.allclose(got[0, 0, 0], value[0, 0].mean(0))
+
+
+@KERNELS
+def test_views_of_a_larger_pool_are_read_where_they_are(name: str) -> None:
+    pool = randn(2, 6, 2, 48, 16, seed=5)
+    key, value = pool[0, 2:5, :, :20], pool[1, 2:5, :, :20]
+    query, mask = randn(3, 2, 1, 16, seed=6), torch.zeros(3, 1, 1, 20)
+    compute = ATTENTIONS[name].compute
+    expected = compute(query, key.contiguous(), value.contiguous(), mask, 0.25)
+    assert torch.allclose(compute(query, key, value, mask, 0.25), expected, atol=1e-6)
+
+
+# --- the choice --------------------------------------------------------------------------
+
+
+@KERNELS
+def test_a_setting_is_obeyed(name: str) -> None:
+    assert choose_attention(name, 2, 16, CPU, torch.float32) == name
+
+
+@DTYPES
+def test_the_automatic_choice_names_a_kernel(dtype: torch.dtype) -> None:
+    assert choose_attention("auto", 2, 16, CPU, dtype) in ATTENTIONS
+
+
+def test_another_device_than_a_cpu_gets_its_own_kernel() -> None:
+    assert choose_attention("auto", 2, 16, torch.device("meta"), torch.float32) == "sdpa"
+
+
+@pytest.mark.parametrize(("speedup", "chosen"), [(1.2, "sdpa"), (3.0, "matmul")])
+def test_products_are_chosen_only_if_they_win_clearly(
+    speedup: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that only the kernels move."""
+    clock = [0.0]
+
+    def taking(seconds: float) -> kernels.Compute:
+        def compute(query: torch.Tensor, *_: object) -> torch.Tensor:
+            clock[0] += seconds
+            return query
+
+        return compute
+
+    fused = kernels.Attention(taking(1.0), whole_slots=False)
+    products = kernels.Attention(taking(1.0 / speedup), whole_slots=True)
+    monkeypatch.setattr(kernels, "FUSED", fused)
+    monkeypatch.setitem(ATTENTIONS, "sdpa", fused)
+    monkeypatch.setitem(ATTENTIONS, "matmul", products)
+    monkeypatch.setattr(kernels.time, "perf_counter", lambda: clock[0])
+    assert choose_attention("auto", 2, 16, CPU, torch.float32) == chosen
