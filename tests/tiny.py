@@ -34,7 +34,10 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
     text = ["the quick brown fox jumps over the lazy dog and the cat sat on the mat"] * 4
     tokenizer.train_from_iterator(text, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=END_OF_TEXT, bos_token=END_OF_TEXT
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        bos_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
     )
 
 

@@ -99,12 +99,16 @@ def _prompt(generator: random.Random, length: int) -> tuple[int, ...]:
 
 
 def _byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for every byte: text plays no part in speed, but a model needs a tokenizer."""
+    """A token for every byte and a made-up word for every other id, so that each id has a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: index for index, character in enumerate(alphabet)}
-    vocabulary[_END] = GPT2Config().eos_token_id
+    end_id = GPT2Config().eos_token_id
+    vocabulary |= {f"Ġword{index}": index for index in range(len(alphabet), end_id)}
+    vocabulary[_END] = end_id
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([_END])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=_END, bos_token=_END)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=_END, bos_token=_END, unk_token=_END
+    )

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import prefix
+from app.cli import bench, prefix
 from app.cli.console import Commands
 from app.cli.evaluate import evaluate
 from app.cli.serve import serve
@@ -32,6 +32,7 @@ app.command()(serve)
 app.command()(train)
 app.command()(evaluate)
 app.add_typer(prefix.app, name="prefix")
+app.add_typer(bench.app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

@@ -13,13 +13,20 @@ import typer
 from rich.table import Table
 
 from app.cli.console import print_json, stderr, stdout
+from app.cli.train import demo_model
 from app.errors import PrefixNotFound
 
 if TYPE_CHECKING:
     from app.model.frozen import FrozenModel
     from app.prefix.prefix import Prefix
 
-Model = Annotated[str, typer.Option(help="Base model: a folder or a hub id.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        envvar="POLYPREFIX_MODEL",
+        help="Base model: a folder or a hub id; the demo model if not given.",
+    ),
+]
 Data = Annotated[
     Path,
     typer.Option(
@@ -43,8 +50,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")
 
 
 def evaluate(
-    model: Model,
     data: Data,
+    model: Model = None,
     prefix: Prefixes = None,
     store: Store = None,
     base: Base = True,
@@ -58,15 +65,14 @@ def evaluate(
 
     BLEU is sacrebleu's, lower-cased, with 13a tokens and all references of an input.
 
-    Example: `polyprefix evaluate --model app/demo/models/demo-gpt2 --data valid.jsonl
-    --store prefixes --prefix e2e`
+    Example: `polyprefix evaluate --data valid.jsonl --store prefixes --prefix e2e`
     """
     from app.model.load import load_model
     from app.training import evaluation
     from app.training.data import read_examples
 
     examples = read_examples(data)[: limit or None]
-    frozen = load_model(model, device=device, dtype="float32")
+    frozen = load_model(model or demo_model(), device=device, dtype="float32")
     prefixes = {name: _prefix(name, store, frozen) for name in prefix or []}
     results: list[dict[str, object]] = []
     said: dict[str, tuple[str, ...]] = {}

@@ -12,7 +12,6 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.cli.console import human_bytes, stderr, stdout
-from app.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from app.prefix.prefix import Prefix
@@ -27,7 +26,13 @@ def _file(help_text: str) -> Any:
     return typer.Option(help=help_text, exists=True, dir_okay=False, readable=True)
 
 
-Model = Annotated[str, typer.Option(help="Base model: a folder or a hub id. It is not changed.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        envvar="POLYPREFIX_MODEL",
+        help="Base model: a folder or a hub id; the demo model if not given. It is not changed.",
+    ),
+]
 Data = Annotated[
     Path, _file('Training data: JSON lines with `"input"` and `"target"` (or `"targets"`).')
 ]
@@ -39,7 +44,12 @@ Store = Annotated[
     Path | None,
     typer.Option(help="Store to put the prefix into; a server that starts on it serves it."),
 ]
-Out = Annotated[Path | None, typer.Option(help="File to write, for `polyprefix prefix push`.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="File to write, for `polyprefix prefix push`; `NAME.safetensors` if no store is given."
+    ),
+]
 Length = Annotated[
     int, typer.Option(help="Positions of the prefix: 5 to 40 for data-to-text, 100 for summaries.")
 ]
@@ -75,9 +85,9 @@ Note = Annotated[str | None, typer.Option(help="A remark to keep with the prefix
 
 
 def train(
-    model: Model,
     data: Data,
     name: Name,
+    model: Model = None,
     valid: Valid = None,
     store: Store = None,
     out: Out = None,
@@ -104,21 +114,16 @@ def train(
     """Train a prefix: a few key/value vectors per layer, while the base model stays frozen.
 
     A line of the data looks like `{"input": "name : Aromi", "target": "It is called Aromi."}`.
-    Interrupt at any time: the same command goes on where it stopped. The result lands in `--store`
-    (served from the next start on), in `--out` (to upload it), or in both.
+    Interrupt at any time: the same command goes on where it stopped. The result lands in `--out`
+    (to upload it), in `--store` (served from the next start on), or in both.
 
-    Example: `polyprefix train --model app/demo/models/demo-gpt2 --data train.jsonl
-    --valid valid.jsonl --name shop --length 20 --lr 3e-3 --batch-size 16 --store prefixes`
+    Example: `polyprefix train --data train.jsonl --valid valid.jsonl --name shop --length 20
+    --lr 3e-3 --batch-size 16`
     """
-    if store is None and out is None:
-        raise InvalidRequest("say where the prefix shall go: --store FOLDER, --out FILE or both")
-    from app.prefix.reference import check_alias, check_name
     from app.training.recipe import Recipe
     from app.training.session import Job, Session
 
-    check_name(name)
-    if alias is not None:
-        check_alias(alias)
+    _check_names(name, alias)
     recipe = Recipe(
         length=length,
         hidden=hidden,
@@ -132,12 +137,27 @@ def train(
         validate_every=validate_every,
         seed=seed,
     )
-    place = checkpoint or Path(f"{name}.checkpoint")
-    decoding = {"max_tokens": max_tokens}
-    job = Job(model, data, recipe, place, valid, template, decoding, device, checkpoint_every, note)
+    base, place = model or demo_model(), checkpoint or Path(f"{name}.checkpoint")
+    limits = {"max_tokens": max_tokens}
+    job = Job(base, data, recipe, place, valid, template, limits, device, checkpoint_every, note)
     session = Session(job)
     _train(session, fresh=not resume)
     _publish(_finish(session), name, store=store, out=out, alias=alias)
+
+
+def demo_model() -> str:
+    """The base model of commands that are not told one."""
+    from app.settings import DEMO_MODEL
+
+    return str(DEMO_MODEL)
+
+
+def _check_names(name: str, alias: str | None) -> None:
+    from app.prefix.reference import check_alias, check_name
+
+    check_name(name)
+    if alias is not None:
+        check_alias(alias)
 
 
 def _train(session: Session, *, fresh: bool) -> None:
@@ -187,6 +207,8 @@ def _publish(
 ) -> None:
     from app.training.publish import add_to_store, write_prefix
 
+    if store is None and out is None:
+        out = Path(f"{name}.safetensors")
     if out is not None:
         write_prefix(prefix, out)
         stdout().print(f"wrote {out}")

@@ -52,8 +52,9 @@ def _max(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rows, vocabulary = logits.shape
     whole = vocabulary - vocabulary % _BLOCK
     if whole == 0:
-        return tuple(logits.max(dim=-1))
-    blocks = logits[:, :whole].unflatten(1, (-1, _BLOCK))
+        best, index = logits.max(dim=-1)
+        return best, index
+    blocks = logits[:, :whole].view(rows, -1, _BLOCK)
     best, block = blocks.amax(dim=-1).max(dim=-1)
     inside = blocks[torch.arange(rows, device=logits.device), block].argmax(dim=-1)
     index = block * _BLOCK + inside

@@ -1,0 +1,197 @@
+"""`polyprefix bench http`: the load of `engine` through a server on loopback, streamed.
+
+The server and the client that loads it are processes of their own on the same machine; what part
+of the machine the client takes is in the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from app.bench.load import Item, Load, model_folder, random_prefix, uniform_load
+from app.bench.measure import in_own_process, percentile
+from app.bench.ours import TokenTimes, engine_figures
+from app.bench.settings import BenchSettings
+from app.errors import PolyprefixError
+from app.model.load import load_model
+from app.prefix.codec import encode
+
+_START_TIMEOUT_S = 300.0
+_SERVE = """
+import sys, torch
+from app.cli import main
+torch.set_num_threads(int(sys.argv.pop(1)))
+main()
+"""
+
+
+@dataclass(frozen=True)
+class ClientFigures:
+    """What the client saw in one round; times in seconds."""
+
+    seconds: float
+    cpu_seconds: float
+    rows: Sequence[TokenTimes]
+
+
+def run_http(
+    settings: BenchSettings,
+    *,
+    rows: int,
+    prefixes: int,
+    prefix_length: int,
+    prompt: int,
+    new: int,
+) -> dict[str, Any]:
+    """Tokens per second over HTTP, its ratio to the engine without HTTP, and latencies."""
+    load = uniform_load(
+        rows=rows, prefixes=prefixes, prefix_length=prefix_length, prompt=prompt, new=new
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = model_folder(settings.model, Path(scratch))
+        engine = in_own_process(
+            engine_figures, folder, load, settings.dtype, settings.rounds, rows, settings.threads
+        )
+        bodies = in_own_process(_prefix_files, folder, load)
+        with _server(settings, folder, scratch, rows) as url:
+            for index, body in enumerate(bodies):
+                _push(url, index, body)
+            figures = in_own_process(_load_server, url, load, settings.rounds)
+    return _result(settings, load, engine["tokens_per_s"], figures)
+
+
+def _result(
+    settings: BenchSettings, load: Load, engine: float, rounds: Sequence[ClientFigures]
+) -> dict[str, Any]:
+    tokens_per_s = load.num_new / statistics.median(one.seconds for one in rounds)
+    first = [row.tokens[0] - row.submitted for one in rounds for row in one.rows]
+    gaps = [gap for one in rounds for row in one.rows for gap in row.gaps]
+    cores = os.cpu_count() or 1
+    share = sum(one.cpu_seconds for one in rounds) / sum(one.seconds for one in rounds) / cores
+    return {
+        "bench": "http",
+        "device": settings.device,
+        "ours": {
+            "tokens_per_s": round(tokens_per_s, 2),
+            "first_token_p50_ms": round(1000 * percentile(first, 0.5), 1),
+            "first_token_p99_ms": round(1000 * percentile(first, 0.99), 1),
+            "inter_token_p50_ms": round(1000 * percentile(gaps, 0.5), 1),
+            "inter_token_p99_ms": round(1000 * percentile(gaps, 0.99), 1),
+            "client_share_of_machine": round(share, 3),
+        },
+        "peers": {"engine": {"tokens_per_s": round(engine, 2)}},
+        "ratio": {"engine": round(tokens_per_s / engine, 3)},
+    }
+
+
+def _prefix_files(folder: str, load: Load) -> list[bytes]:
+    """The load's prefixes as files; for a process of its own."""
+    spec = load_model(folder, device="cpu", dtype="float32", packed=False).spec
+    return [
+        encode(random_prefix(spec, length, seed)) for seed, length in enumerate(load.prefix_lengths)
+    ]
+
+
+@contextmanager
+def _server(settings: BenchSettings, folder: str, scratch: str, rows: int) -> Iterator[str]:
+    """A `polyprefix serve` process on a free port; yields its URL."""
+    options = {
+        "model": folder,
+        "store": f"{scratch}/store",
+        "data-dir": f"{scratch}/data",
+        "port": "0",
+        "device": "cpu",
+        "dtype": settings.dtype,
+        "max-rows": str(rows),
+        "log-level": "warning",
+    }
+    command = [sys.executable, "-c", _SERVE, str(settings.threads), "serve"]
+    command += [part for name, value in options.items() for part in (f"--{name}", value)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield _wait_for_url(process)
+        finally:
+            process.terminate()
+
+
+def _wait_for_url(process: subprocess.Popen[str]) -> str:
+    """The URL that the server's greeting names."""
+    said = ""
+    for line in process.stdout or ():
+        said += line
+        found = re.search(r"polyprefix at (http://[\w.:\[\]]+)", said)
+        if found and line.startswith("curl "):
+            return found[1]
+    raise PolyprefixError(f"the server under load did not start: {said or 'it said nothing'}")
+
+
+def _push(url: str, index: int, body: bytes) -> None:
+    reply = httpx.post(
+        f"{url}/v1/prefixes/{_name(index)}/versions",
+        content=body,
+        headers={"content-type": "application/octet-stream"},
+        timeout=_START_TIMEOUT_S,
+    )
+    reply.raise_for_status()
+
+
+def _load_server(url: str, load: Load, rounds: int) -> list[ClientFigures]:
+    """Send the whole load, once to warm up and then `rounds` times; for a process of its own."""
+    return asyncio.run(_rounds(url, load, rounds))
+
+
+async def _rounds(url: str, load: Load, rounds: int) -> list[ClientFigures]:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=_START_TIMEOUT_S) as client:
+        figures = [await _round(client, load) for _ in range(rounds + 1)]
+    return figures[1:]
+
+
+async def _round(client: httpx.AsyncClient, load: Load) -> ClientFigures:
+    started, cpu = time.perf_counter(), time.process_time()
+    rows = await asyncio.gather(*(_stream(client, item) for item in load.items))
+    return ClientFigures(time.perf_counter() - started, time.process_time() - cpu, rows)
+
+
+async def _stream(client: httpx.AsyncClient, item: Item) -> TokenTimes:
+    """One streamed completion; RuntimeError unless it has all its tokens."""
+    body = {
+        "model": _name(item.prefix),
+        "prompt": list(item.prompt_ids),
+        "max_tokens": item.num_new,
+        "min_tokens": item.num_new,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    times = TokenTimes(time.perf_counter())
+    tail = b""
+    async with client.stream("POST", "/v1/completions", json=body) as reply:
+        reply.raise_for_status()
+        async for part in reply.aiter_raw():
+            tail = (tail + part)[-2000:]
+            times.tokens.extend([time.perf_counter()] * part.count(b'"text":'))
+    usage = re.search(rb'"usage":\s*(\{[^{}]*\})', tail)
+    made = json.loads(usage[1])["completion_tokens"] if usage else 0
+    if made != item.num_new:
+        raise RuntimeError(f"the server made {made} tokens instead of {item.num_new}")
+    return times
+
+
+def _name(index: int) -> str:
+    return f"bench-{index}"

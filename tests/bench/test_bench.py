@@ -1,0 +1,85 @@
+"""`polyprefix bench …` on a tiny model: its table and its last line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from app.bench.load import Item, Load
+from app.bench.measure import percentile
+from app.bench.peers import PEERS, expand_peers
+from app.bench.report import with_ratios
+from app.cli import app
+from app.errors import InvalidRequest
+
+SMALL = ("--dtype", "float32", "--rounds", "1", "--threads", "1")
+
+
+def bench(kind: str, folder: Path, *arguments: str) -> dict[str, Any]:
+    """The JSON object in the last line of `polyprefix bench KIND`."""
+    done = CliRunner().invoke(app, ["bench", kind, "--model", str(folder), *arguments])
+    assert done.exit_code == 0, done.output
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert result["bench"] == kind
+    assert result["ours"]["tokens_per_s"] > 0
+    return result
+
+
+def test_engine_compares_us_with_every_peer(folder: Path) -> None:
+    sizes = ("--rows", "4", "--prefixes", "2", "--prefix-length", "3", "--prompt", "5")
+    result = bench("engine", folder, *SMALL, *sizes, "--new", "4")
+    assert set(result["ratio"]) == set(result["peers"]) == set(PEERS)
+    for name, ratio in result["ratio"].items():
+        quotient = result["ours"]["tokens_per_s"] / result["peers"][name]["tokens_per_s"]
+        assert ratio == pytest.approx(quotient, rel=0.05)
+
+
+def test_http_streams_every_token_to_another_process(folder: Path) -> None:
+    sizes = ("--rows", "3", "--prefixes", "2", "--prefix-length", "3", "--prompt", "5")
+    result = bench("http", folder, *SMALL, *sizes, "--new", "6")
+    ours = result["ours"]
+    assert 0 < ours["first_token_p50_ms"] <= ours["first_token_p99_ms"]
+    assert 0 <= ours["inter_token_p50_ms"] <= ours["inter_token_p99_ms"]
+    assert 0 < ours["client_share_of_machine"] < 1
+    assert set(result["ratio"]) == {"engine"}
+
+
+def test_prefixes_tells_the_throughput_of_each_count(folder: Path) -> None:
+    sizes = ("--counts", "1,60", "--length", "3", "--rows", "4", "--new", "3")
+    result = bench("prefixes", folder, "--dtype", "float32", "--threads", "1", *sizes)
+    assert set(result["by_count"]) == {"1", "60"}
+    assert 0 < result["resolve"]["warm_us"] < result["resolve"]["cold_us"]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_that_ends_a_row_early_would_be_noticed(name: str, folder: Path) -> None:
+    """All rows reach the longest one's length, end-of-text or not; else the peer raises."""
+    load = Load((Item((1, 2, 3), 2, 0), Item((4, 5), 9, 1)), (3, 3))
+    PEERS[name](str(folder), load, "float32", 2)()
+
+
+def test_peers_are_named_by_commas_and_a_family_stands_for_its_kinds() -> None:
+    assert expand_peers("") == []
+    assert expand_peers("hf-generate, ctranslate2") == [
+        "hf-generate",
+        "ctranslate2-float32",
+        "ctranslate2-int8",
+    ]
+    with pytest.raises(InvalidRequest, match="unknown peer 'vllm'; there are hf-generate"):
+        expand_peers("hf-generate,vllm")
+
+
+def test_a_ratio_is_ours_over_theirs() -> None:
+    result = with_ratios("engine", "cpu", {"tokens_per_s": 30.0}, {"a": 10.0, "b": 60.0})
+    assert result["ratio"] == {"a": 3.0, "b": 0.5}
+
+
+def test_percentiles_are_values_that_occurred() -> None:
+    assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert percentile([3.0, 1.0, 2.0], 0.99) == 3.0
+    assert percentile([], 0.5) == 0.0
