@@ -54,5 +54,5 @@ def own_server(
     tiny_gpt2: FrozenModel, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
     """A server that a test may ruin."""
-    with serving(tiny_gpt2, tmp_path_factory.mktemp("own"), stall_timeout=0.3) as running:
+    with serving(tiny_gpt2, tmp_path_factory.mktemp("own"), stall_timeout=1) as running:
         yield running

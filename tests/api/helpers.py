@@ -122,7 +122,7 @@ def _before_steps(services: Services, pause: Callable[[], object]) -> Iterator[N
         runner.run = run
 
 
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     """Wait for a condition that must come true."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -371,7 +371,7 @@ def test_a_stream_that_takes_longer_ends_with_an_error_event(
     client: httpx.Client, server: RunningServer
 ) -> None:
     with slowed(server.services, 0.02):
-        reply = complete(client, max_tokens=100, logit_bias=NO_END, timeout=0.3, stream=True)
+        reply = complete(client, max_tokens=100, logit_bias=NO_END, timeout=1, stream=True)
     assert reply.status_code == 200
     *chunks, last = events_of(reply.text)
     assert len(chunks) > 1

@@ -15,7 +15,7 @@ from tests.api.helpers import BASE, NO_END, Json, complete, slowed, text_of, unt
 from tests.server import RunningServer
 
 STEP_S = 0.02
-MOST_STEPS = 8
+MOST_STEPS = 20
 """Between the client's end and that of its rows; a request here has 100 steps before it."""
 
 LONG: Json = {"model": "tone", "prompt": "the", "max_tokens": 100, "logit_bias": NO_END}

@@ -91,7 +91,7 @@ def test_a_step_that_hangs_makes_the_server_unhealthy_until_it_ends(
 def test_many_short_steps_are_no_stall(
     client: httpx.Client, own_server: RunningServer, pool: ThreadPoolExecutor
 ) -> None:
-    with slowed(own_server.services, 0.02):
+    with slowed(own_server.services, 0.04):
         busy = pool.submit(complete, client, max_tokens=40, logit_bias=NO_END)
         seen = set()
         while not busy.done():
@@ -174,9 +174,12 @@ def test_what_the_drains_deadline_cuts_ends_with_an_error(
             pool.submit(complete, client, stream=True, **fields),
             pool.submit(stream_tgi, client),
         ]
-        until(lambda: own_server.services.engine.counters.generated_tokens > 10)
+        engine = own_server.services.engine
+        until(lambda: engine.progress().running == 3)
+        made = engine.counters.generated_tokens
+        until(lambda: engine.counters.generated_tokens > made + 6)
         start_draining(own_server, 0.1).result(10)
-        own_server.services.engine.stop()
+        engine.stop()
     assert error_of(whole.result())["code"] == "draining"
     openai, tgi = (events_of(future.result().text) for future in streams)
     assert len(openai) > 1
