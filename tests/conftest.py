@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from transformers import (
@@ -25,6 +26,10 @@ from tests.tiny import gpt2_config, llama_like, save_model
 
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
+
+# how long an example takes says more about the machine than about the code
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -120,6 +120,34 @@ def test_greedy_takes_the_most_probable_and_a_cold_temperature_nearly_does() -> 
         assert draw(logits, make_row(temperature=temperature, top_p=0.9)) == best
 
 
+@given(
+    size=st.sampled_from((1, 127, 128, 129, 255, 256, 300, 400)),
+    seed=st.integers(0, 1000),
+    coarse=st.booleans(),
+)
+def test_greedy_finds_the_first_most_probable_token_of_any_vocabulary(
+    size: int, seed: int, coarse: bool
+) -> None:
+    logits = torch.stack([random_logits(seed + row, size) for row in range(3)])
+    logits = logits.round() if coarse else logits  # rounded, there are ties
+    items = sample(logits, [make_row() for _ in range(3)], [END])
+    assert [item.token_id for item in items if item] == logits.argmax(-1).tolist()
+
+
+@given(
+    size=st.sampled_from((1, 127, 128, 129, 256, 300)),
+    place=st.floats(0, 1, exclude_max=True),
+    bad=st.sampled_from((math.nan, math.inf)),
+)
+def test_one_logit_that_is_no_number_is_noticed_wherever_it_stands(
+    size: int, place: float, bad: float
+) -> None:
+    logits = torch.stack([random_logits(row, size) for row in range(3)])
+    logits[1, int(place * size)] = bad
+    items = sample(logits, [make_row() for _ in range(3)], [END])
+    assert [item is None for item in items] == [False, True, False]
+
+
 def test_draws_follow_the_probabilities() -> None:
     logits = random_logits(7, size=12, spread=1.0)
     expected = logits.double().softmax(-1).numpy() * 6000
