@@ -37,10 +37,11 @@ serve: $(STAMP)  ## Serve the demo model and its prefixes on http://127.0.0.1:80
 	@HF_HUB_OFFLINE=1 $(BIN)/polyprefix serve --model app/demo/models/demo-gpt2 \
 	  --store prefixes --data-dir data $(ARGS)
 
-lint: $(STAMP)  ## Style, format and types
+lint: $(STAMP)  ## Style, format and types; the Dockerfiles too where their linter runs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@if [ -x $(BIN)/hadolint ]; then $(BIN)/hadolint docker/Dockerfile docker/Dockerfile.cuda; fi
 
 check: lint  ## lint, and the tests of the architecture
 	$(TEST_ENV) $(BIN)/pytest tests/test_architecture.py $(ARGS)

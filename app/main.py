@@ -29,7 +29,7 @@ from app.api.services import DEMO_TENANT, Limits, Services
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.probe import probe
-from app.errors import InvalidRequest, PolyprefixError
+from app.errors import InvalidPrefix, InvalidRequest, PolyprefixError
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.codec import decode
@@ -180,8 +180,15 @@ def _loader(
         path: Path | None = registry.objects.path(key.owner, key.digest)
         if path is None:
             raise PolyprefixError(f"the store has lost version {key.digest[:12]}")
-        return decode(
-            path, model.spec, model.dtype, max_length=max_length, expect_digest=key.digest
-        )
+        try:
+            return decode(
+                path, model.spec, model.dtype, max_length=max_length, expect_digest=key.digest
+            )
+        except InvalidPrefix as error:
+            # it was valid when it was uploaded: the fault is the store's, not the client's
+            raise PolyprefixError(
+                f"the store's file of version {key.digest[:12]} is damaged ({error.message}); "
+                "uploading it again repairs it"
+            ) from error
 
     return load

@@ -332,3 +332,26 @@ def _eventually(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+def test_a_file_that_was_damaged_in_the_store_is_our_fault_and_is_repaired_by_an_upload(
+    tiny_gpt2: FrozenModel, tmp_path: Path
+) -> None:
+    def complete() -> httpx.Response:
+        body = {"model": "tone", "prompt": "the quick", "max_tokens": 3, "temperature": 0}
+        return httpx.post(f"{server.url}/v1/completions", json=body, timeout=60)
+
+    prefix = random_prefix(tiny_gpt2, 4)
+    with serving(tiny_gpt2, tmp_path) as server:
+        assert server.push("tone", prefix).status_code == 201
+        text = complete().json()["choices"][0]["text"]
+    [file] = (tmp_path / "store").rglob("*.safetensors")
+    whole = file.read_bytes()
+    file.chmod(0o600)
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with serving(tiny_gpt2, tmp_path) as server:
+        reply = complete()
+        assert reply.status_code == 500
+        assert "is damaged" in reply.json()["error"]["message"]
+        assert server.push("tone", prefix).status_code == 200
+        assert complete().json()["choices"][0]["text"] == text
