@@ -168,6 +168,18 @@ def test_a_cancelled_request_ends_as_cancelled_and_the_others_go_on(
         assert engine.table.reserved_columns == 0
 
 
+def test_cancelling_what_is_unknown_or_has_ended_counts_nothing(tiny_gpt2: FrozenModel) -> None:
+    async def main(engine: Engine) -> None:
+        await ask(engine, make_request("ended", PROMPT, 2))
+        engine.cancel("ended")
+        engine.cancel("nobody")
+        await ask(engine, make_request("next", PROMPT, 2))
+
+    with started(tiny_gpt2) as engine:
+        asyncio.run(main(engine))
+    assert (engine.counters.finished, engine.counters.failed) == (2, 0)
+
+
 def test_a_deadline_that_has_passed_ends_a_request(tiny_gpt2: FrozenModel) -> None:
     with started(tiny_gpt2) as engine:
         events = asyncio.run(ask(engine, make_request("it", PROMPT, deadline=0.0)))

@@ -278,17 +278,57 @@ def test_slots_that_held_poison_are_reused_without_harm(
     assert all_tokens(stepped, good) == expected
 
 
-def test_a_row_that_is_cancelled_with_nan_in_its_slot_harms_no_successor(
-    tiny_gpt2: FrozenModel, expected: dict[str, list], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its first chunk has written NaN, but no logits were looked at yet."""
-    stepped = SteppedEngine(tiny_gpt2, CONFIG, monkeypatch)
-    nan = poisoned_prefix(tiny_gpt2, float("nan"))
-    for index in range(4):
-        stepped.add(make_request(f"bad {index}", range(20, 80), 9, [nan]))
+def fail_at_the_first_token(stepped: SteppedEngine) -> None:
     stepped.step()
-    for index in range(4):
-        stepped.cancel(f"bad {index}")
+    assert isinstance(stepped.terminal("bad"), RequestFailed)
+
+
+def fail_while_decoding(stepped: SteppedEngine) -> None:
+    """NaN turns up in a row that has given tokens already."""
+    stepped.step()
+    [[row]] = [rows for rows in stepped.engine.table.rows if rows]
+    assert row.num_generated == 1
+    assert row.slot is not None
+    keys = stepped.engine.pool.keys(row.slot.length_class, 0)[row.slot.index]
+    with torch.inference_mode():
+        keys[:, : row.num_cached] = NAN
+    stepped.step()
+    assert isinstance(stepped.terminal("bad"), RequestFailed)
+
+
+def cancel_within_the_prompt(stepped: SteppedEngine) -> None:
+    """A chunk has written NaN, but no logits were looked at yet."""
+    stepped.step()
+    assert stepped.terminal("bad") is None
+    stepped.cancel("bad")
+
+
+NAN = float("nan")
+ENDINGS: dict[str, tuple[float, int, Callable[[SteppedEngine], None]]] = {
+    "at its first token": (NAN, 9, fail_at_the_first_token),
+    "while it decodes": (1.0, 9, fail_while_decoding),
+    "cancelled within its prompt": (NAN, 20, cancel_within_the_prompt),
+}
+"""How a row with NaN ends → what its prefix holds, the length of its prompt, what happens."""
+
+
+@pytest.mark.parametrize("decode_attention", ["sdpa", "matmul"])
+@pytest.mark.parametrize("how", ENDINGS)
+def test_nan_beyond_the_columns_of_a_successor_never_reaches_it(
+    tiny_gpt2: FrozenModel,
+    expected: dict[str, list],
+    how: str,
+    decode_attention: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The successor is shorter; attention reads whole slots, or as far as the longest neighbour."""
+    value, num_prompt, end = ENDINGS[how]
+    config = EngineConfig(max_step_tokens=16, decode_attention=decode_attention)
+    stepped = SteppedEngine(tiny_gpt2, config, monkeypatch)
+    prefix = random_prefix(tiny_gpt2, 29 - num_prompt, seed=99)
+    prefix.decoder.keys[0] = value
+    stepped.add(make_request("bad", range(20, 20 + num_prompt), 3, [prefix]))
+    end(stepped)
     good = healthy(tiny_gpt2)
     for request in good:
         stepped.add(request)
