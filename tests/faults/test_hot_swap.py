@@ -149,7 +149,7 @@ class Clients:
             readers = [pool.submit(self.read, name) for name in range(NAMES)]
             try:
                 for reader in readers:
-                    reader.result(120)
+                    reader.result(250)
             finally:
                 self.done.set()
             writer.result(30)
