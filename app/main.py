@@ -32,6 +32,7 @@ from app.engine.probe import probe
 from app.errors import InvalidPrefix, InvalidRequest, PolyprefixError
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
+from app.model.threads import in_passing_thread
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
 from app.prefix.tiers import PrefixKey, PrefixTiers
@@ -105,12 +106,8 @@ async def _acquire(
     settings: Settings, model: FrozenModel | None, stack: AsyncExitStack
 ) -> Services:
     """Everything in order; the stack releases it in reverse."""
-    if model is None:
-        model = await asyncio.to_thread(_load, settings)
-    difference = await asyncio.to_thread(probe, model)
-    _log.info("start-up probe passed: ragged = plain within %.1e", difference)
-
-    engine = Engine(model, _engine_config(settings))
+    engine = await asyncio.to_thread(in_passing_thread, _prepare, settings, model)
+    model = engine.model
     engine.start()
     stack.callback(engine.stop)
 
@@ -141,13 +138,18 @@ async def _acquire(
     )
 
 
-def _load(settings: Settings) -> FrozenModel:
-    return load_model(
-        settings.model,
-        device=settings.device,
-        dtype=settings.dtype,
-        served_name=settings.served_model_name,
-    )
+def _prepare(settings: Settings, model: FrozenModel | None) -> Engine:
+    """Everything that computes before the engine does: load, probe, choose kernels."""
+    if model is None:
+        model = load_model(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            served_name=settings.served_model_name,
+        )
+    difference = probe(model)
+    _log.info("start-up probe passed: ragged = plain within %.1e", difference)
+    return Engine(model, _engine_config(settings))
 
 
 def _engine_config(settings: Settings) -> EngineConfig:

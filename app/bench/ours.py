@@ -14,8 +14,8 @@ from app.bench.measure import median_seconds, percentile
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams, TextDelta
-from app.model.frozen import FrozenModel
 from app.model.load import load_model
+from app.model.threads import in_passing_thread
 from app.prefix.prefix import Prefix
 
 
@@ -37,12 +37,7 @@ class Ours:
 
     def __init__(self, folder: str, load: Load, dtype: str, max_rows: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.model: FrozenModel = load_model(folder, dtype=dtype)
-        self.prefixes: list[Prefix] = [
-            random_prefix(self.model.spec, length, seed).to(self.model.device, self.model.dtype)
-            for seed, length in enumerate(load.prefix_lengths)
-        ]
-        self.engine = Engine(self.model, EngineConfig(max_rows=max_rows, kv_bytes=4 << 30))
+        self.engine, self.prefixes = in_passing_thread(_prepare, folder, load, dtype, max_rows)
         self.engine.start()
         self._load = load
         self._count = 0
@@ -84,6 +79,15 @@ class Ours:
         if made != item.num_new:
             raise RuntimeError(f"the engine made {made} tokens instead of {item.num_new}")
         return times
+
+
+def _prepare(folder: str, load: Load, dtype: str, max_rows: int) -> tuple[Engine, list[Prefix]]:
+    model = load_model(folder, device="cpu", dtype=dtype)
+    prefixes = [
+        random_prefix(model.spec, length, seed).to(model.device, model.dtype)
+        for seed, length in enumerate(load.prefix_lengths)
+    ]
+    return Engine(model, EngineConfig(max_rows=max_rows, kv_bytes=4 << 30)), prefixes
 
 
 def engine_figures(

@@ -23,6 +23,7 @@ from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
 from app.model.load import load_model
+from app.model.threads import in_passing_thread
 from app.prefix.codec import decode, encode
 from app.prefix.prefix import Prefix
 from app.prefix.reference import PrefixReference
@@ -77,6 +78,11 @@ def _measure(
         road.close()
 
 
+def _engine(folder: str, dtype: str, rows: int) -> Engine:
+    model = load_model(folder, device="cpu", dtype=dtype)
+    return Engine(model, EngineConfig(max_rows=rows, kv_bytes=4 << 30))
+
+
 class _Road:
     """Registry, tiers and engine with `count` prefixes in the store."""
 
@@ -89,7 +95,8 @@ class _Road:
         count: int,
         rows: int,
     ) -> None:
-        self._model = load_model(folder, device="cpu", dtype=settings.dtype)
+        self._engine = in_passing_thread(_engine, folder, settings.dtype, rows)
+        self._model = self._engine.model
         self._registry = open_registry(f"sqlite:///{scratch}/catalog.sqlite", scratch / "store")
         self._registry.ensure_tenant(_TENANT)
         for index in range(count):
@@ -97,7 +104,6 @@ class _Road:
         shape = self._model.spec.decoder
         one = 2 * shape.layers * shape.kv_heads * length * shape.head_dim
         self._device_bytes = _ON_DEVICE * one * self._model.dtype.itemsize
-        self._engine = Engine(self._model, EngineConfig(max_rows=rows, kv_bytes=4 << 30))
         self._engine.start()
         self._sent = 0
 

@@ -30,6 +30,7 @@ from app.engine.scheduler import Deliveries, Scheduler
 from app.engine.slots import SlotTable, length_classes
 from app.errors import Draining, EngineStopped, PolyprefixError, RequestCancelled
 from app.model.frozen import FrozenModel
+from app.model.threads import sole_team
 
 _log = logging.getLogger(__name__)
 
@@ -154,8 +155,9 @@ class Engine:
         """The thread: steps until closed; whatever ends it, every open request is answered."""
         error: PolyprefixError = Draining("the server has shut down")
         try:
-            while self._take_messages():
-                self.step()
+            with sole_team():
+                while self._take_messages():
+                    self.step()
         except BaseException as cause:
             _log.critical("the engine's loop has ended", exc_info=cause)
             error = EngineStopped("the engine has stopped after an internal error")

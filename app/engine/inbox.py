@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 
 from app.engine.request import GenerationRequest
 
+_BURST_GAP_S, _LONGEST_BURST_S = 0.001, 0.02
+"""An idle engine begins when nothing has arrived for the one time, or after the other."""
+
 
 @dataclass(frozen=True, slots=True)
 class Submit:
@@ -46,11 +49,24 @@ class Inbox:
             self._changed.notify()
 
     def take(self, *, wait: bool) -> list[Submit | Cancel] | None:
-        """All messages; with `wait`, at least one. None once the inbox is closed."""
+        """All messages; with `wait`, at least one, and what comes close behind it.
+
+        None once the inbox is closed.
+        """
         with self._changed:
             while wait and not self._messages and not self._closed:
                 self._changed.wait()
+                self._gather()
             if self._closed:
                 return None
             messages, self._messages = self._messages, []
             return messages
+
+    def _gather(self) -> None:
+        """Let a burst arrive whole, so that its first request does not start a step alone."""
+        last = time.monotonic() + _LONGEST_BURST_S
+        while not self._closed and time.monotonic() < last:
+            before = len(self._messages)
+            self._changed.wait(_BURST_GAP_S)
+            if len(self._messages) == before:
+                return
