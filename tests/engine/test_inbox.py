@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from app.engine import inbox as inbox_module
 from app.engine.inbox import Cancel, Inbox, Submit
 from tests.engine.harness import make_request
 
@@ -89,3 +90,35 @@ def test_nothing_is_lost_or_reordered_between_many_writers_and_a_reader() -> Non
                 received[writer].append(int(index))
         assert all(done.result(10) is None for done in list_of_done)
     assert dict(received) == {str(writer): list(range(count)) for writer in range(writers)}
+
+
+def test_a_burst_that_meets_a_waiting_reader_is_taken_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(inbox_module, "_BURST_GAP_S", 1.0)
+    monkeypatch.setattr(inbox_module, "_LONGEST_BURST_S", 60.0)
+    inbox = Inbox()
+    with ThreadPoolExecutor(1) as reader:
+        taken = reader.submit(inbox.take, wait=True)
+        for number in range(5):
+            inbox.put(Cancel(str(number)))
+            threading.Event().wait(0.01)
+        assert taken.result() == [Cancel(str(number)) for number in range(5)]
+
+
+def test_a_burst_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inbox_module, "_BURST_GAP_S", 60.0)
+    monkeypatch.setattr(inbox_module, "_LONGEST_BURST_S", 0.05)
+    inbox, done = Inbox(), threading.Event()
+
+    def write() -> None:
+        while not done.wait(0.001):
+            inbox.put(Cancel("again"))
+
+    with ThreadPoolExecutor(2) as threads:
+        taken = threads.submit(inbox.take, wait=True)
+        threads.submit(write)
+        try:
+            assert taken.result(timeout=30)
+        finally:
+            done.set()
