@@ -190,7 +190,7 @@ def _loader(
             # it was valid when it was uploaded: the fault is the store's, not the client's
             raise PolyprefixError(
                 f"the store's file of version {key.digest[:12]} is damaged ({error.message}); "
-                "uploading it again repairs it"
+                "delete the version and upload it again"
             ) from error
 
     return load

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import filecmp
 import os
 import re
 import secrets
@@ -97,13 +96,6 @@ class FolderStore:
         with storage_faults("looking for a prefix file"), self._existing(owner) as folder:
             found = None if folder is None else _status(name, folder)
             return None if found is None else found.st_size
-
-    def holds(self, owner: str, digest: str, nbytes: int, staged: Path) -> bool:
-        """Whether the content is there and whole, as far as `staged` can tell."""
-        stored = self.path(owner, digest)
-        if stored is None or stored.stat().st_size != nbytes:
-            return False
-        return staged.stat().st_size != nbytes or filecmp.cmp(stored, staged, shallow=False)
 
     def path(self, owner: str, digest: str) -> Path | None:
         """The content's file, None if it is not there; never a link."""

@@ -52,11 +52,6 @@ class ObjectStore(Protocol):
     def size(self, owner: str, digest: str) -> int | None:
         """Bytes of the content, None if it is not there."""
 
-    def holds(self, owner: str, digest: str, nbytes: int, staged: Path) -> bool:
-        """Whether the content is there and whole: `nbytes` long and, where the staged file is as
-        long, byte for byte the same (else it holds the same tensors in another file).
-        """
-
     def path(self, owner: str, digest: str) -> Path | None:
         """A local file with the content, None if it is not there; never a link."""
 

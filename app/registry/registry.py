@@ -111,7 +111,7 @@ class Registry:
         if known is None:
             self.objects.commit(owner, info.digest, staged)
             return owner
-        if not self.objects.holds(known.owner, info.digest, known.file_nbytes, staged):
+        if self.objects.size(known.owner, info.digest) != known.file_nbytes:
             self.objects.commit(known.owner, info.digest, staged)
         return str(known.owner)
 

@@ -334,7 +334,7 @@ def _eventually(holds: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_a_file_that_was_damaged_in_the_store_is_our_fault_and_is_repaired_by_an_upload(
+def test_a_file_that_was_damaged_in_the_store_is_our_fault_and_can_be_replaced(
     tiny_gpt2: FrozenModel, tmp_path: Path
 ) -> None:
     def complete() -> httpx.Response:
@@ -353,5 +353,6 @@ def test_a_file_that_was_damaged_in_the_store_is_our_fault_and_is_repaired_by_an
         reply = complete()
         assert reply.status_code == 500
         assert "is damaged" in reply.json()["error"]["message"]
-        assert server.push("tone", prefix).status_code == 200
+        assert httpx.delete(f"{server.url}/v1/prefixes/tone").status_code == 200
+        assert server.push("tone", prefix).status_code == 201
         assert complete().json()["choices"][0]["text"] == text

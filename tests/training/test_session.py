@@ -98,11 +98,18 @@ def test_the_same_command_goes_on_and_ends_with_the_same_prefix(
     assert "goes on from step 30" in ran.stderr
 
 
-def test_a_place_for_the_result_is_asked_for_before_any_work(
-    tiny_gpt2_folder: Path, data: Path, tmp_path: Path, commands: typer.Typer
+def test_without_a_store_the_result_is_a_file_of_the_prefix_s_name(
+    tiny_gpt2_folder: Path,
+    data: Path,
+    tmp_path: Path,
+    commands: typer.Typer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     ran = CliRunner().invoke(commands, arguments(tiny_gpt2_folder, data, tmp_path))
-    assert isinstance(ran.exception, InvalidRequest)
+    assert ran.exit_code == 0, ran.output
+    assert "wrote animals.safetensors" in ran.stdout
+    assert (tmp_path / "animals.safetensors").is_file()
 
 
 def test_evaluate_names_a_prefix_that_the_store_lacks(
