@@ -12,6 +12,9 @@ import numpy as np
 
 _FORGETTING = 0.97
 _MIN_TOKENS = 16
+_URGENCY = 4.0
+"""A row that waits for its prompt weighs as much as this many that wait for their next token: all
+that it is owed comes late, and a batch that fills slowly computes few tokens a step."""
 _FIRST_GUESS = np.array([5e-3, 2e-3, 1e-3])
 """Seconds per step, per decoding row and per prompt token before anything was measured."""
 
@@ -20,7 +23,7 @@ class PrefillPace:
     """Budget of prompt tokens per step.
 
     `share`: prompts may add this many times the duration of the step that the decoding rows would
-    have alone; more when more rows wait for their prompt than decode.
+    have alone; more when many rows wait for their prompt and few decode.
     """
 
     def __init__(self, share: float, max_step_tokens: int) -> None:
@@ -40,7 +43,7 @@ class PrefillPace:
             return room
         per_step, per_row, per_token = self._fit()
         alone = per_step + per_row * num_decode
-        share = self._share * max(1.0, num_prefilling / num_decode)
+        share = self._share * max(1.0, _URGENCY * num_prefilling / num_decode)
         return int(min(room, max(_MIN_TOKENS, share * alone / per_token)))
 
     def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:

@@ -36,7 +36,7 @@ def test_rows_that_decode_take_their_tokens_from_the_step() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0, 2.0])
-@pytest.mark.parametrize("rows", [2, 10])
+@pytest.mark.parametrize("rows", [4, 10])
 def test_prompts_add_the_given_share_to_the_step_that_the_others_would_have(
     share: float, rows: int
 ) -> None:
@@ -47,7 +47,8 @@ def test_prompts_add_the_given_share_to_the_step_that_the_others_would_have(
 def test_the_more_wait_beside_the_few_that_decode_the_more_they_may_take() -> None:
     pace = trained()
     assert pace.budget(2, 8) == pytest.approx(4 * pace.budget(2, 2), rel=0.05)
-    assert pace.budget(8, 2) == pace.budget(8, 8)
+    assert pace.budget(8, 8) == pytest.approx(4 * pace.budget(8, 2), rel=0.05)
+    assert pace.budget(8, 1) == pace.budget(8, 2)
 
 
 def test_a_machine_that_becomes_slower_is_noticed() -> None:
