@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 SHOWN_PREFIXES = 12
-EXAMPLES = {"e2e": "name : The Punter | eatType : pub | food : Italian | area : riverside"}
+EXAMPLES = {"e2e": "name : Blue Spice | eatType : coffee shop | priceRange : cheap | area : city centre"}
 """Inputs that make a good first request to prefixes that are shipped."""
 
 

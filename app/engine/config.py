@@ -24,6 +24,6 @@ class EngineConfig:
     kv_bytes: int = 2 << 30
     max_step_tokens: int = 2048
     max_prefix_length: int = 512
-    prefill_share: float = 1.0
+    prefill_share: float = 0.8
     score_chunk: int = 64
     decode_attention: str = "auto"
