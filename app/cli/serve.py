@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from app.settings import Settings
 
 SHOWN_PREFIXES = 12
-EXAMPLES = {"e2e": "name : Blue Spice | eatType : coffee shop | priceRange : cheap | area : city centre"}
+EXAMPLES = {
+    "e2e": "name : Blue Spice | eatType : coffee shop | priceRange : cheap | area : city centre"
+}
 """Inputs that make a good first request to prefixes that are shipped."""
 
 
@@ -166,6 +168,7 @@ def _greet(services: Services, url: str) -> None:
 def example(url: str, prefixes: list[str], model_id: str) -> str:
     """A `curl` command, in one line, that the server answers well."""
     name = next((name for name in EXAMPLES if name in prefixes), None) or model_id
-    body = {"model": name, "prompt": EXAMPLES.get(name, "Once upon a time"), "max_tokens": 60}
+    prompt = EXAMPLES.get(name, "Once upon a time")
+    body = {"model": name, "prompt": prompt, "max_tokens": 60, "temperature": 0}
     command = ["curl", f"{url}/v1/completions", "-H", "content-type: application/json"]
     return shlex.join([*command, "-d", json.dumps(body, ensure_ascii=False)])
