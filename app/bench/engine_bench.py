@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from app.bench.load import Load, model_folder, poisson_load, uniform_load
+from app.bench.load import Load, model_folder, poisson_load
 from app.bench.measure import in_own_process, peer_tokens_per_s
 from app.bench.ours import engine_figures, stall_figures
 from app.bench.report import with_ratios
@@ -19,17 +19,10 @@ _STATIC_BATCHES = (16, 32)
 def run_engine(
     settings: BenchSettings,
     peers: Sequence[str],
-    *,
-    rows: int,
-    prefixes: int,
-    prefix_length: int,
-    prompt: int,
-    new: int,
+    load: Load,
 ) -> dict[str, Any]:
-    """All rows at once, equal in length: the whole load, prefill included."""
-    load = uniform_load(
-        rows=rows, prefixes=prefixes, prefix_length=prefix_length, prompt=prompt, new=new
-    )
+    """The whole load as one batch, prefill included."""
+    rows = len(load.items)
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(settings.model, Path(scratch))
         ours = _ours(settings, folder, load, rows)

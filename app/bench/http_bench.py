@@ -23,7 +23,7 @@ from typing import Any
 
 import httpx
 
-from app.bench.load import Item, Load, model_folder, random_prefix, uniform_load
+from app.bench.load import Item, Load, model_folder, random_prefix
 from app.bench.measure import in_own_process, percentile
 from app.bench.ours import TokenTimes, engine_figures
 from app.bench.settings import BenchSettings
@@ -49,19 +49,9 @@ class ClientFigures:
     rows: Sequence[TokenTimes]
 
 
-def run_http(
-    settings: BenchSettings,
-    *,
-    rows: int,
-    prefixes: int,
-    prefix_length: int,
-    prompt: int,
-    new: int,
-) -> dict[str, Any]:
+def run_http(settings: BenchSettings, load: Load) -> dict[str, Any]:
     """Tokens per second over HTTP, its ratio to the engine without HTTP, and latencies."""
-    load = uniform_load(
-        rows=rows, prefixes=prefixes, prefix_length=prefix_length, prompt=prompt, new=new
-    )
+    rows = len(load.items)
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(settings.model, Path(scratch))
         engine = in_own_process(

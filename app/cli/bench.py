@@ -50,6 +50,7 @@ def engine(
 ) -> None:
     """New tokens per second of a whole batch with mixed prefixes, prefill included."""
     from app.bench.engine_bench import run_engine
+    from app.bench.load import uniform_load
     from app.bench.peers import expand_peers
     from app.bench.report import print_result
     from app.bench.settings import make_settings
@@ -58,11 +59,13 @@ def engine(
         run_engine(
             make_settings(model, dtype, rounds, threads),
             expand_peers(peers),
-            rows=rows,
-            prefixes=prefixes,
-            prefix_length=prefix_length,
-            prompt=prompt,
-            new=new,
+            uniform_load(
+                rows=rows,
+                prefixes=prefixes,
+                prefix_length=prefix_length,
+                prompt=prompt,
+                new=new,
+            ),
         )
     )
 
@@ -109,17 +112,20 @@ def http(
 ) -> None:
     """The load of `engine` through a server on loopback, streamed to another process."""
     from app.bench.http_bench import run_http
+    from app.bench.load import uniform_load
     from app.bench.report import print_result
     from app.bench.settings import make_settings
 
     print_result(
         run_http(
             make_settings(model, dtype, rounds, threads),
-            rows=rows,
-            prefixes=prefixes,
-            prefix_length=prefix_length,
-            prompt=prompt,
-            new=new,
+            uniform_load(
+                rows=rows,
+                prefixes=prefixes,
+                prefix_length=prefix_length,
+                prompt=prompt,
+                new=new,
+            ),
         )
     )
 

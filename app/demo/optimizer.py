@@ -44,7 +44,6 @@ class Muon(torch.optim.Optimizer):
         momentum = state["momentum"]
         momentum.lerp_(gradient, 1 - group["momentum"])
         blend = torch.lerp(gradient, momentum, group["momentum"])
-        blend = blend / (blend.norm() + 1e-7)
         direction = orthogonalise(blend.bfloat16()).to(matrix.dtype)
         rows, columns = matrix.shape
         scale = max(1.0, rows / columns, columns / rows) ** 0.5

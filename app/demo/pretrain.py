@@ -96,7 +96,7 @@ def new_model(recipe: Recipe, end_id: int) -> GPT2LMHeadModel:
 def waves(positions: int, width: int) -> torch.Tensor:
     """Sines and cosines [positions, width] to start the learned positions from.
 
-    From random positions, a short run never learns what the token before is, and so never copies.
+    Copying needs to know which token stands before; a short run should not have to learn that.
     """
     rates = _LONGEST_WAVE ** -torch.linspace(0, 1, width // 2)
     angles = torch.arange(positions)[:, None] * rates

@@ -13,7 +13,7 @@ class EngineConfig:
     `max_waiting_tokens`: prompt tokens that may queue. `kv_bytes`: memory for keys and values.
     `max_step_tokens`: tokens of one forward pass. `max_prefix_length`: columns of all the prefixes
     of one row. `prefill_share`: while rows decode, prompts may lengthen a step by this many times
-    the duration that it would have without them (more when more rows wait than decode).
+    the duration that it would have without them (more when many rows wait and few decode).
     `score_chunk`: prompt positions scored per step for `echo` with `logprobs` (each costs a row
     of the vocabulary). `decode_attention`: auto, sdpa or matmul.
     """
