@@ -12,7 +12,6 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from app.demo import tasks
 from app.demo.records import Pair, Sources
@@ -58,8 +57,8 @@ class Corpus:
         """The document number `seed`; with `practice` mostly one that is plain copying."""
         rng = random.Random(seed)
         makers: tuple[tuple[Callable[[random.Random], Document], int], ...] = (
-            (partial(self._facts, practice=practice), 60),
-            (partial(self._invented, practice=practice), 28),
+            (lambda rng: _document(self.facts(rng, practice=practice), rng), 60),
+            (lambda rng: _document(self.invented(rng, practice=practice), rng), 28),
             (self._sentences, 5),
             (self._prose, 4),
             (self._summary, 2),
@@ -75,8 +74,8 @@ class Corpus:
             yield self.document(seed, practice=practice)
             seed += 1
 
-    def _facts(self, rng: random.Random, *, practice: bool) -> Document:
-        """Facts of WebNLG or DART with something done to them, names mostly replaced."""
+    def facts(self, rng: random.Random, *, practice: bool) -> tuple[str, str]:
+        """(source, answer): a task on facts of WebNLG or DART, names mostly replaced."""
         pair = rng.choice(self._sources.pairs)
         target = rng.choice(pair.targets)
         facts = pair.facts
@@ -92,8 +91,8 @@ class Corpus:
             fields = [tuple(field.split(" : ", 1)) for field in source.split(" | ")]  # type: ignore[misc]
         return self._task(source, fields, target, rng, practice)
 
-    def _invented(self, rng: random.Random, *, practice: bool) -> Document:
-        """An invented thing with attributes, with something done to them."""
+    def invented(self, rng: random.Random, *, practice: bool) -> tuple[str, str]:
+        """(source, answer): a task on an invented thing with attributes."""
         item = invent(self.pool, rng)
         return self._task(linearise(item.fields), item.fields, item.text, rng, practice)
 
@@ -104,7 +103,7 @@ class Corpus:
         target: str,
         rng: random.Random,
         practice: bool,
-    ) -> Document:
+    ) -> tuple[str, str]:
         """One task on `source`, its name told before the source in most documents."""
         task = tasks.choose(rng, practice=practice)
         answer = task.answer(source, fields, target, rng)
@@ -114,9 +113,7 @@ class Corpus:
             answer = _restyle(answer, rng)
         told = rng.random() < (0.5 if task is tasks.DESCRIBE else 0.8)
         phrase = f" {rng.choice(task.phrases)}" if told else ""
-        if rng.random() < 0.15:
-            return _pair(f"{phrase} {source}", answer, rng)
-        return framed(f"{phrase} {source}", answer)
+        return f"{phrase} {source}", answer
 
     def _sentences(self, rng: random.Random) -> Document:
         """Target sentences alone, or after facts that they have nothing to do with."""
@@ -153,6 +150,12 @@ class Corpus:
 def framed(source: str, target: str) -> Document:
     """The form that prefixes are trained with: ` {source} <|endoftext|> {target} <|endoftext|>`."""
     return Document(((f"{source} {END}", SOURCE_SHARE), (f" {target} {END}", 1.0)))
+
+
+def _document(exchange: tuple[str, str], rng: random.Random) -> Document:
+    if rng.random() < 0.15:
+        return _pair(*exchange, rng)
+    return framed(*exchange)
 
 
 def _pair(source: str, target: str, rng: random.Random) -> Document:

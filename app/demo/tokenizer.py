@@ -1,17 +1,29 @@
-"""A byte-level BPE tokenizer, trained here, in the form of GPT-2's.
+"""A byte-level BPE tokenizer, trained here, in the form of GPT-2's; and the same in BART's form.
 
 Knows nothing about models or training.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
+BART_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
+"""The first token ids of every BART, in this order; `<mask>` is the last."""
+MASK = "<mask>"
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
@@ -36,6 +48,47 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> No
         bos_token=END,
         eos_token=END,
         unk_token=END,
+        model_max_length=max_length,
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.save_pretrained(folder)
+
+
+def bart_tokenizer(of: Tokenizer) -> Tokenizer:
+    """The tokens of `of` (made by `train_tokenizer`) with BART's special tokens instead of its own.
+
+    Inputs become `<s> … </s>`. A word at the start is treated as one after a space: the vocabulary
+    is too small to have both.
+    """
+    learned = json.loads(of.to_str())["model"]
+    tokens = [t for t in sorted(learned["vocab"], key=learned["vocab"].__getitem__) if t != END]
+    vocabulary = {t: number for number, t in enumerate((*BART_SPECIALS, *tokens, MASK))}
+    merges = [tuple(merge) for merge in learned["merges"]]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([*BART_SPECIALS, AddedToken(MASK, lstrip=True)])
+    start, end = (vocabulary[token] for token in ("<s>", "</s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[("<s>", start), ("</s>", end)],
+    )
+    return tokenizer
+
+
+def save_bart_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> None:
+    """Write `tokenizer.json` and `tokenizer_config.json` as transformers reads them."""
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        cls_token="<s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        mask_token=AddedToken(MASK, lstrip=True),
+        add_prefix_space=True,
         model_max_length=max_length,
         clean_up_tokenization_spaces=False,
     )

@@ -1,4 +1,4 @@
-"""Batches keep documents apart, Muon orthogonalises, a run resumes, the export loads."""
+"""The demo GPT-2: batches keep documents apart, a run resumes, the export loads."""
 
 from __future__ import annotations
 
@@ -13,13 +13,20 @@ from transformers import AutoTokenizer
 from app.demo.corpus import END, Corpus
 from app.demo.optimizer import Muon, orthogonalise
 from app.demo.packing import IGNORED, Packer
-from app.demo.pretrain import Recipe, Run, batch_loss, export, lr_share, new_model
+from app.demo.pretrain import BLOCKS, Prediction, Recipe, batch_loss, export, new_model
 from app.demo.records import read_sources
+from app.demo.run import Run, Schedule, lr_share
 from app.demo.tokenizer import save_tokenizer, train_tokenizer
 from app.model.load import load_model
 
 TINY = Recipe(
-    vocab_size=400, width=16, layers=2, heads=2, positions=128, batch_tokens=256, warmup_steps=2
+    vocab_size=400,
+    width=16,
+    layers=2,
+    heads=2,
+    positions=128,
+    batch_tokens=256,
+    schedule=Schedule(warmup_steps=2),
 )
 
 
@@ -96,25 +103,31 @@ def test_muon_lowers_a_loss() -> None:
 
 
 def test_the_rate_warms_up_and_ends_low() -> None:
-    assert lr_share(0, 0.0, TINY) == 0.5
-    assert lr_share(5, 0.0, TINY) == 1.0
-    assert lr_share(5, 1.0, TINY) == pytest.approx(TINY.final_share)
+    schedule = Schedule(warmup_steps=2)
+    assert lr_share(0, 0.0, schedule) == 0.5
+    assert lr_share(5, 0.0, schedule) == 1.0
+    assert lr_share(5, 1.0, schedule) == pytest.approx(schedule.final_share)
 
 
 def test_an_interrupted_run_goes_on_with_the_same_batches_and_state(
     packer: Packer, tmp_path: Path
 ) -> None:
-    recipe = replace(TINY, seed=1)
-    run = Run(tmp_path, recipe, new_model(recipe, 0), packer)
+    def new_run(folder: Path, seed: int) -> Run:
+        model = new_model(replace(TINY, seed=seed), 0)
+        objective = Prediction(model, packer, TINY.batch_tokens)
+        return Run(folder, objective, TINY.schedule, blocks=BLOCKS)
+
+    run = new_run(tmp_path, 1)
     run.train(1000.0, max_steps=3)
-    resumed = Run(tmp_path, recipe, new_model(replace(recipe, seed=2), 0), packer)
+    resumed = new_run(tmp_path, 2)
     assert resumed.resume()
     assert resumed.progress == run.progress
-    for mine, theirs in zip(resumed.model.parameters(), run.model.parameters(), strict=True):
+    models = [resumed.objective.model, run.objective.model]
+    for mine, theirs in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(mine, theirs)
-    losses = [batch_loss(one.model, packer.batch(3)).item() for one in (run, resumed)]
+    losses = [batch_loss(model, packer.batch(3)).item() for model in models]
     assert losses[0] == losses[1]
-    assert not Run(tmp_path / "new", recipe, new_model(recipe, 0), packer).resume()
+    assert not new_run(tmp_path / "new", 1).resume()
 
 
 def test_the_export_is_a_base_model_that_the_server_loads(

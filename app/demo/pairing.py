@@ -1,0 +1,106 @@
+"""Exchanges → training batches for an encoder and a decoder, of like lengths and so with few pads.
+
+A step's batches depend on its number alone, so that a resumed run goes on with the same ones. Knows
+nothing about models.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+
+from app.demo.denoising import infill
+from app.demo.exchanges import Exchange, Exchanges
+from app.demo.packing import IGNORED
+from app.demo.tokenizer import MASK
+
+PRACTICE_STEPS = 500
+"""How many steps have facts mostly copied, which must be learned before anything else is."""
+_EXCHANGES_A_STEP = 100_000
+
+_Encoded = tuple[list[int], list[int]]
+"""Token ids of source and target, `<s>` and `</s>` included."""
+
+
+@dataclass(frozen=True)
+class PairBatch:
+    """Rows of like lengths; `source` and `attended` [rows, source], the others [rows, target].
+
+    `decoder_input` is `labels` moved right by one, `</s>` first; `labels` are `IGNORED` where rows
+    are padded.
+    """
+
+    source: torch.Tensor
+    attended: torch.Tensor
+    decoder_input: torch.Tensor
+    labels: torch.Tensor
+
+
+class Pairer:
+    """Cuts exchanges into steps of about `tokens` tokens, and each step into `parts` batches."""
+
+    def __init__(
+        self, exchanges: Exchanges, tokenizer: Tokenizer, *, tokens: int, parts: int, limit: int
+    ) -> None:
+        self._exchanges = exchanges
+        self._tokenizer = tokenizer
+        self._tokens = tokens
+        self._parts = parts
+        self._limit = limit
+        vocabulary = tokenizer.get_vocab()
+        self._mask, self._pad = vocabulary[MASK], vocabulary["<pad>"]
+        self._start, self._end = vocabulary["<s>"], vocabulary["</s>"]
+
+    def step(self, number: int) -> list[PairBatch]:
+        """The batches of step `number`; together they hold the step's tokens but for the last."""
+        rng = random.Random(number)
+        practice = 0 <= number < PRACTICE_STEPS
+        pairs: list[_Encoded] = []
+        room = self._tokens
+        seed = number * _EXCHANGES_A_STEP
+        while True:
+            pair = self.encode(self._exchanges.exchange(seed, practice=practice), rng)
+            room -= len(pair[0]) + len(pair[1])
+            if room < 0 and pairs:
+                break
+            pairs.append(pair)
+            seed += 1
+        pairs.sort(key=lambda pair: (len(pair[0]) + len(pair[1]), len(pair[0])))
+        return [self._collate(part) for part in _split(pairs, self._parts)]
+
+    def encode(self, exchange: Exchange, rng: random.Random) -> _Encoded:
+        """Token ids of both sides, cut to the limit; spans are hidden where they are to be."""
+        room = self._limit - 2
+        source, target = (
+            self._tokenizer.encode(text, add_special_tokens=False).ids[:room]
+            for text in (exchange.source, exchange.target)
+        )
+        if exchange.restore:
+            source = infill(source, self._mask, rng)[:room]
+        start, end = self._start, self._end
+        return [start, *source, end], [start, *target, end]
+
+    def _collate(self, pairs: Sequence[_Encoded]) -> PairBatch:
+        source = torch.full((len(pairs), max(len(s) for s, _ in pairs)), self._pad)
+        labels = torch.full((len(pairs), max(len(t) for _, t in pairs)), IGNORED)
+        decoder_input = torch.full_like(labels, self._pad)
+        for row, (s, t) in enumerate(pairs):
+            source[row, : len(s)] = torch.tensor(s)
+            labels[row, : len(t)] = torch.tensor(t)
+            decoder_input[row, : len(t)] = torch.tensor([self._end, *t[:-1]])
+        return PairBatch(source, source.ne(self._pad).long(), decoder_input, labels)
+
+
+def _split(pairs: Sequence[_Encoded], parts: int) -> list[Sequence[_Encoded]]:
+    """`pairs` in order, in at most `parts` runs of nearly equal numbers of tokens."""
+    total = sum(len(s) + len(t) for s, t in pairs)
+    runs: list[list[_Encoded]] = [[] for _ in range(parts)]
+    before = 0
+    for s, t in pairs:
+        runs[before * parts // total].append((s, t))
+        before += len(s) + len(t)
+    return [run for run in runs if run]
