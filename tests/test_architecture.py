@@ -51,6 +51,7 @@ LIBRARIES = {
     "tokenizers": {"model", "demo", "bench"},
     "safetensors": {"prefix", "model", "training", "demo"},
     "sacrebleu": {"training"},
+    "greenlet": {"engine"},
     "peft": {"bench"},
     "ctranslate2": {"bench"},
 }

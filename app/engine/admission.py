@@ -9,6 +9,7 @@ import threading
 from dataclasses import dataclass
 
 from app.engine.config import EngineConfig
+from app.engine.memory import Memories
 from app.engine.request import GenerationRequest
 from app.engine.slots import SlotTable
 from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded
@@ -26,9 +27,15 @@ class Admission:
     """Checks requests against the model and the limits, and counts those that are open."""
 
     def __init__(
-        self, config: EngineConfig, spec: BaseModelSpec, text: Text, table: SlotTable
+        self,
+        config: EngineConfig,
+        spec: BaseModelSpec,
+        text: Text,
+        table: SlotTable,
+        sources: SlotTable | None = None,
     ) -> None:
-        self._config, self._spec, self._text, self._table = config, spec, text, table
+        self._config, self._spec, self._text = config, spec, text
+        self._memories = Memories(table, sources)
         self._lock = threading.Lock()
         self._open: dict[str, int] = {}
         self._tokens = 0
@@ -57,23 +64,15 @@ class Admission:
         """Raise InvalidRequest or ContextLengthExceeded for what could never run."""
         self._check_tokens(request)
         self._check_context(request)
-        limit = self._config.max_rows
-        if not 1 <= request.n <= limit:
-            raise InvalidRequest(f"n must be from 1 to {limit}, not {request.n}", param="n")
+        self._check_rows(request)
         prefix_limit = self._config.max_prefix_length
-        if request.prefix_length > prefix_limit:
+        longest = max(request.columns_of(role) for role in self._spec.modules)
+        if longest > prefix_limit:
             raise InvalidRequest(
-                f"the prefixes have {request.prefix_length} positions together; "
-                f"the limit is {prefix_limit}",
+                f"the prefixes have {longest} positions together; the limit is {prefix_limit}",
                 param="model",
             )
-        columns = request.prefix_length + len(request.prompt_ids) + request.sampling.max_tokens
-        if self._table.reservation(columns) * request.n > self._table.max_columns:
-            raise InvalidRequest(
-                f"{request.n} rows of up to {columns} columns exceed the K/V memory of "
-                f"{self._table.max_columns} columns",
-                param="n",
-            )
+        self._memories.check(request)
 
     def enter(self, request: GenerationRequest) -> None:
         """Count a request in; raises Overloaded when too many are open."""
@@ -109,7 +108,43 @@ class Admission:
                     f"{name} names a token id outside 0 to {vocabulary - 1}", param=name
                 )
 
+    def _check_rows(self, request: GenerationRequest) -> None:
+        limit, beam = self._config.max_rows, request.sampling.beam
+        if not 1 <= request.n <= limit:
+            raise InvalidRequest(f"n must be from 1 to {limit}, not {request.n}", param="n")
+        if beam is None:
+            return
+        if not 1 <= beam.num_beams <= limit:
+            raise InvalidRequest(
+                f"num_beams must be from 1 to {limit}, not {beam.num_beams}", param="num_beams"
+            )
+        if request.n > beam.num_beams:
+            raise InvalidRequest(
+                f"{beam.num_beams} beams have at most as many results, not {request.n}", param="n"
+            )
+        if request.sampling.max_tokens < 1:
+            raise InvalidRequest("beams need at least one token to search", param="max_tokens")
+
+    def _check_source(self, request: GenerationRequest, limit: int) -> None:
+        if len(request.prompt_ids) > limit:
+            raise ContextLengthExceeded(
+                f"this model's encoder reads at most {limit} tokens; the prompt has "
+                f"{len(request.prompt_ids)}",
+                param="prompt",
+            )
+        needed = request.position_offset + 1 + request.sampling.max_tokens
+        if needed > self._spec.context_limit:
+            raise ContextLengthExceeded(
+                f"this model's decoder has {self._spec.context_limit} positions; the request "
+                f"needs {needed} ({request.position_offset} of the prefix, the start token, "
+                f"{request.sampling.max_tokens} new tokens)",
+                param="max_tokens",
+            )
+
     def _check_context(self, request: GenerationRequest) -> None:
+        if self._spec.source_limit is not None:
+            self._check_source(request, self._spec.source_limit)
+            return
         offset, prompt = request.position_offset, len(request.prompt_ids)
         new, limit = request.sampling.max_tokens, self._spec.context_limit
         if offset + prompt + new > limit:

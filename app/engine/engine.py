@@ -16,6 +16,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from app.engine.admission import Admission
@@ -27,7 +28,7 @@ from app.engine.request import GenerationRequest, RequestFailed, RequestFinished
 from app.engine.router import RequestStream, Router
 from app.engine.runner import Runner
 from app.engine.scheduler import Deliveries, Scheduler
-from app.engine.slots import SlotTable, length_classes
+from app.engine.slots import SlotTable, fine_length_classes, length_classes
 from app.errors import Draining, EngineStopped, PolyprefixError, RequestCancelled
 from app.model.frozen import FrozenModel
 from app.model.threads import sole_team
@@ -66,13 +67,15 @@ class Engine:
         self.model = model
         self.config = config or EngineConfig()
         shape = model.spec.decoder
-        max_columns = self.config.max_prefix_length + model.spec.context_limit
-        capacities = length_classes(max_columns)
-        column_bytes = KVPool.column_bytes(shape, model.dtype)
-        self.pool = KVPool(shape, capacities, self.config.kv_bytes, model.device, model.dtype)
-        self.table = SlotTable(capacities, self.config.kv_bytes // column_bytes)
+        self.pool, self.table = self._memory("decoder", length_classes)
+        self.source_pool: KVPool | None = None
+        self.source_table: SlotTable | None = None
+        if model.encoder_decoder is not None:
+            self.source_pool, self.source_table = self._memory("cross", fine_length_classes)
         self.counters = Counters()
-        self._scheduler = Scheduler(self.config, self.table, model.text)
+        self._scheduler = Scheduler(
+            self.config, self.table, model.text, self.source_table, model.start_tokens
+        )
         self.decode_attention = choose_attention(
             self.config.decode_attention,
             shape.kv_heads,
@@ -80,13 +83,28 @@ class Engine:
             model.device,
             model.dtype,
         )
-        self._runner = Runner(model, self.pool, self.decode_attention)
+        self._runner = Runner(model, self.pool, self.decode_attention, self.source_pool)
         self._router = Router()
         self._inbox = Inbox()
-        self._admission = Admission(self.config, model.spec, model.text, self.table)
+        self._admission = Admission(
+            self.config, model.spec, model.text, self.table, self.source_table
+        )
         self._thread = threading.Thread(target=self._run, name="polyprefix-engine", daemon=True)
         self._draining = False
         self._step_started: float | None = None
+
+    def _memory(
+        self, role: str, classes: Callable[[int], tuple[int, ...]]
+    ) -> tuple[KVPool, SlotTable]:
+        """The K/V memory of rows or of sources; with an encoder each has half of `kv_bytes`."""
+        model, spec = self.model, self.model.spec
+        longest = spec.context_limit if role == "decoder" else spec.prompt_limit
+        capacities = classes(self.config.max_prefix_length + longest)
+        shape = spec.modules[role]
+        max_bytes = self.config.kv_bytes // (1 if model.encoder_decoder is None else 2)
+        column_bytes = KVPool.column_bytes(shape, model.dtype)
+        pool = KVPool(shape, capacities, max_bytes, model.device, model.dtype)
+        return pool, SlotTable(capacities, max_bytes // column_bytes)
 
     # --- called from any thread -------------------------------------------------------------
 
@@ -175,7 +193,7 @@ class Engine:
             self.counters.steps += 1
             self.counters.step_seconds += outcome.seconds
             self.counters.prompt_tokens += plan.num_prefill_tokens
-            self.counters.generated_tokens += len(outcome.sampled)
+            self.counters.generated_tokens += len(outcome.sampled) + len(outcome.candidates)
         self._deliver(deliveries)
         self._admission.note_waiting(self._scheduler.num_waiting, self._scheduler.num_rows)
         if self._scheduler.idle:

@@ -50,6 +50,33 @@ def _products(
     return torch.matmul(torch.softmax(scores, dim=-1), value)
 
 
+def attend_with_weight(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention to a part of what is attended to: its output, and the part's weight.
+
+    Shapes as `Compute`; the weight is the logarithm of the sum of exponentiated scores, fp32,
+    [rows, heads, tokens]. `merge` makes one attention of two parts.
+    """
+    scores = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scaling).add_(mask)
+    weight = torch.logsumexp(scores, dim=-1)
+    shares = scores.sub_(weight[..., None]).exp_().to(value.dtype)
+    return torch.matmul(shares, value), weight
+
+
+def merge(
+    output: torch.Tensor, weight: torch.Tensor, other: torch.Tensor, other_weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and weight of two parts under one softmax; [..., head_dim] and [...], fp32."""
+    total = torch.logaddexp(weight, other_weight)
+    share, rest = torch.exp(weight - total), torch.exp(other_weight - total)
+    return output * share[..., None] + other * rest[..., None], total
+
+
 FUSED = Attention(_fused, whole_slots=False)
 ATTENTIONS: dict[str, Attention] = {"sdpa": FUSED, "matmul": Attention(_products, whole_slots=True)}
 

@@ -15,6 +15,8 @@ _MIN_TOKENS = 16
 _URGENCY = 4.0
 """A row that waits for its prompt weighs as much as this many that wait for their next token: all
 that it is owed comes late, and a batch that fills slowly computes few tokens a step."""
+_MAX_ENCODER_SHARE = 1.5
+"""An encoder's pass takes at most this many times the step that the rows would have alone."""
 _FIRST_GUESS = np.array([5e-3, 2e-3, 1e-3])
 """Seconds per step, per decoding row and per prompt token before anything was measured."""
 
@@ -45,6 +47,14 @@ class PrefillPace:
         alone = per_step + per_row * num_decode
         share = self._share * max(1.0, _URGENCY * num_prefilling / num_decode)
         return int(min(room, max(_MIN_TOKENS, share * alone / per_token)))
+
+    def encoder_seconds(self, num_decode: int, num_waiting: int) -> float:
+        """What an encoder's pass may take of a step, by the same weighing; without rows all."""
+        if num_decode == 0:
+            return float("inf")
+        per_step, per_row, _ = self._fit()
+        share = self._share * max(1.0, _URGENCY * num_waiting / num_decode)
+        return float(min(share, _MAX_ENCODER_SHARE) * (per_step + per_row * num_decode))
 
     def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:
         """Learn from a step that has just been carried out."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from app.engine.row import Row
+from app.engine.row import Occupant, Row, Source
 from app.engine.slots import PoolOperation
 from app.errors import PolyprefixError
 
@@ -27,16 +27,23 @@ class Chunk:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Pool operations, then one forward pass over `chunks`.
+    """Pool operations, then some of the encoder's pass, then one forward pass over `chunks`.
 
     Rows that decode come first, in the order of their slots, then the chunks of prompts.
-    `num_rows` counts the rows in each length class once the operations are done.
+    `num_rows` counts the occupants of each length class once the operations are done;
+    `source_operations` and `num_sources` are the same for the memory of sources. `encode` are
+    sources whose pass begins with this step; a pass, begun now or earlier, may take
+    `encoder_seconds` (None: there is none).
     """
 
     operations: tuple[PoolOperation, ...]
     chunks: tuple[Chunk, ...]
     num_decode: int
     num_rows: tuple[int, ...]
+    source_operations: tuple[PoolOperation, ...] = ()
+    num_sources: tuple[int, ...] = ()
+    encode: tuple[Source, ...] = ()
+    encoder_seconds: float | None = None
 
     @property
     def num_prefill_tokens(self) -> int:
@@ -56,12 +63,18 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step produced. A row stands in `faults` or in `sampled`, never in both.
+    """What a step produced. A row stands in `faults` or in what was sampled, never in both.
 
-    `scored` maps rows to (logprob, top) of the prompt tokens that follow their chunk's tokens.
+    `scored` maps rows to (logprob, top) of the prompt tokens that follow their chunk's tokens,
+    `candidates` rows that search by beams to the best (token, processed logprob), best first.
+    `encoded` holds what the encoder made of the sources whose pass is done. A fault of what rows
+    share is theirs. `encoder_seconds` is the part of `seconds` that the encoder took.
     """
 
     sampled: Sequence[Sampled] = ()
     scored: Mapping[Row, Sequence[Sampled]] = field(default_factory=dict)
-    faults: Mapping[Row, PolyprefixError] = field(default_factory=dict)
+    candidates: Mapping[Row, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    encoded: Mapping[Source, object] = field(default_factory=dict)
+    faults: Mapping[Occupant, PolyprefixError] = field(default_factory=dict)
     seconds: float = 0.0
+    encoder_seconds: float = 0.0

@@ -1,4 +1,4 @@
-"""The K/V pool: keys and values of every row, by length class, on the device.
+"""A K/V pool: keys and values of every row (or source), by length class, on the device.
 
 One tensor per class, [2, layers, slots, kv_heads, columns, head_dim], index 0 keys and 1 values.
 This pool is the batch's stacked `past_key_values`: rows with different prefixes, and with none,
@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import torch
 
+from app.engine.encoding import Encoded
 from app.engine.row import Slot
-from app.engine.slots import ClearSlot, CopyColumns, LoadPrefixes, PoolOperation
+from app.engine.slots import ClearSlot, CopyColumns, LoadPrefixes, PoolOperation, StoreSource
 from app.errors import GenerationFault
 from app.prefix.spec import ModuleShape
 
@@ -71,8 +72,10 @@ class KVPool:
             target[..., : operation.columns, :] = source[..., : operation.columns, :]
         elif isinstance(operation, ClearSlot):
             target.zero_()
-        else:
+        elif isinstance(operation, LoadPrefixes):
             self._load_prefixes(operation, target)
+        else:
+            self._store_source(operation, target)
 
     def prepare(self, operations: Sequence[PoolOperation], num_rows: Sequence[int]) -> None:
         """Before a step's operations, which leave `num_rows` rows in each class.
@@ -126,14 +129,25 @@ class KVPool:
 
     def _load_prefixes(self, operation: LoadPrefixes, target: torch.Tensor) -> None:
         column = 0
-        for prefix in operation.row.request.prefixes:
-            module = prefix.decoder
+        occupant = operation.occupant
+        for prefix in occupant.prefixes:
+            module = prefix.modules.get(occupant.role)
+            if module is None:
+                continue
             end = column + module.length
             if end > target.shape[3]:
                 raise GenerationFault(f"prefix {prefix.digest[:12]} does not fit its slot")
             target[0, :, :, column:end] = module.keys
             target[1, :, :, column:end] = module.values
             column = end
+
+    @staticmethod
+    def _store_source(operation: StoreSource, target: torch.Tensor) -> None:
+        source, encoded = operation.occupant, operation.encoded
+        if not isinstance(encoded, Encoded):
+            raise TypeError("a source is stored without having been encoded")
+        first = source.num_cached - source.num_tokens
+        target[:, :, :, first : source.num_cached] = encoded.keys_values
 
     def _slot(self, slot: Slot) -> torch.Tensor:
         """Keys and values of one slot, [2, layers, kv_heads, columns, head_dim]."""

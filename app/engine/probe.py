@@ -12,11 +12,12 @@ from collections.abc import Sequence
 
 import torch
 
+from app.engine.encoding import EncoderPass
 from app.engine.plan import Chunk
 from app.engine.pool import KVPool
 from app.engine.ragged import RaggedPlan
 from app.engine.request import GenerationRequest, SamplingParams
-from app.engine.row import Row
+from app.engine.row import Row, Source
 from app.engine.slots import SlotTable, length_classes
 from app.engine.transcript import Transcript
 from app.errors import PolyprefixError, UnsupportedModel
@@ -56,10 +57,11 @@ class _CountingPlan:
 
     def __init__(self, plan: AttentionPlan) -> None:
         self._plan = plan
-        self.calls: Counter[int] = Counter()
+        self.calls: Counter[tuple[str, int]] = Counter()
 
     def attend(
         self,
+        role: str,
         layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -67,8 +69,8 @@ class _CountingPlan:
         scaling: float,
     ) -> torch.Tensor:
         """See `AttentionPlan`."""
-        self.calls[layer] += 1
-        return self._plan.attend(layer, query, key, value, scaling)
+        self.calls[role, layer] += 1
+        return self._plan.attend(role, layer, query, key, value, scaling)
 
 
 @torch.inference_mode()
@@ -79,6 +81,7 @@ def _largest_difference(model: FrozenModel) -> float:
     shape = model.spec.decoder
     pool = KVPool(shape, capacities, 1 << 62, model.device, model.dtype)
     rows = [_row_of(model, index) for index in range(len(model.references))]
+    sources = _encode_sources(model, rows)
     for row in rows:
         table.place_with_prefixes(row, longest)
     for operation in table.take_operations():
@@ -91,37 +94,59 @@ def _largest_difference(model: FrozenModel) -> float:
             for row, count in zip(rows, counts, strict=True)
             if row.num_pending
         ]
-        worst = max(worst, _compare(model, chunks, pool))
+        worst = max(worst, _compare(model, chunks, pool, sources))
         for chunk in chunks:
             chunk.row.num_computed += chunk.count
         counts = [1] * len(rows)
     return worst
 
 
+def _encode_sources(model: FrozenModel, rows: Sequence[Row]) -> KVPool | None:
+    """Let the encoder, if there is one, read the rows' sources together, and store them."""
+    if model.encoder_decoder is None:
+        return None
+    longest = max(source.num_cached for row in rows if (source := row.source) is not None)
+    capacities = length_classes(longest)
+    table = SlotTable(capacities, max_columns=longest * len(rows))
+    pool = KVPool(model.spec.modules["cross"], capacities, 1 << 62, model.device, model.dtype)
+    encoding = EncoderPass(model, [source for row in rows if (source := row.source) is not None])
+    while not encoding.advance():
+        pass
+    for source, encoded in encoding.result.items():
+        table.place_encoded(source, encoded)
+    for operation in table.take_operations():
+        pool.apply(operation)
+    return pool
+
+
 def _row_of(model: FrozenModel, index: int) -> Row:
     """Reference `index` as a row; every second one has its first tokens as a prefix."""
-    tokens = model.references[index].token_ids
+    tokens, source_ids = model.references[index].token_ids, model.references[index].source_ids
     prefixes: tuple[Prefix, ...] = ()
     if index % 2:
-        words = keys_values_of(model, tokens[:_PREFIX_TOKENS])
+        words = keys_values_of(model, tokens[:_PREFIX_TOKENS], source_ids)
         metadata = PrefixMetadata(position_offset=_PREFIX_TOKENS)
         prefixes = (Prefix({"decoder": words}, metadata),)
         tokens = tokens[_PREFIX_TOKENS:]
     sampling = SamplingParams(max_tokens=1)
-    request = GenerationRequest(f"probe-{index}", "", tokens, sampling, prefixes)
+    request = GenerationRequest(f"probe-{index}", "", source_ids or tokens, sampling, prefixes)
     transcript = Transcript(0, sampling, model.text)
-    return Row(request, index, list(tokens), len(tokens), 0, transcript)
+    source = Source(request) if source_ids else None
+    return Row(request, index, list(tokens), len(tokens), 0, transcript, source=source)
 
 
-def _compare(model: FrozenModel, chunks: Sequence[Chunk], pool: KVPool) -> float:
+def _compare(
+    model: FrozenModel, chunks: Sequence[Chunk], pool: KVPool, sources: KVPool | None
+) -> float:
     """Largest relative difference of one ragged step from the references."""
-    ragged = RaggedPlan(chunks, pool, model.device, model.dtype)
+    ragged = RaggedPlan(chunks, pool, model.device, model.dtype, sources=sources)
     counting = _CountingPlan(ragged)
     logits = model.forward(ragged.input_ids, ragged.position_ids, counting)[0].float()
-    layers = model.spec.decoder.layers
-    if counting.calls != Counter(range(layers)):
+    roles = [role for role in model.spec.modules if role != "encoder"]
+    layers = [(role, layer) for role in roles for layer in range(model.spec.modules[role].layers)]
+    if counting.calls != Counter(layers):
         raise UnsupportedModel(
-            f"{len(counting.calls)} of its {layers} attention layers call transformers' "
+            f"{len(counting.calls)} of its {len(layers)} attention layers call transformers' "
             "attention interface once per pass"
         )
     worst, first = 0.0, 0

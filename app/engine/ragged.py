@@ -1,25 +1,26 @@
 """The ragged step: all tokens that are due, of all rows, laid end to end, as an attention plan.
 
-The tokens' keys and values are written into the pool at (slot, column); then each row's tokens
-attend to [prefix | prompt | generated] of their own slot. Rows are attended to in groups whose
-slots are neighbours in one length class, so that a group is one call on a view of the pool. This
-is where tasks mix; it knows nothing about sampling or scheduling.
+The tokens' keys and values are written into the pool at (slot, column); then each token attends to
+[prefix | prompt | generated]: the columns of its row's own slot, together with the segments that
+the row shares with others; with an encoder also, across, to its request's source. This is where
+tasks mix; it knows nothing about sampling or scheduling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from app.engine.kernels import FUSED, Attention
+from app.engine.groups import Grouping, Share
+from app.engine.kernels import FUSED, Attention, merge
 from app.engine.plan import Chunk
 from app.engine.pool import KVPool
-from app.engine.slots import slot_of
-
-_MAX_PADDING = 2
-"""Chunks share a group while the longest has at most this many times the tokens of the shortest."""
+from app.engine.row import Occupant
+from app.engine.slots import slot_of, slot_order
+from app.errors import UnsupportedModel
 
 
 @dataclass(frozen=True)
@@ -33,31 +34,11 @@ class _Write:
     columns: torch.Tensor
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Chunks at neighbouring slots of one class, attended to together.
-
-    Tokens `first` to `last` of the step are theirs. `mask` is additive,
-    [rows, 1, padded tokens, columns]. With chunks of unequal length, `gather` [rows, padded] names
-    the token for each place and `scatter` the flat places that are real, in token order.
-    """
-
-    length_class: int
-    slots: slice
-    columns: int
-    first: int
-    last: int
-    padded: int
-    mask: torch.Tensor
-    gather: torch.Tensor | None
-    scatter: torch.Tensor | None
-
-
 class RaggedPlan:
-    """An `AttentionPlan` over a pool for one step.
+    """An `AttentionPlan` over K/V memory for one step.
 
     `input_ids` and `position_ids` are [1, tokens]; `last_tokens` holds, for each chunk, the index
-    of its last token in the step.
+    of its last token in the step. `sources` is the memory of encoded sources, where rows have any.
     """
 
     def __init__(
@@ -67,27 +48,45 @@ class RaggedPlan:
         device: torch.device,
         dtype: torch.dtype,
         decode_attention: Attention = FUSED,
+        sources: KVPool | None = None,
     ) -> None:
-        self._pool, self._device, self._dtype = pool, device, dtype
-        self._decode_attention = decode_attention
+        self._pool, self._device = pool, device
         ids: list[int] = []
         positions: list[int] = []
-        self.last_tokens: list[int] = []
+        spans: list[range] = []
         for chunk in chunks:
             row = chunk.row
             pool.ensure(slot_of(row))
             start = row.num_computed
+            spans.append(range(len(ids), len(ids) + chunk.count))
             ids.extend(row.token_ids[start : start + chunk.count])
             first = row.request.position_offset + start
             positions.extend(range(first, first + chunk.count))
-            self.last_tokens.append(len(ids) - 1)
+        self.last_tokens = [span[-1] for span in spans]
         self.input_ids = torch.tensor([ids], device=device)
         self.position_ids = torch.tensor([positions], device=device)
         self._writes = list(self._plan_writes(chunks))
-        self._groups = [self._plan_group(*part) for part in _groups_of(chunks)]
+        self._attentions = {
+            "decoder": _MemoryAttention(
+                pool,
+                Grouping(pool, device, dtype, decode_attention),
+                decode_attention,
+                _own_shares(chunks, spans),
+                _segment_shares(chunks, spans),
+            )
+        }
+        if sources is not None:
+            self._attentions["cross"] = _MemoryAttention(
+                sources,
+                Grouping(sources, device, dtype, decode_attention),
+                decode_attention,
+                _source_shares(chunks, spans),
+                _source_segment_shares(chunks, spans),
+            )
 
     def attend(
         self,
+        role: str,
         layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -95,10 +94,12 @@ class RaggedPlan:
         scaling: float,
     ) -> torch.Tensor:
         """See `AttentionPlan`; the batch is one long row."""
-        self._write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
+        if role not in self._attentions:
+            raise UnsupportedModel(f"a decoding step asks for attention of the kind {role!r}")
+        if role == "decoder":
+            self._write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
         queries = query[0].transpose(0, 1)  # [tokens, heads, head_dim]
-        parts = [self._attend_group(group, layer, queries, scaling) for group in self._groups]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts))[None]
+        return self._attentions[role].attend(layer, queries, scaling)[None]
 
     def _write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put the step's keys and values, [tokens, kv_heads, head_dim], into the pool."""
@@ -106,32 +107,6 @@ class RaggedPlan:
             place = (write.slots, slice(None), write.columns)
             self._pool.keys(write.length_class, layer)[place] = keys[write.first : write.last]
             self._pool.values(write.length_class, layer)[place] = values[write.first : write.last]
-
-    def _attend_group(
-        self,
-        group: _Group,
-        layer: int,
-        queries: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
-        """Output of the group's tokens, [tokens, heads, head_dim]."""
-        keys = self._pool.keys(group.length_class, layer)[group.slots, :, : group.columns]
-        values = self._pool.values(group.length_class, layer)[group.slots, :, : group.columns]
-        rows, kv_heads = keys.shape[:2]
-        num_heads, head_dim = queries.shape[1:]
-        chosen = queries[slice(group.first, group.last) if group.gather is None else group.gather]
-        chosen = chosen.reshape(rows, group.padded, num_heads, head_dim).transpose(1, 2)
-        shared = num_heads // kv_heads
-        # query heads that share a K/V head stand as further tokens of that head
-        folded = chosen.reshape(rows, kv_heads, shared * group.padded, head_dim)
-        mask = group.mask if shared == 1 else group.mask.repeat(1, 1, shared, 1)
-        result = self._attention(group.padded).compute(folded, keys, values, mask, scaling)
-        result = result.reshape(rows, num_heads, group.padded, head_dim).transpose(1, 2)
-        flat = result.reshape(-1, num_heads, head_dim)
-        return flat if group.scatter is None else flat[group.scatter]
-
-    def _attention(self, padded: int) -> Attention:
-        return self._decode_attention if padded == 1 else FUSED
 
     def _plan_writes(self, chunks: Sequence[Chunk]) -> Iterator[_Write]:
         """One write per run of chunks of the same class."""
@@ -153,68 +128,108 @@ class RaggedPlan:
             yield _Write(length_class, first, last, self._tensor(slots), self._tensor(columns))
             first = last
 
-    def _plan_group(self, chunks: Sequence[Chunk], first: int) -> _Group:
-        slots = [slot_of(chunk.row) for chunk in chunks]
-        counts = [chunk.count for chunk in chunks]
-        starts = [chunk.row.num_cached for chunk in chunks]
-        padded = max(counts)
-        if self._attention(padded).whole_slots:
-            columns = self._pool.capacity(slots[0].length_class)
-        else:
-            columns = max(start + count for start, count in zip(starts, counts, strict=True))
-        # token t of a chunk sees columns 0 .. start + t
-        visible = self._tensor(starts)[:, None] + torch.arange(padded, device=self._device)
-        hidden = torch.arange(columns, device=self._device) > visible[..., None]
-        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-        mask.masked_fill_(hidden, float("-inf"))
-        gather, scatter = self._padding(counts, padded, first)
-        return _Group(
-            length_class=slots[0].length_class,
-            slots=slice(slots[0].index, slots[-1].index + 1),
-            columns=columns,
-            first=first,
-            last=first + sum(counts),
-            padded=padded,
-            mask=mask[:, None],
-            gather=gather,
-            scatter=scatter,
-        )
-
-    def _padding(
-        self, counts: Sequence[int], padded: int, first: int
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Indices that lay unequal chunks out as a rectangle and back; None if they are equal."""
-        if min(counts) == padded:
-            return None, None
-        gather: list[list[int]] = []
-        scatter: list[int] = []
-        for row, count in enumerate(counts):
-            gather.append([*range(first, first + count), *[first] * (padded - count)])
-            scatter.extend(range(row * padded, row * padded + count))
-            first += count
-        return torch.tensor(gather, device=self._device), self._tensor(scatter)
-
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, device=self._device)
 
 
-def _groups_of(chunks: Sequence[Chunk]) -> Iterator[tuple[list[Chunk], int]]:
-    """Runs of neighbouring slots with chunks of like length, each with its first token's index."""
-    group: list[Chunk] = []
-    first = token = shortest = longest = 0
-    for chunk in chunks:
-        shortest, longest = min(shortest, chunk.count), max(longest, chunk.count)
-        if group and (not _are_neighbours(group[-1], chunk) or longest > _MAX_PADDING * shortest):
-            yield group, first
-            group, first = [], token
-        if not group:
-            shortest = longest = chunk.count
-        group.append(chunk)
-        token += chunk.count
-    if group:
-        yield group, first
+class _MemoryAttention:
+    """Attention of a step's tokens to one memory: a part that all have, and shared parts."""
+
+    def __init__(
+        self,
+        pool: KVPool,
+        grouping: Grouping,
+        decode_attention: Attention,
+        base: Sequence[Share],
+        shared: Sequence[Share],
+    ) -> None:
+        self._pool = pool
+        self._decode_attention = decode_attention
+        self._base = grouping.groups(base)
+        self._shared = grouping.groups(shared)
+        firsts = [group.tokens.start for group in self._base if isinstance(group.tokens, slice)]
+        # whether the groups' outputs can simply be laid end to end
+        self._in_order = len(firsts) == len(self._base) and firsts == sorted(firsts)
+
+    def attend(self, layer: int, queries: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Output [tokens, heads, head_dim] for `queries` of the same shape."""
+        if self._shared:
+            return self._attend_in_parts(layer, queries, scaling)
+        parts = [
+            group.attend(self._pool, layer, queries, scaling, self._kernel(group.padded))
+            for group in self._base
+        ]
+        if self._in_order:
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+        output = torch.empty_like(queries)
+        for group, part in zip(self._base, parts, strict=True):
+            output[group.tokens] = part
+        return output
+
+    def _attend_in_parts(self, layer: int, queries: torch.Tensor, scaling: float) -> torch.Tensor:
+        output = torch.empty(queries.shape, dtype=torch.float32, device=queries.device)
+        weight = torch.empty(queries.shape[:2], dtype=torch.float32, device=queries.device)
+        for group in self._base:
+            if group.joined:
+                output[group.tokens], weight[group.tokens] = group.attend_to_part(
+                    self._pool, layer, queries, scaling
+                )
+            else:
+                kernel = self._kernel(group.padded)
+                part = group.attend(self._pool, layer, queries, scaling, kernel)
+                output[group.tokens] = part.float()
+        for group in self._shared:
+            at = group.tokens
+            part, part_weight = group.attend_to_part(self._pool, layer, queries, scaling)
+            output[at], weight[at] = merge(output[at], weight[at], part, part_weight)
+        return output.to(queries.dtype)
+
+    def _kernel(self, padded: int) -> Attention:
+        return self._decode_attention if padded == 1 else FUSED
 
 
-def _are_neighbours(left: Chunk, right: Chunk) -> bool:
-    slot, following = slot_of(left.row), slot_of(right.row)
-    return following.length_class == slot.length_class and following.index == slot.index + 1
+def _own_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> list[Share]:
+    """Every row's tokens attend to the row's own columns, causally."""
+    return [
+        Share(chunk.row, span, chunk.row.num_cached, chunk.row.is_part)
+        for chunk, span in zip(chunks, spans, strict=True)
+    ]
+
+
+def _segment_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> list[Share]:
+    """What rows share in self-attention."""
+    return _shares_of(
+        (segment, span)
+        for chunk, span in zip(chunks, spans, strict=True)
+        for segment in chunk.row.segments
+    )
+
+
+def _source_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> list[Share]:
+    """Every row's tokens attend to the source of its request."""
+    return _shares_of(
+        (source, span)
+        for chunk, span in zip(chunks, spans, strict=True)
+        if (source := chunk.row.source) is not None
+    )
+
+
+def _source_segment_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> list[Share]:
+    """What sources share: their cross prefixes."""
+    return _shares_of(
+        (segment, span)
+        for chunk, span in zip(chunks, spans, strict=True)
+        if (source := chunk.row.source) is not None
+        for segment in source.segments
+    )
+
+
+def _shares_of(pairs: Iterable[tuple[Occupant, range]]) -> list[Share]:
+    """One share for every occupant, in the order of slots, with the tokens of all its rows."""
+    tokens: dict[Occupant, list[int]] = defaultdict(list)
+    for occupant, span in pairs:
+        tokens[occupant].extend(span)
+    return [
+        Share(occupant, tokens[occupant], joined=occupant.is_part)
+        for occupant in sorted(tokens, key=slot_order)
+    ]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from app.engine.beam import BeamParams
 from app.errors import PolyprefixError
 from app.prefix.prefix import Prefix
 
@@ -30,7 +31,9 @@ class SamplingParams:
 
     `logprobs` is the number of alternatives to report with each token (0: the chosen one alone;
     None: nothing). `stop` strings end a row and are not part of its text. `eos_token_ids` end a
-    row unless `min_tokens` is not reached or `ignore_eos` is set.
+    row unless `min_tokens` is not reached or `ignore_eos` is set. No n-gram of
+    `no_repeat_ngram_size` tokens (0: off) comes twice. With `beam` the most probable sequences are
+    searched for instead of drawn: no temperature, no filters, and text only when it is final.
     """
 
     max_tokens: int
@@ -47,12 +50,15 @@ class SamplingParams:
     min_tokens: int = 0
     ignore_eos: bool = False
     logprobs: int | None = None
+    no_repeat_ngram_size: int = 0
+    beam: BeamParams | None = None
 
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """One prompt for the engine; `n` rows share its prompt and prefixes.
+    """One prompt for the engine; `n` rows, or the `n` best beams, share its prompt and prefixes.
 
+    For a model with an encoder the prompt is what the encoder reads.
     `id` is made by the server and unique. `prefixes` are on the engine's device in the serving
     dtype, in the order of composition. `deadline` is on the clock of `time.monotonic`.
     With `echo` and `logprobs` the prompt's tokens are scored as well. Row `i` of the request draws
@@ -69,9 +75,19 @@ class GenerationRequest:
     deadline: float | None = None
 
     @property
+    def num_rows(self) -> int:
+        """Rows that decode at the same time."""
+        beam = self.sampling.beam
+        return self.n if beam is None else beam.num_beams
+
+    def columns_of(self, role: str) -> int:
+        """Columns of K/V memory that the prefixes take in one kind of attention."""
+        return sum(prefix.length_of(role) for prefix in self.prefixes)
+
+    @property
     def prefix_length(self) -> int:
-        """Columns of K/V memory that the prefixes take."""
-        return sum(prefix.length for prefix in self.prefixes)
+        """Columns of K/V memory that the prefixes take in self-attention."""
+        return self.columns_of("decoder")
 
     @property
     def position_offset(self) -> int:
@@ -115,7 +131,10 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class RowFinished:
-    """Row `index` has ended, with its totals. `cumulative_logprob` needs `logprobs`."""
+    """Row `index` has ended, with its totals. `cumulative_logprob` needs `logprobs`.
+
+    `score` is what a beam's result was ranked by; None without beams.
+    """
 
     index: int
     reason: FinishReason
@@ -123,6 +142,7 @@ class RowFinished:
     cumulative_logprob: float | None
     stop_string: str | None = None
     """The stop string that ended the row, if one did."""
+    score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

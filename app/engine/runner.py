@@ -1,6 +1,7 @@
 """The runner: the only code of the engine that touches the device.
 
-It carries out a step: pool operations, one ragged forward pass, sampling. What fails, fails for
+It carries out a step: pool operations, slices of an encoder's pass, one ragged forward pass,
+sampling. What fails, fails for
 the rows concerned: a forward pass that raises is halved until the culprit stands alone, a row
 whose logits are not finite is reported and the others are sampled. Knows nothing about queues.
 """
@@ -9,58 +10,86 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
+from app.engine.candidates import Candidates, find_candidates
+from app.engine.encoding import Encoded, EncoderRun
 from app.engine.kernels import ATTENTIONS
 from app.engine.plan import Chunk, Outcome, Sampled, StepPlan
 from app.engine.pool import KVPool
 from app.engine.ragged import RaggedPlan
-from app.engine.row import Row
+from app.engine.row import Occupant, Row, Source
 from app.engine.sampling import sample, score_tokens
+from app.engine.slots import PoolOperation
 from app.errors import GenerationFault, PolyprefixError
 from app.model.frozen import FrozenModel
 
 _log = logging.getLogger(__name__)
 
 
-class Runner:
-    """Runs steps of one model on one pool."""
+Drawn = TypeVar("Drawn")
+Faults = dict[Occupant, PolyprefixError]
 
-    def __init__(self, model: FrozenModel, pool: KVPool, decode_attention: str = "sdpa") -> None:
+
+@dataclass
+class _Results:
+    """What a step's forward passes gave, as it comes."""
+
+    sampled: list[Sampled] = field(default_factory=list)
+    scored: dict[Row, Sequence[Sampled]] = field(default_factory=dict)
+    candidates: dict[Row, Candidates] = field(default_factory=dict)
+    faults: Faults = field(default_factory=dict)
+
+
+class Runner:
+    """Runs steps of one model on its K/V memory; `sources` is there for a model with an encoder."""
+
+    def __init__(
+        self,
+        model: FrozenModel,
+        pool: KVPool,
+        decode_attention: str = "sdpa",
+        sources: KVPool | None = None,
+    ) -> None:
         self._model = model
         self._pool = pool
+        self._sources = sources
+        self._encoder = EncoderRun(model)
         self._decode_attention = ATTENTIONS[decode_attention]
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Outcome:
         """Carry out `plan`. Never raises for a fault of a row: it is in the outcome."""
         started = time.monotonic()
-        faults: dict[Row, PolyprefixError] = {}
-        self._place(plan, faults)
-        sampled: list[Sampled] = []
-        scored: dict[Row, Sequence[Sampled]] = {}
-        chunks = [chunk for chunk in plan.chunks if chunk.row not in faults]
-        for part, logits in self._forward(chunks, faults):
-            self._sample_part(part, logits, sampled, scored, faults)
-        return Outcome(sampled, scored, faults, time.monotonic() - started)
-
-    def _place(self, plan: StepPlan, faults: dict[Row, PolyprefixError]) -> None:
-        """Carry out the pool operations, within the pool's memory."""
-        with _logged("giving K/V memory back"):
-            self._pool.prepare(plan.operations, plan.num_rows)
-        for operation in plan.operations:
-            try:
-                self._pool.apply(operation)
-            except Exception as error:
-                faults[operation.row] = _fault("its keys and values could not be placed", error)
-        with _logged("giving K/V memory back"):
-            self._pool.settle(plan.num_rows)
+        results = _Results()
+        _place(self._pool, plan.operations, plan.num_rows, results.faults)
+        if self._sources is not None:
+            _place(self._sources, plan.source_operations, plan.num_sources, results.faults)
+        encoder_seconds = 0.0
+        encoded: Mapping[Source, Encoded] = {}
+        if plan.encoder_seconds is not None:
+            encoded = self._encoder.run(plan.encode, plan.encoder_seconds, results.faults)
+            encoder_seconds = time.monotonic() - started
+        chunks = [chunk for chunk in plan.chunks if not _depends(chunk.row, results.faults)]
+        for part, logits in self._forward(chunks, results.faults):
+            self._sample_part(part, logits, results)
+        return Outcome(
+            results.sampled,
+            results.scored,
+            results.candidates,
+            encoded,
+            results.faults,
+            time.monotonic() - started,
+            encoder_seconds,
+        )
 
     def _forward(
-        self, chunks: Sequence[Chunk], faults: dict[Row, PolyprefixError]
+        self, chunks: Sequence[Chunk], faults: Faults
     ) -> Iterable[tuple[Sequence[Chunk], torch.Tensor]]:
         """Chunks with their logits; if a pass raises, its halves are tried until one row fails.
 
@@ -87,7 +116,12 @@ class Runner:
         A step in which no chunk wants logits yields one token's, for nobody.
         """
         plan = RaggedPlan(
-            chunks, self._pool, self._model.device, self._model.dtype, self._decode_attention
+            chunks,
+            self._pool,
+            self._model.device,
+            self._model.dtype,
+            self._decode_attention,
+            self._sources,
         )
         keep: list[int] = []
         for chunk, last in zip(chunks, plan.last_tokens, strict=True):
@@ -100,54 +134,62 @@ class Runner:
         return logits[0].float()
 
     def _sample_part(
-        self,
-        chunks: Sequence[Chunk],
-        logits: torch.Tensor,
-        sampled: list[Sampled],
-        scored: dict[Row, Sequence[Sampled]],
-        faults: dict[Row, PolyprefixError],
+        self, chunks: Sequence[Chunk], logits: torch.Tensor, results: _Results
     ) -> None:
         """Sample and score the chunks of one forward pass."""
-        rows: list[Row] = []
-        sources: list[int] = []
+        places: dict[bool, list[tuple[Row, int]]] = {False: [], True: []}
         first = 0
         for chunk in chunks:
             kept = chunk.count if chunk.scores else min(1, len(chunk.samplers))
             if chunk.scores:
                 try:
-                    scored[chunk.row] = self._score(chunk, logits[first : first + kept])
+                    results.scored[chunk.row] = self._score(chunk, logits[first : first + kept])
                 except Exception as error:
-                    faults[chunk.row] = _fault("its prompt could not be scored", error)
-            rows.extend(chunk.samplers)
-            sources.extend([first + kept - 1] * len(chunk.samplers))
+                    results.faults[chunk.row] = _fault("its prompt could not be scored", error)
+            for row in chunk.samplers:
+                places[row.request.sampling.beam is not None].append((row, first + kept - 1))
             first += kept
-        if not rows:
-            return
-        # views where each row samples from its own logits, a gather where rows share them
-        chosen = logits if sources == list(range(len(logits))) else logits[sources]
-        for row, item in zip(rows, self._draw(chosen, rows, faults), strict=True):
-            if item is not None and row not in faults:
-                sampled.append(item)
-            elif row not in faults:
-                faults[row] = GenerationFault("the row's logits are not finite numbers")
+        for _, item in self._draw(sample, logits, places[False], results.faults):
+            results.sampled.append(item)
+        for row, candidates in self._draw(find_candidates, logits, places[True], results.faults):
+            results.candidates[row] = candidates
 
     def _draw(
-        self, logits: torch.Tensor, rows: Sequence[Row], faults: dict[Row, PolyprefixError]
-    ) -> list[Sampled | None]:
-        """Sample all rows; if that raises, row by row, so that one bad state ends one row."""
+        self,
+        draw: Callable[[torch.Tensor, Sequence[Row], Collection[int]], Sequence[Drawn | None]],
+        logits: torch.Tensor,
+        places: Sequence[tuple[Row, int]],
+        faults: Faults,
+    ) -> list[tuple[Row, Drawn]]:
+        """What `draw` makes of each row's logits, which stand at the row's index in `logits`.
+
+        If it raises, row by row, so that one bad state ends one row.
+        """
+        if not places:
+            return []
+        rows, sources = [row for row, _ in places], [index for _, index in places]
+        # views where each row samples from its own logits, a gather where rows share them
+        chosen = logits if sources == list(range(len(logits))) else logits[sources]
         eos = self._model.text.eos_token_ids
         try:
-            return sample(logits, rows, eos)
+            drawn = list(draw(chosen, rows, eos))
         except Exception:
             _log.warning("sampling of %d rows failed; sampling them one by one", len(rows))
-        drawn: list[Sampled | None] = []
-        for index, row in enumerate(rows):
-            try:
-                drawn.extend(sample(logits[index : index + 1], [row], eos))
-            except Exception as error:
-                faults[row] = _fault("its next token could not be sampled", error)
-                drawn.append(None)
-        return drawn
+            drawn = []
+            for index, row in enumerate(rows):
+                try:
+                    drawn.extend(draw(chosen[index : index + 1], [row], eos))
+                except Exception as error:
+                    faults[row] = _fault("its next token could not be sampled", error)
+                    drawn.append(None)
+        for row, item in zip(rows, drawn, strict=True):
+            if item is None and row not in faults:
+                faults[row] = GenerationFault("the row's logits are not finite numbers")
+        return [
+            (row, item)
+            for row, item in zip(rows, drawn, strict=True)
+            if item is not None and row not in faults
+        ]
 
     @staticmethod
     def _score(chunk: Chunk, logits: torch.Tensor) -> Sequence[Sampled]:
@@ -158,6 +200,32 @@ class Runner:
             return []
         num_top = chunk.row.request.sampling.logprobs or 0
         return score_tokens(logits[: len(following)], chunk.row, following, num_top)
+
+
+def _place(
+    pool: KVPool,
+    operations: Sequence[PoolOperation],
+    num_occupants: Sequence[int],
+    faults: Faults,
+) -> None:
+    """Carry out operations, within the pool's memory."""
+    with _logged("giving K/V memory back"):
+        pool.prepare(operations, num_occupants)
+    for operation in operations:
+        try:
+            pool.apply(operation)
+        except Exception as error:
+            faults[operation.occupant] = _fault("its keys and values could not be placed", error)
+    with _logged("giving K/V memory back"):
+        pool.settle(num_occupants)
+
+
+def _depends(row: Row, faults: Collection[Occupant]) -> bool:
+    """Whether the row, or anything that it attends to, is at fault."""
+    needs: list[Occupant] = [row, *row.segments]
+    if row.source is not None:
+        needs.extend([row.source, *row.source.segments])
+    return any(occupant in faults for occupant in needs)
 
 
 @contextmanager

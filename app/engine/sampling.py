@@ -7,10 +7,12 @@ on its own logits and on (seed, row, position) alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 import torch
 
+from app.engine.beam import banned_by_ngrams
 from app.engine.noise import uniform
 from app.engine.plan import Sampled
 from app.engine.request import SamplingParams
@@ -38,7 +40,9 @@ def sample(
     tokens = greedy.tolist()
     for index, row in enumerate(rows):
         barred = row.must_not_end and tokens[index] in eos_token_ids
-        if finite[index] and (barred or needs_more_than_argmax(row)):
+        if row.forced_token is not None:
+            tokens[index] = row.forced_token
+        elif finite[index] and (barred or needs_more_than_argmax(row)):
             tokens[index] = _draw(logits[index], row, eos_token_ids)
     chosen = [
         Sampled(row, token) if ok else None
@@ -74,6 +78,7 @@ def needs_more_than_argmax(row: Row) -> bool:
         or sampling.repetition_penalty != 1
         or sampling.presence_penalty
         or sampling.frequency_penalty
+        or sampling.no_repeat_ngram_size
     )
 
 
@@ -116,16 +121,18 @@ def _top(logprobs: torch.Tensor, num_top: int) -> list[tuple[tuple[int, float], 
 def _draw(logits: torch.Tensor, row: Row, eos_token_ids: Collection[int]) -> int:
     """One row that is not plainly greedy; `logits` is [vocabulary]."""
     sampling = row.request.sampling
-    adjusted = _adjust(logits.clone(), row, eos_token_ids)
+    adjusted = adjust(logits.clone(), row, eos_token_ids)
     if sampling.temperature == 0:
         return int(adjusted.argmax())
     noise = uniform(row.seed, row.index, len(row.token_ids))
     return _invert(adjusted / max(sampling.temperature, _COLDEST), sampling, noise)
 
 
-def _adjust(logits: torch.Tensor, row: Row, eos_token_ids: Collection[int]) -> torch.Tensor:
-    """Apply bans, biases and penalties in place."""
+def adjust(logits: torch.Tensor, row: Row, eos_token_ids: Collection[int]) -> torch.Tensor:
+    """Apply bans, biases and penalties in place to [vocabulary] logits (or log-probabilities)."""
     sampling = row.request.sampling
+    if sampling.no_repeat_ngram_size:
+        logits[list(banned_by_ngrams(row.token_ids, sampling.no_repeat_ngram_size))] = -math.inf
     if row.must_not_end:
         logits[list(eos_token_ids)] = float("-inf")
     for token, bias in sampling.logit_bias.items():

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
+from app.engine.active import ActiveRequest, row_finished
 from app.engine.config import EngineConfig
+from app.engine.memory import Memories
 from app.engine.pacing import PrefillPace
 from app.engine.plan import Chunk, Outcome, Sampled, StepPlan
 from app.engine.request import (
@@ -19,41 +20,37 @@ from app.engine.request import (
     GenerationRequest,
     PromptScored,
     RequestFailed,
-    RequestFinished,
-    RowFinished,
-    TokenScore,
 )
-from app.engine.row import Row
-from app.engine.slots import SlotTable, slot_of
-from app.engine.transcript import Transcript
+from app.engine.row import Occupant, Row, Source
+from app.engine.slots import SlotTable, slot_order
+from app.engine.sources import SourceQueue
 from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError
+from app.model.encoder_decoder import StartTokens
 from app.model.text import Text
 
 Deliveries = list[tuple[str, Event]]
 """Events with the id of the request that they belong to, in order."""
 
 
-@dataclass(eq=False)
-class ActiveRequest:
-    """A request between submission and its terminal event. Times are those of `time.monotonic`."""
-
-    request: GenerationRequest
-    seed: int
-    submitted_at: float
-    started_at: float | None = None
-    first_token_at: float | None = None
-    rows: list[Row] = field(default_factory=list)
-    scores: list[TokenScore] = field(default_factory=list)
-    reserved_columns: int = 0
-
-
 class Scheduler:
     """Queues of one engine; used by its thread alone."""
 
-    def __init__(self, config: EngineConfig, table: SlotTable, text: Text) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        table: SlotTable,
+        text: Text,
+        sources: SlotTable | None = None,
+        start: StartTokens | None = None,
+    ) -> None:
+        """`sources` and `start` are for a model with an encoder."""
         self._config = config
         self._table = table
         self._text = text
+        self._start_tokens = start
+        self._source_table = sources
+        self._memories = Memories(table, sources)
+        self._sources = SourceQueue(config.max_step_tokens)
         self._pace = PrefillPace(config.prefill_share, config.max_step_tokens)
         self._waiting: deque[ActiveRequest] = deque()
         self._active: dict[str, ActiveRequest] = {}
@@ -107,26 +104,44 @@ class Scheduler:
         self._admit(now)
         decode = self._decode_chunks()
         prefill = self._prefill_chunks(self._pace.budget(len(decode), len(self._prefilling)))
+        encode = self._sources.begin(len(decode))
+        num_sources = self._sources.num_waiting
         operations = self._table.take_operations()
-        if not decode and not prefill and not operations:
+        source_table = self._source_table
+        source_operations = () if source_table is None else source_table.take_operations()
+        if not (decode or prefill or operations or source_operations or num_sources):
             return None
-        num_rows = tuple(len(rows) for rows in self._table.rows)
-        return StepPlan(operations, tuple(decode + prefill), len(decode), num_rows)
+        return StepPlan(
+            operations,
+            tuple(decode + prefill),
+            len(decode),
+            self._table.counts,
+            source_operations,
+            () if source_table is None else source_table.counts,
+            encode,
+            self._pace.encoder_seconds(len(decode), num_sources) if num_sources else None,
+        )
 
     def commit(self, plan: StepPlan, outcome: Outcome, now: float) -> Deliveries:
         """Take a step's results: advance rows, end those that are done, say what happened."""
-        self._pace.observe(plan.num_decode, plan.num_prefill_tokens, outcome.seconds)
+        seconds = outcome.seconds - outcome.encoder_seconds
+        self._pace.observe(plan.num_decode, plan.num_prefill_tokens, seconds)
         deliveries: Deliveries = []
         for chunk in plan.chunks:
             if chunk.row not in outcome.faults:
                 chunk.row.num_computed += chunk.count
-        for row, error in outcome.faults.items():
-            deliveries.extend(self._fail(row, error))
+        self._sources.end(outcome.encoded)
+        for occupant, error in outcome.faults.items():
+            deliveries.extend(self._fail_all(occupant, error))
+        for source, encoded in outcome.encoded.items():
+            self._store(source, encoded)
         for row, scored in outcome.scored.items():
             deliveries.extend(self._collect_scores(row, scored))
         self._fork_rows(plan)
         for sampled in outcome.sampled:
             deliveries.extend(self._take_token(sampled, now))
+        for request_id in dict.fromkeys(row.request.id for row in outcome.candidates):
+            deliveries.extend(self._advance_beams(request_id, outcome, now))
         self._prefilling = [row for row in self._prefilling if row.in_prefill and row.slot]
         return deliveries
 
@@ -136,55 +151,53 @@ class Scheduler:
         """Start waiting requests, first come first served, while all their rows fit."""
         while self._waiting:
             request = self._waiting[0].request
-            columns = self.columns_of(request)
-            reserved = self._table.reservation(columns) * request.n
-            if self.num_rows + request.n > self._config.max_rows:
+            if self.num_rows + request.num_rows > self._config.max_rows:
                 return
-            if not self._table.can_reserve(reserved):
+            if not self._memories.fits(request):
                 return
-            self._start(self._waiting.popleft(), columns, reserved, now)
+            self._start(self._waiting.popleft(), now)
 
-    @staticmethod
-    def columns_of(request: GenerationRequest) -> int:
-        """The worst case of K/V columns of one row."""
-        return request.prefix_length + len(request.prompt_ids) + request.sampling.max_tokens
-
-    def _start(self, entry: ActiveRequest, columns: int, reserved: int, now: float) -> None:
+    def _start(self, entry: ActiveRequest, now: float) -> None:
         request = entry.request
         entry.started_at = now
-        entry.reserved_columns = reserved
-        entry.rows = [
-            Row(
-                request,
-                index,
-                list(request.prompt_ids),
-                columns,
-                entry.seed,
-                Transcript(index, request.sampling, self._text),
-            )
-            for index in range(request.n)
-        ]
-        self._table.reserve(reserved)
+        entry.holdings = self._memories.hold(request)
         self._active[request.id] = entry
-        self.num_rows += request.n
-        leader = entry.rows[0]
+        entry.num_rows = request.num_rows
+        self.num_rows += entry.num_rows
+        if self._memories.sources is None:
+            self._start_prompt(entry)
+        else:
+            entry.source = Source(request, entry.holdings[1].segments)
+            self._sources.add(entry.source)
+
+    def _store(self, source: Source, encoded: object) -> None:
+        """Keep what was made of a source, and let its request begin with the start token."""
+        entry = self._active.get(source.request.id)
+        memory = self._memories.sources
+        if memory is not None and entry is not None and entry.source is source:
+            memory.table.place_encoded(source, encoded)
+            self._start_prompt(entry)
+
+    def _start_prompt(self, entry: ActiveRequest) -> None:
+        columns = self._memories.row_slots(entry.request)[0]
+        leader = entry.make_rows(columns, self._text, self._start_tokens)
         self._table.place_with_prefixes(leader, self._first_room(leader))
         self._prefilling.append(leader)
 
     @staticmethod
     def _first_room(row: Row) -> int:
         """Columns for a new row: its prompt and some tokens, so that it does not move at once."""
-        needed = row.request.prefix_length + row.num_prompt
+        needed = row.num_cached + row.num_prompt
         return min(row.max_columns, needed + needed // 4 + 16)
 
     # --- planning --------------------------------------------------------------------------
 
     def _decode_chunks(self) -> list[Chunk]:
         """One token of every row whose prompt is done, in the order of their slots."""
-        rows = [row for row in self._placed_rows() if not row.in_prefill]
+        rows = [row for row in self._placed_rows() if not row.in_prefill and not row.is_trunk]
         for row in rows:
             self._table.make_room(row, row.num_cached + row.num_pending)
-        rows.sort(key=_slot_order)
+        rows.sort(key=slot_order)
         return [Chunk(row, row.num_pending, (row,)) for row in rows]
 
     def _prefill_chunks(self, budget: int) -> list[Chunk]:
@@ -205,11 +218,11 @@ class Scheduler:
             done = count == row.num_pending
             samplers = tuple(self._active[row.request.id].rows) if done else ()
             chunks.append(Chunk(row, count, samplers, scores))
-        chunks.sort(key=lambda chunk: _slot_order(chunk.row))
+        chunks.sort(key=lambda chunk: slot_order(chunk.row))
         return chunks
 
     def _placed_rows(self) -> Iterable[Row]:
-        return [row for rows in self._table.rows for row in rows]
+        return [row for rows in self._table.rows for row in rows if isinstance(row, Row)]
 
     # --- results ---------------------------------------------------------------------------
 
@@ -247,10 +260,7 @@ class Scheduler:
             return self._fail(row, GenerationFault(f"the row's text failed: {error}"))
         row.token_ids.append(sampled.token_id)
         events: list[Event] = []
-        if entry.first_token_at is None:
-            entry.first_token_at = now
-            if entry.scores:
-                events.append(PromptScored(tuple(entry.scores)))
+        events.extend(self._note_first_token(entry, now))
         if delta is not None:
             events.append(delta)
         if row.transcript.finish_reason is not None:
@@ -259,24 +269,56 @@ class Scheduler:
 
     def _finish(self, entry: ActiveRequest, row: Row, now: float) -> list[Event]:
         """End one row, and the request with its last one."""
-        transcript = row.transcript
-        if transcript.finish_reason is None:
+        finished = row_finished(row)
+        if finished is None:
             return []
-        scored = row.request.sampling.logprobs is not None
-        finished = RowFinished(
-            row.index,
-            transcript.finish_reason,
-            transcript.num_tokens,
-            transcript.cumulative_logprob if scored else None,
-            transcript.stop_string,
-        )
         self._table.release(row)
+        entry.num_rows -= 1
         self.num_rows -= 1
         entry.rows.remove(row)
         if entry.rows:
             return [finished]
         self._end(entry)
-        return [finished, _request_finished(entry, now)]
+        return [finished, entry.finished(now)]
+
+    @staticmethod
+    def _note_first_token(entry: ActiveRequest, now: float) -> list[Event]:
+        """The first logits of a request were finite, and what it wanted scored is complete."""
+        if entry.first_token_at is not None:
+            return []
+        entry.first_token_at = now
+        if entry.source is not None:
+            entry.source.proven = True
+        return [PromptScored(tuple(entry.scores))] if entry.scores else []
+
+    def _advance_beams(self, request_id: str, outcome: Outcome, now: float) -> Deliveries:
+        """Let a request's search go on by one token; with its last one come all results."""
+        entry = self._active.get(request_id)
+        if entry is None or entry.beams is None:
+            return []
+        events = self._note_first_token(entry, now)
+        try:
+            goes_on = entry.beams.advance(outcome.candidates, self._table)
+            results = [] if goes_on else entry.beams.results()
+        except Exception as error:
+            return self._fail(entry.rows[0], GenerationFault(f"the beam search failed: {error}"))
+        if goes_on:
+            entry.rows = list(dict.fromkeys([entry.rows[0], *entry.beams.rows]))
+        else:
+            self._end(entry)
+            events.extend([*results, entry.finished(now)])
+        return [(request_id, event) for event in events]
+
+    def _fail_all(self, occupant: Occupant, error: PolyprefixError) -> Deliveries:
+        """End every request that depends on what failed."""
+        if isinstance(occupant, Row):
+            return self._fail(occupant, error)
+        if isinstance(occupant, Source):
+            self._sources.end([occupant])
+        concerned = [entry for entry in self._active.values() if occupant in entry.occupants]
+        for entry in concerned:
+            self._end(entry, faulted=True)
+        return [(entry.request.id, RequestFailed(error)) for entry in concerned]
 
     def _fail(self, row: Row, error: PolyprefixError) -> Deliveries:
         """End the whole request of a row that failed; nobody else is concerned."""
@@ -290,23 +332,11 @@ class Scheduler:
         """Free everything that the request holds."""
         for row in entry.rows:
             self._table.release(row, faulted=faulted)
-        self.num_rows -= len(entry.rows)
+        self.num_rows -= entry.num_rows
         entry.rows = []
+        if entry.source is not None and self._source_table is not None:
+            self._sources.forget(entry.source)
+            self._source_table.release(entry.source, faulted=faulted)
         self._prefilling = [row for row in self._prefilling if row.slot is not None]
-        self._table.unreserve(entry.reserved_columns)
+        self._memories.let_go(entry.holdings, faulted=faulted)
         del self._active[entry.request.id]
-
-
-def _slot_order(row: Row) -> tuple[int, int]:
-    slot = slot_of(row)
-    return slot.length_class, slot.index
-
-
-def _request_finished(entry: ActiveRequest, now: float) -> RequestFinished:
-    started = entry.started_at if entry.started_at is not None else now
-    first = entry.first_token_at
-    return RequestFinished(
-        queue_time=started - entry.submitted_at,
-        time_to_first_token=None if first is None else first - entry.submitted_at,
-        total_time=now - entry.submitted_at,
-    )

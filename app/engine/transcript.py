@@ -15,10 +15,13 @@ class Transcript:
     """The text side of one row.
 
     `finish_reason` is set as soon as the row has ended: by the end-of-text token, a stop string
-    (then named in `stop_string`) or the token limit.
+    (then named in `stop_string`) or the token limit, which `forced_last` stands for if the model
+    wants every text to end with that token.
     """
 
-    def __init__(self, index: int, sampling: SamplingParams, text: Text) -> None:
+    def __init__(
+        self, index: int, sampling: SamplingParams, text: Text, forced_last: int | None = None
+    ) -> None:
         self.finish_reason: FinishReason | None = None
         self.stop_string: str | None = None
         self.num_tokens = 0
@@ -28,6 +31,7 @@ class Transcript:
         self._text = text
         self._detokenizer = text.detokenizer()
         self._held = ""
+        self._forced_last = forced_last
         self._unsent: list[TokenScore] = []
 
     def push(
@@ -45,9 +49,11 @@ class Transcript:
         self._unsent.append(self.score(token_id, logprob, top))
         ended = token_id in self._text.eos_token_ids and not self._sampling.ignore_eos
         shown = "" if ended else self._show(self._detokenizer.push(token_id))
-        if self.stop_string is not None or ended:
+        full = self.num_tokens >= self._sampling.max_tokens
+        was_cut = full and token_id == self._forced_last
+        if self.stop_string is not None or (ended and not was_cut):
             self.finish_reason = FinishReason.STOP
-        elif self.num_tokens >= self._sampling.max_tokens:
+        elif full:
             self.finish_reason = FinishReason.LENGTH
         if self.finish_reason is not None and self.stop_string is None:
             shown += self._close()

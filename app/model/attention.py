@@ -8,6 +8,7 @@ requests, pools or training: those are plans.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from transformers import AttentionInterface
 
 from app.errors import UnsupportedModel
 from app.prefix.prefix import KeyValues
+from app.prefix.spec import MODULES
 
 ATTENTION_NAME = "polyprefix"
 
@@ -28,6 +30,7 @@ class AttentionPlan(Protocol):
 
     def attend(
         self,
+        role: str,
         layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -36,8 +39,9 @@ class AttentionPlan(Protocol):
     ) -> torch.Tensor:
         """Attention output [batch, tokens, heads, head_dim].
 
-        `query` is [batch, heads, tokens, head_dim]; `key` and `value` are
-        [batch, kv_heads, tokens, head_dim], after any rotary embedding.
+        `role` is the kind of attention, named as in `app.prefix.spec.MODULES`; `layer` counts
+        within the encoder or the decoder. `query` is [batch, heads, tokens, head_dim]; `key` and
+        `value` are [batch, kv_heads, tokens, head_dim], after any rotary embedding.
         """
 
 
@@ -64,7 +68,19 @@ def prefix_attention(
             f"{type(module).__name__} did not pass the plan on to its attention function"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return plan.attend(int(module.layer_idx), query, key, value, scale), None  # type: ignore[arg-type]
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    return plan.attend(role_of(module), layer, query, key, value, scale), None
+
+
+def role_of(module: torch.nn.Module) -> str:
+    """Which of `app.prefix.spec.MODULES` an attention layer is.
+
+    BART marks its decoder's layers `is_decoder` and the causal ones among them `is_causal`; the
+    layers of decoder-only models are causal, whether they say so or not.
+    """
+    if getattr(module, "is_causal", True) or not hasattr(module, "is_decoder"):
+        return "decoder"
+    return "cross" if module.is_decoder else "encoder"
 
 
 def register_attention() -> None:
@@ -76,20 +92,24 @@ def register_attention() -> None:
 
 
 class DensePlan:
-    """A rectangular batch after an optional prefix: each row attends to [prefix | itself], causal.
+    """A rectangular batch after an optional prefix: each row attends to [prefix | itself].
 
-    Rows are right-padded, so causality alone keeps padding out of every real token. The prefix,
-    [layers, kv_heads, length, head_dim], is shared by the rows and may require gradients.
+    Rows are right-padded: in a decoder causality alone keeps padding out of every real token; for
+    an encoder and for what attends to it, `source_mask` [rows, source tokens] is True at real
+    tokens. `modules` maps roles to prefixes, each [layers, kv_heads, length, head_dim], that are
+    shared by the rows and may require gradients.
     """
 
-    def __init__(self, num_tokens: int, prefix: KeyValues | None, device: torch.device) -> None:
-        self._prefix = prefix
-        length = prefix.length if prefix is not None else 0
-        visible = torch.ones(num_tokens, length + num_tokens, dtype=torch.bool, device=device)
-        self._mask = visible.tril(diagonal=length) if length else None  # [T, P + T]
+    def __init__(
+        self, modules: Mapping[str, KeyValues], source_mask: torch.Tensor | None = None
+    ) -> None:
+        self._modules = modules
+        self._source_mask = source_mask
+        self._masks: dict[tuple[str, int], torch.Tensor | None] = {}
 
     def attend(
         self,
+        role: str,
         layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -97,31 +117,54 @@ class DensePlan:
         scaling: float,
     ) -> torch.Tensor:
         """See `AttentionPlan`."""
-        if self._prefix is not None:
+        prefix = self._modules.get(role)
+        if prefix is not None:
             rows = key.shape[0]
-            key = torch.cat([self._prefix.keys[layer].expand(rows, -1, -1, -1), key], dim=2)
-            value = torch.cat([self._prefix.values[layer].expand(rows, -1, -1, -1), value], dim=2)
+            key = torch.cat([prefix.keys[layer].expand(rows, -1, -1, -1), key], dim=2)
+            value = torch.cat([prefix.values[layer].expand(rows, -1, -1, -1), value], dim=2)
+        mask = self._mask(role, query, prefix.length if prefix is not None else 0)
         output = scaled_dot_product_attention(
             query,
             key,
             value,
-            attn_mask=self._mask,
-            is_causal=self._mask is None,
+            attn_mask=mask,
+            is_causal=role == "decoder" and mask is None,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return output.transpose(1, 2)
 
+    def _mask(self, role: str, query: torch.Tensor, length: int) -> torch.Tensor | None:
+        """What is visible, broadcast to [rows, heads, tokens, length + tokens]; None: the rule.
+
+        The rule is causality in a decoder, and everything elsewhere.
+        """
+        found = (role, query.shape[2])
+        if found not in self._masks:
+            self._masks[found] = self._make_mask(role, query, length)
+        return self._masks[found]
+
+    def _make_mask(self, role: str, query: torch.Tensor, length: int) -> torch.Tensor | None:
+        tokens = query.shape[2]
+        if role == "decoder":
+            visible = torch.ones(tokens, length + tokens, dtype=torch.bool, device=query.device)
+            return visible.tril(diagonal=length) if length else None
+        if self._source_mask is None:
+            return None
+        before = self._source_mask.new_ones(len(self._source_mask), length)
+        return torch.cat([before, self._source_mask], dim=1)[:, None, None]
+
 
 class RecordingPlan(DensePlan):
     """A `DensePlan` without prefix that keeps the keys and values of one row, layer by layer."""
 
-    def __init__(self, num_tokens: int, device: torch.device) -> None:
-        super().__init__(num_tokens, None, device)
-        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    def __init__(self) -> None:
+        super().__init__({})
+        self._layers: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def attend(
         self,
+        role: str,
         layer: int,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -129,14 +172,15 @@ class RecordingPlan(DensePlan):
         scaling: float,
     ) -> torch.Tensor:
         """See `AttentionPlan`."""
-        self._layers[layer] = (key[0], value[0])
-        return super().attend(layer, query, key, value, scaling)
+        self._layers[role, layer] = (key[0], value[0])
+        return super().attend(role, layer, query, key, value, scaling)
 
-    def recorded(self) -> KeyValues:
-        """What the layers saw: each [layers, kv_heads, tokens, head_dim]."""
+    def recorded(self) -> dict[str, KeyValues]:
+        """What the layers of each role saw: each [layers, kv_heads, tokens, head_dim]."""
         if not self._layers:
             raise UnsupportedModel("no attention layer calls transformers' attention interface")
-        pairs = [self._layers[layer] for layer in sorted(self._layers)]
-        return KeyValues(
-            torch.stack([key for key, _ in pairs]), torch.stack([value for _, value in pairs])
-        )
+        return {
+            role: KeyValues(*(torch.stack(part) for part in zip(*layers, strict=True)))
+            for role in MODULES
+            if (layers := [self._layers[at] for at in sorted(self._layers) if at[0] == role])
+        }

@@ -6,10 +6,11 @@ about optimisers, data or the engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from app.errors import UnsupportedModel
 from app.model.attention import DensePlan, RecordingPlan
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues
@@ -29,22 +30,47 @@ def dense_logits(
     """
     rows, num_tokens = input_ids.shape
     positions = torch.arange(num_tokens, device=input_ids.device) + position_offset
-    plan = DensePlan(num_tokens, prefix, input_ids.device)
+    plan = DensePlan({} if prefix is None else {"decoder": prefix})
     return model.forward(input_ids, positions.expand(rows, -1), plan)
 
 
+def dense_pair_logits(
+    model: FrozenModel,
+    source_ids: torch.Tensor,
+    source_mask: torch.Tensor,
+    decoder_ids: torch.Tensor,
+    modules: Mapping[str, KeyValues],
+) -> torch.Tensor:
+    """Logits [rows, target tokens, vocabulary] of an encoder-decoder, with gradients to prefixes.
+
+    `source_ids` and `source_mask` (True at real tokens) are [rows, source tokens], `decoder_ids`
+    [rows, target tokens], all right-padded. `modules` maps roles to prefixes. Positions count from
+    0 in both halves, whatever the prefixes' lengths (the authors' BART).
+    """
+    if model.encoder_decoder is None:
+        raise UnsupportedModel(f"base model of type {model.family!r} has no encoder")
+    return model.encoder_decoder.teach(source_ids, decoder_ids, DensePlan(modules, source_mask))
+
+
 @torch.inference_mode()
-def keys_values_of(model: FrozenModel, token_ids: Sequence[int]) -> KeyValues:
+def keys_values_of(
+    model: FrozenModel, token_ids: Sequence[int], source_ids: Sequence[int] = ()
+) -> KeyValues:
     """The model's own keys and values for `token_ids` at positions 0, 1, …
 
+    They are those of decoder self-attention; an encoder, if there is one, reads `source_ids`.
     As a prefix with `position_offset` = their number they act exactly as if the tokens were
     prepended to the prompt (Li & Liang 2021, initialisation by real words).
     """
     input_ids = torch.tensor([list(token_ids)], device=model.device)
-    positions = torch.arange(input_ids.shape[1], device=model.device)[None]
-    plan = RecordingPlan(input_ids.shape[1], model.device)
-    model.forward(input_ids, positions, plan)
-    recorded = plan.recorded()
+    plan = RecordingPlan()
+    if model.encoder_decoder is not None:
+        read = torch.tensor([list(source_ids)], device=model.device)
+        model.encoder_decoder.teach(read, input_ids, plan)
+    else:
+        positions = torch.arange(input_ids.shape[1], device=model.device)[None]
+        model.forward(input_ids, positions, plan)
+    recorded = plan.recorded()["decoder"]
     # clones made outside inference mode may take part in training
     with torch.inference_mode(False):
         return KeyValues(recorded.keys.clone(), recorded.values.clone())

@@ -14,7 +14,13 @@ from transformers import PretrainedConfig
 from app.errors import UnsupportedModel
 
 _OWN_ATTENTION = frozenset({"bloom", "codegen", "falcon", "gpt_neo", "gptj", "mpt"})
+_ENCODER_DECODERS = frozenset({"bart"})
 _ROPE_BY_LENGTH = frozenset({"dynamic", "longrope"})
+
+
+def is_encoder_decoder(config: PretrainedConfig) -> bool:
+    """Whether the model has an encoder, whose output its decoder attends to."""
+    return bool(getattr(config, "is_encoder_decoder", False))
 
 
 def check_supported(config: PretrainedConfig) -> None:
@@ -57,7 +63,11 @@ def _has(*names: str) -> Callable[[PretrainedConfig], bool]:
 
 
 _REFUSALS: tuple[tuple[Callable[[PretrainedConfig], bool], str], ...] = (
-    (_has("is_encoder_decoder", "add_cross_attention"), "an encoder, which is not served yet"),
+    (
+        lambda config: is_encoder_decoder(config) and config.model_type not in _ENCODER_DECODERS,
+        "an encoder of another kind than BART's",
+    ),
+    (_has("add_cross_attention"), "an encoder that it does not bring along"),
     (
         lambda config: config.model_type in _OWN_ATTENTION,
         "an attention of its own that never calls transformers' attention interface",

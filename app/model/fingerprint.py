@@ -26,6 +26,15 @@ _CONFIG_FIELDS = (
 )
 """Config fields that change what the weights compute."""
 
+_ENCODER_DECODER_FIELDS = (
+    "encoder_layers",
+    "decoder_layers",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "scale_embedding",
+)
+"""The same for models with an encoder."""
+
 
 def fingerprint_of(module: PreTrainedModel) -> str:
     """SHA-256, hex, over the config fields that matter and every weight as it was stored.
@@ -44,5 +53,8 @@ def fingerprint_of(module: PreTrainedModel) -> str:
 
 
 def _config_facts(config: PretrainedConfig) -> str:
-    facts = {name: getattr(config, name, None) for name in _CONFIG_FIELDS}
+    names: tuple[str, ...] = _CONFIG_FIELDS
+    if getattr(config, "is_encoder_decoder", False):
+        names += _ENCODER_DECODER_FIELDS
+    facts = {name: getattr(config, name, None) for name in names}
     return json.dumps(facts, sort_keys=True, default=str)

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from app.model.attention import AttentionPlan
+from app.model.encoder_decoder import EncoderDecoder, StartTokens
 from app.model.reference import ReferenceRun
 from app.model.text import Text
 from app.prefix.spec import BaseModelSpec
@@ -21,8 +22,9 @@ from app.prefix.spec import BaseModelSpec
 
 @dataclass(frozen=True, eq=False)
 class FrozenModel:
-    """A loaded causal language model in eval mode, without gradients on its weights.
+    """A loaded language model in eval mode, without gradients on its weights.
 
+    A model with an encoder has `encoder_decoder` and `start_tokens`; `forward` is its decoder.
     `dtype` is that of activations, keys and values. `notes` says how it was prepared (packed
     weights, …) and is shown in `/info`; `references` are what plain transformers computes.
     """
@@ -35,6 +37,8 @@ class FrozenModel:
     num_heads: int
     notes: Mapping[str, Any]
     references: tuple[ReferenceRun, ...]
+    encoder_decoder: EncoderDecoder | None = None
+    start_tokens: StartTokens | None = None
 
     @property
     def family(self) -> str:
@@ -52,6 +56,8 @@ class FrozenModel:
 
         `keep` holds the token indices whose logits are wanted (0: all of them).
         """
+        if self.encoder_decoder is not None:
+            return self.encoder_decoder.decode(input_ids, position_ids, plan, keep)
         output = self.hf(
             input_ids=input_ids,
             position_ids=position_ids,

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -21,7 +22,8 @@ from transformers import (
 
 from app.errors import UnsupportedModel
 from app.model.attention import ATTENTION_NAME, register_attention
-from app.model.families import check_supported
+from app.model.encoder_decoder import EncoderDecoder, start_tokens
+from app.model.families import check_supported, is_encoder_decoder
 from app.model.fingerprint import fingerprint_of
 from app.model.frozen import FrozenModel
 from app.model.packed import pack_linear_layers
@@ -40,7 +42,7 @@ def load_model(
     served_name: str | None = None,
     packed: bool = True,
 ) -> FrozenModel:
-    """Load a frozen causal language model.
+    """Load a frozen language model: a decoder alone, or BART.
 
     `name_or_path` is a Hugging Face id or a local folder; `device` is auto, cpu or cuda (or
     cuda:N); `dtype` is auto, float32 or bfloat16. With `packed`, linear layers on a CPU are
@@ -57,6 +59,8 @@ def load_model(
     module.requires_grad_(False).eval().to(device=where, dtype=target)
     references = reference_runs(module, int(config.vocab_size))
     _use_our_attention(module)
+    has_encoder = is_encoder_decoder(config)
+    encoder_decoder = EncoderDecoder(module) if has_encoder else None
     notes = {"packed_weights": pack_linear_layers(module) if packed else "off"}
     served = served_name or Path(name_or_path).resolve().name
     if served_name is None and not Path(name_or_path).exists():
@@ -66,15 +70,20 @@ def load_model(
         spec=BaseModelSpec(
             model_id=served,
             fingerprint=fingerprint,
-            modules={"decoder": _decoder_shape(config)},
+            modules=_module_shapes(config),
             context_limit=int(config.max_position_embeddings),
+            source_limit=int(config.max_position_embeddings) if has_encoder else None,
         ),
         text=_load_text(name_or_path, config),
         device=where,
         dtype=target,
-        num_heads=int(config.num_attention_heads),
+        num_heads=int(
+            config.decoder_attention_heads if has_encoder else config.num_attention_heads
+        ),
         notes=notes,
         references=references,
+        encoder_decoder=encoder_decoder,
+        start_tokens=start_tokens(module) if has_encoder else None,
     )
 
 
@@ -125,7 +134,8 @@ def _load_config(name_or_path: str) -> PretrainedConfig:
 
 def _load_module(name_or_path: str, config: PretrainedConfig) -> PreTrainedModel:
     with _named_failures(name_or_path):
-        module, report = AutoModelForCausalLM.from_pretrained(
+        kind = AutoModelForSeq2SeqLM if is_encoder_decoder(config) else AutoModelForCausalLM
+        module, report = kind.from_pretrained(
             name_or_path,
             config=config,
             dtype="auto",
@@ -150,6 +160,17 @@ def _use_our_attention(module: PreTrainedModel) -> None:
             f"base model of type {module.config.model_type!r} is not supported: "
             f"its attention cannot be replaced ({error})"
         ) from error
+
+
+def _module_shapes(config: PretrainedConfig) -> dict[str, ModuleShape]:
+    """What prefixes must look like, by role."""
+    if not is_encoder_decoder(config):
+        return {"decoder": _decoder_shape(config)}
+    width = int(config.d_model)
+    encoder_heads, heads = int(config.encoder_attention_heads), int(config.decoder_attention_heads)
+    decoder = ModuleShape(int(config.decoder_layers), heads, width // heads)
+    encoder = ModuleShape(int(config.encoder_layers), encoder_heads, width // encoder_heads)
+    return {"decoder": decoder, "encoder": encoder, "cross": decoder}
 
 
 def _decoder_shape(config: PretrainedConfig) -> ModuleShape:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 
 import torch
-from transformers.activations import GELUTanh, NewGELUActivation
+from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
 _log = logging.getLogger(__name__)
@@ -19,22 +19,24 @@ _log = logging.getLogger(__name__)
 _LAYOUT_ROWS = 64
 """The row count that the blocked layout is chosen for; it serves 1 to 256 rows equally well."""
 
+_SAME = torch.nn.Identity()
+
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 class PackedLinear(torch.nn.Module):
-    """`x @ weight.T + bias`, then `gelu_tanh` if asked, on a weight in blocked layout.
+    """`x @ weight.T + bias`, then GELU if asked (exact: none, or tanh), on a blocked weight.
 
     `weight` is [out, in]; `x` is [..., in]. Inference only: no gradient flows through it.
     """
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu_tanh: bool = False
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: str | None = None
     ) -> None:
         super().__init__()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _LAYOUT_ROWS)
         self._bias = None if bias is None else bias.detach()
-        self._activation = ("gelu", "tanh") if gelu_tanh else ("none", "")
+        self._activation = ("none", "") if gelu is None else ("gelu", gelu)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output, [..., out]."""
@@ -65,19 +67,25 @@ def _pack_children(parent: torch.nn.Module) -> int:
     for name, child in list(parent.named_children()):
         if not isinstance(child, torch.nn.Linear | Conv1D):
             continue
-        fuses_gelu = name == "c_fc" and isinstance(
-            getattr(parent, "act", None), NewGELUActivation | GELUTanh
-        )
+        activation, gelu = _fusible(parent, name)
         weight = child.weight.t() if isinstance(child, Conv1D) else child.weight
-        replacement = PackedLinear(weight.contiguous(), child.bias, gelu_tanh=fuses_gelu)
-        activation = parent.get_submodule("act") if fuses_gelu else torch.nn.Identity()
-        plain = torch.nn.Sequential(child, activation)
+        replacement = PackedLinear(weight.contiguous(), child.bias, gelu=gelu)
+        plain = torch.nn.Sequential(child, parent.get_submodule(activation) if gelu else _SAME)
         _check_equal(plain, replacement, weight.shape[1], weight.dtype)
         setattr(parent, name, replacement)
-        if fuses_gelu:
-            parent.act = torch.nn.Identity()
+        if gelu:
+            setattr(parent, activation, _SAME)
         packed += 1
     return packed
+
+
+def _fusible(parent: torch.nn.Module, name: str) -> tuple[str, str | None]:
+    """The activation that always follows the layer: its name in `parent` and which GELU it is."""
+    activation = {"c_fc": "act", "fc1": "activation_fn"}.get(name, "")
+    found = getattr(parent, activation, None) if activation else None
+    if isinstance(found, NewGELUActivation | GELUTanh):
+        return activation, "tanh"
+    return activation, "none" if isinstance(found, GELUActivation) else None
 
 
 @torch.inference_mode()

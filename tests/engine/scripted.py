@@ -91,7 +91,7 @@ class ScriptedScheduler:
                 following = row.token_ids[start : min(start + chunk.count, row.num_prompt)]
                 scored[row] = [Sampled(row, token, -1.0) for token in following]
             sampled.extend(Sampled(drawer, self._draw(drawer)) for drawer in chunk.samplers)
-        return Outcome(sampled, scored, faults, seconds)
+        return Outcome(sampled, scored, faults=faults, seconds=seconds)
 
     def _keep(self, deliveries: list[tuple[str, Event]]) -> None:
         for request_id, event in deliveries:

@@ -72,7 +72,7 @@ class Bench:
         total = sum(chunk.count for chunk in chunks)
         query = self.randn(1, HEADS, total, DIM)
         key, value = (self.randn(1, self.kv_heads, total, DIM) for _ in range(2))
-        got = plan.attend(layer, query, key, value, SCALE)
+        got = plan.attend("decoder", layer, query, key, value, SCALE)
         assert got.shape == (1, total, HEADS, DIM)
         token = 0
         for chunk in chunks:

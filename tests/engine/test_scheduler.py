@@ -101,7 +101,7 @@ def test_a_reservation_counts_prefixes_prompt_new_tokens_and_every_row() -> None
     prefix = Prefix({"decoder": tensors}, PrefixMetadata(position_offset=0))
     request = make_request("it", prompt(3), 4, [prefix, prefix], n=2)
     scripted = ScriptedScheduler()
-    assert scripted.scheduler.columns_of(request) == 30 + 30 + 3 + 4
+    assert scripted.scheduler._memories.row_slots(request) == [30 + 30 + 3 + 4] * 2
     scripted.add(request)
     scripted.step()
     assert scripted.table.reserved_columns == 2 * 96
@@ -204,7 +204,7 @@ def test_rows_of_a_request_share_one_prompt_and_fork_after_it() -> None:
     plan = scripted.step()
     assert plan is not None
     copies = [item for item in plan.operations if isinstance(item, CopyColumns)]
-    assert [(copy.row.index, copy.columns) for copy in copies] == [(1, 40), (2, 40)]
+    assert [(copy.occupant.index, copy.columns) for copy in copies] == [(1, 40), (2, 40)]
     assert (plan.num_decode, plan.num_prefill_tokens) == (3, 0)
     scripted.run()
     assert sum(plan.num_prefill_tokens for plan in scripted.plans) == 40

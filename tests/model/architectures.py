@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from transformers import (
-    BartConfig,
     BloomConfig,
     CodeGenConfig,
     FalconConfig,
@@ -16,6 +15,7 @@ from transformers import (
     GptOssConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MBartConfig,
     MistralConfig,
     MistralForCausalLM,
     MixtralConfig,
@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[PreTrainedConfig, str]] = {
     ),
     "gpt2-upcast": (gpt2_config(reorder_and_upcast_attn=True), "reorder_and_upcast_attn"),
     "gpt2-cross-attention": (gpt2_config(add_cross_attention=True), "an encoder"),
-    "bart": (BartConfig(d_model=16, encoder_layers=1, decoder_layers=1), "an encoder"),
+    "mbart": (MBartConfig(d_model=16, encoder_layers=1, decoder_layers=1), "an encoder"),
     "mixtral": (MixtralConfig(**llama_like(sliding_window=None)), "expert routing"),
 }
 """Name → config and a pattern of the feature that the refusal names."""

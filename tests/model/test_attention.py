@@ -41,7 +41,7 @@ def test_without_a_plan_attention_refuses_rather_than_mixes_rows() -> None:
 
 def test_a_mask_beside_the_plan_is_refused() -> None:
     q = random_heads(2, 3, 0)
-    plan = DensePlan(3, None, torch.device("cpu"))
+    plan = DensePlan({})
     with pytest.raises(UnsupportedModel):
         prefix_attention(Layer(), q, q, q, torch.zeros(1), plan=plan)
 
@@ -53,7 +53,7 @@ def test_a_mask_beside_the_plan_is_refused() -> None:
 def test_what_a_layer_asks_of_its_attention_and_no_plan_does_is_refused(
     option: str, value: object
 ) -> None:
-    q, plan = random_heads(2, 3, 0), DensePlan(3, None, torch.device("cpu"))
+    q, plan = random_heads(2, 3, 0), DensePlan({})
     with pytest.raises(UnsupportedModel, match=f"Layer needs {option}"):
         prefix_attention(Layer(), q, q, q, plan=plan, **{option: value})
     prefix_attention(Layer(), q, q, q, plan=plan, **{option: None})
@@ -70,7 +70,7 @@ def test_a_dense_plan_attends_to_the_layers_prefix_and_then_causally(
     stored = KeyValues(
         random_heads(kv_heads, length, 4, rows=3), random_heads(kv_heads, length, 5, rows=3)
     )
-    plan = DensePlan(5, stored if length else None, torch.device("cpu"))
+    plan = DensePlan({"decoder": stored} if length else {})
     got, weights = prefix_attention(Layer(), query, key, value, plan=plan, scaling=scaling)
     assert weights is None
     keys = torch.cat([stored.keys[1].expand(2, -1, -1, -1), key], dim=2)
@@ -84,12 +84,12 @@ def test_every_layer_of_every_family_asks_the_plan_exactly_once(
 ) -> None:
     class Counting(DensePlan):
         def __init__(self) -> None:
-            super().__init__(4, None, torch.device("cpu"))
+            super().__init__({})
             self.layers: list[int] = []
 
-        def attend(self, layer: int, *tensors: object) -> torch.Tensor:
+        def attend(self, role: str, layer: int, *tensors: object) -> torch.Tensor:
             self.layers.append(layer)
-            return super().attend(layer, *tensors)
+            return super().attend(role, layer, *tensors)
 
     for model in tiny_models.values():
         plan = Counting()

@@ -1,0 +1,94 @@
+"""A request between submission and its terminal event: what it holds, and how it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from app.engine.beaming import BeamRows
+from app.engine.memory import Holding
+from app.engine.request import GenerationRequest, RequestFinished, RowFinished, TokenScore
+from app.engine.row import Occupant, Row, Source
+from app.engine.transcript import Transcript
+from app.model.encoder_decoder import StartTokens
+from app.model.text import Text
+
+
+@dataclass(eq=False)
+class ActiveRequest:
+    """Times are those of `time.monotonic`.
+
+    `rows` hold slots, whether they decode or others attend to them; `beams` are those that search.
+    """
+
+    request: GenerationRequest
+    seed: int
+    submitted_at: float
+    started_at: float | None = None
+    first_token_at: float | None = None
+    rows: list[Row] = field(default_factory=list)
+    beams: BeamRows | None = None
+    source: Source | None = None
+    scores: list[TokenScore] = field(default_factory=list)
+    num_rows: int = 0
+    holdings: tuple[Holding, Holding] = (Holding(), Holding())
+
+    @property
+    def occupants(self) -> list[Occupant]:
+        """Everything in memory that the request depends on."""
+        held: list[Occupant] = [*self.rows]
+        for holding in self.holdings:
+            held.extend(holding.segments)
+        return held if self.source is None else [*held, self.source]
+
+    def make_rows(self, columns: int, text: Text, start: StartTokens | None) -> Row:
+        """Make the rows, each of at most `columns` columns; the first computes the prompt for all.
+
+        With an encoder the prompt of its decoder is the start token.
+        """
+        request = self.request
+        sampling = request.sampling
+        prompt = list(request.prompt_ids) if start is None else [start.start]
+        forced_last = None if start is None else start.forced_last
+        self.rows = [
+            Row(
+                request,
+                index,
+                list(prompt),
+                columns,
+                self.seed,
+                Transcript(index, sampling, text, forced_last),
+                segments=self.holdings[0].segments,
+                source=self.source,
+                forced_first=None if start is None else start.forced_first,
+                forced_last=forced_last,
+            )
+            for index in range(1 if sampling.beam is not None else request.n)
+        ]
+        if sampling.beam is not None:
+            self.beams = BeamRows(self.rows[0], text)
+        return self.rows[0]
+
+    def finished(self, now: float) -> RequestFinished:
+        """The terminal event of a request that has all its results."""
+        started = self.started_at if self.started_at is not None else now
+        first = self.first_token_at
+        return RequestFinished(
+            queue_time=started - self.submitted_at,
+            time_to_first_token=None if first is None else first - self.submitted_at,
+            total_time=now - self.submitted_at,
+        )
+
+
+def row_finished(row: Row) -> RowFinished | None:
+    """How a row has ended; None if it has not."""
+    transcript = row.transcript
+    if transcript.finish_reason is None:
+        return None
+    scored = row.request.sampling.logprobs is not None
+    return RowFinished(
+        row.index,
+        transcript.finish_reason,
+        transcript.num_tokens,
+        transcript.cumulative_logprob if scored else None,
+        transcript.stop_string,
+    )

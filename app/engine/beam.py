@@ -1,0 +1,228 @@
+"""Beam search as transformers does it: which continuations go on, which are results, when to stop.
+
+One `BeamSearch` is one request's search. It is told the best next tokens of every running beam and
+answers how the beams continue; it knows nothing about tensors, models, text or where rows live.
+It picks what `GenerationMixin._beam_search` of transformers 5.23 picks without sampling; only the
+order of exact ties is its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+_BARRED = -1.0e9
+"""What transformers adds to a score to keep it out of the way; also the score of an empty result,
+so it decides which results count and when a search may stop."""
+
+
+@dataclass(frozen=True)
+class BeamParams:
+    """How a request searches; the meanings and defaults are those of transformers.
+
+    `num_beams` is at least 1. Results are ranked by their summed log-probability over their number
+    of tokens (end-of-text included) to the power of `length_penalty`, within -10 and 10: above 0
+    favours long results, below 0 short ones. `early_stopping` True stops at `num_beams` results,
+    False when the best beam as it is now cannot enter them, "never" when it cannot at any length.
+    No n-gram of `no_repeat_ngram_size` tokens appears twice in a sequence; 0 is off.
+    """
+
+    num_beams: int
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    no_repeat_ngram_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BeamAdvance:
+    """The next step's beams, best first: beam i is beam `parents[i]`, then `tokens[i]`."""
+
+    parents: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One result: its generated tokens, the end-of-text token included if that ended it.
+
+    `score` is what results are ranked by (`sequences_scores` of transformers), `logprobs` the
+    processed log-probability of each token, in nats.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    score: float
+    finished_by_eos: bool
+
+    @property
+    def cumulative_logprob(self) -> float:
+        """Log-probability of all tokens together."""
+        return sum(self.logprobs)
+
+
+class _Beam(NamedTuple):
+    score: float
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+
+
+class _Continuation(NamedTuple):
+    score: float
+    parent: int
+    token: int
+    logprob: float
+
+
+def candidates_per_beam(num_beams: int, num_eos_tokens: int) -> int:
+    """How many next tokens of each beam a step needs: so many that `num_beams` do not end."""
+    return max(2, 1 + num_eos_tokens) * num_beams
+
+
+class BeamSearch:
+    """The search of one request over at most `max_tokens` (at least 1) new tokens.
+
+    It keeps `num_beams` running beams, and at most as many results, of which `num_results` are
+    wanted. A token of `eos_token_ids` ends a beam; a caller that must not end gives it no
+    probability. `done` says that there is nothing more to compute.
+    """
+
+    def __init__(
+        self,
+        params: BeamParams,
+        max_tokens: int,
+        eos_token_ids: Collection[int],
+        num_results: int = 1,
+    ) -> None:
+        self.done = False
+        self._params = params
+        self._max_tokens = max_tokens
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._num_results = num_results
+        self._num_generated = 0
+        self._finished: list[Hypothesis] = []
+        # all beams start as the prompt: one alone may branch, the others never outdo it
+        self._beams = [_Beam(0.0)] + [_Beam(_BARRED)] * (params.num_beams - 1)
+
+    @property
+    def candidates_per_beam(self) -> int:
+        """How many candidates of each row a step takes; fewer, if there are no more, are fine."""
+        return candidates_per_beam(self._params.num_beams, len(self._eos_token_ids))
+
+    @property
+    def running(self) -> tuple[tuple[int, ...], ...]:
+        """Generated tokens of the rows that the next step computes: one row first, then beams."""
+        return tuple(beam.token_ids for beam in self._beams[: self._num_rows])
+
+    @property
+    def _num_rows(self) -> int:
+        return len(self._beams) if self._num_generated else 1
+
+    def advance(self, candidates: Sequence[Sequence[tuple[int, float]]]) -> BeamAdvance | None:
+        """Take (token, processed log-probability) of each row, best first; None if now done.
+
+        The first step has one row, the prompt; every later one has `num_beams`, in the order of
+        the last answer. Log-probabilities may be -inf.
+        """
+        best = self._best(candidates)
+        self._num_generated += 1
+        at_limit = self._num_generated >= self._max_tokens
+        ends = [at_limit or item.token in self._eos_token_ids for item in best]
+        self._collect(best, ends)
+        chosen = self._continue(best, ends)
+        self.done = at_limit or not chosen or self._settled(chosen[0].score)
+        if self.done:
+            return None
+        first_step = self._num_generated == 1
+        parents = tuple(0 if first_step else item.parent for item in chosen)
+        return BeamAdvance(parents, tuple(item.token for item in chosen))
+
+    def results(self) -> list[Hypothesis]:
+        """The `num_results` best results of a search that is done, best first.
+
+        Where bans left too few continuations, empty ones of score -1e9 stand last.
+        """
+        empty = Hypothesis((), (), _BARRED, finished_by_eos=False)
+        missing = max(0, self._num_results - len(self._finished))
+        return self._finished[: self._num_results] + [empty] * missing
+
+    def _best(self, candidates: Sequence[Sequence[tuple[int, float]]]) -> list[_Continuation]:
+        """The best continuations over all beams, as many as one row has candidates."""
+        if self._num_generated == 0:
+            [only] = candidates
+            candidates = [only] * len(self._beams)
+        best = [
+            _Continuation(beam.score + logprob, parent, token, logprob)
+            for parent, (beam, row) in enumerate(zip(self._beams, candidates, strict=True))
+            for token, logprob in row
+        ]
+        best.sort(key=_score, reverse=True)
+        return best[: self.candidates_per_beam]
+
+    def _collect(self, best: Sequence[_Continuation], ends: Sequence[bool]) -> None:
+        """Make results of those that end among the `num_beams` best; the rest are spare."""
+        num_beams = self._params.num_beams
+        for item, ended in zip(best[:num_beams], ends, strict=False):
+            score = self._normalised(item.score, self._num_generated)
+            if ended and score >= _BARRED:
+                beam = self._extended(item)
+                by_eos = item.token in self._eos_token_ids
+                result = Hypothesis(beam.token_ids, beam.logprobs, score, by_eos)
+                self._finished.append(result)
+        self._finished.sort(key=_score, reverse=True)
+        del self._finished[num_beams:]
+
+    def _continue(self, best: Sequence[_Continuation], ends: Sequence[bool]) -> list[_Continuation]:
+        """The next running beams: those that do not end first, then whatever there is."""
+        chosen = [
+            item._replace(score=item.score + _BARRED) if ended else item
+            for item, ended in zip(best, ends, strict=True)
+        ]
+        chosen.sort(key=_score, reverse=True)
+        del chosen[self._params.num_beams :]
+        if chosen:
+            impossible = chosen[0]._replace(score=-math.inf)
+            chosen += [impossible] * (self._params.num_beams - len(chosen))
+        self._beams = [self._extended(item) for item in chosen]
+        return chosen
+
+    def _extended(self, item: _Continuation) -> _Beam:
+        beam = self._beams[item.parent]
+        return _Beam(item.score, (*beam.token_ids, item.token), (*beam.logprobs, item.logprob))
+
+    def _settled(self, best_running: float) -> bool:
+        """Whether the results stand: enough of them, or no beam is thought to better the worst."""
+        params = self._params
+        full = len(self._finished) == params.num_beams
+        if full and params.early_stopping is True:
+            return True
+        length = self._num_generated
+        if params.early_stopping == "never" and params.length_penalty > 0:
+            length = self._max_tokens
+        worst = self._finished[-1].score if full else _BARRED
+        return self._normalised(best_running, length) <= worst
+
+    def _normalised(self, score: float, length: int) -> float:
+        return score / float(length) ** self._params.length_penalty
+
+
+def _score(item: _Continuation | Hypothesis) -> float:
+    return item.score
+
+
+def banned_by_ngrams(token_ids: Sequence[int], size: int) -> set[int]:
+    """Tokens that would complete an n-gram of `size` tokens that `token_ids` already has.
+
+    As `NoRepeatNGramLogitsProcessor` of transformers: `token_ids` is prompt and generated tokens of
+    a decoder-only model, the decoder's tokens (its start token included) of an encoder-decoder one.
+    """
+    # looked up afresh: tens of microseconds at 1,000 tokens, and nothing to copy when beams move
+    if size < 1 or len(token_ids) < size:
+        return set()
+    if size == 1:
+        return set(token_ids)
+    context = tuple(token_ids[1 - size :])
+    last = context[-1]
+    ends = [end for end, token in enumerate(token_ids[:-1], 1) if token == last]
+    return {token_ids[end] for end in ends if tuple(token_ids[end - size + 1 : end]) == context}

@@ -1,0 +1,73 @@
+"""From logits to the candidates of beam search: each row's best next tokens.
+
+As transformers orders it: log-probabilities first, then bans, biases and penalties on those, then
+the best. Knows nothing about how beams go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from app.engine.beam import candidates_per_beam
+from app.engine.row import Row
+from app.engine.sampling import adjust, needs_more_than_argmax
+
+_BLOCK = 128
+"""Tokens of the vocabulary that are first looked at by their best one alone."""
+
+Candidates = Sequence[tuple[int, float]]
+"""(token id, processed log-probability), best first."""
+
+
+def find_candidates(
+    logits: torch.Tensor, rows: Sequence[Row], eos_token_ids: Collection[int]
+) -> list[Candidates | None]:
+    """Candidates of each row from its `logits` [rows, vocabulary], fp32.
+
+    None stands for a row whose logits are not finite.
+    """
+    total = torch.logsumexp(logits, dim=-1, keepdim=True)
+    logprobs = logits - total
+    counts = [_count(row, eos_token_ids) for row in rows]
+    for index, row in enumerate(rows):
+        if row.must_not_end or needs_more_than_argmax(row):
+            adjust(logprobs[index], row, eos_token_ids)
+    values, ids = top(logprobs, min(max(counts), logprobs.shape[1]))
+    found: list[Candidates | None] = []
+    finite = torch.isfinite(total[:, 0]).tolist()
+    listed = zip(ids.tolist(), values.tolist(), strict=True)
+    for index, (row, (row_ids, row_values)) in enumerate(zip(rows, listed, strict=True)):
+        count = counts[index]
+        if not finite[index]:
+            found.append(None)
+        elif row.forced_token is not None:
+            found.append([(row.forced_token, 0.0)])
+        else:
+            found.append(list(zip(row_ids[:count], row_values[:count], strict=True)))
+    return found
+
+
+def top(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest of each row of [rows, columns] and their columns, largest first.
+
+    In two stages: they stand in the `count` blocks whose maxima are largest.
+    """
+    rows, columns = values.shape
+    whole = columns - columns % _BLOCK
+    if whole // _BLOCK <= count:
+        return values.topk(count, dim=-1)
+    blocks = values[:, :whole].view(rows, -1, _BLOCK)
+    chosen = blocks.amax(dim=-1).topk(count, dim=-1).indices  # [rows, count]
+    inside = blocks.gather(1, chosen[..., None].expand(-1, -1, _BLOCK)).flatten(1)
+    offsets = torch.arange(_BLOCK, device=values.device)
+    places = (chosen[..., None] * _BLOCK + offsets).flatten(1)
+    rest = torch.arange(whole, columns, device=values.device).expand(rows, -1)
+    best, index = torch.cat([inside, values[:, whole:]], dim=1).topk(count, dim=-1)
+    return best, torch.cat([places, rest], dim=1).gather(1, index)
+
+
+def _count(row: Row, eos_token_ids: Collection[int]) -> int:
+    beam = row.request.sampling.beam
+    return 0 if beam is None else candidates_per_beam(beam.num_beams, len(eos_token_ids))

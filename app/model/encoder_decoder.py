@@ -1,0 +1,200 @@
+"""Encoder-decoder models (BART): the two halves called apart, with a plan's positions.
+
+transformers' own modules compute everything. Two things are put in their places: the embeddings of
+positions, which otherwise count from 0 for all rows alike, and a cache that hands keys and values
+straight to the attention function. Knows nothing about requests or batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import EncoderDecoderCache, PreTrainedModel
+
+from app.errors import UnsupportedModel
+from app.model.attention import AttentionPlan
+
+_positions: ContextVar[torch.Tensor | None] = ContextVar("positions", default=None)
+
+
+@dataclass(frozen=True)
+class StartTokens:
+    """How the decoder's tokens begin and end, by the model's generation config.
+
+    `start` is the decoder's first input; `forced_first` is the first token of every output and
+    `forced_last` the last one of an output that reaches its limit (None: free).
+    """
+
+    start: int
+    forced_first: int | None
+    forced_last: int | None
+
+
+class EncoderDecoder:
+    """The halves of an encoder-decoder module. `register` it on the module before any call."""
+
+    def __init__(self, hf: PreTrainedModel) -> None:
+        self._hf = hf
+        self._encoder, self._decoder = hf.get_encoder(), hf.get_decoder()
+        self._width = int(hf.config.d_model)
+        self._cache = _PassThroughCache()
+        for half in (self._encoder, self._decoder):
+            half.embed_positions = PlannedPositions(half.embed_positions)
+
+    @property
+    def decoder_layers(self) -> int:
+        """Layers that attend to the encoder's output."""
+        return len(self._decoder.layers)
+
+    def encode(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, plan: AttentionPlan
+    ) -> torch.Tensor:
+        """The encoder's output [rows, tokens, width] for ids and positions [rows, tokens]."""
+        with _at(position_ids):
+            return self._encoder(input_ids=input_ids, plan=plan).last_hidden_state
+
+    def cross_keys_values(
+        self, layer: int, encoded: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What decoder layer `layer` attends to, [tokens, heads, head_dim] each.
+
+        `encoded` [tokens, width] is the encoder's output.
+        """
+        attention = self._decoder.layers[layer].encoder_attn
+        shape = (len(encoded), -1, attention.head_dim)
+        return attention.k_proj(encoded).view(shape), attention.v_proj(encoded).view(shape)
+
+    def decode(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        plan: AttentionPlan,
+        keep: torch.Tensor | int = 0,
+    ) -> torch.Tensor:
+        """Logits of decoder tokens, as `FrozenModel.forward`; `plan` knows the encoded sources."""
+        # only its being there is looked at: the cache says that cross-attention is computed
+        nothing = torch.zeros(1, 1, self._width, dtype=self._hf.dtype, device=input_ids.device)
+        with _at(position_ids):
+            hidden = self._decoder(
+                input_ids=input_ids,
+                encoder_hidden_states=nothing,
+                past_key_values=self._cache,
+                use_cache=True,
+                plan=plan,
+            ).last_hidden_state
+        return self._logits(hidden if isinstance(keep, int) else hidden[:, keep])
+
+    def teach(
+        self, source_ids: torch.Tensor, decoder_ids: torch.Tensor, plan: AttentionPlan
+    ) -> torch.Tensor:
+        """Logits [rows, target tokens, vocabulary] of both halves in one pass, for training."""
+        output = self._hf(
+            input_ids=source_ids, decoder_input_ids=decoder_ids, use_cache=False, plan=plan
+        )
+        return output.logits
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = self._hf.get_output_embeddings()(hidden)
+        bias: torch.Tensor = self._hf.final_logits_bias
+        return logits + bias.to(logits.dtype)
+
+
+class PlannedPositions(torch.nn.Module):
+    """Embeddings of positions that a caller chose for this pass; the module's own without."""
+
+    def __init__(self, plain: torch.nn.Module) -> None:
+        super().__init__()
+        self._plain = plain
+
+    def forward(self, *inputs: Any, **options: Any) -> torch.Tensor:
+        """Embeddings [rows, tokens, width]."""
+        chosen = _positions.get()
+        if chosen is None:
+            return self._plain(*inputs, **options)
+        return self._plain(chosen, position_ids=chosen[0])
+
+
+def start_tokens(module: PreTrainedModel) -> StartTokens:
+    """Read from the generation config, or the config where that says nothing."""
+    start = _configured(module, "decoder_start_token_id")
+    if start is None:
+        raise UnsupportedModel(
+            f"base model of type {module.config.model_type!r} is not supported: "
+            "neither its config nor its generation config names a decoder_start_token_id"
+        )
+    return StartTokens(
+        start,
+        _configured(module, "forced_bos_token_id"),
+        _configured(module, "forced_eos_token_id"),
+    )
+
+
+def _configured(module: PreTrainedModel, name: str) -> int | None:
+    value = getattr(module.generation_config, name, None)
+    value = getattr(module.config, name, None) if value is None else value
+    if isinstance(value, list):
+        value = value[0]
+    return None if value is None else int(value)
+
+
+@contextmanager
+def _at(position_ids: torch.Tensor) -> Iterator[None]:
+    token = _positions.set(position_ids)
+    try:
+        yield
+    finally:
+        _positions.reset(token)
+
+
+class _PassThrough:
+    """A layer cache's interface over nothing: new keys and values are all that there is."""
+
+    def __init__(self) -> None:
+        self.layers = _Nothing()
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return keys, values
+
+    def get_seq_length(self, *_: Any) -> int:
+        return 0
+
+
+@dataclass(frozen=True)
+class _NoKeys:
+    keys: torch.Tensor
+    values: torch.Tensor
+
+
+class _Nothing:
+    """Cross-attention layers, whose keys and values the plan holds."""
+
+    def __init__(self) -> None:
+        self._layer = _NoKeys(torch.empty(0), torch.empty(0))
+
+    def __getitem__(self, _: int) -> _NoKeys:
+        return self._layer
+
+
+class _AlwaysUpdated:
+    def get(self, _: int) -> bool:
+        return True
+
+
+class _PassThroughCache(EncoderDecoderCache):
+    """Says that cross-attention has been computed, and stores nothing."""
+
+    def __init__(self) -> None:
+        self.self_attention_cache = _PassThrough()
+        self.cross_attention_cache = _PassThrough()
+        self.is_updated = _AlwaysUpdated()
+
+    def get_seq_length(self, *_: Any) -> int:
+        """Nothing is stored."""
+        return 0
