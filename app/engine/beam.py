@@ -75,11 +75,6 @@ class _Continuation(NamedTuple):
     logprob: float
 
 
-def candidates_per_beam(num_beams: int, num_eos_tokens: int) -> int:
-    """How many next tokens of each beam a step needs: so many that `num_beams` do not end."""
-    return max(2, 1 + num_eos_tokens) * num_beams
-
-
 class BeamSearch:
     """The search of one request over at most `max_tokens` (at least 1) new tokens.
 
@@ -107,17 +102,17 @@ class BeamSearch:
 
     @property
     def candidates_per_beam(self) -> int:
-        """How many candidates of each row a step takes; fewer, if there are no more, are fine."""
-        return candidates_per_beam(self._params.num_beams, len(self._eos_token_ids))
+        """How many candidates of each row a step takes: so many that `num_beams` do not end.
+
+        Fewer are fine where there are no more.
+        """
+        return max(2, 1 + len(self._eos_token_ids)) * self._params.num_beams
 
     @property
     def running(self) -> tuple[tuple[int, ...], ...]:
         """Generated tokens of the rows that the next step computes: one row first, then beams."""
-        return tuple(beam.token_ids for beam in self._beams[: self._num_rows])
-
-    @property
-    def _num_rows(self) -> int:
-        return len(self._beams) if self._num_generated else 1
+        rows = self._beams if self._num_generated else self._beams[:1]
+        return tuple(beam.token_ids for beam in rows)
 
     def advance(self, candidates: Sequence[Sequence[tuple[int, float]]]) -> BeamAdvance | None:
         """Take (token, processed log-probability) of each row, best first; None if now done.
