@@ -75,6 +75,11 @@ class _Continuation(NamedTuple):
     logprob: float
 
 
+def candidates_per_beam(num_beams: int, num_eos_tokens: int) -> int:
+    """How many next tokens of each beam a step needs: so many that `num_beams` do not end."""
+    return max(2, 1 + num_eos_tokens) * num_beams
+
+
 class BeamSearch:
     """The search of one request over at most `max_tokens` (at least 1) new tokens.
 
@@ -102,11 +107,8 @@ class BeamSearch:
 
     @property
     def candidates_per_beam(self) -> int:
-        """How many candidates of each row a step takes: so many that `num_beams` do not end.
-
-        Fewer are fine where there are no more.
-        """
-        return max(2, 1 + len(self._eos_token_ids)) * self._params.num_beams
+        """How many candidates of each row a step takes; fewer, if there are no more, are fine."""
+        return candidates_per_beam(self._params.num_beams, len(self._eos_token_ids))
 
     @property
     def running(self) -> tuple[tuple[int, ...], ...]:
