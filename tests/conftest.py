@@ -1,4 +1,4 @@
-"""Fixtures that every test may use: tiny random models of three families."""
+"""Fixtures that every test may use: tiny random models of four families."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 from transformers import (
+    BartForConditionalGeneration,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
@@ -22,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
-from tests.tiny import gpt2_config, llama_like, save_model
+from tests.tiny import bart_config, gpt2_config, llama_like, save_model
 
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
@@ -62,3 +63,16 @@ def tiny_gpt2_folder(model_folders: dict[str, Path]) -> Path:
 def tiny_gpt2(tiny_models: dict[str, FrozenModel]) -> FrozenModel:
     """The tiny GPT-2, loaded."""
     return tiny_models["gpt2"]
+
+
+@pytest.fixture(scope="session")
+def tiny_bart_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the tiny BART."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-bart"
+    return save_model(folder, bart_config(), BartForConditionalGeneration)
+
+
+@pytest.fixture(scope="session")
+def tiny_bart(tiny_bart_folder: Path) -> FrozenModel:
+    """The tiny BART, loaded, fp32 on the CPU."""
+    return load_model(str(tiny_bart_folder), device="cpu", dtype="float32")
