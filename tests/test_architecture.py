@@ -51,6 +51,7 @@ LIBRARIES = {
     "tokenizers": {"model", "demo", "bench"},
     "safetensors": {"prefix", "model", "training", "demo"},
     "sacrebleu": {"training"},
+    "rouge_score": {"training"},
     "greenlet": {"engine"},
     "peft": {"bench"},
     "ctranslate2": {"bench"},
@@ -68,7 +69,7 @@ TORCH_FREE = {
 }
 """Modules of torch layers that decide without tensors, so that they are tested without any."""
 
-OPTIONAL = {"peft", "ctranslate2", "sacrebleu"}
+OPTIONAL = {"peft", "ctranslate2", "sacrebleu", "rouge_score"}
 """Heavy extras: the only libraries that a function may import (app.cli may import all late)."""
 
 BANNED_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

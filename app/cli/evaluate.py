@@ -1,4 +1,4 @@
-"""`polyprefix evaluate`: BLEU of a base model, alone and with prefixes, on held-out data.
+"""`polyprefix evaluate`: scores of a base model, alone and with prefixes, on held-out data.
 
 Knows the terminal; decoding and scoring are done in `app.training`.
 """
@@ -13,18 +13,19 @@ import typer
 from rich.table import Table
 
 from app.cli.console import print_json, stderr, stdout
-from app.cli.train import demo_model
+from app.cli.train import base_model
 from app.errors import PrefixNotFound
 
 if TYPE_CHECKING:
     from app.model.frozen import FrozenModel
     from app.prefix.prefix import Prefix
+    from app.training.evaluation import Evaluation
 
 Model = Annotated[
     str | None,
     typer.Option(
         envvar="POLYPREFIX_MODEL",
-        help="Base model: a folder or a hub id; the demo model if not given.",
+        help="Base model: a folder, a hub id, `demo-gpt2` (if not given) or `demo-bart`.",
     ),
 ]
 Data = Annotated[
@@ -45,6 +46,14 @@ Base = Annotated[bool, typer.Option(help="Score the base model alone as well.")]
 Limit = Annotated[int, typer.Option(help="Use the first inputs only (0: all).", min=0)]
 Texts = Annotated[Path | None, typer.Option(help="File to write what was said to each input.")]
 MaxTokens = Annotated[int, typer.Option(help="Length limit for the base model alone.", min=1)]
+Template = Annotated[
+    str | None,
+    typer.Option(help="How the base model alone is asked; `{input}` stands for an input."),
+]
+Decoding = Annotated[
+    str,
+    typer.Option(help='How the base model alone answers, as JSON: `{"num_beams": 4}`.'),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -58,21 +67,26 @@ def evaluate(
     limit: Limit = 0,
     texts: Texts = None,
     max_tokens: MaxTokens = 128,
+    template: Template = None,
+    decoding: Decoding = "{}",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Decode held-out inputs with the engine and compare them with their references.
 
-    BLEU is sacrebleu's, lower-cased, with 13a tokens and all references of an input.
+    BLEU is sacrebleu's, lower-cased, with 13a tokens and all references of an input. ROUGE is
+    rouge-score's: mean F1 of stemmed words, against the best reference.
 
     Example: `polyprefix evaluate --data valid.jsonl --store prefixes --prefix e2e`
     """
     from app.model.load import load_model
+    from app.prefix.metadata import parse_decoding
     from app.training import evaluation
     from app.training.data import read_examples
 
+    alone = {"max_tokens": max_tokens, **parse_decoding(decoding)}
     examples = read_examples(data)[: limit or None]
-    frozen = load_model(model or demo_model(), device=device, dtype="float32")
+    frozen = load_model(base_model(model), device=device, dtype="float32")
     prefixes = {name: _prefix(name, store, frozen) for name in prefix or []}
     results: list[dict[str, object]] = []
     said: dict[str, tuple[str, ...]] = {}
@@ -83,20 +97,25 @@ def evaluate(
                     engine,
                     examples,
                     prefix=tuned,
-                    decoding=None if tuned else {"max_tokens": max_tokens},
+                    template=None if tuned else template,
+                    decoding=None if tuned else alone,
                 )
             said[name] = done.texts
-            length = tuned.length if tuned else 0
-            results.append({"prefix": name, "length": length, "bleu": round(done.bleu, 2)})
+            results.append(_result(name, tuned.length if tuned else 0, done))
     if texts is not None:
         _write_texts(texts, [example.input for example in examples], said)
     if as_json:
         print_json({"inputs": len(examples), "signature": done.signature, "results": results})
         return
-    table = Table("prefix", "length", "BLEU", title=f"{data.name}: {len(examples)} inputs")
-    for result in results:
-        table.add_row(str(result["prefix"]), str(result["length"]), f"{result['bleu']:.1f}")
+    columns = ("prefix", "length", "BLEU", "ROUGE-1", "ROUGE-2", "ROUGE-L")
+    table = Table(*columns, title=f"{data.name}: {len(examples)} inputs")
+    for label, length, *scores in (result.values() for result in results):
+        table.add_row(str(label), str(length), *(f"{score:.1f}" for score in scores))
     stdout().print(table)
+
+
+def _result(name: str, length: int, done: Evaluation) -> dict[str, object]:
+    return {"prefix": name, "length": length, "bleu": round(done.bleu, 2), **done.rouge.rounded()}
 
 
 def _prefix(name: str, store: Path | None, model: FrozenModel) -> Prefix:

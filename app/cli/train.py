@@ -5,6 +5,8 @@ Knows the terminal and the order of the work; what is done is done in `app.train
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,8 @@ from app.cli.console import human_bytes, stderr, stdout
 
 if TYPE_CHECKING:
     from app.prefix.prefix import Prefix
+    from app.training.recipe import Recipe
+    from app.training.scores import Rouge
     from app.training.session import Session
     from app.training.trainer import Report
 
@@ -30,14 +34,15 @@ Model = Annotated[
     str | None,
     typer.Option(
         envvar="POLYPREFIX_MODEL",
-        help="Base model: a folder or a hub id; the demo model if not given. It is not changed.",
+        help="Base model: a folder, a hub id, `demo-gpt2` (if not given) or `demo-bart`. It is not"
+        " changed.",
     ),
 ]
 Data = Annotated[
     Path, _file('Training data: JSON lines with `"input"` and `"target"` (or `"targets"`).')
 ]
 Valid = Annotated[
-    Path | None, _file("Held-out data in the same form: picks the best state and gives BLEU.")
+    Path | None, _file("Held-out data in the same form: picks the best state and gives scores.")
 ]
 Name = Annotated[str, typer.Option(help="Name of the prefix, as requests will say it.")]
 Store = Annotated[
@@ -64,15 +69,49 @@ Words = Annotated[
     str | None,
     typer.Option(help="Start from the keys and values of these words; good with little data."),
 ]
-Hidden = Annotated[int, typer.Option(help="Width of the network that makes the prefix.")]
+Hidden = Annotated[
+    int | None,
+    typer.Option(
+        help="Width of the networks that make the prefix: 512, or 800 with an encoder, if not given"
+        " (what the authors took)."
+    ),
+]
+Modules = Annotated[
+    str | None,
+    typer.Option(
+        help="Which attentions of a BART get a prefix: `decoder,encoder,cross` if not given."
+    ),
+]
+ModelDropout = Annotated[
+    bool | None,
+    typer.Option(
+        "--model-dropout/--no-model-dropout",
+        help="The base model's own dropout while training: on with an encoder and off without, if"
+        " not given (as the authors ran it).",
+        show_default=False,
+    ),
+]
+MaxSource = Annotated[
+    int, typer.Option(help="Tokens of an input that an encoder is given (0: all that it takes).")
+]
 ValidateEvery = Annotated[
     int, typer.Option(help="Steps between looks at the validation loss (0: each epoch).")
 ]
 Keep = Annotated[str, typer.Option(help="Which state to keep: `best` or `last`.")]
 Template = Annotated[
-    str, typer.Option(help="How an input becomes a prompt; `{input}` stands for it.")
+    str | None,
+    typer.Option(
+        help="How an input becomes a prompt; `{input}` stands for it. If not given:"
+        " ` {input} <|endoftext|>`, or with an encoder what its tokenizer makes of any text."
+    ),
 ]
 MaxTokens = Annotated[int, typer.Option(help="Default length limit of answers.")]
+Decoding = Annotated[
+    str,
+    typer.Option(
+        help='More defaults for answers, as JSON: `{"num_beams": 4, "no_repeat_ngram_size": 3}`.'
+    ),
+]
 Alias = Annotated[str | None, typer.Option(help="Alias to point at the new version.")]
 Seed = Annotated[int, typer.Option(help="Same seed, same data, same prefix.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -98,11 +137,15 @@ def train(
     lr: Rate = 5e-5,
     warmup: Warmup = 0,
     words: Words = None,
-    hidden: Hidden = 512,
+    hidden: Hidden = None,
+    modules: Modules = None,
+    model_dropout: ModelDropout = None,
+    max_source: MaxSource = 0,
     validate_every: ValidateEvery = 0,
     keep: Keep = "best",
-    template: Template = " {input} <|endoftext|>",
+    template: Template = None,
     max_tokens: MaxTokens = 128,
+    decoding: Decoding = "{}",
     alias: Alias = None,
     seed: Seed = 101,
     device: Device = "auto",
@@ -120,36 +163,47 @@ def train(
     Example: `polyprefix train --data train.jsonl --valid valid.jsonl --name shop --length 20
     --lr 3e-3 --batch-size 16`
     """
-    from app.training.recipe import Recipe
+    from app.prefix.metadata import parse_decoding
     from app.training.session import Job, Session
 
+    # at this point the local names are the parameters and what was just imported
+    recipe = _recipe(locals())
     _check_names(name, alias)
-    recipe = Recipe(
-        length=length,
-        hidden=hidden,
-        epochs=epochs,
-        max_steps=steps,
-        batch_size=batch_size,
-        lr=lr,
-        warmup_steps=warmup,
-        initial_words=words,
-        keep=keep,
-        validate_every=validate_every,
-        seed=seed,
-    )
-    base, place = model or demo_model(), checkpoint or Path(f"{name}.checkpoint")
-    limits = {"max_tokens": max_tokens}
+    base, place = base_model(model), checkpoint or Path(f"{name}.checkpoint")
+    limits = {"max_tokens": max_tokens, **parse_decoding(decoding)}
     job = Job(base, data, recipe, place, valid, template, limits, device, checkpoint_every, note)
     session = Session(job)
     _train(session, fresh=not resume)
     _publish(_finish(session), name, store=store, out=out, alias=alias)
 
 
-def demo_model() -> str:
-    """The base model of commands that are not told one."""
+def _recipe(options: Mapping[str, Any]) -> Recipe:
+    """The recipe that the options of `train` make."""
+    from app.training.recipe import Recipe
+
+    names = {field.name for field in fields(Recipe)}
+    given = {name: value for name, value in options.items() if name in names}
+    modules = options["modules"]
+    return Recipe(
+        **given
+        | {
+            "modules": tuple(part.strip() for part in modules.split(",")) if modules else (),
+            "max_steps": options["steps"],
+            "warmup_steps": options["warmup"],
+            "initial_words": options["words"],
+        }
+    )
+
+
+def base_model(name: str | None) -> str:
+    """The base model that a command is told: a demo model by its name too, the first if none."""
     from app.settings import DEMO_MODEL
 
-    return str(DEMO_MODEL)
+    if name is None:
+        return str(DEMO_MODEL)
+    folder = DEMO_MODEL.parent / name
+    is_demo = folder.parent == DEMO_MODEL.parent and folder.is_dir() and not Path(name).exists()
+    return str(folder) if is_demo else name
 
 
 def _check_names(name: str, alias: str | None) -> None:
@@ -198,8 +252,15 @@ def _finish(session: Session) -> Prefix:
         base, tuned = measured
         scores |= {"bleu": round(tuned.bleu, 2), "bleu_of_base_alone": round(base.bleu, 2)}
         scores["bleu_signature"] = tuned.signature
+        scores["rouge"] = tuned.rouge.rounded()
+        scores["rouge_of_base_alone"] = base.rouge.rounded()
         stdout().print(f"BLEU on held-out inputs: base {base.bleu:.1f}, prefix {tuned.bleu:.1f}")
+        stdout().print(f"ROUGE-1, -2, -L: base {_shown(base.rouge)}, prefix {_shown(tuned.rouge)}")
     return session.prefix(scores)
+
+
+def _shown(rouge: Rouge) -> str:
+    return " / ".join(f"{value:.1f}" for value in rouge.rounded().values())
 
 
 def _publish(

@@ -65,7 +65,7 @@ def parse_metadata(raw: Mapping[str, str], length: int) -> PrefixMetadata:
         base_model=raw.get("base_model"),
         base_fingerprint=fingerprint,
         input_template=_check_template(raw.get("input_template")),
-        decoding=_check_decoding(_parse_object("decoding", raw.get("decoding"))),
+        decoding=parse_decoding(raw.get("decoding", "{}")),
         provenance=_parse_object("provenance", raw.get("provenance")),
     )
 
@@ -82,6 +82,11 @@ def render_metadata(metadata: PrefixMetadata) -> dict[str, str]:
         if value:
             rendered[key] = canonical_json(value)
     return rendered
+
+
+def parse_decoding(text: str) -> dict[str, Any]:
+    """Decoding defaults from JSON, checked as those of a file; InvalidPrefix says what is wrong."""
+    return _check_decoding(_parse_object("decoding", text))
 
 
 def _parse_offset(text: str | None, length: int) -> int:

@@ -1,4 +1,4 @@
-"""Batches of token pairs: which pairs make up which step, and the loss on their targets.
+"""Batches of token pairs: which pairs make up which step, as tensors, and losses on their targets.
 
 Step `n` of a run always sees the same pairs, so that a resumed run goes on exactly. Knows nothing
 about models or optimisers.
@@ -28,6 +28,20 @@ class Batch:
     """
 
     input_ids: torch.Tensor
+    labels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class SourceBatch:
+    """Right-padded rows for an encoder and a decoder.
+
+    `source_ids` and `source_mask` (True at real tokens) are [rows, source tokens], `decoder_ids`
+    and `labels` [rows, target tokens]: the labels moved right by one, the start token first.
+    """
+
+    source_ids: torch.Tensor
+    source_mask: torch.Tensor
+    decoder_ids: torch.Tensor
     labels: torch.Tensor
 
 
@@ -75,8 +89,35 @@ def collate(pairs: Sequence[TokenPair], device: torch.device | None = None) -> B
     return Batch(input_ids.to(device), labels.to(device))
 
 
+def collate_sources(
+    pairs: Sequence[TokenPair], start: int, device: torch.device | None = None
+) -> SourceBatch:
+    """Pad pairs to two rectangles; decoders begin with the token `start`."""
+    wide, long = max(len(pair.prompt_ids) for pair in pairs), max(len(p.target_ids) for p in pairs)
+    source_ids = torch.zeros(len(pairs), wide, dtype=torch.long)
+    mask = torch.zeros(len(pairs), wide, dtype=torch.bool)
+    decoder_ids = torch.full((len(pairs), long), start, dtype=torch.long)
+    labels = torch.full((len(pairs), long), IGNORED, dtype=torch.long)
+    for row, pair in enumerate(pairs):
+        source_ids[row, : len(pair.prompt_ids)] = torch.tensor(pair.prompt_ids)
+        mask[row, : len(pair.prompt_ids)] = True
+        target = torch.tensor(pair.target_ids)
+        labels[row, : len(target)] = target
+        decoder_ids[row, 1 : len(target)] = target[:-1]
+    return SourceBatch(*(part.to(device) for part in (source_ids, mask, decoder_ids, labels)))
+
+
+def mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The authors' loss on BART: the mean over all target tokens of the batch.
+
+    `logits` is [rows, tokens, vocabulary], `labels` [rows, tokens].
+    """
+    chosen = labels != IGNORED
+    return cross_entropy(logits[chosen].float(), labels[chosen])
+
+
 def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The authors' loss: the sum of a sentence's token losses, averaged over the sentences.
+    """The authors' loss on GPT-2: the sum of a sentence's token losses, averaged over sentences.
 
     `logits` is [rows, tokens, vocabulary], `labels` [rows, tokens].
     """

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.model.text import Text
+from app.model.text import INPUT_PLACEHOLDER, Text
 
 DEFAULT_TEMPLATE = " {input} <|endoftext|>"
 """How Li & Liang (2021) present an input to GPT-2; the target follows."""
 TARGET_TEMPLATE = " {input} "
+_PROBE = "a"
 
 MAX_LINES = 1_000_000
 MAX_LINE_BYTES = 1 << 20
@@ -35,7 +36,10 @@ class Example:
 
 @dataclass(frozen=True)
 class TokenPair:
-    """One input with one target as token ids; the target ends with the end-of-text token."""
+    """One input with one target as token ids; the target ends with the end-of-text token.
+
+    Where the model has an encoder, that reads `prompt_ids`.
+    """
 
     prompt_ids: tuple[int, ...]
     target_ids: tuple[int, ...]
@@ -69,9 +73,7 @@ def token_pairs(
     `room` is the number of positions that prompt and target may take together: InvalidRequest
     names `source` and the line of an example that does not fit.
     """
-    end_id = min(text.eos_token_ids, default=None)
-    if end_id is None:
-        raise InvalidRequest("the base model names no end-of-text token; targets could not end")
+    end_id = _end_of_text(text)
     pairs = []
     for example in examples:
         prompt = tuple(text.render(template, example.input))
@@ -84,6 +86,72 @@ def token_pairs(
                 )
             pairs.append(pair)
     return pairs
+
+
+def default_template(text: Text, *, has_encoder: bool) -> str:
+    """How the authors present an input: GPT-2's form, or for an encoder what it always reads."""
+    return _framed_template(text) if has_encoder else DEFAULT_TEMPLATE
+
+
+def _framed_template(text: Text) -> str:
+    """The template that gives what `text.encode` gives: for BART `<s>{input}</s>`."""
+    framed, bare = text.encode(_PROBE), text.render(INPUT_PLACEHOLDER, _PROBE)
+    start = next(
+        (at for at in range(len(framed)) if framed[at : at + len(bare)] == bare), len(framed)
+    )
+    before, after = framed[:start], framed[start + len(bare) :]
+    parts = (*map(text.token_text, before), INPUT_PLACEHOLDER, *map(text.token_text, after))
+    return "".join(parts)
+
+
+def source_pairs(
+    examples: Sequence[Example],
+    text: Text,
+    template: str,
+    *,
+    source_room: int,
+    target_room: int,
+    first: int | None,
+    source: str,
+) -> list[TokenPair]:
+    """One pair per target for a model with an encoder, in order.
+
+    Targets are framed as the tokenizer frames any text, begin with `first` if the model's outputs
+    are made to, and end with the end-of-text token: BART's are `<s> … </s>`, which is what the
+    authors train on. Sources are cut to `source_room` tokens; a target that takes more than
+    `target_room` is an InvalidRequest that names `source` and the line.
+    """
+    end_id = _end_of_text(text)
+    pairs = []
+    for example in examples:
+        read = cut_source(text.render(template, example.input), source_room)
+        for target in example.targets:
+            written = text.encode(target)
+            if first is not None and written[:1] != [first]:
+                written.insert(0, first)
+            if written[-1] != end_id:
+                written.append(end_id)
+            if len(written) > target_room:
+                raise InvalidRequest(
+                    f"{source}:{example.line}: a target takes {len(written)} tokens, but the"
+                    f" decoder has room for {target_room}"
+                )
+            pairs.append(TokenPair(read, tuple(written)))
+    return pairs
+
+
+def cut_source(token_ids: Sequence[int], room: int | None) -> tuple[int, ...]:
+    """At most `room` tokens: the beginning, and the last one, which ends every source."""
+    if room is None or len(token_ids) <= room:
+        return tuple(token_ids)
+    return (*token_ids[: room - 1], token_ids[-1])
+
+
+def _end_of_text(text: Text) -> int:
+    end_id = min(text.eos_token_ids, default=None)
+    if end_id is None:
+        raise InvalidRequest("the base model names no end-of-text token; targets could not end")
+    return end_id
 
 
 def _examples(path: Path) -> Iterator[Example]:

@@ -1,4 +1,4 @@
-"""Scores of a base model, alone or with a prefix: texts decoded by the engine, compared by BLEU.
+"""Scores of a base model, alone or with a prefix: texts decoded by the engine, then compared.
 
 Knows nothing about training, files of data or stores.
 """
@@ -10,25 +10,37 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from app.engine.beam import BeamParams
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.offline import complete
 from app.engine.request import GenerationRequest, SamplingParams
-from app.errors import InvalidRequest, PolyprefixError
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
-from app.training.data import DEFAULT_TEMPLATE, Example
+from app.training.data import Example, cut_source, default_template
+from app.training.scores import Rouge, corpus_bleu, mean_rouge
 
 DEFAULT_MAX_TOKENS = 128
 _TENANT = "evaluation"
-_ENGINE_CONFIG = EngineConfig(max_rows=32, max_waiting=4096, kv_bytes=512 << 20)
+_ENGINE_CONFIG = EngineConfig(max_rows=64, max_waiting=4096, kv_bytes=512 << 20)
+_PASSED_ON = (
+    "min_tokens",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "no_repeat_ngram_size",
+)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model said to every example and its corpus BLEU (0 to 100)."""
+    """What a model said to every example, its corpus BLEU and mean ROUGE (0 to 100).
+
+    `signature` says how BLEU was computed.
+    """
 
     bleu: float
+    rouge: Rouge
     texts: tuple[str, ...]
     signature: str
 
@@ -52,13 +64,14 @@ def evaluate(
     template: str | None = None,
     decoding: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Greedy texts for all `examples` on a started engine, and their BLEU.
+    """Texts for all `examples` on a started engine, and their scores.
 
     Template and decoding defaults are the prefix's own unless they are given.
     """
     texts = generate_texts(engine, examples, prefix=prefix, template=template, decoding=decoding)
-    bleu, signature = corpus_bleu(texts, [example.targets for example in examples])
-    return Evaluation(bleu, tuple(texts), signature)
+    references = [example.targets for example in examples]
+    bleu, signature = corpus_bleu(texts, references)
+    return Evaluation(bleu, mean_rouge(texts, references), tuple(texts), signature)
 
 
 def generate_texts(
@@ -69,19 +82,26 @@ def generate_texts(
     template: str | None = None,
     decoding: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """One greedy text per example, stripped of surrounding space; no longer than the context."""
+    """One text per example, stripped of surrounding space; no longer than the context.
+
+    The most probable one by greedy or, with `num_beams`, by beam search: what draws at random in
+    `decoding` is left aside. Sources are cut to what an encoder reads.
+    """
+    spec, text = engine.model.spec, engine.model.text
     own_template = prefix.metadata.input_template if prefix is not None else None
     own_decoding = prefix.metadata.decoding if prefix is not None else {}
-    used = template or own_template or DEFAULT_TEMPLATE
+    used = template or own_template or default_template(text, has_encoder=_has_encoder(engine))
     asked = {**own_decoding, **(decoding or {})}
-    room = engine.model.spec.context_limit - (prefix.metadata.position_offset if prefix else 0)
-    prompts = [tuple(engine.model.text.render(used, example.input)) for example in examples]
+    room = spec.context_limit - (prefix.metadata.position_offset if prefix else 0)
+    prompts = [
+        cut_source(text.render(used, example.input), spec.source_limit) for example in examples
+    ]
     requests = [
         GenerationRequest(
             id=f"{_TENANT}-{number}",
             tenant=_TENANT,
             prompt_ids=prompt,
-            sampling=_sampling(asked, room - len(prompt)),
+            sampling=_sampling(asked, room - (1 if _has_encoder(engine) else len(prompt))),
             prefixes=() if prefix is None else (prefix,),
         )
         for number, prompt in enumerate(prompts)
@@ -89,30 +109,17 @@ def generate_texts(
     return [completion.texts[0].strip() for completion in complete(engine, requests)]
 
 
-def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, str]:
-    """BLEU as E2E's and DART's own scorers compute it (lower-cased, 13a tokens), and its signature.
-
-    The number of references may differ from text to text.
-    """
-    if not texts or len(texts) != len(references):
-        raise InvalidRequest("BLEU needs as many lists of references as texts, and at least one")
-    try:
-        from sacrebleu.metrics import BLEU
-    except ModuleNotFoundError as error:
-        raise PolyprefixError("BLEU needs sacrebleu: pip install 'polyprefix[train]'") from error
-    most = max(len(of_text) for of_text in references)
-    streams = [
-        [of_text[number] if number < len(of_text) else None for of_text in references]
-        for number in range(most)
-    ]
-    metric = BLEU(lowercase=True, tokenize="13a")
-    score = metric.corpus_score(list(texts), streams)
-    return float(score.score), str(metric.get_signature())
+def _has_encoder(engine: Engine) -> bool:
+    return engine.model.encoder_decoder is not None
 
 
 def _sampling(decoding: Mapping[str, Any], room: int) -> SamplingParams:
     asked = int(decoding.get("max_tokens", DEFAULT_MAX_TOKENS))
+    beams = int(decoding.get("num_beams", 1))
+    length_penalty = float(decoding.get("length_penalty", 1.0))
     return SamplingParams(
         max_tokens=max(1, min(asked, room)),
         stop=tuple(decoding.get("stop", ())),
+        beam=BeamParams(beams, length_penalty) if beams > 1 else None,
+        **{name: decoding[name] for name in _PASSED_ON if name in decoding},
     )

@@ -22,25 +22,31 @@ _FILE_DTYPE = torch.float16
 
 
 def as_prefix(
-    trained: KeyValues,
+    trained: Mapping[str, KeyValues],
     model: FrozenModel,
     *,
+    position_offset: int,
     template: str,
     decoding: Mapping[str, Any],
     provenance: Mapping[str, Any],
 ) -> Prefix:
-    """A prefix for `model` alone, in half precision, whose tokens stand after its positions."""
-    keys = trained.keys.detach().cpu().to(_FILE_DTYPE).contiguous()
-    values = trained.values.detach().cpu().to(_FILE_DTYPE).contiguous()
+    """A prefix for `model` alone, in half precision; `trained` maps modules to keys and values."""
+    modules = {
+        name: KeyValues(
+            made.keys.detach().cpu().to(_FILE_DTYPE).contiguous(),
+            made.values.detach().cpu().to(_FILE_DTYPE).contiguous(),
+        )
+        for name, made in trained.items()
+    }
     metadata = PrefixMetadata(
-        position_offset=trained.length,
+        position_offset=position_offset,
         base_model=model.spec.model_id,
         base_fingerprint=model.spec.fingerprint,
         input_template=template,
         decoding=decoding,
         provenance=provenance,
     )
-    return Prefix({"decoder": KeyValues(keys, values)}, metadata)
+    return Prefix(modules, metadata)
 
 
 def write_prefix(prefix: Prefix, path: Path) -> None:

@@ -6,19 +6,29 @@ Knows nothing about tensors, files or models.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from app.errors import InvalidRequest
+from app.prefix.spec import MODULES
 
 MAX_LENGTH = 1024
+HIDDEN = 512
+"""The authors' width of the reparameterisation for table-to-text on GPT-2."""
+HIDDEN_WITH_ENCODER = 800
+"""And for summaries on BART."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Settings of one training run; the defaults are the authors' for GPT-2 medium.
 
-    `length` is the number of prefix positions; `hidden` the width of the reparameterisation.
+    `length` is the number of prefix positions, in each of `modules` (none: all that the model
+    has); `hidden` the width of the reparameterisations. `model_dropout` says whether the frozen
+    model drops activations out while a prefix learns. `hidden` and `model_dropout` are None until
+    `for_modules` fills in what the authors did for the model's family. `max_source` is the number
+    of tokens that an encoder is given (0: as many as it takes); the rest of a source is cut off.
     `max_steps` 0 means all the steps of `epochs`. The learning rate rises over `warmup_steps` and
     then falls linearly to 0. `initial_words` starts the prefix from the keys and values of a text.
     `keep` is "best" (lowest validation loss) or "last". `validate_every` is in steps (0: once an
@@ -26,7 +36,10 @@ class Recipe:
     """
 
     length: int = 10
-    hidden: int = 512
+    modules: tuple[str, ...] = ()
+    hidden: int | None = None
+    model_dropout: bool | None = None
+    max_source: int = 0
     epochs: int = 10
     max_steps: int = 0
     batch_size: int = 5
@@ -41,7 +54,9 @@ class Recipe:
     def check(self) -> None:
         """InvalidRequest names the first setting that is out of bounds."""
         _between("length", self.length, 1, MAX_LENGTH)
-        _between("hidden", self.hidden, 1, 65_536)
+        if self.hidden is not None:
+            _between("hidden", self.hidden, 1, 65_536)
+        _between("max_source", self.max_source, 0, 1 << 20)
         _between("epochs", self.epochs, 1, 100_000)
         _between("max_steps", self.max_steps, 0, 100_000_000)
         _between("batch_size", self.batch_size, 1, 4096)
@@ -54,6 +69,35 @@ class Recipe:
                 raise InvalidRequest(f"{name} must be a positive number, not {value}")
         if self.keep not in ("best", "last"):
             raise InvalidRequest(f"keep must be `best` or `last`, not {self.keep!r}")
+
+    def for_modules(self, available: Collection[str]) -> Recipe:
+        """The recipe for a model with these modules, nothing left open.
+
+        As the authors ran it: BART with a prefix in each of its attentions, 800 hidden and its own
+        dropout on, GPT-2 with 512 and without. InvalidRequest for what such a model does not have.
+        """
+        with_encoder = "encoder" in available
+        modules = self.modules or tuple(available)
+        for name in modules:
+            if name not in available:
+                known = ", ".join(available)
+                raise InvalidRequest(f"modules: this base model has {known}, not {name!r}")
+        if "decoder" not in modules:
+            raise InvalidRequest("modules: every prefix has the module decoder")
+        if with_encoder and self.initial_words is not None:
+            raise InvalidRequest(
+                "initial_words: a model with an encoder has no keys and values of real words in"
+                " three modules; the authors start BART's at random"
+            )
+        if not with_encoder and self.max_source:
+            raise InvalidRequest("max_source: this base model has no encoder to read a source")
+        hidden = HIDDEN_WITH_ENCODER if with_encoder else HIDDEN
+        return replace(
+            self,
+            modules=tuple(name for name in MODULES if name in modules),
+            hidden=self.hidden or hidden,
+            model_dropout=with_encoder if self.model_dropout is None else self.model_dropout,
+        )
 
     def total_steps(self, num_pairs: int) -> int:
         """Optimiser steps of the whole run on `num_pairs` pairs."""
@@ -70,8 +114,8 @@ class Recipe:
         return self.lr * max(0.0, (total - step) / max(1, total - self.warmup_steps))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for checkpoints and provenance."""
-        return asdict(self)
+        """Plain values, as JSON has them, for checkpoints and provenance."""
+        return {**asdict(self), "modules": list(self.modules)}
 
 
 def _between(name: str, value: int, low: int, high: int) -> None:

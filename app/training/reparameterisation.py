@@ -6,6 +6,7 @@ afterwards its output is the prefix and the network is dropped. Knows nothing ab
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import cycle, islice
 
 import torch
@@ -28,7 +29,7 @@ class Reparameterisation(nn.Module):
     holds the key of layer l, slice 2l + 1 its value. Weights have torch's default initialisation.
     """
 
-    def __init__(self, shape: ModuleShape, *, length: int, width: int, hidden: int = 512) -> None:
+    def __init__(self, shape: ModuleShape, *, length: int, width: int, hidden: int) -> None:
         super().__init__()
         self._shape = shape
         self.embedding = nn.Embedding(length, width)
@@ -47,10 +48,45 @@ class Reparameterisation(nn.Module):
         return KeyValues(slices[0::2], slices[1::2])
 
     def result(self) -> KeyValues:
-        """The prefix as it stands, detached and contiguous."""
+        """The keys and values as they stand, detached and contiguous."""
         with torch.no_grad():
             made = self()
         return KeyValues(made.keys.contiguous(), made.values.contiguous())
+
+
+class Reparameterisations(nn.Module):
+    """One network for each module of a prefix, learned together: BART has three.
+
+    They share nothing, as the authors' (`control_trans`, `control_trans_enc`, `control_trans2`).
+    """
+
+    def __init__(
+        self,
+        shapes: Mapping[str, ModuleShape],
+        modules: Iterable[str],
+        *,
+        length: int,
+        width: int,
+        hidden: int,
+    ) -> None:
+        super().__init__()
+        self._networks = {
+            name: Reparameterisation(shapes[name], length=length, width=width, hidden=hidden)
+            for name in modules
+        }
+        for name, network in self._networks.items():
+            self.add_module(name, network)
+
+    def __getitem__(self, module: str) -> Reparameterisation:
+        return self._networks[module]
+
+    def forward(self) -> dict[str, KeyValues]:
+        """Keys and values of every module, with gradients."""
+        return {name: network() for name, network in self._networks.items()}
+
+    def result(self) -> dict[str, KeyValues]:
+        """The prefix as it stands, detached and contiguous."""
+        return {name: network.result() for name, network in self._networks.items()}
 
 
 def words_as_prefix(model: FrozenModel, words: str, length: int) -> KeyValues:

@@ -13,16 +13,18 @@ from typing import Any
 
 from app.errors import InvalidRequest
 from app.model.load import load_model
-from app.prefix.prefix import KeyValues, Prefix
+from app.prefix.prefix import Prefix
 from app.training.data import (
-    DEFAULT_TEMPLATE,
     Example,
     TokenPair,
     data_digest,
+    default_template,
     read_examples,
+    source_pairs,
     token_pairs,
 )
 from app.training.evaluation import Evaluation, evaluate, running_engine
+from app.training.objective import position_offset
 from app.training.publish import as_prefix
 from app.training.recipe import Recipe
 from app.training.trainer import Report, Trainer
@@ -30,14 +32,17 @@ from app.training.trainer import Report, Trainer
 
 @dataclass(frozen=True)
 class Job:
-    """What to train, on what, with what; `decoding` is stored as the prefix's defaults."""
+    """What to train, on what, with what; `decoding` is stored as the prefix's defaults.
+
+    `template` None is what the authors give to a model of this family.
+    """
 
     model: str
     data: Path
     recipe: Recipe
     checkpoint: Path
     valid: Path | None = None
-    template: str = DEFAULT_TEMPLATE
+    template: str | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     checkpoint_every: int = 200
@@ -45,13 +50,16 @@ class Job:
 
 
 class Session:
-    """A job at work: `train`, then `prefix`; `score` in between when BLEU is wanted."""
+    """A job at work: `train`, then `prefix`; `score` in between when it is to be scored."""
 
     def __init__(self, job: Job) -> None:
         """Load the model and read the data. InvalidRequest says what is wrong with them."""
         job.recipe.check()
         self._job = job
         self.model = load_model(job.model, device=job.device, dtype="float32", packed=False)
+        self.recipe = job.recipe.for_modules(self.model.spec.modules)
+        has_encoder = self.model.encoder_decoder is not None
+        self.template = job.template or default_template(self.model.text, has_encoder=has_encoder)
         self.examples = read_examples(job.data)
         self.validation = read_examples(job.valid) if job.valid is not None else []
         self.pairs = self._pairs(self.examples, job.data)
@@ -63,11 +71,11 @@ class Session:
         self.trainer = Trainer(
             self.model,
             self.pairs,
-            job.recipe,
+            self.recipe,
             validation=valid_pairs,
             checkpoint=job.checkpoint,
             checkpoint_every=job.checkpoint_every,
-            identity=f"{self._digests['data']}:{self._digests['valid']}:{job.template}",
+            identity=f"{self._digests['data']}:{self._digests['valid']}:{self.template}",
         )
 
     def train(self, report: Callable[[Report], None]) -> None:
@@ -77,7 +85,14 @@ class Session:
 
     def prefix(self, scores: Mapping[str, Any]) -> Prefix:
         """The trained prefix with its provenance, `scores` included."""
-        return self._as_prefix(self.trainer.result(), scores)
+        return as_prefix(
+            self.trainer.result(),
+            self.model,
+            position_offset=position_offset(self.model, self.recipe.length),
+            template=self.template,
+            decoding=self._job.decoding,
+            provenance=self._provenance(scores),
+        )
 
     def score(self) -> tuple[Evaluation, Evaluation] | None:
         """Scores of the base model alone and with the prefix; None without validation data."""
@@ -89,27 +104,38 @@ class Session:
             base = evaluate(
                 engine,
                 self.validation,
-                template=self._job.template,
+                template=self.template,
                 decoding=self._job.decoding,
             )
             return base, evaluate(engine, self.validation, prefix=prefix)
 
     def _pairs(self, examples: list[Example], source: Path | None) -> list[TokenPair]:
-        room = self.model.spec.context_limit - self._job.recipe.length
+        spec, start = self.model.spec, self.model.start_tokens
+        offset = position_offset(self.model, self.recipe.length)
+        room = spec.context_limit - offset
         if room < 2:
             raise InvalidRequest(
-                f"a prefix of {self._job.recipe.length} leaves no room for text in a model with"
-                f" {self.model.spec.context_limit} positions"
+                f"a prefix of {offset} leaves no room for text in a model with"
+                f" {spec.context_limit} positions"
             )
-        return token_pairs(
-            examples, self.model.text, self._job.template, room=room, source=str(source)
+        text, template = self.model.text, self.template
+        if start is None or spec.source_limit is None:
+            return token_pairs(examples, text, template, room=room, source=str(source))
+        return source_pairs(
+            examples,
+            text,
+            template,
+            source_room=min(self.recipe.max_source or spec.source_limit, spec.source_limit),
+            target_room=room,
+            first=start.forced_first,
+            source=str(source),
         )
 
-    def _as_prefix(self, trained: KeyValues, scores: Mapping[str, Any]) -> Prefix:
+    def _provenance(self, scores: Mapping[str, Any]) -> dict[str, Any]:
         job = self._job
         provenance = {
             "method": "prefix-tuning (Li & Liang 2021), reparameterised",
-            "recipe": job.recipe.as_dict(),
+            "recipe": self.recipe.as_dict(),
             "steps": self.trainer.total,
             "data": {
                 "name": job.data.name,
@@ -128,10 +154,4 @@ class Session:
             }
         if job.note:
             provenance["note"] = job.note
-        return as_prefix(
-            trained,
-            self.model,
-            template=job.template,
-            decoding=job.decoding,
-            provenance=provenance,
-        )
+        return provenance

@@ -1,32 +1,35 @@
 """The training loop: a prefix learns, the base model stays as it is.
 
-The model runs in eval mode through the same attention function as in serving. Knows nothing about
-files of data, stores or terminals; progress is reported to a callback.
+The model runs through the same attention function as in serving, in eval mode but for the steps of
+a recipe with `model_dropout`. Knows nothing about files of data, stores or terminals; progress is
+reported to a callback.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
 from app.errors import InvalidRequest
-from app.model.dense import dense_logits
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues
-from app.training.batches import Batches, collate, summed_loss
+from app.training.batches import Batches
 from app.training.checkpoint import (
+    Checkpoint,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
 )
 from app.training.data import TokenPair
-from app.training.recipe import Recipe
-from app.training.reparameterisation import Reparameterisation, fit_to, words_as_prefix
+from app.training.objective import Loss, loss_of
+from app.training.recipe import HIDDEN, Recipe
+from app.training.reparameterisation import Reparameterisations, fit_to, words_as_prefix
 
 _VALIDATION_ROWS = 32
 
@@ -73,7 +76,8 @@ class Trainer:
         recipe.check()
         if not pairs:
             raise InvalidRequest("there is nothing to train on")
-        self.model, self.recipe = model, recipe
+        self.model = model
+        self.recipe = recipe = recipe.for_modules(model.spec.modules)
         self._validation = validation
         self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
         self._identity = f"{model.spec.fingerprint}:{identity}"
@@ -81,7 +85,7 @@ class Trainer:
         self.total = recipe.total_steps(len(pairs))
         self._validate_every = recipe.validate_every or recipe.steps_per_epoch(len(pairs))
         self._standing = _Standing()
-        self._best: KeyValues | None = None
+        self._best: Mapping[str, KeyValues] | None = None
         self.parameters = self._new_parameters()
         self._optimizer = torch.optim.AdamW(
             self.parameters.parameters(), recipe.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
@@ -89,7 +93,7 @@ class Trainer:
 
     @property
     def best_loss(self) -> float | None:
-        """Lowest validation loss so far, a mean over sentences of summed token losses."""
+        """Lowest validation loss so far: a mean as that of the steps, over all that is held out."""
         return self._standing.best_loss
 
     @property
@@ -103,7 +107,7 @@ class Trainer:
         if words is None or self.step:
             return None
         goal = words_as_prefix(self.model, words, self.recipe.length)
-        return fit_to(self.parameters, goal)
+        return fit_to(self.parameters["decoder"], goal)
 
     def run(self, report: Callable[[Report], None], *, until: int | None = None) -> None:
         """Train to the end, or to step `until`."""
@@ -117,21 +121,20 @@ class Trainer:
                 self.save()
             report(Report(self.step, self.total, loss, lr, measured))
 
-    def result(self) -> KeyValues:
-        """The prefix: the best state where there was validation and `keep` is "best"."""
+    def result(self) -> Mapping[str, KeyValues]:
+        """The prefix by module: the best state where there was validation and `keep` is "best"."""
         if self.recipe.keep == "best" and self._best is not None:
             return self._best
         return self.parameters.result()
 
-    def loss_on(self, pairs: Sequence[TokenPair]) -> torch.Tensor:
+    def loss_on(self, pairs: Sequence[TokenPair]) -> Loss:
         """The loss of a batch, with gradients into the prefix's parameters."""
-        batch = collate(pairs, self.model.device)
-        made = self.parameters()
-        prefix = KeyValues(made.keys.to(self.model.dtype), made.values.to(self.model.dtype))
-        logits = dense_logits(
-            self.model, batch.input_ids, prefix, position_offset=self.recipe.length
-        )
-        return summed_loss(logits, batch.labels)
+        dtype = self.model.dtype
+        prefix = {
+            name: KeyValues(made.keys.to(dtype), made.values.to(dtype))
+            for name, made in self.parameters().items()
+        }
+        return loss_of(self.model, prefix, pairs)
 
     def save(self) -> None:
         """Write the checkpoint, if the run has a place for it."""
@@ -139,8 +142,8 @@ class Trainer:
             return
         tensors = {f"parameters.{k}": v for k, v in self.parameters.state_dict().items()}
         tensors |= optimizer_tensors(self._optimizer, "optimizer")
-        if self._best is not None:
-            tensors |= {"best.keys": self._best.keys, "best.values": self._best.values}
+        for name, best in (self._best or {}).items():
+            tensors |= {f"best.{name}.keys": best.keys, f"best.{name}.values": best.values}
         state = {
             "identity": self._identity,
             "recipe": self.recipe.as_dict(),
@@ -164,31 +167,51 @@ class Trainer:
             for name, tensor in own.items():
                 tensor.copy_(saved.tensors[f"parameters.{name}"])
         restore_optimizer(self._optimizer, "optimizer", saved.tensors)
-        if "best.keys" in saved.tensors:
-            best = (saved.tensors["best.keys"], saved.tensors["best.values"])
-            self._best = KeyValues(*(tensor.to(self.model.device) for tensor in best))
+        if "best.decoder.keys" in saved.tensors:
+            self._best = {name: self._saved_best(saved, name) for name in self.recipe.modules}
         self._standing = _Standing(**saved.state["standing"])
         return True
 
-    def _new_parameters(self) -> Reparameterisation:
+    def _saved_best(self, saved: Checkpoint, module: str) -> KeyValues:
+        keys, values = (saved.tensors[f"best.{module}.{part}"] for part in ("keys", "values"))
+        return KeyValues(keys.to(self.model.device), values.to(self.model.device))
+
+    def _new_parameters(self) -> Reparameterisations:
         width = self.model.num_heads * self.model.spec.decoder.head_dim
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
-            parameters = Reparameterisation(
-                self.model.spec.decoder,
+            parameters = Reparameterisations(
+                self.model.spec.modules,
+                self.recipe.modules,
                 length=self.recipe.length,
                 width=width,
-                hidden=self.recipe.hidden,
+                hidden=self.recipe.hidden or HIDDEN,
             )
         return parameters.to(self.model.device)
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        """The frozen model's own dropout, if the recipe wants it; its noise is the step's own."""
+        if not self.recipe.model_dropout:
+            yield
+            return
+        device = self.model.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed((self.recipe.seed << 32) + self.step & (1 << 63) - 1)
+            self.model.hf.train()
+            try:
+                yield
+            finally:
+                self.model.hf.eval()
 
     def _step(self) -> tuple[float, float]:
         lr = self.recipe.lr_at(self.step, self.total)
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self.loss_on(self._batches.at(self.step))
-        torch.autograd.backward(loss)
+        with self._dropping():
+            loss = self.loss_on(self._batches.at(self.step)).mean
+            torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters.parameters(), self.recipe.clip_norm)
         value = loss.item()
         if not math.isfinite(value):
@@ -200,15 +223,16 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> float | None:
-        """Mean loss of the validation pairs; remembers the prefix if it is the best so far."""
+        """Mean loss of all validation pairs; remembers the prefix if it is the best so far."""
         pairs = sorted(self._validation, key=len)
         if not pairs:
             return None
-        total = 0.0
+        total, count = 0.0, 0
         for start in range(0, len(pairs), _VALIDATION_ROWS):
-            rows = pairs[start : start + _VALIDATION_ROWS]
-            total += self.loss_on(rows).item() * len(rows)
-        loss = total / len(pairs)
+            part = self.loss_on(pairs[start : start + _VALIDATION_ROWS])
+            total += part.mean.item() * part.count
+            count += part.count
+        loss = total / count
         best = self._standing.best_loss
         if best is None or loss < best:
             self._standing.best_loss, self._standing.best_step = loss, self.step

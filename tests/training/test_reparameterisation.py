@@ -33,7 +33,7 @@ def test_layout_is_the_authors() -> None:
 
 
 def test_network_is_embedding_linear_tanh_linear_of_the_authors_sizes() -> None:
-    made = Reparameterisation(SHAPE, length=5, width=8)
+    made = Reparameterisation(SHAPE, length=5, width=8, hidden=512)
     shapes = {name: tuple(tensor.shape) for name, tensor in made.state_dict().items()}
     assert shapes == {
         "embedding.weight": (5, 8),
@@ -46,7 +46,7 @@ def test_network_is_embedding_linear_tanh_linear_of_the_authors_sizes() -> None:
 
 
 def test_result_is_detached_and_contiguous() -> None:
-    result = Reparameterisation(SHAPE, length=5, width=8).result()
+    result = Reparameterisation(SHAPE, length=5, width=8, hidden=512).result()
     for tensor in (result.keys, result.values):
         assert tensor.is_contiguous()
         assert not tensor.requires_grad

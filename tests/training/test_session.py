@@ -10,11 +10,12 @@ import typer
 from typer.testing import CliRunner
 
 from app.cli.evaluate import evaluate
-from app.cli.train import train
-from app.errors import InvalidRequest, PrefixNotFound
+from app.cli.train import base_model, train
+from app.errors import InvalidRequest, PolyprefixError, PrefixNotFound
 from app.model.load import load_model
 from app.prefix.codec import decode
 from app.registry.manifest import read_manifest
+from app.settings import DEMO_MODEL
 from app.training.recipe import Recipe
 from app.training.session import Job, Session
 
@@ -83,6 +84,70 @@ def test_train_fills_the_store_and_evaluate_reads_it(
     assert results[1]["bleu"] == results[2]["bleu"] == version.provenance["scores"]["bleu"]
     assert results[0]["bleu"] == version.provenance["scores"]["bleu_of_base_alone"]
     assert len(texts.read_text().splitlines()) == 2
+
+
+def test_a_model_with_an_encoder_is_trained_and_scored_by_the_same_commands(
+    tiny_bart_folder: Path, data: Path, tmp_path: Path, commands: typer.Typer
+) -> None:
+    out = tmp_path / "animals.safetensors"
+    decoding = '{"num_beams": 3, "length_penalty": 0.5, "no_repeat_ngram_size": 2, "min_tokens": 2}'
+    more = ("--out", str(out), "--decoding", decoding, "--max-source", "9")
+    ran = CliRunner().invoke(commands, arguments(tiny_bart_folder, data, tmp_path, *more))
+    assert ran.exit_code == 0, ran.output
+    model = load_model(str(tiny_bart_folder), device="cpu", dtype="float32")
+    prefix = decode(out, model.spec, model.dtype, max_length=100)
+    assert tuple(prefix.modules) == ("decoder", "encoder", "cross")
+    assert prefix.metadata.position_offset == 0
+    assert prefix.metadata.input_template == "<s>{input}</s>"
+    assert prefix.metadata.decoding == {"max_tokens": 12, **json.loads(decoding)}
+    recipe = prefix.metadata.provenance["recipe"]
+    assert recipe["modules"] == ["decoder", "encoder", "cross"]
+    assert (recipe["hidden"], recipe["model_dropout"], recipe["max_source"]) == (64, True, 9)
+    scored = CliRunner().invoke(
+        commands,
+        [
+            *("evaluate", "--model", str(tiny_bart_folder), "--data", str(data), "--json"),
+            *("--prefix", str(out), "--template", "<s>say : {input}</s>", "--device", "cpu"),
+            *("--decoding", '{"num_beams": 2}', "--max-tokens", "5"),
+        ],
+    )
+    assert scored.exit_code == 0, scored.output
+    _, tuned = json.loads(scored.stdout)["results"]
+    scores = prefix.metadata.provenance["scores"]
+    assert tuned["bleu"] == scores["bleu"]
+    assert {name: tuned[name] for name in scores["rouge"]} == scores["rouge"]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--decoding", '{"num_beams": 65}'), "num_beams is 65"),
+        (("--decoding", '{"beams": 4}'), "unknown field 'beams'"),
+        (("--decoding", '{"num_beams": 2, "num_beams": 4}'), "twice"),
+        (("--modules", "decoder,cross"), "this base model has decoder"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_training(
+    tiny_gpt2_folder: Path,
+    data: Path,
+    tmp_path: Path,
+    commands: typer.Typer,
+    option: tuple[str, str],
+    message: str,
+) -> None:
+    ran = CliRunner().invoke(commands, arguments(tiny_gpt2_folder, data, tmp_path, *option))
+    assert isinstance(ran.exception, PolyprefixError)
+    assert message in str(ran.exception)
+    assert not (tmp_path / "animals.checkpoint").exists()
+
+
+def test_a_demo_model_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert base_model(None) == base_model("demo-gpt2") == str(DEMO_MODEL)
+    for name in ("gpt2", ".", "..", "demo-gpt2/config.json", str(tmp_path)):
+        assert base_model(name) == name
+    (tmp_path / "demo-gpt2").mkdir()
+    assert base_model("demo-gpt2") == "demo-gpt2", "a folder that is here comes first"
 
 
 def test_the_same_command_goes_on_and_ends_with_the_same_prefix(

@@ -28,7 +28,7 @@ def test_gradient_reaches_every_parameter_and_no_weight_of_the_model(
     trainable: FrozenModel, pairs: list[TokenPair]
 ) -> None:
     trainer = Trainer(trainable, pairs, RECIPE)
-    trainer.loss_on(pairs).backward()
+    trainer.loss_on(pairs).mean.backward()
     for name, parameter in trainer.parameters.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
@@ -49,7 +49,7 @@ def test_loss_of_a_batch_is_that_of_its_rows_alone(
 ) -> None:
     """Padding changes nothing, positions start after the prefix, sums are per sentence."""
     trainer = Trainer(trainable, pairs, RECIPE)
-    prefix = trainer.parameters.result()
+    prefix = trainer.parameters.result()["decoder"]
     alone = 0.0
     for pair in pairs:
         tokens = torch.tensor([pair.prompt_ids + pair.target_ids])
@@ -58,7 +58,7 @@ def test_loss_of_a_batch_is_that_of_its_rows_alone(
         alone -= sum(
             logits[place - 1, tokens[0, place]].item() for place in range(start, len(pair))
         )
-    assert trainer.loss_on(pairs).item() == pytest.approx(alone / len(pairs), rel=1e-4)
+    assert trainer.loss_on(pairs).mean.item() == pytest.approx(alone / len(pairs), rel=1e-4)
 
 
 def test_four_pairs_are_learned_by_heart(trainable: FrozenModel, pairs: list[TokenPair]) -> None:
@@ -68,7 +68,9 @@ def test_four_pairs_are_learned_by_heart(trainable: FrozenModel, pairs: list[Tok
     trainer.run(lambda report: losses.append(report.loss))
     assert losses[-1] < 0.1 * losses[0]
     batch = collate(pairs[:1])
-    logits = dense_logits(trainable, batch.input_ids, trainer.result(), position_offset=8)
+    logits = dense_logits(
+        trainable, batch.input_ids, trainer.result()["decoder"], position_offset=8
+    )
     chosen = batch.labels != IGNORED
     assert torch.equal(logits.argmax(-1)[chosen], batch.labels[chosen])
 
@@ -86,8 +88,8 @@ def test_an_interrupted_run_ends_bit_for_bit_as_one_in_one_go(
     assert second.step == 5
     second.run(quiet)
     for mine, theirs in (
-        (second.parameters.result(), whole.parameters.result()),
-        (second.result(), whole.result()),
+        (second.parameters.result()["decoder"], whole.parameters.result()["decoder"]),
+        (second.result()["decoder"], whole.result()["decoder"]),
     ):
         assert torch.equal(mine.keys, theirs.keys)
         assert torch.equal(mine.values, theirs.values)
@@ -103,15 +105,15 @@ def test_the_best_state_is_kept_unless_the_last_is_asked_for(
 
     def remember(report: Report) -> None:
         assert report.validation_loss is not None
-        seen.append((report.validation_loss, trainer.parameters.result()))
+        seen.append((report.validation_loss, trainer.parameters.result()["decoder"]))
 
     trainer.run(remember)
     lowest, state = min(seen, key=lambda entry: entry[0])
     assert trainer.best_loss == lowest
-    assert torch.equal(trainer.result().keys, state.keys)
+    assert torch.equal(trainer.result()["decoder"].keys, state.keys)
     last = Trainer(trainable, pairs, replace(wild, keep="last"), validation=pairs)
     last.run(quiet)
-    assert torch.equal(last.result().keys, seen[-1][1].keys)
+    assert torch.equal(last.result()["decoder"].keys, seen[-1][1].keys)
 
 
 def test_a_checkpoint_of_another_run_is_refused(
@@ -132,10 +134,10 @@ def test_initial_words_lower_the_distance_to_them(
     trainable: FrozenModel, pairs: list[TokenPair]
 ) -> None:
     trainer = Trainer(trainable, pairs, replace(RECIPE, initial_words="the lazy fox"))
-    before = trainer.parameters.result()
+    before = trainer.parameters.result()["decoder"]
     left = trainer.initialise()
     assert left is not None
-    assert not torch.equal(trainer.parameters.result().keys, before.keys)
+    assert not torch.equal(trainer.parameters.result()["decoder"].keys, before.keys)
     assert Trainer(trainable, pairs, RECIPE).initialise() is None
 
 
