@@ -24,6 +24,7 @@ from app.engine.request import (
 )
 from app.engine.row import Row
 from app.engine.sampling import sample
+from app.engine.slots import SlotTable
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
 
@@ -50,7 +51,10 @@ class SteppedEngine:
     def step(self) -> None:
         """One step, and the invariants that hold after each."""
         self.engine.step()
-        self.engine.table.check_integrity()
+        for table in self.tables:
+            # a request whose source is being encoded holds columns before it has a row
+            if any(table.rows) or not self.engine._scheduler.num_rows:
+                table.check_integrity()
 
     def run(self, max_steps: int = 5000) -> None:
         """Step until nothing is left to do."""
@@ -59,6 +63,30 @@ class SteppedEngine:
                 return
             self.step()
         raise AssertionError("the engine did not come to rest")
+
+    @property
+    def tables(self) -> list[SlotTable]:
+        """The slots of rows and, with an encoder, those of sources."""
+        sources = self.engine.source_table
+        return [self.engine.table] if sources is None else [self.engine.table, sources]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rows in slots, trunks of beams among them."""
+        return [item for slots in self.engine.table.rows for item in slots if isinstance(item, Row)]
+
+    def check_empty(self) -> None:
+        """Nothing is left of any request: no slot, no reservation, no shared prefix, no queue."""
+        scheduler = self.engine._scheduler
+        memories = [scheduler._memories.rows, scheduler._memories.sources]
+        for table in self.tables:
+            assert table.reserved_columns == 0
+            assert not any(table.rows)
+        assert not any(memory._shared for memory in memories if memory is not None)
+        assert scheduler.idle
+        assert scheduler.num_rows == 0
+        assert not scheduler._prefilling
+        assert not scheduler._sources._waiting
 
     def tokens(self, request_id: str, index: int = 0) -> list[int]:
         """Token ids of one row, from the events."""
@@ -82,6 +110,13 @@ class SteppedEngine:
         for event in self.events[request_id]:
             if isinstance(event, RowFinished) and event.index == index:
                 return event.reason
+        return None
+
+    def score(self, request_id: str, index: int = 0) -> float | None:
+        """What result `index` of a beam search was ranked by."""
+        for event in self.events[request_id]:
+            if isinstance(event, RowFinished) and event.index == index:
+                return event.score
         return None
 
     def terminal(self, request_id: str) -> Event | None:
