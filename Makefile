@@ -6,6 +6,7 @@
 PYTHON    ?= python3
 PIP_FLAGS ?=
 ARGS      ?=
+MODEL     := demo-gpt2
 
 VENV  := .venv
 BIN   := $(VENV)/bin
@@ -33,9 +34,12 @@ $(STAMP): pyproject.toml
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) --editable '.[dev]' && \
 	  echo "$(STATE)" > $@; fi
 
-serve: $(STAMP)  ## Serve the demo model and its prefixes on http://127.0.0.1:8000 (more: ARGS="--port 9000")
-	@HF_HUB_OFFLINE=1 $(BIN)/polyprefix serve --model app/demo/models/demo-gpt2 \
-	  --store prefixes --data-dir data $(ARGS)
+# Each demo model has a catalog of its own, so that each lists its own prefixes.
+DATA_DIR = $(if $(filter demo-gpt2,$(MODEL)),data,data/$(MODEL))
+
+serve: $(STAMP)  ## Serve the demo model on http://127.0.0.1:8000 (more: MODEL=demo-bart ARGS="--port 9000")
+	@HF_HUB_OFFLINE=1 $(BIN)/polyprefix serve --model app/demo/models/$(MODEL) \
+	  --store prefixes --data-dir $(DATA_DIR) $(ARGS)
 
 lint: $(STAMP)  ## Style, format and types; the Dockerfiles too where their linter runs
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypedDict
@@ -114,7 +115,12 @@ async def _acquire(
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     registry = await asyncio.to_thread(open_registry, settings.catalog_url, settings.store)
     stack.callback(registry.close)
-    imported = await asyncio.to_thread(seed, registry, settings.store, DEMO_TENANT)
+    imported = await asyncio.to_thread(
+        partial(seed, base_fingerprint=model.spec.fingerprint),
+        registry,
+        settings.store,
+        DEMO_TENANT,
+    )
     _log.info("imported %d shipped prefixes", imported)
 
     tiers = PrefixTiers(

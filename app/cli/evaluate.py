@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from app.cli.base import base_model
 from app.cli.console import print_json, stderr, stdout
-from app.cli.train import base_model
 from app.errors import PrefixNotFound
 
 if TYPE_CHECKING:

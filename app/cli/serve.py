@@ -16,17 +16,18 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from app.cli.base import base_model
 from app.cli.console import printable, stdout
 from app.errors import PolyprefixError
 
 if TYPE_CHECKING:
     from app.api.services import Services
+    from app.registry.records import PrefixRecord
     from app.settings import Settings
 
 SHOWN_PREFIXES = 12
-EXAMPLES = {
-    "e2e": "name : Blue Spice | eatType : coffee shop | priceRange : cheap | area : city centre"
-}
+_COFFEE_SHOP = "name : Blue Spice | eatType : coffee shop | priceRange : cheap | area : city centre"
+EXAMPLES = {"e2e": _COFFEE_SHOP, "describe": _COFFEE_SHOP}
 """Inputs that make a good first request to prefixes that are shipped."""
 
 
@@ -42,7 +43,11 @@ def _option(setting: str, help_text: str) -> Any:
 
 Model = Annotated[
     str | None,
-    _option("model", "Base model: a Hugging Face id or a folder. The demo model if not given."),
+    _option(
+        "model",
+        "Base model: a Hugging Face id, a folder, `demo-gpt2` or `demo-bart`. The first of these"
+        " two if not given.",
+    ),
 ]
 ServedName = Annotated[
     str | None, _option("served_model_name", "What clients call it; the last part if not given.")
@@ -102,6 +107,8 @@ def serve(
     """
     # at this point the local names are the parameters
     given = {name: value for name, value in locals().items() if value is not None}
+    if model is not None:
+        given["model"] = base_model(model)
     _run(_settings(given))
 
 
@@ -154,7 +161,7 @@ def _greet(services: Services, url: str) -> None:
 
     model = services.model
     page = services.registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
-    names = [prefix.name for prefix in page.items]
+    names = [prefix.name for prefix in page.items if _fits(services, prefix)]
     dtype = str(model.dtype).removeprefix("torch.")
     facts = Table.grid(padding=(0, 2))
     facts.add_row("base model", Text(f"{model.spec.model_id} ({dtype}, {model.device})"))
@@ -163,6 +170,14 @@ def _greet(services: Services, url: str) -> None:
     console = stdout()
     console.print(Panel(facts, title=f"polyprefix at {url}", expand=False))
     console.print(Text(printable(example(url, names, model.spec.model_id))), soft_wrap=True)
+
+
+def _fits(services: Services, prefix: PrefixRecord) -> bool:
+    """Whether it was trained on this base model; a catalog may have served another one."""
+    from app.api.services import DEMO_TENANT
+
+    version = services.registry.get_version(DEMO_TENANT, prefix.name, prefix.latest)
+    return version.base_fingerprint in (None, services.model.spec.fingerprint)
 
 
 def example(url: str, prefixes: list[str], model_id: str) -> str:

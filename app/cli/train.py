@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from app.cli.base import base_model
 from app.cli.console import human_bytes, stderr, stdout
 
 if TYPE_CHECKING:
@@ -193,17 +194,6 @@ def _recipe(options: Mapping[str, Any]) -> Recipe:
             "initial_words": options["words"],
         }
     )
-
-
-def base_model(name: str | None) -> str:
-    """The base model that a command is told: a demo model by its name too, the first if none."""
-    from app.settings import DEMO_MODEL
-
-    if name is None:
-        return str(DEMO_MODEL)
-    folder = DEMO_MODEL.parent / name
-    is_demo = folder.parent == DEMO_MODEL.parent and folder.is_dir() and not Path(name).exists()
-    return str(folder) if is_demo else name
 
 
 def _check_names(name: str, alias: str | None) -> None:

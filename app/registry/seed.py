@@ -23,9 +23,16 @@ DEFAULT_TENANT = "demo"
 _log = logging.getLogger(__name__)
 
 
-def seed(registry: Registry, store: Path, tenant: str = DEFAULT_TENANT) -> int:
+def seed(
+    registry: Registry,
+    store: Path,
+    tenant: str = DEFAULT_TENANT,
+    *,
+    base_fingerprint: str | None = None,
+) -> int:
     """Makes the tenant if it is new and imports what it lacks of the manifest; how many versions.
 
+    With `base_fingerprint`, what names another base model is left for a server that has that one.
     `latest` moves to what was added after it last moved; other aliases are made if they are
     missing. A file that is missing or has another size is reported in the log and left out.
     PolyprefixError if the manifest is not understood.
@@ -43,6 +50,7 @@ def seed(registry: Registry, store: Path, tenant: str = DEFAULT_TENANT) -> int:
             version
             for version in prefix.versions
             if (name, version.digest, version.added_at) not in known
+            and base_fingerprint in (None, version.base_fingerprint or base_fingerprint)
             and _is_whole(registry, name, version)
         ]
         if new:

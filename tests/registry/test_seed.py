@@ -162,6 +162,23 @@ class TestImport:
         for field in VersionInfo.__dataclass_fields__:
             assert getattr(version, field) == getattr(info_of(b"web"), field)
 
+    def test_what_belongs_to_another_base_model_waits_for_it(
+        self, registry: Registry, store: Path, ship: Ship, info_of: Callable[..., VersionInfo]
+    ) -> None:
+        ship("e2e", b"one", "stable")
+        own = info_of(b"one").base_fingerprint
+        path = store / "catalog.json"
+        known = json.loads(path.read_text())
+        for name, fingerprint in (("tldr", "b" * 64), ("any", None)):
+            known["prefixes"][name] = json.loads(json.dumps(known["prefixes"]["e2e"]))
+            known["prefixes"][name]["versions"][0]["base_fingerprint"] = fingerprint
+        path.write_text(json.dumps(known))
+        names = [["any", "e2e"], ["any", "e2e", "tldr"]]
+        for fingerprint, listed in zip((own, "b" * 64), names, strict=True):
+            seed(registry, store, base_fingerprint=fingerprint)
+            found = [record.name for record in registry.list_prefixes("demo").items]
+            assert found == listed
+
     def test_the_tenant_is_made(self, open_again: Callable[[], Registry], store: Path) -> None:
         registry = open_again()
         assert seed(registry, store) == 0

@@ -10,12 +10,11 @@ import typer
 from typer.testing import CliRunner
 
 from app.cli.evaluate import evaluate
-from app.cli.train import base_model, train
+from app.cli.train import train
 from app.errors import InvalidRequest, PolyprefixError, PrefixNotFound
 from app.model.load import load_model
 from app.prefix.codec import decode
 from app.registry.manifest import read_manifest
-from app.settings import DEMO_MODEL
 from app.training.recipe import Recipe
 from app.training.session import Job, Session
 
@@ -139,15 +138,6 @@ def test_options_that_cannot_be_are_refused_before_training(
     assert isinstance(ran.exception, PolyprefixError)
     assert message in str(ran.exception)
     assert not (tmp_path / "animals.checkpoint").exists()
-
-
-def test_a_demo_model_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert base_model(None) == base_model("demo-gpt2") == str(DEMO_MODEL)
-    for name in ("gpt2", ".", "..", "demo-gpt2/config.json", str(tmp_path)):
-        assert base_model(name) == name
-    (tmp_path / "demo-gpt2").mkdir()
-    assert base_model("demo-gpt2") == "demo-gpt2", "a folder that is here comes first"
 
 
 def test_the_same_command_goes_on_and_ends_with_the_same_prefix(
