@@ -3,7 +3,8 @@
     python -m app.demo.splits --data FOLDER --out FOLDER
 
 E2E is split by meaning representation (a hash of it decides), WebNLG by its own development split,
-one pair of files per category; DART's own lines by the part that pretraining never saw. Knows
+one pair of files per category; DART's own lines by the part that pretraining never saw; SciTLDR by
+its development split, of which the beginning is taken; DialogSum by a hash of the dialogue. Knows
 nothing about models.
 """
 
@@ -19,6 +20,8 @@ from typing import Any
 from app.demo.records import DART_EXCLUDED, clean, is_held_out, read_lines
 
 E2E_HELD_OUT_SHARE = 0.14
+DIALOGUES_HELD_OUT_SHARE = 0.2
+ABSTRACTS_HELD_OUT = 150
 Record = dict[str, Any]
 
 
@@ -30,8 +33,16 @@ def split_all(data: Path, out: Path) -> dict[str, int]:
         for record in read_lines(data / "dart" / "dev.jsonl")
         if not DART_EXCLUDED & set(record["source"])
     ]
+    dialogues = _one_line_each(read_lines(data / "dialogsum" / "dev.jsonl"))
     written = _write_both(out, "e2e", e2e, lambda record: is_e2e_held_out(record["input"]))
     written |= _write_both(out, "dart", dart, lambda record: is_held_out(record["input"]))
+    written |= _write_both(
+        out,
+        "dialogsum",
+        dialogues,
+        lambda record: _hash_share(record["input"]) < DIALOGUES_HELD_OUT_SHARE,
+    )
+    written |= _write_abstracts(data, out)
     for split, part in (("train", "train"), ("dev", "valid")):
         records = list(read_lines(data / "webnlg" / f"{split}.jsonl"))
         for category in sorted({record["category"] for record in records}):
@@ -43,8 +54,26 @@ def split_all(data: Path, out: Path) -> dict[str, int]:
 
 def is_e2e_held_out(source: str) -> bool:
     """Whether a meaning representation is kept for validation."""
-    value = int.from_bytes(hashlib.sha256(source.encode()).digest()[:4])
-    return value < E2E_HELD_OUT_SHARE * 2**32
+    return _hash_share(source) < E2E_HELD_OUT_SHARE
+
+
+def _hash_share(source: str) -> float:
+    """A number from 0 to 1 that the text decides."""
+    return int.from_bytes(hashlib.sha256(source.encode()).digest()[:4]) / 2**32
+
+
+def _write_abstracts(data: Path, out: Path) -> dict[str, int]:
+    """SciTLDR: what its training split has too is not held out."""
+    train, dev = (
+        _one_line_each(read_lines(data / "scitldr" / f"{part}.jsonl")) for part in ("train", "dev")
+    )
+    seen = {record["input"] for record in train}
+    unseen = [record for record in dev if record["input"] not in seen][:ABSTRACTS_HELD_OUT]
+    parts = {"train": train, "valid": unseen}
+    return {
+        f"scitldr-{part}.jsonl": _write(out / f"scitldr-{part}.jsonl", records)
+        for part, records in parts.items()
+    }
 
 
 def _write_both(
@@ -57,6 +86,11 @@ def _write_both(
         f"{name}-{part}.jsonl": _write(out / f"{name}-{part}.jsonl", of_part)
         for part, of_part in parts.items()
     }
+
+
+def _one_line_each(records: Iterable[Record]) -> list[Record]:
+    """Passages in the form in which pretraining read them."""
+    return [{**record, "input": clean(record["input"])} for record in records]
 
 
 def _write(path: Path, records: Iterable[Record]) -> int:

@@ -56,6 +56,8 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _write(root / "dart" / "dev.jsonl", list(DART))
     _write(root / "e2e" / "dev.jsonl", list(E2E))
     _write(root / "scitldr" / "train.jsonl", list(SUMMARIES))
+    unseen = {"input": "Another abstract,\nof two lines.", "targets": ["SECRET summary."]}
+    _write(root / "scitldr" / "dev.jsonl", [*SUMMARIES, unseen])
     _write(root / "dialogsum" / "dev.jsonl", list(SUMMARIES))
     (root / "prose").mkdir()
     (root / "prose" / "speeches.txt").write_text(PROSE, encoding="utf-8")

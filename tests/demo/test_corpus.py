@@ -42,6 +42,16 @@ def test_training_and_validation_files_are_disjoint_and_complete(
     assert all(map(is_e2e_held_out, inputs["valid"]))
     assert counts["webnlg-astronaut-train.jsonl"] == counts["webnlg-astronaut-valid.jsonl"] == 1
     assert counts["dart-train.jsonl"] + counts["dart-valid.jsonl"] == 40
+    assert counts["dialogsum-train.jsonl"] + counts["dialogsum-valid.jsonl"] == 1
+
+
+def test_an_abstract_of_the_training_split_is_not_held_out(
+    data_folder: Path, tmp_path: Path
+) -> None:
+    counts = split_all(data_folder, tmp_path)
+    [held_out] = read_lines(tmp_path / "scitldr-valid.jsonl")
+    assert counts["scitldr-valid.jsonl"] == 1
+    assert held_out["input"] == "Another abstract, of two lines."
 
 
 def test_a_document_is_the_same_every_time(corpus: Corpus, data_folder: Path) -> None:
