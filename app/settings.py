@@ -70,7 +70,7 @@ class Settings(BaseSettings):
         512, ge=1, le=1 << 16, description="positions of all prefixes of one row together"
     )
     max_request_rows: int = Field(
-        64, ge=1, le=4096, description="prompts × max(n, best_of) of one request"
+        64, ge=1, le=4096, description="prompts × max(n, best_of, num_beams) of one request"
     )
     kv_memory: int = Field(2048, ge=1, description="memory for keys and values, MiB")
     decode_attention: Literal["auto", "sdpa", "matmul"] = Field(

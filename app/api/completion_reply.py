@@ -14,6 +14,8 @@ from app.engine.request import Event, PromptScored, RowFinished, TextDelta, Toke
 
 Json = dict[str, Any]
 
+_GOES_ON = b'"finish_reason":null'
+
 
 @dataclass(frozen=True)
 class ReplyHead:
@@ -45,6 +47,7 @@ class RowReply:
     finish_reason: str | None = None
     num_tokens: int = 0
     cumulative_logprob: float = 0.0
+    beam_score: float | None = None
 
     def add(self, event: TextDelta | RowFinished) -> None:
         """Take in an event of this row."""
@@ -55,11 +58,19 @@ class RowReply:
             self.finish_reason = event.reason.value
             self.num_tokens = event.num_tokens
             self.cumulative_logprob = event.cumulative_logprob or 0.0
+            self.beam_score = event.score
 
     @property
-    def mean_logprob(self) -> float:
-        """By which `best_of` ranks rows."""
+    def rank(self) -> float:
+        """By which results are ordered: a beam's score, else the log-probability per token."""
+        if self.beam_score is not None:
+            return self.beam_score
         return self.cumulative_logprob / max(1, self.num_tokens)
+
+    @property
+    def extras(self) -> Json:
+        """What only the results of beams have."""
+        return {} if self.beam_score is None else {"beam_score": self.beam_score}
 
 
 @dataclass
@@ -82,7 +93,7 @@ class PromptReply:
         """The `count` most probable rows per token; all in their order if none is left out."""
         if count >= len(self.rows):
             return self.rows
-        return sorted(self.rows, key=lambda row: -row.mean_logprob)[:count]
+        return sorted(self.rows, key=lambda row: -row.rank)[:count]
 
 
 def usage(prompts: Iterable[PromptReply]) -> Json:
@@ -111,6 +122,7 @@ def whole_reply(
                     "index": len(choices),
                     "logprobs": None if logprobs is None else logprobs_object(scores, logprobs, 0),
                     "finish_reason": row.finish_reason,
+                    **row.extras,
                 }
             )
     return {**head.fields, "choices": choices, "usage": usage(prompts)}
@@ -154,28 +166,22 @@ class ChunkWriter:
 
     def choice(self, index: int, text: str, scores: Sequence[TokenScore]) -> bytes:
         """A chunk with new text of one choice."""
-        return self._chunk(index, text, scores, b"null") + self._tail
+        return self._chunk(index, text, scores, _GOES_ON) + self._tail
 
-    def end(self, index: int, finish_reason: str, timings: Json | None) -> bytes:
+    def end(self, index: int, row: RowReply, timings: Json | None) -> bytes:
         """A choice's last chunk; with `timings` if it is the stream's last one too."""
         times = b"" if timings is None else b',"timings":' + _dumps(timings)
-        return self._chunk(index, "", (), _dumps(finish_reason)) + times + self._tail
+        end = _dumps({"finish_reason": row.finish_reason, **row.extras})[1:-1]
+        return self._chunk(index, "", (), end) + times + self._tail
 
-    def _chunk(
-        self, index: int, text: str, scores: Sequence[TokenScore], finish_reason: bytes
-    ) -> bytes:
+    def _chunk(self, index: int, text: str, scores: Sequence[TokenScore], end: bytes) -> bytes:
         logprobs = b"null"
         if self._logprobs is not None:
             offset = self._offsets.get(index, 0)
             logprobs = _dumps(logprobs_object(scores, self._logprobs, offset))
             self._offsets[index] = offset + sum(len(score.text) for score in scores)
-        fields = b'{"text":%b,"index":%d,"logprobs":%b,"finish_reason":%b}' % (
-            _dumps(text),
-            index,
-            logprobs,
-            finish_reason,
-        )
-        return self._open + fields + b"]"
+        fields = (_dumps(text), index, logprobs, end)
+        return self._open + b'{"text":%b,"index":%d,"logprobs":%b,%b}]' % fields
 
     def usage(self, prompts: Sequence[PromptReply], timings: Json) -> bytes:
         """The additional last chunk of a stream that was to include its usage."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request, Response
 
+from app.api.beams import check_alternatives, check_results, choose_beams
 from app.api.choosing import Choice, choose
 from app.api.completion_reply import (
     ChunkWriter,
@@ -23,6 +24,7 @@ from app.api.prompts import encode_prompt
 from app.api.sampling import choose_max_tokens, parse_logit_bias, sampling_params
 from app.api.schemas import CompletionBody
 from app.api.services import Services, ServicesDep, TenantDep
+from app.engine.beam import BeamParams
 from app.engine.request import RowFinished, TextDelta
 from app.errors import InvalidRequest
 
@@ -37,7 +39,7 @@ async def create_completion(
     body: CompletionBody, request: Request, services: ServicesDep, tenant: TenantDep
 ) -> Response:
     """OpenAI's completions; `model` names a prefix, or several joined by `+`."""
-    _check(body)
+    _check(body, services)
     choice = await choose(services, tenant, body.model, body.prefixes)
     try:
         jobs = [await _job(services, choice, body, prompt) for prompt in _prompts(body)]
@@ -56,7 +58,7 @@ async def create_completion(
     return StrictJSONResponse(content, headers={**choice.headers, **generation.timings.headers})
 
 
-def _check(body: CompletionBody) -> None:
+def _check(body: CompletionBody, services: Services) -> None:
     """What single fields cannot say."""
     if body.suffix:
         raise InvalidRequest("suffix is not supported", param="suffix")
@@ -65,6 +67,31 @@ def _check(body: CompletionBody) -> None:
         raise InvalidRequest(f"best_of is {best_of}, less than n, which is {n}", param="best_of")
     if body.stream and best_of is not None and best_of > n:
         raise InvalidRequest("best_of greater than n cannot be streamed", param="best_of")
+    has_encoder = services.model.spec.source_limit is not None
+    if body.truncate and not has_encoder:
+        raise InvalidRequest(
+            "truncate cuts what an encoder reads, and this model has none: shorten the prompt",
+            param="truncate",
+        )
+    if body.echo and body.logprobs is not None and has_encoder:
+        raise InvalidRequest(
+            "echo with logprobs would score the prompt, but this model's encoder reads it and "
+            "gives no probabilities: leave out one of the two",
+            param="echo",
+        )
+
+
+def _check_beams(body: CompletionBody, beam: BeamParams) -> None:
+    """What beams do not do, in the words of this API."""
+    n = body.n or 1
+    check_results(beam, n, param="n")
+    check_alternatives(body.logprobs, param="logprobs")
+    if body.best_of not in (None, n):
+        raise InvalidRequest(
+            f"best_of is {body.best_of}, but beam search makes the n results that it returns, the "
+            f"best of num_beams {beam.num_beams}: leave best_of out",
+            param="best_of",
+        )
 
 
 def _prompts(body: CompletionBody) -> list[str | list[int]]:
@@ -80,22 +107,26 @@ def _prompts(body: CompletionBody) -> list[str | list[int]]:
 async def _job(
     services: Services, choice: Choice, body: CompletionBody, prompt: str | list[int]
 ) -> Job:
-    ids = await encode_prompt(services, choice, prompt, raw=body.raw)
+    cut_to = services.model.spec.source_limit if body.truncate else None
+    ids = await encode_prompt(services, choice, prompt, raw=body.raw, cut_to=cut_to)
+    max_tokens = choose_max_tokens(services, choice, body.max_tokens, _DEFAULT_MAX_TOKENS, len(ids))
+    beam = choose_beams(body, choice, max_tokens=max_tokens)
+    if beam is not None:
+        _check_beams(body, beam)
     ranks = (body.best_of or 1) > (body.n or 1)
     logprobs = 0 if ranks and body.logprobs is None else body.logprobs
     sampling = sampling_params(
         body,
         choice,
-        max_tokens=choose_max_tokens(
-            services, choice, body.max_tokens, _DEFAULT_MAX_TOKENS, len(ids)
-        ),
+        max_tokens=max_tokens,
         defaults=_DEFAULTS,
         stop=[body.stop] if isinstance(body.stop, str) else body.stop,
         logprobs=logprobs,
         logit_bias=parse_logit_bias(body.logit_bias),
+        beam=beam,
     )
     rows = max(body.n or 1, body.best_of or 1)
-    return Job(ids, sampling, rows, echo=bool(body.echo))
+    return Job(ids, sampling, rows, scored=bool(body.echo) and body.logprobs is not None)
 
 
 class _Reply:
@@ -114,7 +145,7 @@ class _Reply:
             PromptReply(
                 rows=[RowReply() for _ in range(job.rows)],
                 num_prompt=len(job.prompt_ids),
-                echo_text=text.decode(job.prompt_ids) if job.echo else "",
+                echo_text=text.decode(job.prompt_ids) if body.echo else "",
             )
             for job in generation.jobs
         ]
@@ -147,7 +178,8 @@ class _Reply:
                     # the last row's end and its request's end arrive together
                     totals = None if open_rows or include_usage else timings.milliseconds
                     number = self._number(index, event.index)
-                    part += writer.end(number, event.reason.value, totals)
+                    row = self._prompts[index].rows[event.index]
+                    part += writer.end(number, row, totals)
             if part:
                 yield part
         if include_usage:

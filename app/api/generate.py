@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.api.beams import check_alternatives, check_results, choose_beams
 from app.api.choosing import Choice, choose
 from app.api.completion_reply import PromptReply, RowReply
 from app.api.errors import StrictJSONResponse
@@ -23,12 +24,12 @@ router = APIRouter()
 
 _DEFAULT_MAX_TOKENS = 100
 _SAMPLED = {"temperature": 1.0}
+_NO_TOKEN = TokenScore(0, "", 0.0)
 _UNSUPPORTED = (
     "grammar",
     "response_format",
     "typical_p",
     "watermark",
-    "truncate",
     "merged_adapters",
     "ignore_eos_token",
     "return_k_alternatives",
@@ -69,7 +70,7 @@ async def compat_generate(
 async def _begin(body: GenerateBody, services: Services, tenant: str) -> _Reply:
     """Choose the prefix and submit."""
     parameters = body.parameters
-    _check(parameters)
+    _check(parameters, services)
     choice = await choose(services, tenant, parameters.adapter_id, parameters.prefixes)
     try:
         job = await _job(services, choice, body)
@@ -88,27 +89,50 @@ async def _whole(reply: _Reply, request: Request) -> dict[str, Any]:
         reply.generation.close()
 
 
-def _check(parameters: TgiParameters) -> None:
+def _check(parameters: TgiParameters, services: Services) -> None:
     """Refuse what would otherwise be ignored in silence."""
     for name in _UNSUPPORTED:
         if getattr(parameters, name) not in (None, False):
             raise InvalidRequest(f"{name} is not supported", param=name)
+    spec = services.model.spec
+    if parameters.truncate is not None and parameters.truncate > spec.prompt_limit:
+        raise InvalidRequest(
+            f"truncate is {parameters.truncate}; prompts of this model have at most "
+            f"{spec.prompt_limit} tokens",
+            param="truncate",
+        )
+    if parameters.decoder_input_details and spec.source_limit is not None:
+        raise InvalidRequest(
+            "decoder_input_details would score the prompt, but this model's encoder reads it and "
+            "gives no probabilities: leave it out",
+            param="decoder_input_details",
+        )
 
 
 async def _job(services: Services, choice: Choice, body: GenerateBody) -> Job:
     parameters = body.parameters
-    ids = await encode_prompt(services, choice, body.inputs, raw=parameters.raw)
-    samples = parameters.do_sample or parameters.temperature is not None
-    given = parameters.max_new_tokens
+    ids = await encode_prompt(
+        services, choice, body.inputs, raw=parameters.raw, cut_to=parameters.truncate
+    )
+    samples = bool(parameters.do_sample) or parameters.temperature is not None
+    given, results = parameters.max_new_tokens, parameters.best_of or 1
+    max_tokens = choose_max_tokens(services, choice, given, _DEFAULT_MAX_TOKENS, len(ids))
+    beam = choose_beams(
+        parameters, choice, max_tokens=max_tokens, do_sample=bool(parameters.do_sample)
+    )
+    if beam is not None:
+        check_results(beam, results, param="best_of")
+        check_alternatives(parameters.top_n_tokens, param="top_n_tokens")
     sampling = sampling_params(
         parameters,
         choice,
-        max_tokens=choose_max_tokens(services, choice, given, _DEFAULT_MAX_TOKENS, len(ids)),
+        max_tokens=max_tokens,
         defaults=_SAMPLED if samples else {},
         stop=parameters.stop or None,
         logprobs=parameters.top_n_tokens or 0,
+        beam=beam,
     )
-    return Job(ids, sampling, parameters.best_of or 1, echo=bool(parameters.decoder_input_details))
+    return Job(ids, sampling, results, scored=bool(parameters.decoder_input_details))
 
 
 class _Reply:
@@ -121,7 +145,8 @@ class _Reply:
         [job] = generation.jobs
         self._job = job
         self._prompt = PromptReply([RowReply() for _ in range(job.rows)], len(job.prompt_ids))
-        self._special_ids = generation.services.model.text.eos_token_ids
+        text = generation.services.model.text
+        self._special_ids = text.special_ids | text.eos_token_ids
 
     @property
     def headers(self) -> dict[str, str]:
@@ -138,7 +163,7 @@ class _Reply:
                 if isinstance(item, RowFinished):
                     ends[item.index] = item
         rows = self._prompt.rows
-        best, *others = sorted(range(len(rows)), key=lambda index: -rows[index].mean_logprob)
+        best, *others = sorted(range(len(rows)), key=lambda index: -rows[index].rank)
         reply: dict[str, Any] = {"generated_text": self._inputs + rows[best].text}
         if self._parameters.details or self._parameters.decoder_input_details:
             reply["details"] = self._details(ends[best])
@@ -175,7 +200,9 @@ class _Reply:
                         index += 1
                         shown = item.text if score is item.tokens[-1] else ""
                         events.append(self._stream_event(index, score, shown))
-                elif isinstance(item, RowFinished) and events:
+                elif isinstance(item, RowFinished):
+                    # a search that bans leave nothing to has a result of no tokens
+                    events = events or [self._stream_event(index, _NO_TOKEN, "")]
                     totals = self._totals(item) | {"timings": self.generation.timings.milliseconds}
                     events[-1] |= {"generated_text": text, "details": totals}
             if events:
@@ -201,6 +228,7 @@ class _Reply:
             "input_length": len(self._job.prompt_ids),
             "generated_tokens": end.num_tokens,
             "seed": self._job.sampling.seed,
+            **({} if end.score is None else {"beam_score": end.score}),
         }
 
     def _token(self, score: TokenScore) -> dict[str, Any]:

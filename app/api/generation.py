@@ -31,12 +31,20 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Job:
-    """One prompt of a request: its tokens and how its `rows` rows are sampled."""
+    """One prompt of a request: its tokens and how its `rows` results are made.
+
+    With `scored` the prompt's tokens get log-probabilities too.
+    """
 
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     rows: int = 1
-    echo: bool = False
+    scored: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that it takes in the engine: its results, or its beams."""
+        return self.rows if self.sampling.beam is None else self.sampling.beam.num_beams
 
 
 @dataclass
@@ -84,11 +92,13 @@ class Generation:
     def start(self) -> None:
         """Submit every job; raises what the engine refuses, and then nothing runs."""
         limit = self.services.limits.max_request_rows
-        rows = sum(job.rows for job in self.jobs)
+        rows = sum(job.num_rows for job in self.jobs)
         if rows > limit:
+            beams = any(job.sampling.beam is not None for job in self.jobs)
             raise InvalidRequest(
-                f"prompts × max(n, best_of) is {rows}; at most {limit} rows are taken at once",
-                param="n",
+                f"prompts × max(n, best_of, num_beams) is {rows}; at most {limit} rows are taken "
+                "at once",
+                param="num_beams" if beams else "n",
             )
         longest = self.services.limits.request_timeout
         deadline = time.monotonic() + min(self.timeout or longest, longest)
@@ -134,7 +144,7 @@ class Generation:
             sampling=job.sampling,
             prefixes=self.choice.prefixes,
             n=job.rows,
-            echo=job.echo,
+            echo=job.scored,
             deadline=deadline,
         )
 

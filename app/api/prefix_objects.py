@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from app.registry.records import Alias, PrefixRecord, Version
 
 
-def version_object(version: Version) -> dict[str, Any]:
-    """One version; `digest` names it, sizes are in positions and bytes."""
+def version_object(version: Version, lengths: Mapping[str, int]) -> dict[str, Any]:
+    """One version; `digest` names it, sizes are in positions (`lengths` by module) and bytes."""
     return {
         "object": "prefix.version",
         "name": version.name,
         "digest": version.digest,
         "length": version.length,
+        "lengths": dict(lengths),
         "position_offset": version.position_offset,
         "dtype": version.dtype,
         "nbytes": version.nbytes,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Annotated, BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
 from app.api.errors import StrictJSONResponse
+from app.api.lengths import module_lengths
 from app.api.prefix_objects import prefix_object, version_object
-from app.api.services import ServicesDep, TenantDep
+from app.api.services import Services, ServicesDep, TenantDep
 from app.prefix.tiers import PrefixKey
+from app.registry.records import Version
 
 router = APIRouter(prefix="/v1/prefixes")
 
@@ -56,7 +58,7 @@ async def list_versions(
 ) -> Response:
     """A prefix's versions, the newest first, a page at a time."""
     page = await asyncio.to_thread(services.registry.list_versions, tenant, name, cursor, limit)
-    data = [version_object(version) for version in page.items]
+    data = await asyncio.to_thread(_version_objects, services, tenant, page.items)
     return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
 
 
@@ -64,7 +66,8 @@ async def list_versions(
 async def get_version(name: str, digest: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """One version by its digest or a unique start of it."""
     version = await asyncio.to_thread(services.registry.get_version, tenant, name, digest)
-    return StrictJSONResponse(version_object(version))
+    [content] = await asyncio.to_thread(_version_objects, services, tenant, [version])
+    return StrictJSONResponse(content)
 
 
 @router.get("/{name}/versions/{digest}/content")
@@ -99,7 +102,8 @@ async def pin_version(name: str, digest: str, services: ServicesDep, tenant: Ten
     """Keep the version in memory once it has been used."""
     version = await asyncio.to_thread(services.registry.pin, tenant, name, digest)
     services.tiers.pin(PrefixKey(version.owner, version.digest))
-    return StrictJSONResponse(version_object(version))
+    [content] = await asyncio.to_thread(_version_objects, services, tenant, [version])
+    return StrictJSONResponse(content)
 
 
 @router.delete("/{name}/versions/{digest}/pin")
@@ -109,7 +113,16 @@ async def unpin_version(
     """Let the version be evicted from memory again."""
     version = await asyncio.to_thread(services.registry.unpin, tenant, name, digest)
     services.tiers.unpin(PrefixKey(version.owner, version.digest))
-    return StrictJSONResponse(version_object(version))
+    [content] = await asyncio.to_thread(_version_objects, services, tenant, [version])
+    return StrictJSONResponse(content)
+
+
+def _version_objects(
+    services: Services, tenant: str, versions: Sequence[Version]
+) -> list[dict[str, Any]]:
+    return [
+        version_object(version, module_lengths(services, tenant, version)) for version in versions
+    ]
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:

@@ -16,29 +16,63 @@ _LONG_TEXT = 2000
 
 
 async def encode_prompt(
-    services: Services, choice: Choice, prompt: str | list[int], *, raw: bool
+    services: Services,
+    choice: Choice,
+    prompt: str | list[int],
+    *,
+    raw: bool,
+    cut_to: int | None = None,
 ) -> tuple[int, ...]:
-    """Token ids of one prompt: a text goes through the prefix's template unless `raw`."""
+    """Token ids of one prompt: a text goes through the prefix's template unless `raw`.
+
+    No more than `cut_to` tokens are left: of what an encoder reads the first ones and the
+    end-of-text token behind them, of any other prompt the last ones.
+    """
     if not isinstance(prompt, str):
-        return tuple(prompt)
+        return _cut(services, tuple(prompt), cut_to)
+    if cut_to is not None:
+        prompt = _cut_text(services, prompt)
     check_text(services, prompt)
     template = None if raw else choice.template
     if len(prompt) < _LONG_TEXT:
-        return _encode(services, template, prompt)
-    return await asyncio.to_thread(_encode, services, template, prompt)
+        ids = _encode(services, template, prompt)
+    else:
+        ids = await asyncio.to_thread(_encode, services, template, prompt)
+    return _cut(services, ids, cut_to)
 
 
 def check_text(services: Services, text: str) -> None:
     """Refuse text that cannot be encoded or cannot fit, before any work is spent on it."""
-    limit = services.model.spec.context_limit * _BYTES_PER_TOKEN
-    if len(text) > limit:
+    spec = services.model.spec
+    if len(text) > _max_characters(services):
+        reads = "context is" if spec.source_limit is None else "encoder reads at most"
+        unit = "positions" if spec.source_limit is None else "tokens"
         raise ContextLengthExceeded(
-            f"the prompt has {len(text)} characters; this model's context is "
-            f"{services.model.spec.context_limit} positions",
+            f"the prompt has {len(text)} characters; this model's {reads} {spec.prompt_limit} "
+            f"{unit}",
             param="prompt",
         )
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise InvalidRequest("the prompt holds a lone surrogate", param="prompt")
+
+
+def _max_characters(services: Services) -> int:
+    return services.model.spec.prompt_limit * _BYTES_PER_TOKEN
+
+
+def _cut_text(services: Services, text: str) -> str:
+    """The part of a text that a cut may leave something of: no work is spent on the rest."""
+    most = _max_characters(services)
+    return text[-most:] if services.model.spec.source_limit is None else text[:most]
+
+
+def _cut(services: Services, ids: tuple[int, ...], count: int | None) -> tuple[int, ...]:
+    if count is None or len(ids) <= count:
+        return ids
+    if services.model.spec.source_limit is None:
+        return ids[-count:]
+    end = ids[-1:] if ids[-1] in services.model.text.eos_token_ids else ()
+    return ids[: count - len(end)] + end
 
 
 def _encode(services: Services, template: str | None, prompt: str) -> tuple[int, ...]:

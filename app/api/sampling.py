@@ -8,17 +8,18 @@ from typing import Any
 from app.api.choosing import Choice
 from app.api.schemas import SamplingFields
 from app.api.services import Services
+from app.engine.beam import BeamParams
 from app.engine.request import SamplingParams
 from app.errors import ContextLengthExceeded, InvalidRequest
 
+_DRAWING = ("temperature", "top_p", "top_k", "min_p")
+"""How a token is drawn; with beams none is."""
+
 _SHARED = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "min_p",
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "no_repeat_ngram_size",
     "min_tokens",
     "seed",
 )
@@ -33,14 +34,11 @@ def sampling_params(
     stop: Sequence[str] | None,
     logprobs: int | None,
     logit_bias: Mapping[int, float] | None = None,
+    beam: BeamParams | None = None,
 ) -> SamplingParams:
-    """What the engine is told. `defaults` are those of the API that was called.
-
-    Raises InvalidRequest for what this server does not do.
-    """
-    _refuse_beams(fields)
+    """What the engine is told. `defaults` are those of the API that was called."""
     values: dict[str, Any] = {}
-    for name in _SHARED:
+    for name in _SHARED if beam is not None else (*_DRAWING, *_SHARED):
         given = getattr(fields, name)
         fallback = choice.decoding.get(name, defaults.get(name))
         value = fallback if given is None else given
@@ -52,6 +50,7 @@ def sampling_params(
         stop=tuple(stops),
         logprobs=logprobs,
         logit_bias=dict(logit_bias or {}),
+        beam=beam,
         **values,
     )
 
@@ -59,17 +58,23 @@ def sampling_params(
 def choose_max_tokens(
     services: Services, choice: Choice, given: int | None, default: int, num_prompt: int
 ) -> int:
-    """New tokens for a prompt: what was asked, else a default cut to what the context leaves."""
+    """New tokens for a prompt: what was asked, else a default cut to what the context leaves.
+
+    Of a decoder behind an encoder the prompt takes no positions, and the start token takes one.
+    """
     if given is not None:
         return given
     offset = sum(prefix.metadata.position_offset for prefix in choice.prefixes)
-    limit = services.model.spec.context_limit
-    room = limit - offset - num_prompt
+    spec = services.model.spec
+    taken, taker, param = num_prompt, "of the prompt", "prompt"
+    if spec.source_limit is not None:
+        taken, taker, param = 1, "of the decoder's start token", "model"
+    room = spec.context_limit - offset - taken
     if room < 1:
         raise ContextLengthExceeded(
-            f"this model's context is {limit} positions; {offset} of the prefix and {num_prompt} "
-            "of the prompt leave none for new tokens",
-            param="prompt",
+            f"this model's context is {spec.context_limit} positions; {offset} of the prefix and "
+            f"{taken} {taker} leave none for new tokens",
+            param=param,
         )
     return min(int(choice.decoding.get("max_tokens", default)), room)
 
@@ -85,14 +90,3 @@ def parse_logit_bias(bias: Mapping[str, float] | None) -> dict[int, float]:
             )
         result[int(key)] = value
     return result
-
-
-def _refuse_beams(fields: SamplingFields) -> None:
-    """Beam search is refused when a request asks for it; a prefix's default of it is left aside."""
-    beams = (fields.num_beams or 1) > 1
-    if beams or fields.length_penalty is not None or fields.no_repeat_ngram_size:
-        raise InvalidRequest(
-            "beam search (num_beams, length_penalty, no_repeat_ngram_size) is not available on "
-            "this server",
-            param="num_beams",
-        )

@@ -6,7 +6,7 @@ extras; ours refuse them. No number may be NaN or infinite.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
@@ -60,6 +60,7 @@ class SamplingFields(OpenBody):
     prefixes: Annotated[list[ModelName], Field(min_length=1, max_length=8)] | None = None
     num_beams: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
     length_penalty: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] | None = None
+    early_stopping: Literal[True, False, "never"] | None = None
     no_repeat_ngram_size: Annotated[StrictInt, Field(ge=0, le=64)] | None = None
 
 
@@ -83,6 +84,7 @@ class CompletionBody(SamplingFields):
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     suffix: str | None = None
+    truncate: StrictBool | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
 
 

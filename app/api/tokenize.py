@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 from fastapi import APIRouter, Response
 
 from app.api.choosing import choose
@@ -54,12 +56,14 @@ async def info(services: ServicesDep, tenant: TenantDep) -> Response:  # noqa: A
             "layers": shape.layers,
             "kv_heads": shape.kv_heads,
             "head_dim": shape.head_dim,
+            "modules": {name: asdict(module) for name, module in spec.modules.items()},
             "context_limit": spec.context_limit,
+            "source_limit": spec.source_limit,
             "model_dtype": str(model.dtype).removeprefix("torch."),
             "model_device_type": model.device.type,
             "system_fingerprint": services.system_fingerprint,
             "preparation": {**model.notes, "decode_attention": services.engine.decode_attention},
-            "max_input_length": spec.context_limit - 1,
+            "max_input_length": spec.source_limit or spec.context_limit - 1,
             "max_total_tokens": spec.context_limit,
             "max_prefix_length": config.max_prefix_length,
             "max_concurrent_rows": config.max_rows,

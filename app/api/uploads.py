@@ -66,7 +66,7 @@ async def upload_version(
             _commit, services, tenant, name, prefix, staged.path, x_alias
         )
     return StrictJSONResponse(
-        version_object(version),
+        version_object(version, {name: part.length for name, part in prefix.modules.items()}),
         201 if created else 200,
         {"location": f"/v1/prefixes/{name}/versions/{version.digest}"},
     )
@@ -118,7 +118,10 @@ def _decode(services: Services, path: Path) -> Prefix:
 
 
 async def _probe(services: Services, prefix: Prefix, tenant: str) -> None:
-    """One token with the prefix, as a row of its own: finite values may still overflow inside."""
+    """One token with the prefix, as a row of its own: finite values may still overflow inside.
+
+    Where there is an encoder it reads a token too, so that every module of the prefix is used.
+    """
     request = GenerationRequest(
         id=f"probe-{secrets.token_hex(12)}",
         tenant=tenant,

@@ -94,7 +94,7 @@ def push(
     verb = "created" if version["created"] else "known already:"
     stdout().print(
         f"{verb} [bold]{_plain(name)}@{_short(version['digest'])}[/bold]"
-        f"  length {version['length']}, {human_bytes(version['nbytes'])}"
+        f"  length {_lengths(version)}, {human_bytes(version['nbytes'])}"
         + (f", alias {_plain(alias)}" if alias else "")
     )
 
@@ -136,7 +136,7 @@ def show(name: Name, server: Server = LOCAL, key: Key = None, as_json: AsJson = 
         table.add_row(
             _short(version["digest"]),
             _plain(", ".join(sorted(names))),
-            str(version["length"]),
+            _lengths(version),
             _plain(version["dtype"]),
             human_bytes(version["nbytes"]),
             base if version["verified"] else f"{base} (unverified)",
@@ -257,6 +257,13 @@ def _table(*columns: str) -> Table:
 
 def _aliases(aliases: dict[str, Any]) -> str:
     return "  ".join(f"{_plain(name)} → {_short(to)}" for name, to in sorted(aliases.items()))
+
+
+def _lengths(version: dict[str, Any]) -> str:
+    """Positions in the decoder, and in other modules where the version has them."""
+    lengths = version.get("lengths", {})
+    others = [f"{name} {count}" for name, count in lengths.items() if name != "decoder"]
+    return _plain(str(version["length"]) + (f" ({', '.join(others)})" if others else ""))
 
 
 def _plain(text: str) -> str:

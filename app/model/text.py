@@ -44,8 +44,8 @@ class Text:
         self.vocab_size = vocab_size
         self.eos_token_ids = frozenset(eos_token_ids)
         self._specials = _special_tokens(self._tokenizer)
-        self._special_ids = frozenset(self._specials.values())
-        self._token_bytes = _byte_table(tokenizer_json, self._tokenizer, self._special_ids)
+        self.special_ids = frozenset(self._specials.values())
+        self._token_bytes = _byte_table(tokenizer_json, self._tokenizer, self.special_ids)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of user text: special tokens in it are ordinary characters.
@@ -78,7 +78,7 @@ class Text:
 
     def token_text(self, token_id: int) -> str:
         """What one token alone stands for, special tokens included."""
-        if self._token_bytes is None or token_id in self._special_ids:
+        if self._token_bytes is None or token_id in self.special_ids:
             return self._tokenizer.decode([token_id], skip_special_tokens=False)
         return self._bytes_of(token_id).decode("utf-8", errors="replace")
 

@@ -119,10 +119,13 @@ def _check_decoding(decoding: dict[str, Any]) -> dict[str, Any]:
     for key, value in decoding.items():
         if key == "stop":
             _check_stops(value)
+        elif key == "early_stopping":
+            if not isinstance(value, bool) and value != "never":
+                _refuse('decoding\'s early_stopping must be true, false or "never"')
         elif key in _BOUNDS:
             _check_number(key, value)
         else:
-            known = ", ".join(["stop", *_BOUNDS])
+            known = ", ".join(["stop", *_BOUNDS, "early_stopping"])
             _refuse(f"decoding has the unknown field {ascii(key[:60])}; known are {known}")
     return decoding
 

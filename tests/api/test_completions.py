@@ -307,19 +307,10 @@ def test_the_first_of_several_prefixes_decides_the_defaults(client: httpx.Client
         assert body["usage"]["completion_tokens"] == 5
 
 
-@pytest.mark.parametrize(
-    "fields", [{"num_beams": 4}, {"length_penalty": 1.0}, {"no_repeat_ngram_size": 3}], ids=str
-)
-def test_beam_search_is_refused_instead_of_being_ignored(
-    fields: dict[str, float], client: httpx.Client
-) -> None:
-    reply = complete(client, **fields)
-    assert (reply.status_code, error_of(reply)["param"]) == (400, "num_beams")
-
-
-def test_one_beam_is_no_beam_search(client: httpx.Client) -> None:
-    fields = {"num_beams": 1, "no_repeat_ngram_size": 0}
-    assert text_of(complete(client, **fields)) == text_of(complete(client))
+def test_cutting_a_prompt_is_for_encoders(client: httpx.Client) -> None:
+    refused = complete(client, truncate=True)
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "truncate")
+    assert text_of(complete(client, truncate=False)) == text_of(complete(client))
 
 
 def test_fields_that_we_do_not_know_are_ignored(client: httpx.Client) -> None:

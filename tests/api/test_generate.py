@@ -21,6 +21,7 @@ from tests.api.helpers import (
     text_of,
 )
 from tests.server import RunningServer
+from tests.tiny import CONTEXT
 
 PROMPT = "the quick brown fox"
 
@@ -199,6 +200,21 @@ def test_a_body_as_loraxs_client_sends_it_is_understood(client: httpx.Client) ->
     assert reply.json()["generated_text"] == expected
 
 
+def test_truncate_leaves_the_end_of_the_prompt(client: httpx.Client, server: RunningServer) -> None:
+    ids = server.services.model.text.encode(PROMPT)
+    cut = generate(client, truncate=3, details=True).json()
+    assert cut["details"]["prompt_tokens"] == 3
+    assert cut["generated_text"] == text_of(complete(client, ids[-3:]))
+    assert generate(client, truncate=len(ids)).json() == generate(client).json()
+
+
+def test_truncate_makes_any_text_fit(client: httpx.Client) -> None:
+    text = "the cat sat " * 2000
+    assert generate(client, text).status_code == 400
+    details = generate(client, text, truncate=20, details=True).json()["details"]
+    assert details["prompt_tokens"] == 20
+
+
 # Streams
 
 
@@ -304,7 +320,8 @@ def test_hugging_faces_own_client_is_served(
         ({"max_new_tokens": 1000}, 400),
         ({"max_new_tokens": 0}, 422),
         ({"temperature": "hot"}, 422),
-        ({"num_beams": 4}, 400),
+        ({"num_beams": 4, "do_sample": True}, 400),
+        ({"truncate": CONTEXT + 1}, 400),
         ({"timeout": 0.000001}, 504),
     ],
     ids=str,
@@ -326,7 +343,6 @@ def test_errors_have_tgis_shape_on_every_route(
         ("response_format", {"type": "json_object"}),
         ("typical_p", 0.5),
         ("watermark", True),
-        ("truncate", 10),
         ("merged_adapters", {"ids": ["tone", "voice"], "weights": [1, 1]}),
         ("ignore_eos_token", True),
         ("return_k_alternatives", 2),

@@ -1,0 +1,72 @@
+"""Which requests search by beams, and what beam search does not do.
+
+A request that asks to sample has no beams unless it names their number itself. Knows nothing about
+how beams are searched.
+"""
+
+from __future__ import annotations
+
+from app.api.choosing import Choice
+from app.api.schemas import SamplingFields
+from app.engine.beam import BeamParams
+from app.errors import InvalidRequest
+
+
+def choose_beams(
+    fields: SamplingFields, choice: Choice, *, max_tokens: int, do_sample: bool = False
+) -> BeamParams | None:
+    """How a request searches: as it says, else as its prefix does; None for one row per result.
+
+    A prefix's default of beams gives way to a request that asks to sample, and to one that wants no
+    new tokens. Raises InvalidRequest where a request asks for beams and for sampling.
+    """
+    sampler = "do_sample" if do_sample else _sampler(fields)
+    if fields.num_beams is None and (sampler is not None or max_tokens == 0):
+        return None
+    decoding = choice.decoding
+    num_beams = fields.num_beams or int(decoding.get("num_beams", 1))
+    if num_beams == 1:
+        return None
+    if sampler is not None:
+        raise InvalidRequest(
+            f"{sampler} asks to sample and num_beams {num_beams} to search; give one of the two",
+            param=sampler,
+        )
+    penalty, early = fields.length_penalty, fields.early_stopping
+    return BeamParams(
+        num_beams,
+        length_penalty=float(decoding.get("length_penalty", 1.0)) if penalty is None else penalty,
+        early_stopping=decoding.get("early_stopping", False) if early is None else early,
+    )
+
+
+def check_results(beam: BeamParams, wanted: int, *, param: str) -> None:
+    """Raise InvalidRequest if more results are wanted than beams find."""
+    if wanted > beam.num_beams:
+        raise InvalidRequest(
+            f"{param} is {wanted}, but {beam.num_beams} beams have {beam.num_beams} results at "
+            "most: ask for more beams with num_beams, or for none with num_beams 1",
+            param=param,
+        )
+
+
+def check_alternatives(wanted: int | None, *, param: str) -> None:
+    """Raise InvalidRequest if alternatives to the tokens of a result are wanted."""
+    if wanted:
+        raise InvalidRequest(
+            f"{param} is {wanted}, but beam search reports the log-probabilities of the tokens "
+            f"that it chose and no alternatives: ask for {param} 0, or for no beams with num_beams "
+            "1",
+            param=param,
+        )
+
+
+def _sampler(fields: SamplingFields) -> str | None:
+    """The first field by which a request asks to sample; values that change nothing do not."""
+    asks = {
+        "temperature": bool(fields.temperature),
+        "top_p": fields.top_p is not None and fields.top_p < 1,
+        "top_k": bool(fields.top_k),
+        "min_p": bool(fields.min_p),
+    }
+    return next((name for name, asked in asks.items() if asked), None)
