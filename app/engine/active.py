@@ -40,6 +40,11 @@ class ActiveRequest:
             held.extend(holding.segments)
         return held if self.source is None else [*held, self.source]
 
+    def distrust(self) -> None:
+        """The request has failed: what it depends on may hold NaN, wherever it moves from now."""
+        for occupant in self.occupants:
+            occupant.suspect = True
+
     def make_rows(self, columns: int, text: Text, start: StartTokens | None) -> Row:
         """Make the rows, each of at most `columns` columns; the first computes the prompt for all.
 

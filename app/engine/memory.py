@@ -65,12 +65,13 @@ class Memory:
         segment.num_users += 1
         return Holding(columns, (segment,))
 
-    def let_go(self, holding: Holding, *, faulted: bool = False) -> None:
-        """Give a holding back; a shared prefix goes with its last user, or if it is at fault."""
+    def let_go(self, holding: Holding) -> None:
+        """Give a holding back; a shared prefix goes with its last user, a suspect one is no longer
+        shared with anybody new."""
         self.table.unreserve(holding.columns)
         for segment in holding.segments:
             segment.num_users -= 1
-            if faulted:
+            if segment.suspect:
                 self._forget(segment)
             if segment.num_users == 0:
                 self._forget(segment)
@@ -133,11 +134,11 @@ class Memories:
             return rows, Holding()
         return rows, self.sources.hold(request, _source_slots(self.sources, request))
 
-    def let_go(self, holdings: tuple[Holding, Holding], *, faulted: bool = False) -> None:
+    def let_go(self, holdings: tuple[Holding, Holding]) -> None:
         """Give both holdings back."""
-        self.rows.let_go(holdings[0], faulted=faulted)
+        self.rows.let_go(holdings[0])
         if self.sources is not None:
-            self.sources.let_go(holdings[1], faulted=faulted)
+            self.sources.let_go(holdings[1])
 
 
 def _source_slots(sources: Memory, request: GenerationRequest) -> list[int]:

@@ -28,6 +28,8 @@ class Occupant(Protocol):
     """What a slot holds. `role` says to which kind of attention its columns belong."""
 
     slot: Slot | None
+    suspect: bool
+    """Whether a request that depends on it has failed."""
 
     @property
     def role(self) -> str:
@@ -43,7 +45,7 @@ class Occupant(Protocol):
 
     @property
     def unproven(self) -> bool:
-        """Whether the columns may hold NaN, since no finite logits were computed from them yet."""
+        """Whether the columns may hold NaN: suspect, or no finite logits came of them yet."""
 
     @property
     def is_part(self) -> bool:
@@ -58,6 +60,7 @@ class SharedPrefix:
     role: str
     slot: Slot | None = None
     num_users: int = 0
+    suspect: bool = False
 
     @property
     def num_cached(self) -> int:
@@ -67,7 +70,7 @@ class SharedPrefix:
     @property
     def unproven(self) -> bool:
         """A prefix is checked before it gets here."""
-        return False
+        return self.suspect
 
     @property
     def is_part(self) -> bool:
@@ -86,6 +89,7 @@ class Source:
     segments: tuple[SharedPrefix, ...] = ()
     slot: Slot | None = None
     proven: bool = False
+    suspect: bool = False
 
     @property
     def role(self) -> str:
@@ -110,7 +114,7 @@ class Source:
     @property
     def unproven(self) -> bool:
         """Whether no row has sampled from it yet."""
-        return not self.proven
+        return self.suspect or not self.proven
 
     @property
     def is_part(self) -> bool:
@@ -144,6 +148,7 @@ class Row:
     """Whether other rows attend to it and it decodes no further itself."""
     forced_first: int | None = None
     forced_last: int | None = None
+    suspect: bool = False
 
     @property
     def role(self) -> str:
@@ -179,7 +184,7 @@ class Row:
     @property
     def unproven(self) -> bool:
         """Whether nothing was sampled from it yet."""
-        return self.num_generated == 0
+        return self.suspect or self.num_generated == 0
 
     @property
     def is_part(self) -> bool:

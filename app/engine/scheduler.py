@@ -8,7 +8,7 @@ never preempted: their worst case is reserved when they are admitted.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from app.engine.active import ActiveRequest, row_finished
 from app.engine.config import EngineConfig
@@ -131,6 +131,9 @@ class Scheduler:
             if chunk.row not in outcome.faults:
                 chunk.row.num_computed += chunk.count
         self._sources.end(outcome.encoded)
+        # all before any of them frees a slot that another one would move into
+        for entry in self._depending_on(outcome.faults):
+            entry.distrust()
         for occupant, error in outcome.faults.items():
             deliveries.extend(self._fail_all(occupant, error))
         for source, encoded in outcome.encoded.items():
@@ -315,9 +318,9 @@ class Scheduler:
             return self._fail(occupant, error)
         if isinstance(occupant, Source):
             self._sources.end([occupant])
-        concerned = [entry for entry in self._active.values() if occupant in entry.occupants]
+        concerned = self._depending_on([occupant])
         for entry in concerned:
-            self._end(entry, faulted=True)
+            self._end(entry)
         return [(entry.request.id, RequestFailed(error)) for entry in concerned]
 
     def _fail(self, row: Row, error: PolyprefixError) -> Deliveries:
@@ -325,18 +328,23 @@ class Scheduler:
         entry = self._active.get(row.request.id)
         if entry is None:
             return []
-        self._end(entry, faulted=True)
+        entry.distrust()
+        self._end(entry)
         return [(entry.request.id, RequestFailed(error))]
 
-    def _end(self, entry: ActiveRequest, *, faulted: bool = False) -> None:
+    def _depending_on(self, occupants: Collection[Occupant]) -> list[ActiveRequest]:
+        entries = self._active.values() if occupants else ()
+        return [entry for entry in entries if any(item in occupants for item in entry.occupants)]
+
+    def _end(self, entry: ActiveRequest) -> None:
         """Free everything that the request holds."""
         for row in entry.rows:
-            self._table.release(row, faulted=faulted)
+            self._table.release(row)
         self.num_rows -= entry.num_rows
         entry.rows = []
         if entry.source is not None and self._source_table is not None:
             self._sources.forget(entry.source)
-            self._source_table.release(entry.source, faulted=faulted)
+            self._source_table.release(entry.source)
         self._prefilling = [row for row in self._prefilling if row.slot is not None]
-        self._memories.let_go(entry.holdings, faulted=faulted)
+        self._memories.let_go(entry.holdings)
         del self._active[entry.request.id]

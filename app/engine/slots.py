@@ -161,16 +161,13 @@ class SlotTable:
         self._operations.append(CopyColumns(row, old, new, row.num_cached))
         self._close_gap(old)
 
-    def release(self, row: Occupant, *, faulted: bool = False) -> None:
-        """Free the row's slot; it is zeroed for the next one if the row may have held NaN.
-
-        That is so if it failed, or ended before any of its logits were seen to be finite.
-        """
+    def release(self, row: Occupant) -> None:
+        """Free the row's slot; it is zeroed for the next one if the row may have held NaN."""
         slot = row.slot
         if slot is None:
             return
         row.slot = None
-        if faulted or row.unproven:
+        if row.unproven:
             self._operations.append(ClearSlot(row, slot))
         self._close_gap(slot)
 

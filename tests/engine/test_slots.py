@@ -82,7 +82,8 @@ def test_a_slot_that_may_hold_nan_is_cleared_before_anything_moves_in(how: str) 
     for row in (bad, last):
         table.place(row, 10)
         row.num_computed = 3
-    table.release(bad, faulted=how == "failed")
+    bad.suspect = how == "failed"
+    table.release(bad)
     assert table.take_operations() == (
         ClearSlot(bad, Slot(0, 0)),
         CopyColumns(last, Slot(0, 1), Slot(0, 0), 3),
@@ -99,6 +100,23 @@ def test_the_place_that_an_unproven_row_leaves_behind_is_cleared() -> None:
     assert table.take_operations() == (
         CopyColumns(unproven, Slot(0, 1), Slot(0, 0), 2),
         ClearSlot(unproven, Slot(0, 1)),
+    )
+
+
+def test_the_place_that_a_row_of_a_failed_request_leaves_behind_is_cleared() -> None:
+    """Its rows are freed one after the other, and the last moves as the first one goes."""
+    table = SlotTable((32,), 1000)
+    first, last = make_row(generated=[1]), make_row(generated=[1])
+    for row in (first, last):
+        table.place(row, 10)
+        row.num_computed, row.suspect = 3, True
+    for row in (first, last):
+        table.release(row)
+    assert table.take_operations() == (
+        ClearSlot(first, Slot(0, 0)),
+        CopyColumns(last, Slot(0, 1), Slot(0, 0), 3),
+        ClearSlot(last, Slot(0, 1)),
+        ClearSlot(last, Slot(0, 0)),
     )
 
 
@@ -185,7 +203,8 @@ class Contents(RuleBasedStateMachine):
         if row.slot is None:
             return
         if row in self.poisoned:
-            self.table.release(row, faulted=True)
+            row.suspect = True
+            self.table.release(row)
             return
         row.token_ids.append(1)
         self.table.make_room(row, row.num_computed + 1)
