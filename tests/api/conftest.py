@@ -56,3 +56,38 @@ def own_server(
     """A server that a test may ruin."""
     with serving(tiny_gpt2, tmp_path_factory.mktemp("own"), stall_timeout=1) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def bart_prefixes(tiny_bart: FrozenModel) -> dict[str, Prefix]:
+    """What the BART has: all three modules, one, two of them with a template and beams."""
+    form = with_metadata(
+        random_prefix(tiny_bart, 3, seed=63, cross=2),
+        input_template="<s>say: {input}</s>",
+        decoding={"num_beams": 3, "max_tokens": 6, "early_stopping": True},
+    )
+    return {
+        "whole": random_prefix(tiny_bart, 4, seed=61, position_offset=0, encoder=6, cross=3),
+        "plain": random_prefix(tiny_bart, 5, seed=62),
+        "form": form,
+    }
+
+
+@pytest.fixture(scope="session")
+def bart_server(
+    tiny_bart: FrozenModel,
+    bart_prefixes: dict[str, Prefix],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[RunningServer]:
+    """A server whose model has an encoder, for tests that leave it as they found it."""
+    with serving(tiny_bart, tmp_path_factory.mktemp("bart")) as running:
+        for name, prefix in bart_prefixes.items():
+            assert running.push(name, prefix).status_code == 201
+        yield running
+
+
+@pytest.fixture(scope="session")
+def bart_client(bart_server: RunningServer) -> Iterator[httpx.Client]:
+    """A client of the BART's server."""
+    with bart_server.client() as client:
+        yield client
