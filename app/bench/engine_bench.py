@@ -1,4 +1,4 @@
-"""`polyprefix bench engine` and `continuous`: our engine against static batches of the peers."""
+"""`polyprefix bench engine`, `continuous` and `stall`: our engine against the peers."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from app.bench.load import Load, model_folder, poisson_load
+from app.bench.load import Load, poisson_load
 from app.bench.measure import in_own_process, peer_tokens_per_s
 from app.bench.ours import engine_figures, stall_figures
 from app.bench.report import with_ratios
 from app.bench.settings import BenchSettings
+from app.bench.shapes import model_folder
 
 _STATIC_BATCHES = (16, 32)
 
@@ -40,8 +41,7 @@ def run_continuous(
 ) -> dict[str, Any]:
     """Poisson arrivals at saturation, all lengths mixed; a peer's best static batch counts.
 
-    PEFT is left out: it has no batch of mixed tasks. The result also says what a long prompt
-    does to rows that decode (`stall`).
+    PEFT is left out: it has no batch of mixed tasks.
     """
     load = poisson_load(requests=requests, per_second=per_second, prefixes=16)
     with tempfile.TemporaryDirectory() as scratch:
@@ -52,9 +52,16 @@ def run_continuous(
             for name in peers
             if name != "peft"
         }
-        stall = in_own_process(stall_figures, folder, settings.dtype, settings.threads)
-    result = with_ratios("continuous", settings.device, ours, theirs)
-    return {**result, "stall": {name: round(value, 2) for name, value in stall.items()}}
+    return with_ratios("continuous", settings.device, ours, theirs)
+
+
+def run_stall(settings: BenchSettings, prompts: int) -> dict[str, Any]:
+    """What long prompts that arrive at once do to the times between tokens of 16 other rows."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = model_folder(settings.model, Path(scratch))
+        figures = in_own_process(stall_figures, folder, settings.dtype, settings.threads, prompts)
+    ours = {name: round(value, 2) for name, value in figures.items()}
+    return {"bench": "stall", "device": settings.device, "ours": ours}
 
 
 def _ours(settings: BenchSettings, folder: str, load: Load, rows: int) -> dict[str, float]:

@@ -23,10 +23,11 @@ from typing import Any
 
 import httpx
 
-from app.bench.load import Item, Load, model_folder, random_prefix
+from app.bench.load import Item, Load, random_prefix
 from app.bench.measure import in_own_process, percentile
 from app.bench.ours import TokenTimes, engine_figures
 from app.bench.settings import BenchSettings
+from app.bench.shapes import model_folder
 from app.errors import PolyprefixError
 from app.model.load import load_model
 from app.prefix.codec import encode

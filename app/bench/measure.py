@@ -10,9 +10,12 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, TypeVar
 
 import torch
+from transformers import AutoConfig
 
+from app.bench.encoder_peers import ENCODER_PEERS
 from app.bench.load import Load
 from app.bench.peers import PEERS
+from app.model.families import is_encoder_decoder
 
 Result = TypeVar("Result")
 
@@ -29,7 +32,9 @@ def peer_tokens_per_s(
 ) -> float:
     """New tokens per second of a peer over the whole load; for a process of its own."""
     torch.set_num_threads(threads)
-    run = PEERS[name](folder, load, dtype, batch)
+    config = AutoConfig.from_pretrained(folder)
+    peers = ENCODER_PEERS if is_encoder_decoder(config) else PEERS
+    run = peers[name](folder, load, dtype, batch)
     return load.num_new / median_seconds(run, rounds)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from app.bench.load import Item, Load, random_prefix
 from app.bench.measure import median_seconds, percentile
+from app.engine.beam import BeamParams
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams, TextDelta
@@ -33,11 +34,16 @@ class TokenTimes:
 
 
 class Ours:
-    """A loaded model with a started engine and the load's prefixes; stop it in the end."""
+    """A loaded model with a started engine and the load's prefixes; stop it in the end.
+
+    `max_rows` counts requests; each may have several beams.
+    """
 
     def __init__(self, folder: str, load: Load, dtype: str, max_rows: int, threads: int) -> None:
         torch.set_num_threads(threads)
-        self.engine, self.prefixes = in_passing_thread(_prepare, folder, load, dtype, max_rows)
+        self.engine, self.prefixes = in_passing_thread(
+            _prepare, folder, load, dtype, max_rows * load.num_beams
+        )
         self.engine.start()
         self._load = load
         self._count = 0
@@ -59,7 +65,12 @@ class Ours:
         """The item as a request that nothing ends before its time."""
         self._count += 1
         prefixes = (self.prefixes[item.prefix],) if self.prefixes else ()
-        sampling = SamplingParams(max_tokens=item.num_new, ignore_eos=True, logprobs=None)
+        beams = self._load.num_beams
+        sampling = SamplingParams(
+            max_tokens=item.num_new,
+            ignore_eos=True,
+            beam=BeamParams(beams) if beams > 1 else None,
+        )
         return GenerationRequest(
             str(self._count), "bench", item.prompt_ids, sampling, prefixes=prefixes
         )
@@ -101,30 +112,34 @@ def engine_figures(
         return {
             "tokens_per_s": load.num_new / seconds,
             "mean_step_ms": 1000 * counters.step_seconds / max(1, counters.steps),
+            "kv_mb": ours.engine.kv_bytes / 1e6,
         }
     finally:
         ours.stop()
 
 
-def stall_figures(folder: str, dtype: str, threads: int) -> dict[str, float]:
-    """p99 time between tokens of 16 decoding rows, quiet and while a 900-token prompt arrives."""
+def stall_figures(folder: str, dtype: str, threads: int, prompts: int) -> dict[str, float]:
+    """p99 time between tokens of 16 decoding rows, quiet and while long prompts arrive at once.
+
+    There are `prompts` of them, of 900 tokens each; with an encoder they are sources.
+    """
     rows, new = 16, 96
     decoding = tuple(Item((1 + row,) * 24, new, row % 4) for row in range(rows))
-    intruder = Item((3,) * 900, 8, 0)
+    intruders = [Item((3 + index,) * 900, 8, 0) for index in range(prompts)]
     load = Load(decoding, (20,) * 4)
-    ours = Ours(folder, load, dtype, rows + 1, threads)
+    ours = Ours(folder, load, dtype, rows + prompts, threads)
 
     async def both() -> list[TokenTimes]:
         quiet = asyncio.gather(*(ours.play([item]) for item in decoding))
         while ours.engine.counters.generated_tokens < first + rows * 12:
             await asyncio.sleep(0.005)
-        await ours.play([intruder])
+        await ours.play(intruders)
         return [times for batch in await quiet for times in batch]
 
     try:
         # two rounds teach the engine what its steps cost
         for _ in range(2):
-            asyncio.run(ours.play([*decoding, intruder]))
+            asyncio.run(ours.play([*decoding, *intruders]))
         quiet = _late_gaps(asyncio.run(ours.play(decoding)))
         first = ours.engine.counters.generated_tokens
         disturbed = _late_gaps(asyncio.run(both()))

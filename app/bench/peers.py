@@ -21,7 +21,7 @@ from app.errors import InvalidRequest
 
 Round = Callable[[], None]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def hf_generate(folder: str, load: Load, dtype: str, batch: int) -> Round:
@@ -29,7 +29,7 @@ def hf_generate(folder: str, load: Load, dtype: str, batch: int) -> Round:
     model = _plain_model(folder, dtype)
 
     def run() -> None:
-        for items in _batches(load, batch):
+        for items in batches(load, batch):
             _generate(model, items)
 
     return run
@@ -40,7 +40,7 @@ def peft_by_task(folder: str, load: Load, dtype: str, batch: int) -> Round:
     try:
         from peft import PrefixTuningConfig, get_peft_model
     except ImportError as error:
-        raise _missing("peft") from error
+        raise missing("peft") from error
     model = _plain_model(folder, dtype)
     tasks: dict[int, list[Item]] = {}
     for item in load.items:
@@ -55,7 +55,7 @@ def peft_by_task(folder: str, load: Load, dtype: str, batch: int) -> Round:
     wrapped = get_peft_model(model, configs[first], adapter_name=f"task{first}")
     for task in others:
         wrapped.add_adapter(f"task{task}", configs[task])
-    wrapped.to(_DTYPES[dtype]).eval()
+    wrapped.to(DTYPES[dtype]).eval()
 
     def run() -> None:
         for task, items in tasks.items():
@@ -97,7 +97,7 @@ def expand_peers(text: str) -> list[str]:
 
 
 def _plain_model(folder: str, dtype: str) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=_DTYPES[dtype]).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
     # nothing may end a row before its time
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
@@ -127,16 +127,16 @@ def _ctranslate2(folder: str, load: Load, batch: int, kind: str) -> Round:
         import ctranslate2
         from ctranslate2.converters import TransformersConverter
     except ImportError as error:
-        raise _missing("ctranslate2") from error
+        raise missing("ctranslate2") from error
     target = Path(tempfile.mkdtemp()) / kind
     TransformersConverter(folder).convert(str(target), quantization=kind)
     generator = ctranslate2.Generator(
         str(target), device="cpu", compute_type=kind, intra_threads=torch.get_num_threads()
     )
-    names = _token_names(target, folder)
+    names = token_names(target / "vocabulary.json", folder)
 
     def run() -> None:
-        for items in _batches(load, batch):
+        for items in batches(load, batch):
             new = max(item.num_new for item in items)
             results = generator.generate_batch(
                 [[names[token] for token in item.prompt_ids] for item in items],
@@ -152,19 +152,21 @@ def _ctranslate2(folder: str, load: Load, batch: int, kind: str) -> Round:
     return run
 
 
-def _token_names(converted: Path, folder: str) -> list[str]:
+def token_names(vocabulary: Path, folder: str) -> list[str]:
     """CTranslate2 takes tokens by name."""
-    names = json.loads((converted / "vocabulary.json").read_text())
+    names = json.loads(vocabulary.read_text())
     if len(names) < AutoConfig.from_pretrained(folder).vocab_size:
         raise RuntimeError("the converted vocabulary is too short")
     return list(names)
 
 
-def _batches(load: Load, batch: int) -> list[Sequence[Item]]:
+def batches(load: Load, batch: int) -> list[Sequence[Item]]:
+    """The load in static batches, in order of arrival."""
     return [load.items[start : start + batch] for start in range(0, len(load.items), batch)]
 
 
-def _missing(package: str) -> InvalidRequest:
+def missing(package: str) -> InvalidRequest:
+    """The error for a peer that is not installed."""
     return InvalidRequest(
         f"the peer needs {package}, which is not installed: pip install 'polyprefix[bench]'"
     )

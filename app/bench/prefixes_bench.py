@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from app.bench.load import model_folder, random_prefix
+from app.bench.load import random_prefix
 from app.bench.measure import in_own_process
 from app.bench.settings import BenchSettings
+from app.bench.shapes import model_folder
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams

@@ -26,13 +26,17 @@ def with_ratios(
 def print_result(result: Mapping[str, Any]) -> None:
     """The table, then the JSON line."""
     console = Console()
-    table = Table("", "tokens/s", "ours is", title=f"{result['bench']} on {result['device']}")
-    table.add_row("polyprefix", f"{result['ours']['tokens_per_s']:.1f}", "")
-    for name, figures in result["peers"].items():
-        ratio = result["ratio"].get(name)
-        times = "" if ratio is None else f"{ratio:.2f} ×"
-        table.add_row(name, f"{figures['tokens_per_s']:.1f}", times)
-    console.print(table)
+    title = f"{result['bench']} on {result['device']}"
+    if "tokens_per_s" in result["ours"]:
+        table = Table("", "tokens/s", "ours is", title=title)
+        table.add_row("polyprefix", f"{result['ours']['tokens_per_s']:.1f}", "")
+        for name, figures in result["peers"].items():
+            ratio = result["ratio"].get(name)
+            times = "" if ratio is None else f"{ratio:.2f} ×"
+            table.add_row(name, f"{figures['tokens_per_s']:.1f}", times)
+        console.print(table)
+    else:
+        console.print(title)
     for name, value in result["ours"].items():
         if name != "tokens_per_s":
             console.print(f"{name}: {value}")

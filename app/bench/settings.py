@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from app.bench.load import GPT2_SHAPE
 from app.model.load import resolve_device, resolve_dtype
 
 
@@ -30,7 +29,7 @@ class BenchSettings:
 
 
 def make_settings(
-    model: str = GPT2_SHAPE, dtype: str = "auto", rounds: int = 3, threads: int = 0
+    model: str = "gpt2-shape", dtype: str = "auto", rounds: int = 3, threads: int = 0
 ) -> BenchSettings:
     """Settings with what `auto` and 0 stand for on this machine; benchmarks run on the CPU."""
     resolved = resolve_dtype(dtype, resolve_device("cpu"))

@@ -5,7 +5,7 @@ Knows the terminal; what is measured and how is in `app.bench`.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -34,15 +34,51 @@ Rounds = Annotated[int, typer.Option(min=1, help="Rounds that count; one more wa
 Threads = Annotated[int, typer.Option(min=0, help="Threads for everybody; 0 takes all cores.")]
 Rows = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]
 
+Family = Annotated[str, typer.Option(help="`gpt2`, or `bart` with its own shape, rows and prompt.")]
+FamilyModel = Annotated[
+    str | None,
+    typer.Option(
+        help="A folder or hub id, or random weights: `gpt2-shape`, `bart-base-shape`,"
+        " `bart-large-shape`. By default the family's first."
+    ),
+]
+
+
+class _Usual(NamedTuple):
+    """What a family is measured on where nothing is said."""
+
+    model: str
+    rows: int
+    prompt: int
+    long_prompts: int
+
+
+_USUAL = {
+    "gpt2": _Usual("gpt2-shape", rows=64, prompt=32, long_prompts=1),
+    "bart": _Usual("bart-base-shape", rows=32, prompt=256, long_prompts=8),
+}
+
+
+def _usual(family: str) -> _Usual:
+    if family not in _USUAL:
+        raise typer.BadParameter(f"{family!r} is neither gpt2 nor bart", param_hint="--family")
+    return _USUAL[family]
+
 
 @app.command()
 def engine(
-    model: Model = "gpt2-shape",
-    rows: Rows = 64,
+    family: Family = "gpt2",
+    model: FamilyModel = None,
+    rows: Annotated[
+        int | None, typer.Option(min=1, help="Requests at the same time; 64, for BART 32.")
+    ] = None,
     prefixes: Annotated[int, typer.Option(min=1, help="Distinct prefixes.")] = 8,
     prefix_length: Annotated[int, typer.Option(min=1, help="Positions of each prefix.")] = 20,
-    prompt: Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")] = 32,
+    prompt: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of each prompt; 32, for BART 256.")
+    ] = None,
     new: Annotated[int, typer.Option(min=1, help="New tokens of each row.")] = 48,
+    beams: Annotated[int, typer.Option(min=1, help="Beams of each request; 1 is greedy.")] = 1,
     dtype: Dtype = "auto",
     peers: Peers = "hf-generate,peft,ctranslate2",
     rounds: Rounds = 3,
@@ -55,16 +91,22 @@ def engine(
     from app.bench.report import print_result
     from app.bench.settings import make_settings
 
+    usual = _usual(family)
+    names = expand_peers(peers)
+    if family == "bart":
+        # it puts prefixes into BART's decoder alone
+        names = [name for name in names if name != "peft"]
     print_result(
         run_engine(
-            make_settings(model, dtype, rounds, threads),
-            expand_peers(peers),
+            make_settings(model or usual.model, dtype, rounds, threads),
+            names,
             uniform_load(
-                rows=rows,
+                rows=rows or usual.rows,
                 prefixes=prefixes,
                 prefix_length=prefix_length,
-                prompt=prompt,
+                prompt=prompt or usual.prompt,
                 new=new,
+                num_beams=beams,
             ),
         )
     )
@@ -96,6 +138,26 @@ def continuous(
             max_rows=rows,
         )
     )
+
+
+@app.command()
+def stall(
+    family: Family = "gpt2",
+    model: FamilyModel = None,
+    prompts: Annotated[
+        int | None, typer.Option(min=1, help="Prompts that arrive at once; 1, for BART 8.")
+    ] = None,
+    dtype: Dtype = "auto",
+    threads: Threads = 0,
+) -> None:
+    """What prompts of 900 tokens do to the p99 time between tokens of 16 rows that decode."""
+    from app.bench.engine_bench import run_stall
+    from app.bench.report import print_result
+    from app.bench.settings import make_settings
+
+    usual = _usual(family)
+    settings = make_settings(model or usual.model, dtype, 1, threads)
+    print_result(run_stall(settings, prompts or usual.long_prompts))
 
 
 @app.command()

@@ -26,13 +26,11 @@ class BeamParams:
     of tokens (end-of-text included) to the power of `length_penalty`, within -10 and 10: above 0
     favours long results, below 0 short ones. `early_stopping` True stops at `num_beams` results,
     False when the best beam as it is now cannot enter them, "never" when it cannot at any length.
-    No n-gram of `no_repeat_ngram_size` tokens appears twice in a sequence; 0 is off.
     """
 
     num_beams: int
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
-    no_repeat_ngram_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

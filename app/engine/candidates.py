@@ -28,15 +28,14 @@ def find_candidates(
 
     None stands for a row whose logits are not finite.
     """
-    total = torch.logsumexp(logits, dim=-1, keepdim=True)
-    logprobs = logits - total
+    logprobs = torch.log_softmax(logits, dim=-1)
     counts = [_count(row, eos_token_ids) for row in rows]
+    finite = (~logprobs[:, 0].isnan()).tolist()
     for index, row in enumerate(rows):
         if row.must_not_end or needs_more_than_argmax(row):
             adjust(logprobs[index], row, eos_token_ids)
     values, ids = top(logprobs, min(max(counts), logprobs.shape[1]))
     found: list[Candidates | None] = []
-    finite = torch.isfinite(total[:, 0]).tolist()
     listed = zip(ids.tolist(), values.tolist(), strict=True)
     for index, (row, (row_ids, row_values)) in enumerate(zip(rows, listed, strict=True)):
         count = counts[index]

@@ -106,6 +106,12 @@ class Engine:
         pool = KVPool(shape, capacities, max_bytes, model.device, model.dtype)
         return pool, SlotTable(capacities, max_bytes // column_bytes)
 
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of K/V memory that are allocated now."""
+        sources = 0 if self.source_pool is None else self.source_pool.nbytes
+        return self.pool.nbytes + sources
+
     # --- called from any thread -------------------------------------------------------------
 
     def start(self) -> None:

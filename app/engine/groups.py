@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from app.engine.kernels import Attention, attend_with_weight
+from app.engine.kernels import FUSED, Attention, attend_with_weight
 from app.engine.pool import KVPool
 from app.engine.row import Occupant
 from app.engine.slots import slot_of
@@ -56,18 +56,14 @@ class Group:
     places: torch.Tensor | None
     tokens: torch.Tensor | slice
     joined: bool
+    kernel: Attention
 
     def attend(
-        self,
-        pool: KVPool,
-        layer: int,
-        queries: torch.Tensor,
-        scaling: float,
-        kernel: Attention,
+        self, pool: KVPool, layer: int, queries: torch.Tensor, scaling: float
     ) -> torch.Tensor:
         """Output of the group's tokens, [tokens, heads, head_dim]."""
         arguments, num_heads = self._arguments(pool, layer, queries)
-        return self._unfold(kernel.compute(*arguments, scaling), num_heads)
+        return self._unfold(self.kernel.compute(*arguments, scaling), num_heads)
 
     def attend_to_part(
         self, pool: KVPool, layer: int, queries: torch.Tensor, scaling: float
@@ -118,7 +114,9 @@ class Grouping:
         slots = [slot_of(share.occupant) for share in shares]
         counts = [len(share.tokens) for share in shares]
         padded, joined = max(counts), shares[0].joined
-        whole = joined or self._decode.whole_slots and padded == 1
+        # few tokens before many columns, as one is
+        decodes = padded == 1 or shares[0].starts is None
+        whole = joined or (decodes and self._decode.whole_slots)
         gather, places, tokens = self._layout(shares, padded)
         return Group(
             length_class=slots[0].length_class,
@@ -130,6 +128,7 @@ class Grouping:
             places=places,
             tokens=tokens,
             joined=joined,
+            kernel=self._decode if decodes else FUSED,
         )
 
     def _columns(self, shares: Sequence[Share], whole: bool) -> int:

@@ -62,9 +62,10 @@ def attend_with_weight(
     Shapes as `Compute`; the weight is the logarithm of the sum of exponentiated scores, fp32,
     [rows, heads, tokens]. `merge` makes one attention of two parts.
     """
-    scores = torch.matmul(query, key.transpose(-1, -2)).float().mul_(scaling).add_(mask)
-    weight = torch.logsumexp(scores, dim=-1)
-    shares = scores.sub_(weight[..., None]).exp_().to(value.dtype)
+    scores = torch.add(mask, torch.matmul(query, key.transpose(-1, -2)), alpha=scaling)
+    shares = torch.softmax(scores, dim=-1)
+    # the largest share is the exponential of the largest score less the weight
+    weight = scores.amax(dim=-1).float() - shares.amax(dim=-1).float().log()
     return torch.matmul(shares, value), weight
 
 
@@ -72,9 +73,8 @@ def merge(
     output: torch.Tensor, weight: torch.Tensor, other: torch.Tensor, other_weight: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and weight of two parts under one softmax; [..., head_dim] and [...], fp32."""
-    total = torch.logaddexp(weight, other_weight)
-    share, rest = torch.exp(weight - total), torch.exp(other_weight - total)
-    return output * share[..., None] + other * rest[..., None], total
+    share = torch.sigmoid(other_weight - weight)[..., None]
+    return torch.lerp(output, other, share), torch.logaddexp(weight, other_weight)
 
 
 FUSED = Attention(_fused, whole_slots=False)

@@ -70,7 +70,6 @@ class RaggedPlan:
             "decoder": _MemoryAttention(
                 pool,
                 Grouping(pool, device, dtype, decode_attention),
-                decode_attention,
                 _own_shares(chunks, spans),
                 _segment_shares(chunks, spans),
             )
@@ -79,7 +78,6 @@ class RaggedPlan:
             self._attentions["cross"] = _MemoryAttention(
                 sources,
                 Grouping(sources, device, dtype, decode_attention),
-                decode_attention,
                 _source_shares(chunks, spans),
                 _source_segment_shares(chunks, spans),
             )
@@ -139,12 +137,10 @@ class _MemoryAttention:
         self,
         pool: KVPool,
         grouping: Grouping,
-        decode_attention: Attention,
         base: Sequence[Share],
         shared: Sequence[Share],
     ) -> None:
         self._pool = pool
-        self._decode_attention = decode_attention
         self._base = grouping.groups(base)
         self._shared = grouping.groups(shared)
         firsts = [group.tokens.start for group in self._base if isinstance(group.tokens, slice)]
@@ -155,10 +151,7 @@ class _MemoryAttention:
         """Output [tokens, heads, head_dim] for `queries` of the same shape."""
         if self._shared:
             return self._attend_in_parts(layer, queries, scaling)
-        parts = [
-            group.attend(self._pool, layer, queries, scaling, self._kernel(group.padded))
-            for group in self._base
-        ]
+        parts = [group.attend(self._pool, layer, queries, scaling) for group in self._base]
         if self._in_order:
             return parts[0] if len(parts) == 1 else torch.cat(parts)
         output = torch.empty_like(queries)
@@ -175,17 +168,13 @@ class _MemoryAttention:
                     self._pool, layer, queries, scaling
                 )
             else:
-                kernel = self._kernel(group.padded)
-                part = group.attend(self._pool, layer, queries, scaling, kernel)
+                part = group.attend(self._pool, layer, queries, scaling)
                 output[group.tokens] = part.float()
         for group in self._shared:
             at = group.tokens
             part, part_weight = group.attend_to_part(self._pool, layer, queries, scaling)
             output[at], weight[at] = merge(output[at], weight[at], part, part_weight)
         return output.to(queries.dtype)
-
-    def _kernel(self, padded: int) -> Attention:
-        return self._decode_attention if padded == 1 else FUSED
 
 
 def _own_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> list[Share]:

@@ -43,6 +43,9 @@ class EncoderDecoder:
         self._encoder, self._decoder = hf.get_encoder(), hf.get_decoder()
         self._width = int(hf.config.d_model)
         self._cache = _PassThroughCache()
+        bias: torch.Tensor = hf.final_logits_bias
+        # in most checkpoints it is nothing, and adding it reads all the logits once more
+        self._bias = bias if bool(bias.any()) else None
         for half in (self._encoder, self._decoder):
             half.embed_positions = PlannedPositions(half.embed_positions)
 
@@ -100,8 +103,7 @@ class EncoderDecoder:
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = self._hf.get_output_embeddings()(hidden)
-        bias: torch.Tensor = self._hf.final_logits_bias
-        return logits + bias.to(logits.dtype)
+        return logits if self._bias is None else logits + self._bias.to(logits.dtype)
 
 
 class PlannedPositions(torch.nn.Module):

@@ -70,7 +70,7 @@ def load_model(
         spec=BaseModelSpec(
             model_id=served,
             fingerprint=fingerprint,
-            modules=_module_shapes(config),
+            modules=module_shapes(config),
             context_limit=int(config.max_position_embeddings),
             source_limit=int(config.max_position_embeddings) if has_encoder else None,
         ),
@@ -162,7 +162,7 @@ def _use_our_attention(module: PreTrainedModel) -> None:
         ) from error
 
 
-def _module_shapes(config: PretrainedConfig) -> dict[str, ModuleShape]:
+def module_shapes(config: PretrainedConfig) -> dict[str, ModuleShape]:
     """What prefixes must look like, by role."""
     if not is_encoder_decoder(config):
         return {"decoder": _decoder_shape(config)}

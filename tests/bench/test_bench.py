@@ -38,6 +38,23 @@ def test_engine_compares_us_with_every_peer(folder: Path) -> None:
         assert ratio == pytest.approx(quotient, rel=0.05)
 
 
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_model_with_an_encoder_is_compared_greedily_and_by_beams(
+    bart_folder: Path, beams: int
+) -> None:
+    sizes = ("--rows", "4", "--prefixes", "2", "--prefix-length", "3", "--prompt", "5")
+    family = ("--family", "bart", "--beams", str(beams))
+    result = bench("engine", bart_folder, *SMALL, *family, *sizes, "--new", "4")
+    assert set(result["peers"]) == {"hf-generate", "ctranslate2-float32", "ctranslate2-int8"}
+    assert result["ours"]["kv_mb"] > 0
+
+
+def test_a_family_that_is_not_known_is_named(folder: Path) -> None:
+    done = CliRunner().invoke(app, ["bench", "engine", "--family", "t5", "--model", str(folder)])
+    assert done.exit_code == 2
+    assert "neither gpt2 nor bart" in done.output
+
+
 def test_http_streams_every_token_to_another_process(folder: Path) -> None:
     sizes = ("--rows", "3", "--prefixes", "2", "--prefix-length", "3", "--prompt", "5")
     result = bench("http", folder, *SMALL, *sizes, "--new", "6")

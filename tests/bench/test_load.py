@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from app.bench.load import GPT2_SHAPE, model_folder, poisson_load, random_prefix, uniform_load
+from app.bench.load import poisson_load, random_prefix, uniform_load
+from app.bench.shapes import model_folder
 from app.model.frozen import FrozenModel
 
 
@@ -36,11 +37,11 @@ def test_a_load_can_be_repeated() -> None:
 
 
 def test_every_id_of_the_made_up_model_has_a_text(tmp_path: Path) -> None:
-    folder = model_folder(GPT2_SHAPE, tmp_path)
+    folder = model_folder("gpt2-shape", tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == 50_257
     assert tokenizer.decode([300, 50_255]) == " word300 word50255"
-    assert model_folder(GPT2_SHAPE, tmp_path) == folder
+    assert model_folder("gpt2-shape", tmp_path) == folder
 
 
 def test_a_random_prefix_fits_the_model_and_follows_its_seed(tiny_gpt2: FrozenModel) -> None:

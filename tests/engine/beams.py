@@ -66,6 +66,7 @@ class Case:
     forced_bos: int | None = None
     forced_eos: int | None = None
     banned: tuple[int, ...] = ()
+    ngram: int = 0
 
 
 def random_cases(
@@ -83,7 +84,7 @@ def random_cases(
         free = sorted(set(range(WORDS)) - {forced_bos, forced_eos})
         case = Case(
             tuple(draw.choices(range(WORDS), k=draw.randint(1, 5))),
-            BeamParams(num_beams, length_penalty, early_stopping, draw.choice([0, 0, 1, 2, 3])),
+            BeamParams(num_beams, length_penalty, early_stopping),
             max_tokens,
             eos,
             num_results=draw.randint(1, num_beams),
@@ -91,6 +92,7 @@ def random_cases(
             forced_bos=forced_bos,
             forced_eos=forced_eos,
             banned=tuple(draw.sample(free, draw.choice([0, 0, 3]))),
+            ngram=draw.choice([0, 0, 1, 2, 3]),
         )
         cases.append(case)
     return cases
@@ -118,7 +120,7 @@ def by_transformers(model: PreTrainedModel, case: Case) -> list[Found]:
         num_return_sequences=case.num_results,
         length_penalty=params.length_penalty,
         early_stopping=params.early_stopping,
-        no_repeat_ngram_size=params.no_repeat_ngram_size,
+        no_repeat_ngram_size=case.ngram,
         max_new_tokens=case.max_tokens,
         min_new_tokens=case.min_tokens or None,
         eos_token_id=list(case.eos) or None,
@@ -182,7 +184,7 @@ def _logits(
 
 def _process(scores: torch.Tensor, row: list[int], case: Case, step: int) -> None:
     """The processors, in transformers' order, on the log-probabilities of one row, in place."""
-    scores[list(banned_by_ngrams(row, case.params.no_repeat_ngram_size))] = -math.inf
+    scores[list(banned_by_ngrams(row, case.ngram))] = -math.inf
     if step < case.min_tokens:
         scores[list(case.eos)] = -math.inf
     forced_bos = case.forced_bos if len(row) == 1 else None

@@ -1,0 +1,184 @@
+"""The peers of an encoder-decoder load: `model.generate` task by task, and CTranslate2.
+
+Whoever wants the authors' three prefixes with today's transformers writes an attention function
+that puts one task's keys and values before the model's own, and generates task after task.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
+from transformers import (
+    AttentionInterface,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from app.bench.load import Item, Load, random_modules
+from app.bench.peers import DTYPES, Round, batches, missing, token_names
+from app.errors import InvalidRequest
+from app.model.attention import role_of
+from app.model.load import module_shapes
+from app.prefix.prefix import KeyValues
+
+_ATTENTION = "bench-prefix-by-task"
+
+
+class _TaskAttention:
+    """The attention function: `modules` are the current task's prefixes, for all rows alike."""
+
+    def __init__(self) -> None:
+        self.modules: Mapping[str, KeyValues] = {}
+
+    def __call__(
+        self,
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        scaling: float | None = None,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """transformers' AttentionInterface."""
+        prefix = self.modules.get(role_of(module))
+        is_causal = attention_mask is None and query.shape[2] > 1 and role_of(module) == "decoder"
+        if prefix is not None:
+            rows, layer = key.shape[0], int(module.layer_idx)  # type: ignore[arg-type]
+            key = torch.cat([prefix.keys[layer].expand(rows, -1, -1, -1), key], dim=2)
+            value = torch.cat([prefix.values[layer].expand(rows, -1, -1, -1), value], dim=2)
+            if attention_mask is not None:
+                attention_mask = pad(attention_mask, (prefix.length, 0), value=True)
+            elif is_causal:
+                shape = (query.shape[2], key.shape[2])
+                attention_mask = torch.ones(shape, dtype=torch.bool).tril(prefix.length)
+                is_causal = False
+        output = scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, is_causal=is_causal, scale=scaling
+        )
+        return output.transpose(1, 2).contiguous(), None
+
+
+def hf_generate_by_task(folder: str, load: Load, dtype: str, batch: int) -> Round:
+    """`model.generate` with one task's prefix in all three modules, task after task."""
+    attention = _TaskAttention()
+    AttentionInterface.register(_ATTENTION, attention)
+    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+    model.set_attn_implementation(_ATTENTION)
+    _never_end(model)
+    shapes = module_shapes(model.config)
+    prefixes = [
+        {
+            role: KeyValues(module.keys.to(DTYPES[dtype]), module.values.to(DTYPES[dtype]))
+            for role, module in random_modules(shapes, length, seed).items()
+        }
+        for seed, length in enumerate(load.prefix_lengths)
+    ]
+    tasks: dict[int, list[Item]] = {}
+    for item in load.items:
+        tasks.setdefault(item.prefix, []).append(item)
+
+    def run() -> None:
+        for task, items in tasks.items():
+            attention.modules = prefixes[task]
+            for start in range(0, len(items), batch):
+                _generate(model, items[start : start + batch], load.num_beams)
+
+    return run
+
+
+def ctranslate2_float32(folder: str, load: Load, _dtype: str, batch: int) -> Round:
+    """CTranslate2 in fp32 on static batches, without prefixes."""
+    return _ctranslate2(folder, load, batch, "float32")
+
+
+def ctranslate2_int8(folder: str, load: Load, _dtype: str, batch: int) -> Round:
+    """CTranslate2 with int8 products on static batches, without prefixes."""
+    return _ctranslate2(folder, load, batch, "int8")
+
+
+def peft(_folder: str, _load: Load, _dtype: str, _batch: int) -> Round:
+    """PEFT knows no prefixes of the encoder or of cross-attention."""
+    raise InvalidRequest("PEFT puts prefixes into BART's decoder alone: it is no peer here")
+
+
+ENCODER_PEERS = {
+    "hf-generate": hf_generate_by_task,
+    "peft": peft,
+    "ctranslate2-float32": ctranslate2_float32,
+    "ctranslate2-int8": ctranslate2_int8,
+}
+"""By the same names as `app.bench.peers.PEERS`, for models with an encoder."""
+
+
+def _never_end(model: PreTrainedModel) -> None:
+    """Nothing may end a row before its time."""
+    config = model.generation_config
+    config.eos_token_id = config.forced_eos_token_id = config.forced_bos_token_id = None
+    config.pad_token_id = 1
+
+
+@torch.inference_mode()
+def _generate(model: Any, items: Sequence[Item], num_beams: int) -> None:
+    """One static batch, right-padded, until its longest row is done."""
+    longest = max(len(item.prompt_ids) for item in items)
+    padding = [longest - len(item.prompt_ids) for item in items]
+    ids = [list(item.prompt_ids) + [1] * more for more, item in zip(padding, items, strict=True)]
+    mask = [[1] * (longest - more) + [0] * more for more in padding]
+    new = max(item.num_new for item in items)
+    output = model.generate(
+        input_ids=torch.tensor(ids),
+        attention_mask=torch.tensor(mask),
+        max_new_tokens=new,
+        num_beams=num_beams,
+        do_sample=False,
+    )
+    if output.shape[1] != 1 + new:
+        raise RuntimeError(f"a peer made {output.shape[1] - 1} tokens instead of {new}")
+
+
+def _ctranslate2(folder: str, load: Load, batch: int, kind: str) -> Round:
+    try:
+        import ctranslate2
+        from ctranslate2.converters import TransformersConverter
+    except ImportError as error:
+        raise missing("ctranslate2") from error
+    scratch = Path(tempfile.mkdtemp())
+    target = scratch / kind
+    _with_old_fields(folder, scratch / "model")
+    TransformersConverter(str(scratch / "model")).convert(str(target), quantization=kind)
+    translator = ctranslate2.Translator(
+        str(target), device="cpu", compute_type=kind, intra_threads=torch.get_num_threads()
+    )
+    names = token_names(target / "shared_vocabulary.json", folder)
+
+    def run() -> None:
+        for items in batches(load, batch):
+            new = max(item.num_new for item in items)
+            results = translator.translate_batch(
+                [[names[token] for token in item.prompt_ids] for item in items],
+                beam_size=load.num_beams,
+                min_decoding_length=new,
+                max_decoding_length=new,
+            )
+            made = min(len(result.hypotheses[0]) for result in results)
+            if made != new:
+                raise RuntimeError(f"a peer made {made} tokens instead of {new}")
+
+    return run
+
+
+def _with_old_fields(folder: str, copy: Path) -> None:
+    """A copy of the model whose config says what CTranslate2 reads and transformers dropped."""
+    model = AutoModelForSeq2SeqLM.from_pretrained(folder)
+    model.config.normalize_before = False
+    model.save_pretrained(copy)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(copy)
