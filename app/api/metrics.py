@@ -65,7 +65,7 @@ class _EngineCollector(Collector):
             "polyprefix_requests_waiting": ("Requests that have no rows yet", progress.waiting),
             "polyprefix_kv_bytes": (
                 "Memory allocated for keys and values",
-                self._engine.pool.nbytes,
+                self._engine.kv_bytes,
             ),
             "polyprefix_engine_alive": ("1 while the engine's thread runs", progress.alive),
         }
