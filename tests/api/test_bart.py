@@ -316,6 +316,18 @@ def test_the_default_of_new_tokens_does_not_depend_on_the_source(client: httpx.C
         assert reply.json()["usage"]["completion_tokens"] == 16
 
 
+def test_beams_that_have_nowhere_to_go_are_results_all_the_same(client: httpx.Client) -> None:
+    """At its limit an output ends with `</s>`: of a length of one there is a single one."""
+    fields = {"num_beams": 4, "n": 3, "max_tokens": 1}
+    reply = complete(client, **fields)
+    choices = reply.json()["choices"]
+    assert [choice["text"] for choice in choices] == [""] * 3
+    assert choices[0]["beam_score"] > choices[1]["beam_score"] == choices[2]["beam_score"]
+    chunks = events_of(complete(client, stream=True, **fields).text)[:-1]
+    ends = [chunk["choices"][0] for chunk in chunks]
+    assert [end["beam_score"] for end in ends] == [choice["beam_score"] for choice in choices]
+
+
 def test_scoring_alone_makes_nothing(client: httpx.Client) -> None:
     assert text_of(complete(client, max_tokens=0)) == ""
     assert text_of(complete(client, max_tokens=0, echo=True)) == PROMPT

@@ -9,7 +9,9 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import load, save
+from typer.testing import CliRunner
 
+from app.cli import app as command_line
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.metadata import render_metadata
@@ -91,6 +93,15 @@ def test_a_version_says_its_length_in_each_module(
     assert client.get(url).json() == body
     assert client.post(f"{url}/pin").json() == {**body, "pinned": True}
     assert client.get(f"{url}/content").content == content
+
+
+def test_the_command_line_shows_them(
+    bart_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    arguments = ["prefix", "show", "whole", "--server", bart_server.url]
+    result = CliRunner().invoke(command_line, arguments)
+    assert " 4 (encoder 6, cross 3) " in result.output
 
 
 def test_every_module_changes_what_is_said(

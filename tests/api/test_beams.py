@@ -338,8 +338,9 @@ def test_a_prefixes_defaults_are_those_of_the_search(client: httpx.Client) -> No
     assert default == asked
     [other] = choices_of(client.post("/v1/completions", json={**body, "length_penalty": 3.0}))
     assert other["beam_score"] != default["beam_score"]
-    [two] = choices_of(client.post("/v1/completions", json={**body, "num_beams": 2}))
-    assert "beam_score" in two
+    for fields in ({"num_beams": 2}, {"temperature": 0}, {"top_p": 1, "seed": 3}):
+        [still] = choices_of(client.post("/v1/completions", json={**body, **fields}))
+        assert "beam_score" in still
 
 
 @pytest.mark.parametrize(
@@ -353,6 +354,16 @@ def test_a_request_that_samples_has_no_beams(
     body = {"model": "searcher", "prompt": PROMPT, "echo": True, **fields}
     [choice] = choices_of(client.post("/v1/completions", json=body))
     assert "beam_score" not in choice
+
+
+def test_the_same_holds_in_tgis_words(client: httpx.Client) -> None:
+    for fields, searches in (
+        ({}, True),
+        ({"do_sample": False}, True),
+        ({"do_sample": True}, False),
+    ):
+        details = generate(client, adapter_id="searcher", num_beams=None, **fields)["details"]
+        assert ("beam_score" in details) is searches
 
 
 @pytest.mark.parametrize("value", ["sometimes", 1, None, []], ids=str)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from huggingface_hub import InferenceClient, constants
 
+from app.api.generate import _Reply
+from app.api.generation import Job, Timings
+from app.api.schemas import GenerateBody
+from app.engine.request import Event, FinishReason, RowFinished, SamplingParams, TextDelta
 from app.prefix.prefix import Prefix
 from tests.api.helpers import (
     BASE,
@@ -259,6 +266,26 @@ def test_a_stream_that_ends_by_itself_loses_no_text(
     assert "".join(texts) == whole == events[-1]["generated_text"]
     assert events[-1]["token"]["id"] == END
     assert events[-1]["details"]["finish_reason"] == "eos_token"
+
+
+def test_a_result_without_tokens_ends_a_stream_too(server: RunningServer) -> None:
+    """Bans may leave a search nothing."""
+
+    async def events() -> AsyncIterator[list[tuple[int, Event]]]:
+        end = RowFinished(0, FinishReason.LENGTH, 0, None, score=-1e9)
+        yield [(0, TextDelta(0, "", ())), (0, end)]
+
+    async def parts() -> bytes:
+        job = Job((5,), SamplingParams(max_tokens=1))
+        made = SimpleNamespace(
+            jobs=[job], services=server.services, timings=Timings(), events=events
+        )
+        reply = _Reply(GenerateBody(inputs=PROMPT), made)
+        return b"".join([part async for part in reply.parts()])
+
+    [event] = events_of(asyncio.run(parts()).decode())
+    assert (event["token"]["text"], event["generated_text"]) == ("", "")
+    assert (event["details"]["generated_tokens"], event["details"]["beam_score"]) == (0, -1e9)
 
 
 def test_streamed_top_tokens_are_those_of_the_whole_reply(client: httpx.Client) -> None:
