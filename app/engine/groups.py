@@ -176,19 +176,24 @@ class Grouping:
 
 
 def _runs_of(shares: Iterable[Share]) -> Iterator[list[Share]]:
-    """Runs of shares at neighbouring slots with similar numbers of tokens."""
+    """Runs of shares at neighbouring slots with similar numbers of tokens, no token twice."""
     run: list[Share] = []
+    seen: set[int] = set()
     fewest = most = 0
     for share in shares:
         count = len(share.tokens)
         fewest, most = min(fewest, count), max(most, count)
         limit = _MAX_PADDING if share.starts is not None else _MAX_SHARED_PADDING
-        if run and (not _go_together(run[-1], share) or most > limit * fewest):
+        # a prefix and the trunk behind it are two parts, whose outputs are merged one by one
+        again = share.starts is None and not seen.isdisjoint(share.tokens)
+        if run and (again or not _go_together(run[-1], share) or most > limit * fewest):
             yield run
             run = []
         if not run:
             fewest = most = count
+            seen = set()
         run.append(share)
+        seen.update(share.tokens)
     if run:
         yield run
 

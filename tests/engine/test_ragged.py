@@ -14,7 +14,7 @@ from app.engine.kernels import ATTENTIONS, FUSED, Attention
 from app.engine.plan import Chunk
 from app.engine.pool import KVPool
 from app.engine.ragged import RaggedPlan
-from app.engine.row import Row
+from app.engine.row import Row, SharedPrefix
 from app.engine.slots import SlotTable, length_classes
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import ModuleShape
@@ -51,6 +51,39 @@ class Bench:
                 self.keys[row, layer] += tensors.keys[layer].unbind(1)
                 self.values[row, layer] += tensors.values[layer].unbind(1)
         self.table.place_with_prefixes(row, prefix + prompt)
+        return row
+
+    def share(self, length: int) -> SharedPrefix:
+        """A random prefix in a slot of its own."""
+        size = (LAYERS, self.kv_heads, length, DIM)
+        tensors = KeyValues(self.randn(*size), self.randn(*size))
+        prefix = Prefix({"decoder": tensors}, PrefixMetadata(position_offset=0))
+        segment = SharedPrefix((prefix,), "decoder")
+        self.table.place_with_prefixes(segment, length)
+        return segment
+
+    def admit_behind(self, segment: SharedPrefix, prompt: int) -> Row:
+        """A row with a prompt of that many tokens that attends to `segment` first."""
+        row = make_row(range(1, 1 + prompt))
+        object.__setattr__(row.request, "prefixes", segment.prefixes)
+        row.segments = (segment,)
+        for layer in range(LAYERS):
+            [tensors] = [prefix.decoder for prefix in segment.prefixes]
+            self.keys[row, layer] += tensors.keys[layer].unbind(1)
+            self.values[row, layer] += tensors.values[layer].unbind(1)
+        self.table.place(row, prompt)
+        return row
+
+    def branch(self, trunk: Row) -> Row:
+        """A row that goes on from all that `trunk` has computed."""
+        row = make_row(trunk.token_ids)
+        row.num_computed = row.num_elsewhere = trunk.num_computed
+        row.segments = (*trunk.segments, trunk)
+        trunk.is_trunk = True
+        for layer in range(LAYERS):
+            self.keys[row, layer] += self.keys[trunk, layer]
+            self.values[row, layer] += self.values[trunk, layer]
+        self.table.place(row, 16)
         return row
 
     def step(self, counts: Sequence[tuple[Row, int]]) -> RaggedPlan:
@@ -112,6 +145,46 @@ def test_every_token_of_any_mix_attends_to_its_own_row_and_no_further(
         ]
         if counts:
             bench.step(counts)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 90), min_size=1, max_size=3),
+    rows=st.lists(
+        st.tuples(st.none() | st.integers(0, 2), st.integers(1, 40), st.integers(0, 3)),
+        min_size=1,
+        max_size=5,
+    ),
+    steps=st.integers(1, 4),
+    kv_heads=st.sampled_from((4, 2, 1)),
+    decode=st.sampled_from(sorted(ATTENTIONS)),
+)
+def test_every_token_attends_to_what_its_row_shares_and_to_its_own_under_one_softmax(
+    lengths: list[int],
+    rows: list[tuple[int | None, int, int]],
+    steps: int,
+    kv_heads: int,
+    decode: str,
+) -> None:
+    """Rows behind shared prefixes or none, some of which then are the trunk of several beams."""
+    bench = Bench(kv_heads, ATTENTIONS[decode])
+    segments = [bench.share(length) for length in lengths]
+    placed = [
+        bench.admit(prompt, prefix=prompt % 3)
+        if which is None
+        else bench.admit_behind(segments[which % len(segments)], prompt)
+        for which, prompt, _ in rows
+    ]
+    bench.step([(row, 1) for row in placed])
+    if pending := [(row, row.num_pending) for row in placed if row.num_pending]:
+        bench.step(pending)
+    decoding: list[Row] = []
+    for row, (_, _, beams) in zip(placed, rows, strict=True):
+        decoding.extend([bench.branch(row) for _ in range(beams)] or [row])
+    for _ in range(steps):
+        for row in decoding:
+            row.token_ids.append(5)
+        bench.step([(row, 1) for row in decoding])
 
 
 @pytest.mark.parametrize("decode", ATTENTIONS)

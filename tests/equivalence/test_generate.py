@@ -194,6 +194,18 @@ def test_requests_of_a_mix_with_prefixes_give_what_generate_gives_behind_a_cache
         check_causal(stepped, plain_model(model_folders[family]), str(index), case, stack)
 
 
+@pytest.mark.parametrize("family", CAUSAL)
+def test_a_shared_prefix_and_the_trunk_beside_it_are_both_attended_to(
+    tiny_models: dict[str, FrozenModel], model_folders: dict[str, Path], family: str
+) -> None:
+    """They stand in neighbouring slots of one length class, and are seen by the same tokens."""
+    model = tiny_models[family]
+    prefix = random_prefix(model, 90, seed=1, position_offset=0)
+    case = Case(tuple(range(80)), 8, 3, 1.0, False, 2, 0, 0, 1.0)
+    stepped = run_all(model, [case.request("it", [prefix])], EngineConfig())
+    check_causal(stepped, plain_model(model_folders[family]), "it", case, [prefix])
+
+
 @pytest.mark.parametrize("num_beams", [1, 4])
 @pytest.mark.parametrize("family", CAUSAL)
 def test_a_static_batch_padded_on_the_left_gives_what_the_ragged_one_gives(
