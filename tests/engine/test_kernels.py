@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine import kernels
-from app.engine.kernels import ATTENTIONS, choose_attention
+from app.engine.kernels import ATTENTIONS, attend_with_weight, choose_attention, merge
 
 KERNELS = pytest.mark.parametrize("name", ATTENTIONS)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -133,6 +133,84 @@ def test_views_of_a_larger_pool_are_read_where_they_are(name: str) -> None:
     compute = ATTENTIONS[name].compute
     expected = compute(query, key.contiguous(), value.contiguous(), mask, 0.25)
     assert torch.allclose(compute(query, key, value, mask, 0.25), expected, atol=1e-6)
+
+
+# --- parts under one softmax -------------------------------------------------------------------
+
+
+@DTYPES
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 90), min_size=1, max_size=4),
+    tokens=st.sampled_from((1, 3)),
+    loudness=st.sampled_from((0.1, 1.0, 3.0)),
+    seed=st.integers(0, 1000),
+)
+def test_attention_to_parts_is_attention_to_the_whole(
+    dtype: torch.dtype, sizes: list[int], tokens: int, loudness: float, seed: int
+) -> None:
+    """Whatever the parts' lengths, and however much more one weighs than the others."""
+    rows, heads, head_dim, scale = 2, 3, 16, 0.25
+    columns = sum(sizes)
+    query = randn(rows, heads, tokens, head_dim, seed=seed, dtype=dtype)
+    key, value = randn(2, rows, heads, columns, head_dim, seed=seed + 1).to(dtype)
+    key[:, :, : sizes[0]] *= loudness
+    visible = randn(rows, tokens, columns, seed=seed + 2) > 0
+    first = 0
+    for size in sizes:
+        visible[..., first] = True  # every token sees something of every part
+        first += size
+    parts = []
+    for keys, values, mask in zip(
+        key.split(sizes, 2),
+        value.split(sizes, 2),
+        additive(visible, dtype).split(sizes, 3),
+        strict=True,
+    ):
+        output, weight = attend_with_weight(query, keys, values, mask, scale)
+        assert weight.dtype == torch.float32
+        parts.append((output.float(), weight))
+    output, weight = parts[0]
+    for part, part_weight in parts[1:]:
+        output, weight = merge(output, weight, part, part_weight)
+    expected = naive(query, key, value, visible, scale)
+    assert difference(output, expected) <= TOLERANCE[dtype]
+
+
+def test_the_weight_of_parts_is_that_of_the_whole() -> None:
+    query, key, value = (randn(2, 3, size, 16, seed=size) for size in (2, 50, 50))
+    mask = torch.zeros(2, 1, 1, 50)
+    whole_output, whole = attend_with_weight(query, key, value, mask, 0.25)
+    scores = torch.matmul(query, key.transpose(2, 3)) * 0.25
+    assert difference(whole, torch.logsumexp(scores.double(), dim=-1)) <= 1e-5
+    parts = [
+        attend_with_weight(query, key[:, :, at], value[:, :, at], mask[..., at], 0.25)
+        for at in (slice(0, 7), slice(7, 50))
+    ]
+    output, weight = merge(*parts[0], *parts[1])
+    assert difference(output, whole_output.double()) <= 1e-5
+    assert difference(weight, whole.double()) <= 1e-5
+    again, _ = merge(*parts[1], *parts[0])
+    assert difference(again, output.double()) <= 1e-6
+
+
+@pytest.mark.parametrize("gap", [0.0, 5.0, 100.0, 1e4])
+def test_a_part_that_weighs_far_more_decides(gap: float) -> None:
+    one, other = torch.ones(2, 4), torch.zeros(2, 4)
+    output, weight = merge(one, torch.full((2,), gap), other, torch.zeros(2))
+    share = 1 / (1 + math.exp(-min(gap, 500)))
+    assert difference(output, torch.full((2, 4), share, dtype=torch.float64)) <= 1e-6
+    assert float(weight[0]) == pytest.approx(gap + math.log1p(math.exp(-min(gap, 500))))
+
+
+def test_a_row_of_nan_stays_nan_in_the_whole_and_leaves_the_other_rows() -> None:
+    one, other, weights = randn(3, 2, 4, seed=1), randn(3, 2, 4, seed=2), torch.zeros(2, 3, 2)
+    expected, _ = merge(one, weights[0], other, weights[1])
+    other[1], weights[1, 1] = math.nan, math.nan
+    got, weight = merge(one, weights[0], other, weights[1])
+    assert bool(got[1].isnan().all())
+    assert bool(weight[1].isnan().all())
+    assert torch.equal(got[[0, 2]], expected[[0, 2]])
 
 
 # --- the choice --------------------------------------------------------------------------

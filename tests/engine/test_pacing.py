@@ -58,6 +58,38 @@ def test_a_machine_that_becomes_slower_is_noticed() -> None:
     assert pace.budget(40, 1) == pytest.approx(before / 4, rel=0.2)
 
 
+# --- an encoder's passes -----------------------------------------------------------------------
+
+
+def test_while_nothing_decodes_a_pass_may_take_as_long_as_it_takes() -> None:
+    assert trained().encoder_seconds(0, 1) == float("inf")
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("rows", [4, 10])
+def test_a_pass_adds_the_given_share_to_the_step_that_the_rows_would_have(
+    share: float, rows: int
+) -> None:
+    seconds = trained(share).encoder_seconds(rows, 1)
+    assert seconds == pytest.approx(share * (STEP + ROW * rows), rel=0.1)
+
+
+def test_the_more_sources_wait_the_longer_a_slice_but_never_without_bounds() -> None:
+    pace = trained(0.25)
+    assert pace.encoder_seconds(40, 20) == pytest.approx(2 * pace.encoder_seconds(40, 10))
+    assert pace.encoder_seconds(40, 1000) == pytest.approx(1.5 * (STEP + ROW * 40), rel=0.1)
+
+
+def test_a_pass_grows_with_the_step_of_the_rows_alone_and_not_with_their_prompts() -> None:
+    assert trained(token=TOKEN).encoder_seconds(8, 1) == pytest.approx(
+        trained(token=4 * TOKEN).encoder_seconds(8, 1), rel=0.05
+    )
+    pace = trained(0.5)
+    assert pace.encoder_seconds(40, 1) - pace.encoder_seconds(8, 1) == pytest.approx(
+        0.5 * 32 * ROW, rel=0.1
+    )
+
+
 @given(
     steps=st.lists(
         st.tuples(
@@ -76,3 +108,4 @@ def test_a_budget_lets_every_prompt_move_and_stays_within_the_step(
     for step in steps:
         pace.observe(*step)
     assert 16 <= pace.budget(rows, waiting) <= 1024 - rows
+    assert pace.encoder_seconds(rows, waiting) >= 0
