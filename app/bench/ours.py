@@ -36,10 +36,21 @@ class TokenTimes:
 class Ours:
     """A loaded model with a started engine and the load's prefixes; stop it in the end.
 
-    `max_rows` counts requests; each may have several beams.
+    `max_rows` counts requests; each may have several beams. With `timed` every token is told at
+    once, also one without text, which costs its log-probability.
     """
 
-    def __init__(self, folder: str, load: Load, dtype: str, max_rows: int, threads: int) -> None:
+    def __init__(
+        self,
+        folder: str,
+        load: Load,
+        dtype: str,
+        max_rows: int,
+        threads: int,
+        *,
+        timed: bool = False,
+    ) -> None:
+        self._logprobs = 0 if timed else None
         torch.set_num_threads(threads)
         self.engine, self.prefixes = in_passing_thread(
             _prepare, folder, load, dtype, max_rows * load.num_beams
@@ -69,6 +80,7 @@ class Ours:
         sampling = SamplingParams(
             max_tokens=item.num_new,
             ignore_eos=True,
+            logprobs=self._logprobs,
             beam=BeamParams(beams) if beams > 1 else None,
         )
         return GenerationRequest(
@@ -127,7 +139,7 @@ def stall_figures(folder: str, dtype: str, threads: int, prompts: int) -> dict[s
     decoding = tuple(Item((1 + row,) * 24, new, row % 4) for row in range(rows))
     intruders = [Item((3 + index,) * 900, 8, 0) for index in range(prompts)]
     load = Load(decoding, (20,) * 4)
-    ours = Ours(folder, load, dtype, rows + prompts, threads)
+    ours = Ours(folder, load, dtype, rows + prompts, threads, timed=True)
 
     async def both() -> list[TokenTimes]:
         quiet = asyncio.gather(*(ours.play([item]) for item in decoding))
