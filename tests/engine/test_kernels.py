@@ -174,7 +174,8 @@ def test_attention_to_parts_is_attention_to_the_whole(
     for part, part_weight in parts[1:]:
         output, weight = merge(output, weight, part, part_weight)
     expected = naive(query, key, value, visible, scale)
-    assert difference(output, expected) <= TOLERANCE[dtype]
+    # scores are as much larger, and so is what is lost as they are rounded to the dtype
+    assert difference(output, expected) <= TOLERANCE[dtype] * max(1.0, loudness)
 
 
 def test_the_weight_of_parts_is_that_of_the_whole() -> None:
