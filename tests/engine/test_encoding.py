@@ -116,16 +116,22 @@ def test_rows_may_decode_between_the_slices_of_a_pass(tiny_bart: FrozenModel) ->
         assert torch.equal(running.result[source].keys_values, expected)
 
 
-def test_nan_in_the_prefix_of_one_source_leaves_the_others_bits(tiny_bart: FrozenModel) -> None:
-    """Of similar length, so that they are attended to together."""
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_nan_in_the_prefix_of_one_source_leaves_the_others_bits(
+    tiny_bart: FrozenModel, bad: int
+) -> None:
+    """Of similar length, so that they are attended to together, the shorter ones padded."""
     prefixes = [prefix_of(tiny_bart, 5 + place, place) for place in range(3)]
-    sources = [make_source(range(20 + place), [prefix]) for place, prefix in enumerate(prefixes)]
+    sources = [
+        make_source(range(20 + length), [prefix])
+        for length, prefix in zip((2, 0, 1), prefixes, strict=True)
+    ]
     expected = run_pass(tiny_bart, sources)
-    prefixes[1].modules["encoder"].values[0, 0, 2, 3] = float("nan")
+    prefixes[bad].modules["encoder"].values[0, 0, 2, 3] = float("nan")
     got = run_pass(tiny_bart, sources)
-    assert bool(got[1].isnan().any())
-    assert torch.equal(got[0], expected[0])
-    assert torch.equal(got[2], expected[2])
+    assert bool(got[bad].isnan().any())
+    for place in {0, 1, 2} - {bad}:
+        assert torch.equal(got[place], expected[place])
 
 
 def test_sources_of_similar_length_are_attended_to_together(
