@@ -43,7 +43,7 @@ async def create_completion(
     choice = await choose(services, tenant, body.model, body.prefixes)
     try:
         jobs = [await _job(services, choice, body, prompt) for prompt in _prompts(body)]
-        generation = Generation(services, choice, tenant, jobs, body.timeout)
+        generation = Generation(services, choice, tenant, jobs, body.timeout, whole=not body.stream)
         generation.start()
     except BaseException:
         choice.release()

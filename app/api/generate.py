@@ -51,7 +51,7 @@ async def generate_stream(body: GenerateBody, services: ServicesDep, tenant: Ten
     """One text as it grows, an event per token; no `[DONE]` at the end."""
     if (body.parameters.best_of or 1) > 1:
         raise InvalidRequest("best_of cannot be streamed", param="best_of")
-    reply = await _begin(body, services, tenant)
+    reply = await _begin(body, services, tenant, streams=True)
     return EventStream(reply.parts(), lambda: reply.headers, reply.generation.close)
 
 
@@ -67,14 +67,18 @@ async def compat_generate(
     return StrictJSONResponse([content], headers=reply.headers)
 
 
-async def _begin(body: GenerateBody, services: Services, tenant: str) -> _Reply:
+async def _begin(
+    body: GenerateBody, services: Services, tenant: str, *, streams: bool = False
+) -> _Reply:
     """Choose the prefix and submit."""
     parameters = body.parameters
     _check(parameters, services)
     choice = await choose(services, tenant, parameters.adapter_id, parameters.prefixes)
     try:
         job = await _job(services, choice, body)
-        generation = Generation(services, choice, tenant, [job], parameters.timeout)
+        generation = Generation(
+            services, choice, tenant, [job], parameters.timeout, whole=not streams
+        )
         generation.start()
     except BaseException:
         choice.release()

@@ -79,13 +79,17 @@ class Timings:
 
 @dataclass
 class Generation:
-    """Rows in the engine for one HTTP request. `close` it in every case."""
+    """Rows in the engine for one HTTP request; with `whole` each text comes in one piece.
+
+    `close` it in every case.
+    """
 
     services: Services
     choice: Choice
     tenant: str
     jobs: Sequence[Job]
     timeout: float | None
+    whole: bool = False
     timings: Timings = field(default_factory=Timings)
     _streams: list[RequestStream] = field(default_factory=list)
 
@@ -146,6 +150,7 @@ class Generation:
             n=job.rows,
             echo=job.scored,
             deadline=deadline,
+            whole=self.whole,
         )
 
     async def _batches(self) -> AsyncIterator[list[tuple[int, Event]]]:

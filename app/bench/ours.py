@@ -84,7 +84,12 @@ class Ours:
             beam=BeamParams(beams) if beams > 1 else None,
         )
         return GenerationRequest(
-            str(self._count), "bench", item.prompt_ids, sampling, prefixes=prefixes
+            str(self._count),
+            "bench",
+            item.prompt_ids,
+            sampling,
+            prefixes=prefixes,
+            whole=self._logprobs is None,
         )
 
     async def _one(self, item: Item, started: float) -> TokenTimes:

@@ -61,7 +61,7 @@ class ActiveRequest:
                 list(prompt),
                 columns,
                 self.seed,
-                Transcript(index, sampling, text, forced_last),
+                Transcript(index, sampling, text, forced_last, whole=request.whole),
                 segments=self.holdings[0].segments,
                 source=self.source,
                 forced_first=None if start is None else start.forced_first,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from app.engine.request import GenerationRequest
 
-_BURST_GAP_S, _LONGEST_BURST_S = 0.001, 0.02
+_BURST_GAP_S, _LONGEST_BURST_S = 0.002, 0.03
 """An idle engine begins when nothing has arrived for the one time, or after the other."""
 
 

@@ -61,8 +61,9 @@ class GenerationRequest:
     For a model with an encoder the prompt is what the encoder reads.
     `id` is made by the server and unique. `prefixes` are on the engine's device in the serving
     dtype, in the order of composition. `deadline` is on the clock of `time.monotonic`.
-    With `echo` and `logprobs` the prompt's tokens are scored as well. Row `i` of the request draws
-    its noise from (seed, i, position).
+    With `whole` a row's text comes in one piece when the row has ended, which spares its reader a
+    wake-up per token. With `echo` and `logprobs` the prompt's tokens are scored as well. Row `i` of
+    the request draws its noise from (seed, i, position).
     """
 
     id: str
@@ -73,6 +74,7 @@ class GenerationRequest:
     n: int = 1
     echo: bool = False
     deadline: float | None = None
+    whole: bool = False
 
     @property
     def num_rows(self) -> int:

@@ -16,11 +16,17 @@ class Transcript:
 
     `finish_reason` is set as soon as the row has ended: by the end-of-text token, a stop string
     (then named in `stop_string`) or the token limit, which `forced_last` stands for if the model
-    wants every text to end with that token.
+    wants every text to end with that token. With `whole` nothing is shown before the end.
     """
 
     def __init__(
-        self, index: int, sampling: SamplingParams, text: Text, forced_last: int | None = None
+        self,
+        index: int,
+        sampling: SamplingParams,
+        text: Text,
+        forced_last: int | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         self.finish_reason: FinishReason | None = None
         self.stop_string: str | None = None
@@ -31,6 +37,7 @@ class Transcript:
         self._text = text
         self._detokenizer = text.detokenizer()
         self._held = ""
+        self._whole, self._unshown = whole, ""
         self._forced_last = forced_last
         self._unsent: list[TokenScore] = []
 
@@ -76,6 +83,11 @@ class Transcript:
         return shown if self.stop_string is not None else shown + self._held
 
     def _delta(self, shown: str) -> TextDelta | None:
+        if self._whole:
+            shown = self._unshown + shown
+            if self.finish_reason is None:
+                self._unshown = shown
+                return None
         if not shown and self._sampling.logprobs is None and self.finish_reason is None:
             return None
         delta = TextDelta(self._index, shown, tuple(self._unsent))

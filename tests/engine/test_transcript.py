@@ -188,3 +188,25 @@ def test_with_logprobs_every_token_is_reported_at_once_with_its_text_and_alterna
     assert token.top == ((IDS["a"], "a", -0.5), (IDS["b"], "b", -1.5))
     transcript.push(IDS["c"], -1.0, ())
     assert transcript.cumulative_logprob == pytest.approx(-1.5)
+
+
+def test_a_whole_text_comes_once_with_all_its_tokens() -> None:
+    tokens = TEXT.encode("the quick brown fox")
+    pieces = Transcript(0, SamplingParams(len(tokens)), TEXT)
+    whole = Transcript(0, SamplingParams(len(tokens)), TEXT, whole=True)
+    parts = [pieces.push(token, None, ()) for token in tokens]
+    once = [whole.push(token, None, ()) for token in tokens]
+    assert once[:-1] == [None] * (len(tokens) - 1)
+    last = once[-1]
+    assert last is not None
+    assert last.text == "".join(part.text for part in parts if part is not None)
+    assert [score.token_id for score in last.tokens] == tokens
+    assert whole.finish_reason is pieces.finish_reason
+
+
+def test_a_whole_text_ends_before_its_stop_string() -> None:
+    whole = Transcript(0, SamplingParams(50, stop=("ick",)), TEXT, whole=True)
+    deltas = [whole.push(token, None, ()) for token in TEXT.encode("the quick brown fox")]
+    found = [delta for delta in deltas if delta is not None]
+    assert found[0].text == "the qu"
+    assert whole.stop_string == "ick"
