@@ -130,6 +130,7 @@ def test_a_request_that_ends_at_any_stage_leaves_nothing_and_the_others_tokens(
         assert isinstance(failed.error, DeadlineExceeded)
     assert not [row for row in stepped.rows if row.request.id == "bad"]
     assert source.slot is None
+    assert not waits_for_the_encoder(stepped, source)
     stepped.run()
     assert all_tokens(stepped, good) == expected
     stepped.check_empty()
