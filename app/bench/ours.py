@@ -129,6 +129,7 @@ def engine_figures(
         return {
             "tokens_per_s": load.num_new / seconds,
             "mean_step_ms": 1000 * counters.step_seconds / max(1, counters.steps),
+            "mean_decode_step_ms": 1000 * counters.decode_seconds / max(1, counters.decode_steps),
             "kv_mb": ours.engine.kv_bytes / 1e6,
         }
     finally:

@@ -50,10 +50,15 @@ class Progress:
 
 @dataclass
 class Counters:
-    """Totals since start; written by the engine's thread alone, read by anyone."""
+    """Totals since start; written by the engine's thread alone, read by anyone.
+
+    `decode_steps` are those in which no prompt and no source had a part.
+    """
 
     steps: int = 0
     step_seconds: float = 0.0
+    decode_steps: int = 0
+    decode_seconds: float = 0.0
     prompt_tokens: int = 0
     generated_tokens: int = 0
     finished: int = 0
@@ -198,6 +203,9 @@ class Engine:
             deliveries += self._scheduler.commit(plan, outcome, time.monotonic())
             self.counters.steps += 1
             self.counters.step_seconds += outcome.seconds
+            if plan.num_prefill_tokens == 0 and plan.encoder_seconds is None:
+                self.counters.decode_steps += 1
+                self.counters.decode_seconds += outcome.seconds
             self.counters.prompt_tokens += plan.num_prefill_tokens
             self.counters.generated_tokens += len(outcome.sampled) + len(outcome.candidates)
         self._deliver(deliveries)
