@@ -244,6 +244,7 @@ WAYS = [
     Case((4,), _ids(4, 20), 10, 2, "beams", True, 0, None),
     Case((0,), _ids(5, 80), 10, 2, "greedy", True, 0, None),
     Case((), _ids(6, 3), 10, 1, "beams", True, 0, None),
+    Case((2,), _ids(7, 40), 10, 1, "greedy", True, 0, None),
 ]
 
 
