@@ -19,6 +19,8 @@ _MAX_ENCODER_SHARE = 1.5
 """An encoder's pass takes at most this many times the step that the rows would have alone."""
 _FIRST_GUESS = np.array([5e-3, 2e-3, 1e-3])
 """Seconds per step, per decoding row and per prompt token before anything was measured."""
+_ENOUGH_STEPS = 4.0
+"""Recent steps without prompt tokens from which their own fit is believed."""
 
 
 class PrefillPace:
@@ -31,9 +33,10 @@ class PrefillPace:
     def __init__(self, share: float, max_step_tokens: int) -> None:
         self._share = share
         self._max_step_tokens = max_step_tokens
-        # sums over past steps for the normal equations of (1, rows, prompt tokens) → seconds
-        self._moments = np.diag([1.0, 1.0, 1.0]) * 1e-3
-        self._targets = self._moments @ _FIRST_GUESS
+        self._all = _LinearFit(_FIRST_GUESS)
+        self._quiet = _LinearFit(_FIRST_GUESS[:2])
+        # what a prompt token has cost lately: more, the further its chunk lies in a long prompt
+        self._recent_token = 0.0
 
     def budget(self, num_decode: int, num_prefilling: int) -> int:
         """Prompt tokens for a step: `num_decode` rows decode, `num_prefilling` have a prompt due.
@@ -43,27 +46,49 @@ class PrefillPace:
         room = max(_MIN_TOKENS, self._max_step_tokens - num_decode)
         if num_decode == 0:
             return room
-        per_step, per_row, per_token = self._fit()
-        alone = per_step + per_row * num_decode
         share = self._share * max(1.0, _URGENCY * num_prefilling / num_decode)
-        return int(min(room, max(_MIN_TOKENS, share * alone / per_token)))
+        per_token = max(1e-6, self._all.solution()[2], self._recent_token)
+        return int(min(room, max(_MIN_TOKENS, share * self._alone(num_decode) / per_token)))
 
     def encoder_seconds(self, num_decode: int, num_waiting: int) -> float:
         """What an encoder's pass may take of a step, by the same weighing; without rows all."""
         if num_decode == 0:
             return float("inf")
-        per_step, per_row, _ = self._fit()
         share = self._share * max(1.0, _URGENCY * num_waiting / num_decode)
-        return float(min(share, _MAX_ENCODER_SHARE) * (per_step + per_row * num_decode))
+        return min(share, _MAX_ENCODER_SHARE) * self._alone(num_decode)
 
     def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:
         """Learn from a step that has just been carried out."""
-        features = np.array([1.0, num_decode, num_prefill])
+        if num_prefill == 0:
+            self._quiet.observe(np.array([1.0, num_decode]), seconds)
+        elif num_decode > 0:
+            cost = max(0.0, seconds - self._alone(num_decode)) / num_prefill
+            self._recent_token = (self._recent_token + cost) / 2
+        self._all.observe(np.array([1.0, num_decode, num_prefill]), seconds)
+
+    def _alone(self, num_decode: int) -> float:
+        """Seconds of a step without prompt tokens."""
+        fit = self._quiet if self._quiet.num_steps >= _ENOUGH_STEPS else self._all
+        per_step, per_row = fit.solution()[:2]
+        return float(per_step + per_row * num_decode)
+
+
+class _LinearFit:
+    """Least squares over recent steps, no coefficient negative, `guess` before there are any."""
+
+    def __init__(self, guess: np.ndarray) -> None:
+        self._guess = guess
+        self._ridge = np.eye(len(guess)) * 1e-3
+        # sums over past steps for the normal equations
+        self._moments = np.zeros_like(self._ridge)
+        self._targets = np.zeros_like(guess)
+        self.num_steps = 0.0
+
+    def observe(self, features: np.ndarray, seconds: float) -> None:
+        self.num_steps = _FORGETTING * self.num_steps + 1
         self._moments = _FORGETTING * self._moments + np.outer(features, features)
         self._targets = _FORGETTING * self._targets + features * seconds
 
-    def _fit(self) -> np.ndarray:
-        """Seconds per step, per decoding row and per prompt token, none of them negative."""
-        ridge = np.diag([1e-3, 1e-3, 1e-3])
-        solution = np.linalg.solve(self._moments + ridge, self._targets + ridge @ _FIRST_GUESS)
-        return np.maximum(solution, [0.0, 0.0, 1e-6])
+    def solution(self) -> np.ndarray:
+        targets = self._targets + self._ridge @ self._guess
+        return np.maximum(np.linalg.solve(self._moments + self._ridge, targets), 0.0)

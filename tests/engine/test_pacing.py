@@ -109,3 +109,24 @@ def test_a_budget_lets_every_prompt_move_and_stays_within_the_step(
         pace.observe(*step)
     assert 16 <= pace.budget(rows, waiting) <= 1024 - rows
     assert pace.encoder_seconds(rows, waiting) >= 0
+
+
+def test_a_prompt_whose_later_chunks_cost_more_is_given_fewer_tokens() -> None:
+    """Its chunks attend to more and more columns, which no fit over all steps shows in time."""
+    pace = trained()
+    for _ in range(8):
+        pace.observe(16, 0, STEP + ROW * 16)
+    before = pace.budget(16, 1)
+    for _ in range(4):
+        pace.observe(16, 50, STEP + ROW * 16 + 3 * TOKEN * 50)
+    assert pace.budget(16, 1) == pytest.approx(before / 3, rel=0.15)
+
+
+def test_long_steps_with_prompts_do_not_pass_for_the_step_that_rows_have_alone() -> None:
+    pace = PrefillPace(1.0, 4096)
+    for _ in range(8):
+        pace.observe(16, 0, STEP)
+    before = pace.encoder_seconds(16, 1)
+    for _ in range(20):
+        pace.observe(16, 100, 5 * STEP)
+    assert pace.encoder_seconds(16, 1) == pytest.approx(before, rel=0.05)
