@@ -1,4 +1,4 @@
-"""What is shipped: the demo model and its prefixes, as a user's first request meets them."""
+"""What is shipped: the demo models and their prefixes, as a user's first request meets them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,38 @@ from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
-from app.registry.manifest import read_manifest
+from app.prefix.spec import MODULES
+from app.registry.manifest import ShippedVersion, read_manifest
+from app.registry.opening import open_registry
+from app.registry.seed import seed
 from app.settings import DEMO_MODEL, SHIPPED_STORE
 from app.training.data import read_examples
 from app.training.evaluation import evaluate, running_engine
 
-HELD_OUT = Path(__file__).parent / "data" / "e2e-held-out.jsonl"
+E2E = Path(__file__).parent / "data" / "e2e-held-out.jsonl"
 """Every fifth held-out meaning representation of E2E (CC BY-SA 4.0), with all its references."""
+ABSTRACTS = Path(__file__).parent / "data" / "scitldr-held-out.jsonl"
+"""The first 20 abstracts of SciTLDR's development split (Apache-2.0), with all their summaries."""
+
+DEMO_BART = DEMO_MODEL.parent / "demo-bart"
+
+
+def newest() -> dict[str, ShippedVersion]:
+    """The newest version of every shipped prefix."""
+    manifest = read_manifest(SHIPPED_STORE)
+    return {name: listed.versions[-1] for name, listed in manifest.prefixes.items()}
+
+
+def shipped_for(model: FrozenModel) -> dict[str, Prefix]:
+    """The shipped prefixes of one base model, decoded with every check."""
+    found = {}
+    for name, version in newest().items():
+        if version.base_fingerprint == model.spec.fingerprint:
+            path = SHIPPED_STORE / "shipped" / f"{version.digest}.safetensors"
+            found[name] = decode(path, model.spec, model.dtype, max_length=512)
+            assert found[name].digest == version.digest
+            assert found[name].metadata.base_fingerprint == model.spec.fingerprint
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +50,23 @@ def demo() -> FrozenModel:
 
 
 @pytest.fixture(scope="module")
+def bart() -> FrozenModel:
+    return load_model(str(DEMO_BART), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
 def shipped(demo: FrozenModel) -> dict[str, Prefix]:
-    """The newest version of every shipped prefix, decoded with every check."""
-    found = {}
-    for name, listed in read_manifest(SHIPPED_STORE).prefixes.items():
-        version = listed.versions[-1]
-        path = SHIPPED_STORE / "shipped" / f"{version.digest}.safetensors"
-        found[name] = decode(path, demo.spec, demo.dtype, max_length=512)
-        assert found[name].digest == version.digest
-        assert found[name].metadata.base_fingerprint == demo.spec.fingerprint
-    return found
+    return shipped_for(demo)
 
 
-def test_the_demo_model_is_small_enough_for_the_repository() -> None:
-    assert sum(file.stat().st_size for file in DEMO_MODEL.iterdir()) < 25e6
+@pytest.fixture(scope="module")
+def shipped_bart(bart: FrozenModel) -> dict[str, Prefix]:
+    return shipped_for(bart)
+
+
+@pytest.mark.parametrize("folder", [DEMO_MODEL, DEMO_BART], ids=lambda folder: folder.name)
+def test_a_demo_model_is_small_enough_for_the_repository(folder: Path) -> None:
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 25e6
 
 
 def test_at_least_four_prefixes_of_different_lengths_fit_the_demo_model(
@@ -46,6 +74,40 @@ def test_at_least_four_prefixes_of_different_lengths_fit_the_demo_model(
 ) -> None:
     assert "e2e" in shipped
     assert len({prefix.length for prefix in shipped.values()}) >= 4
+
+
+def test_the_barts_prefixes_are_in_all_three_attentions_and_shift_nothing(
+    shipped_bart: dict[str, Prefix],
+) -> None:
+    assert {"scitldr", "describe"} <= shipped_bart.keys()
+    for prefix in shipped_bart.values():
+        assert tuple(prefix.modules) == MODULES
+        assert prefix.metadata.position_offset == 0
+        assert prefix.metadata.input_template == "<s>{input}</s>"
+
+
+@pytest.mark.parametrize("text", ["A word", " a word", "\n", "x </s> y", "<mask>", "é ✓"])
+def test_their_template_gives_what_a_tokenizer_gives(bart: FrozenModel, text: str) -> None:
+    assert bart.text.render("<s>{input}</s>", text) == bart.text.encode(text)
+
+
+def test_every_prefix_belongs_to_one_of_the_demo_models(
+    shipped: dict[str, Prefix], shipped_bart: dict[str, Prefix]
+) -> None:
+    assert not shipped.keys() & shipped_bart.keys()
+    assert shipped.keys() | shipped_bart.keys() == newest().keys()
+
+
+def test_a_server_imports_the_prefixes_of_its_base_model_alone(
+    demo: FrozenModel, bart: FrozenModel, shipped_bart: dict[str, Prefix], tmp_path: Path
+) -> None:
+    for model in (demo, bart):
+        url = f"sqlite:///{tmp_path / model.spec.model_id}.sqlite"
+        registry = open_registry(url, SHIPPED_STORE)
+        seed(registry, SHIPPED_STORE, base_fingerprint=model.spec.fingerprint)
+        listed = {record.name for record in registry.list_prefixes("demo", None, 100).items}
+        registry.close()
+        assert listed == (shipped_bart.keys() if model is bart else newest().keys() - shipped_bart)
 
 
 def test_no_file_of_the_shipped_store_is_without_a_name() -> None:
@@ -60,13 +122,37 @@ def test_no_file_of_the_shipped_store_is_without_a_name() -> None:
 def test_the_prefix_e2e_describes_what_the_base_model_cannot(
     demo: FrozenModel, shipped: dict[str, Prefix]
 ) -> None:
-    examples = read_examples(HELD_OUT)
-    with running_engine(demo) as engine:
+    check_descriptions(demo, shipped["e2e"])
+
+
+def test_the_prefix_describe_describes_what_the_bart_cannot(
+    bart: FrozenModel, shipped_bart: dict[str, Prefix]
+) -> None:
+    check_descriptions(bart, shipped_bart["describe"])
+
+
+def check_descriptions(model: FrozenModel, prefix: Prefix) -> None:
+    """Far better with the prefix than without, and about the right places."""
+    examples = read_examples(E2E)
+    with running_engine(model) as engine:
         base = evaluate(engine, examples, decoding={"max_tokens": 60})
-        tuned = evaluate(engine, examples, prefix=shipped["e2e"])
+        tuned = evaluate(engine, examples, prefix=prefix)
     assert tuned.bleu > base.bleu + 25
     told = [
         example.input.split(" | ")[0].removeprefix("name : ") in text
         for example, text in zip(examples, tuned.texts, strict=True)
     ]
     assert sum(told) >= 0.8 * len(told), "the prefix forgets the names"
+
+
+def test_the_prefix_scitldr_says_in_a_sentence_what_the_bart_repeats(
+    bart: FrozenModel, shipped_bart: dict[str, Prefix]
+) -> None:
+    examples = read_examples(ABSTRACTS)
+    with running_engine(bart) as engine:
+        base = evaluate(engine, examples, decoding={"max_tokens": 60})
+        tuned = evaluate(engine, examples, prefix=shipped_bart["scitldr"])
+    assert tuned.rouge.rouge2 > base.rouge.rouge2
+    assert tuned.rouge.rougeL > base.rouge.rougeL + 5
+    words = [[len(text.split()) for text in said] for said in (base.texts, tuned.texts)]
+    assert sum(words[1]) < 0.8 * sum(words[0])
