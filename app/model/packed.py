@@ -19,8 +19,6 @@ _log = logging.getLogger(__name__)
 _LAYOUT_ROWS = 64
 """The row count that the blocked layout is chosen for; it serves 1 to 256 rows equally well."""
 
-_SAME = torch.nn.Identity()
-
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
@@ -52,31 +50,34 @@ def pack_linear_layers(module: torch.nn.Module) -> str:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         _log.warning("packed weights: oneDNN is not available; plain layers are used")
         return "unavailable"
+    linear = [
+        (parent, name, child)
+        for parent in list(module.modules())
+        for name, child in parent.named_children()
+        if isinstance(child, torch.nn.Linear | Conv1D)
+    ]
+    packed = sum(_pack(parent, name, child) for parent, name, child in linear)
+    _log.info("packed weights: %d of %d layers", packed, len(linear))
+    return "on" if packed == len(linear) else "partial"
+
+
+def _pack(parent: torch.nn.Module, name: str, layer: torch.nn.Linear | Conv1D) -> bool:
+    """Put a packed layer in the place of child `name`; False, with a warning, if it stays plain."""
+    activation, gelu = _fusible(parent, name)
+    weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
+    same = torch.nn.Identity()
+    plain = torch.nn.Sequential(layer, parent.get_submodule(activation) if gelu else same)
     try:
-        packed = [_pack_children(parent) for parent in list(module.modules())]
-    except (RuntimeError, NotImplementedError, AttributeError, ArithmeticError) as error:
-        _log.warning("packed weights: %s; the remaining plain layers are used", error)
-        return "partial"
-    _log.info("packed weights: %d layers", sum(packed))
-    return "on"
-
-
-def _pack_children(parent: torch.nn.Module) -> int:
-    """Pack the linear layers that are direct children of `parent`; returns their number."""
-    packed = 0
-    for name, child in list(parent.named_children()):
-        if not isinstance(child, torch.nn.Linear | Conv1D):
-            continue
-        activation, gelu = _fusible(parent, name)
-        weight = child.weight.t() if isinstance(child, Conv1D) else child.weight
-        replacement = PackedLinear(weight.contiguous(), child.bias, gelu=gelu)
-        plain = torch.nn.Sequential(child, parent.get_submodule(activation) if gelu else _SAME)
+        replacement = PackedLinear(weight.contiguous(), layer.bias, gelu=gelu)
         _check_equal(plain, replacement, weight.shape[1], weight.dtype)
-        setattr(parent, name, replacement)
-        if gelu:
-            setattr(parent, activation, _SAME)
-        packed += 1
-    return packed
+    # AttributeError: a torch without the private operators
+    except (RuntimeError, AttributeError, ArithmeticError) as error:
+        _log.warning("packed weights: layer %s stays plain: %s", name, error)
+        return False
+    setattr(parent, name, replacement)
+    if gelu:
+        setattr(parent, activation, same)
+    return True
 
 
 def _fusible(parent: torch.nn.Module, name: str) -> tuple[str, str | None]:
