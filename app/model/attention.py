@@ -97,12 +97,17 @@ class DensePlan:
     Rows are right-padded: in a decoder causality alone keeps padding out of every real token; for
     an encoder and for what attends to it, `source_mask` [rows, source tokens] is True at real
     tokens. `modules` maps roles to prefixes, each [layers, kv_heads, length, head_dim], that are
-    shared by the rows and may require gradients.
+    shared by the rows and may require gradients. `dropout` is the share of attention weights that
+    are dropped.
     """
 
     def __init__(
-        self, modules: Mapping[str, KeyValues], source_mask: torch.Tensor | None = None
+        self,
+        modules: Mapping[str, KeyValues],
+        source_mask: torch.Tensor | None = None,
+        dropout: float = 0.0,
     ) -> None:
+        self._dropout = dropout
         self._modules = modules
         self._source_mask = source_mask
         self._masks: dict[tuple[str, int], torch.Tensor | None] = {}
@@ -128,6 +133,7 @@ class DensePlan:
             key,
             value,
             attn_mask=mask,
+            dropout_p=self._dropout,
             is_causal=role == "decoder" and mask is None,
             scale=scaling,
             enable_gqa=query.shape[1] != key.shape[1],

@@ -30,7 +30,9 @@ def dense_logits(
     """
     rows, num_tokens = input_ids.shape
     positions = torch.arange(num_tokens, device=input_ids.device) + position_offset
-    plan = DensePlan({} if prefix is None else {"decoder": prefix})
+    plan = DensePlan(
+        {} if prefix is None else {"decoder": prefix}, dropout=_attention_dropout(model)
+    )
     return model.forward(input_ids, positions.expand(rows, -1), plan)
 
 
@@ -49,7 +51,17 @@ def dense_pair_logits(
     """
     if model.encoder_decoder is None:
         raise UnsupportedModel(f"base model of type {model.family!r} has no encoder")
-    return model.encoder_decoder.teach(source_ids, decoder_ids, DensePlan(modules, source_mask))
+    plan = DensePlan(modules, source_mask, _attention_dropout(model))
+    return model.encoder_decoder.teach(source_ids, decoder_ids, plan)
+
+
+def _attention_dropout(model: FrozenModel) -> float:
+    """The share that the model's config names (BART's, GPT-2's word for it) while it trains."""
+    if not model.hf.training:
+        return 0.0
+    config = model.hf.config
+    share = getattr(config, "attention_dropout", None)
+    return float(getattr(config, "attn_pdrop", 0.0) if share is None else share)
 
 
 @torch.inference_mode()

@@ -96,3 +96,14 @@ def test_every_layer_of_every_family_asks_the_plan_exactly_once(
         ids = torch.tensor([[1, 2, 3, 4]])
         model.forward(ids, torch.arange(4)[None], plan)
         assert plan.layers == [0, 1]
+
+
+def test_a_dense_plan_drops_attention_weights_only_if_told() -> None:
+    q = random_heads(4, 6, 1)
+    torch.manual_seed(0)
+    [whole, again, dropped] = [
+        prefix_attention(Layer(), q, q, q, plan=DensePlan({}, dropout=share))[0]
+        for share in (0.0, 0.0, 0.5)
+    ]
+    assert torch.equal(whole, again)
+    assert not torch.allclose(whole, dropped, atol=1e-3)
