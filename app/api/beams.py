@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from app.api.choosing import Choice
 from app.api.schemas import SamplingFields
-from app.engine.beam import BeamParams
+from app.engine.beam import BeamParams, beam_params
 from app.errors import InvalidRequest
+
+_OPTIONS = ("num_beams", "length_penalty", "early_stopping")
 
 
 def choose_beams(
@@ -23,21 +25,16 @@ def choose_beams(
     sampler = "do_sample" if do_sample else _sampler(fields)
     if fields.num_beams is None and (sampler is not None or max_tokens == 0):
         return None
-    decoding = choice.decoding
-    num_beams = fields.num_beams or int(decoding.get("num_beams", 1))
-    if num_beams == 1:
-        return None
-    if sampler is not None:
+    given = {name: getattr(fields, name) for name in _OPTIONS}
+    asked = {name: value for name, value in given.items() if value is not None}
+    beam = beam_params({**choice.decoding, **asked})
+    if beam is not None and sampler is not None:
         raise InvalidRequest(
-            f"{sampler} asks to sample and num_beams {num_beams} to search; give one of the two",
+            f"{sampler} asks to sample and num_beams {beam.num_beams} to search; give one of the "
+            "two",
             param=sampler,
         )
-    penalty, early = fields.length_penalty, fields.early_stopping
-    return BeamParams(
-        num_beams,
-        length_penalty=float(decoding.get("length_penalty", 1.0)) if penalty is None else penalty,
-        early_stopping=decoding.get("early_stopping", False) if early is None else early,
-    )
+    return beam
 
 
 def check_results(beam: BeamParams, wanted: int, *, param: str) -> None:

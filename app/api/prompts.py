@@ -67,12 +67,9 @@ def _cut_text(services: Services, text: str) -> str:
 
 
 def _cut(services: Services, ids: tuple[int, ...], count: int | None) -> tuple[int, ...]:
-    if count is None or len(ids) <= count:
-        return ids
-    if services.model.spec.source_limit is None:
-        return ids[-count:]
-    end = ids[-1:] if ids[-1] in services.model.text.eos_token_ids else ()
-    return ids[: count - len(end)] + end
+    if services.model.spec.source_limit is not None:
+        return services.model.text.cut_source(ids, count)
+    return ids if count is None else ids[-count:]
 
 
 def _encode(services: Services, template: str | None, prompt: str) -> tuple[int, ...]:

@@ -9,9 +9,9 @@ order of exact ties is its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 _BARRED = -1.0e9
 """What transformers adds to a score to keep it out of the way; also the score of an empty result,
@@ -31,6 +31,18 @@ class BeamParams:
     num_beams: int
     length_penalty: float = 1.0
     early_stopping: bool | Literal["never"] = False
+
+
+def beam_params(options: Mapping[str, Any]) -> BeamParams | None:
+    """From options by transformers' names; None for one beam, which is plain greedy decoding."""
+    num_beams = int(options.get("num_beams", 1))
+    if num_beams == 1:
+        return None
+    return BeamParams(
+        num_beams,
+        length_penalty=float(options.get("length_penalty", 1.0)),
+        early_stopping=options.get("early_stopping", False),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,16 @@ class Text:
                 ids.extend(self._tokenizer.encode(filled, add_special_tokens=False).ids)
         return ids
 
+    def cut_source(self, token_ids: Sequence[int], room: int | None) -> tuple[int, ...]:
+        """What an encoder with `room` tokens reads of a source: its beginning.
+
+        An end-of-text token at the end of the source stays there.
+        """
+        if room is None or len(token_ids) <= room:
+            return tuple(token_ids)
+        end = token_ids[-1:] if token_ids[-1] in self.eos_token_ids else ()
+        return (*token_ids[: room - len(end)], *end)
+
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of a whole row; special tokens are left out."""
         detokenizer = self.detokenizer()

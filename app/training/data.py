@@ -124,7 +124,7 @@ def source_pairs(
     end_id = _end_of_text(text)
     pairs = []
     for example in examples:
-        read = cut_source(text.render(template, example.input), source_room)
+        read = text.cut_source(text.render(template, example.input), source_room)
         for target in example.targets:
             written = text.encode(target)
             if first is not None and written[:1] != [first]:
@@ -138,13 +138,6 @@ def source_pairs(
                 )
             pairs.append(TokenPair(read, tuple(written)))
     return pairs
-
-
-def cut_source(token_ids: Sequence[int], room: int | None) -> tuple[int, ...]:
-    """At most `room` tokens: the beginning, and the last one, which ends every source."""
-    if room is None or len(token_ids) <= room:
-        return tuple(token_ids)
-    return (*token_ids[: room - 1], token_ids[-1])
 
 
 def _end_of_text(text: Text) -> int:

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from app.engine.beam import BeamParams
+from app.engine.beam import beam_params
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.offline import complete
 from app.engine.request import GenerationRequest, SamplingParams
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
-from app.training.data import Example, cut_source, default_template
+from app.training.data import Example, default_template
 from app.training.scores import Rouge, corpus_bleu, mean_rouge
 
 DEFAULT_MAX_TOKENS = 128
@@ -94,7 +94,7 @@ def generate_texts(
     asked = {**own_decoding, **(decoding or {})}
     room = spec.context_limit - (prefix.metadata.position_offset if prefix else 0)
     prompts = [
-        cut_source(text.render(used, example.input), spec.source_limit) for example in examples
+        text.cut_source(text.render(used, example.input), spec.source_limit) for example in examples
     ]
     requests = [
         GenerationRequest(
@@ -115,11 +115,9 @@ def _has_encoder(engine: Engine) -> bool:
 
 def _sampling(decoding: Mapping[str, Any], room: int) -> SamplingParams:
     asked = int(decoding.get("max_tokens", DEFAULT_MAX_TOKENS))
-    beams = int(decoding.get("num_beams", 1))
-    length_penalty = float(decoding.get("length_penalty", 1.0))
     return SamplingParams(
         max_tokens=max(1, min(asked, room)),
         stop=tuple(decoding.get("stop", ())),
-        beam=BeamParams(beams, length_penalty) if beams > 1 else None,
+        beam=beam_params(decoding),
         **{name: decoding[name] for name in _PASSED_ON if name in decoding},
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import BartForConditionalGeneration
 
 from app.errors import InvalidRequest
 from app.model.dense import dense_pair_logits
@@ -15,10 +16,11 @@ from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.prefix import KeyValues
 from app.training.batches import IGNORED, collate_sources
-from app.training.data import TokenPair, cut_source, default_template, source_pairs
+from app.training.data import TokenPair, default_template, source_pairs
 from app.training.objective import position_offset
 from app.training.recipe import Recipe
 from app.training.trainer import Report, Trainer
+from tests.tiny import bart_config, save_model
 from tests.training.conftest import EXAMPLES
 
 RECIPE = Recipe(length=3, hidden=32, batch_size=2, max_steps=8, lr=1e-2, validate_every=4)
@@ -113,7 +115,7 @@ def test_a_forced_first_token_is_learned_and_long_texts_are_cut_or_named(
     assert made(7, 50).target_ids[:2] == (7, 0)
     whole = bart.text.render("{input}</s>", EXAMPLES[0].input)
     assert made(0, 50).prompt_ids == (*whole[:5], 2)
-    assert cut_source(whole, None) == tuple(whole)
+    assert bart.text.cut_source(whole, None) == tuple(whole)
     with pytest.raises(InvalidRequest, match=r"d\.jsonl:1: .* room for 4"):
         made(None, 4)
 
@@ -233,3 +235,20 @@ def test_an_interrupted_run_ends_bit_for_bit_as_one_in_one_go(
     other = replace(RECIPE, modules=("decoder", "cross"))
     with pytest.raises(InvalidRequest, match="another run"):
         Trainer(bart, pairs, other, validation=pairs[:2], checkpoint=place).resume()
+
+
+def test_attention_weights_are_dropped_while_the_model_trains_and_at_no_other_time(
+    tmp_path: Path,
+) -> None:
+    config = bart_config(dropout=0.0, attention_dropout=0.5)
+    folder = save_model(tmp_path / "bart", config, BartForConditionalGeneration)
+    model = load_model(str(folder), device="cpu", dtype="float32", packed=False)
+    source, target = torch.arange(5, 25)[None], torch.arange(40, 50)[None]
+    everything = torch.ones_like(source, dtype=torch.bool)
+
+    def logits() -> torch.Tensor:
+        return dense_pair_logits(model, source, everything, target, {}).detach()
+
+    assert torch.equal(logits(), logits())
+    model.hf.train()
+    assert not torch.allclose(logits(), logits(), atol=1e-3)

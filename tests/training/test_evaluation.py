@@ -116,3 +116,11 @@ def test_an_encoder_is_told_the_source_alone_and_searched_as_transformers_does(
         do_sample=False,
     )
     assert text == tiny_bart.text.decode(found[0].tolist()[1:]).strip()
+
+
+def test_what_is_scored_stops_its_search_as_what_is_served_does(
+    tiny_bart: FrozenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoding = {"num_beams": 2, "early_stopping": "never"}
+    request = asked_of(tiny_bart, decoding, monkeypatch, "the fox")
+    assert request.sampling.beam == BeamParams(2, early_stopping="never")
