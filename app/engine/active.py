@@ -30,7 +30,7 @@ class ActiveRequest:
     source: Source | None = None
     scores: list[TokenScore] = field(default_factory=list)
     num_rows: int = 0
-    holdings: tuple[Holding, Holding] = (Holding(), Holding())
+    holdings: tuple[Holding, ...] = ()
 
     @property
     def occupants(self) -> list[Occupant]:

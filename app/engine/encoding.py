@@ -18,6 +18,7 @@ import torch
 from greenlet import getcurrent, greenlet
 from torch.nn.functional import scaled_dot_product_attention
 
+from app.engine.rectangle import lay_out
 from app.engine.row import Occupant, Source, columns_of
 from app.errors import GenerationFault, PolyprefixError, UnsupportedModel
 from app.model.frozen import FrozenModel
@@ -200,13 +201,9 @@ class EncoderPlan:
         """`group` holds sources with the index of their first token."""
         counts = [source.num_tokens for source, _ in group]
         padded = max(counts)
-        gather: list[list[int]] = []
-        places: list[int] = []
-        tokens: list[int] = []
-        for row, ((_, first), count) in enumerate(zip(group, counts, strict=True)):
-            gather.append([*range(first, first + count), *[first] * (padded - count)])
-            places.extend(range(row * padded, row * padded + count))
-            tokens.extend(range(first, first + count))
+        runs = [range(first, first + source.num_tokens) for source, first in group]
+        gather, places = lay_out(runs)
+        tokens = [token for run in runs for token in run]
         device = self._model.device
         prefix, lengths = self._prefixes([source for source, _ in group])
         columns = prefix.shape[4]

@@ -14,6 +14,7 @@ import torch
 
 from app.engine.kernels import FUSED, Attention, attend_with_weight
 from app.engine.pool import KVPool
+from app.engine.rectangle import lay_out
 from app.engine.row import Occupant
 from app.engine.slots import slot_of
 
@@ -163,12 +164,7 @@ class Grouping:
         if len(listed) == padded * len(shares):
             gather = tokens if in_order else self._tensor(listed).view(len(shares), padded)
             return gather, None, tokens
-        gathered: list[list[int]] = []
-        places: list[int] = []
-        for row, share in enumerate(shares):
-            count = len(share.tokens)
-            gathered.append([*share.tokens, *[share.tokens[0]] * (padded - count)])
-            places.extend(range(row * padded, row * padded + count))
+        gathered, places = lay_out([share.tokens for share in shares])
         return torch.tensor(gathered, device=self._device), self._tensor(places), tokens
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:

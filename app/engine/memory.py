@@ -14,6 +14,7 @@ from app.engine.request import GenerationRequest
 from app.engine.row import SharedPrefix
 from app.engine.slots import SlotTable
 from app.errors import InvalidRequest
+from app.prefix.prefix import Prefix
 
 SHARED_LENGTH = 64
 """Columns from which attending to a shared segment costs less than reading a copy per row."""
@@ -47,7 +48,7 @@ class Memory:
 
     def fits(self, request: GenerationRequest, slots: Sequence[int]) -> bool:
         """Whether that can be reserved now."""
-        found = self._shared.get(_key(request))
+        found = self._shared.get(_key(request.prefixes))
         needed = self.most(request, slots) if found is None else self._reservation(slots)
         return self.table.can_reserve(needed)
 
@@ -57,9 +58,11 @@ class Memory:
         self.table.reserve(columns)
         if request.columns_of(self._role) < SHARED_LENGTH:
             return Holding(columns)
-        segment = self._shared.get(_key(request))
+        segment = self._shared.get(_key(request.prefixes))
         if segment is None:
-            segment = self._shared[_key(request)] = SharedPrefix(request.prefixes, self._role)
+            segment = self._shared[_key(request.prefixes)] = SharedPrefix(
+                request.prefixes, self._role
+            )
             self.table.reserve(self.table.reservation(segment.num_cached))
             self.table.place_with_prefixes(segment, segment.num_cached)
         segment.num_users += 1
@@ -80,9 +83,8 @@ class Memory:
 
     def _forget(self, segment: SharedPrefix) -> None:
         """Nobody new shares it."""
-        key = tuple(map(id, segment.prefixes))
-        if self._shared.get(key) is segment:
-            del self._shared[key]
+        if self._shared.get(_key(segment.prefixes)) is segment:
+            del self._shared[_key(segment.prefixes)]
 
     def _reservation(self, slots: Sequence[int]) -> int:
         return sum(map(self.table.reservation, slots))
@@ -109,42 +111,38 @@ class Memories:
 
     def fits(self, request: GenerationRequest) -> bool:
         """Whether all that the request may come to use is free now."""
-        return self.rows.fits(request, self.row_slots(request)) and (
-            self.sources is None or self.sources.fits(request, _source_slots(self.sources, request))
-        )
+        return all(memory.fits(request, slots) for memory, slots in self._needs(request))
 
     def check(self, request: GenerationRequest) -> None:
         """Raise InvalidRequest for what would not even fit alone."""
+        for memory, slots in self._needs(request):
+            limit = memory.table.max_columns
+            if memory.most(request, slots) <= limit:
+                continue
+            what, param = f"{len(slots)} rows of up to {max(slots)} columns", "n"
+            if memory is self.sources:
+                what, param = f"the {slots[0]} columns of the encoded prompt", "prompt"
+            raise InvalidRequest(f"{what} exceed the K/V memory of {limit} columns", param=param)
+
+    def hold(self, request: GenerationRequest) -> tuple[Holding, ...]:
+        """Reserve all of that: what is held of the rows' memory and then of the sources'."""
+        return tuple(memory.hold(request, slots) for memory, slots in self._needs(request))
+
+    def let_go(self, holdings: Sequence[Holding]) -> None:
+        """Give the holdings back."""
+        memories = [self.rows] if self.sources is None else [self.rows, self.sources]
+        for memory, holding in zip(memories, holdings, strict=True):
+            memory.let_go(holding)
+
+    def _needs(self, request: GenerationRequest) -> list[tuple[Memory, list[int]]]:
+        """Each memory with the slots that the request wants of it, in columns at most."""
         needs = [(self.rows, self.row_slots(request))]
         if self.sources is not None:
-            needs.append((self.sources, _source_slots(self.sources, request)))
-        for memory, slots in needs:
-            limit = memory.table.max_columns
-            if memory.most(request, slots) > limit:
-                raise InvalidRequest(
-                    f"{len(slots)} rows of up to {max(slots)} columns exceed the K/V memory of "
-                    f"{limit} columns",
-                    param="n",
-                )
-
-    def hold(self, request: GenerationRequest) -> tuple[Holding, Holding]:
-        """Reserve all of that: what is held of the rows' memory and of the sources'."""
-        rows = self.rows.hold(request, self.row_slots(request))
-        if self.sources is None:
-            return rows, Holding()
-        return rows, self.sources.hold(request, _source_slots(self.sources, request))
-
-    def let_go(self, holdings: tuple[Holding, Holding]) -> None:
-        """Give both holdings back."""
-        self.rows.let_go(holdings[0])
-        if self.sources is not None:
-            self.sources.let_go(holdings[1])
+            columns = self.sources.own_prefix(request) + len(request.prompt_ids)
+            needs.append((self.sources, [columns]))
+        return needs
 
 
-def _source_slots(sources: Memory, request: GenerationRequest) -> list[int]:
-    return [sources.own_prefix(request) + len(request.prompt_ids)]
-
-
-def _key(request: GenerationRequest) -> tuple[int, ...]:
+def _key(prefixes: Sequence[Prefix]) -> tuple[int, ...]:
     """Prefixes are told apart as objects: a row keeps the one that it was admitted with."""
-    return tuple(map(id, request.prefixes))
+    return tuple(map(id, prefixes))
