@@ -26,12 +26,13 @@ ARROWS = {
     "model": {"prefix"},
     "engine": {"model", "prefix"},
     "registry": {"prefix"},
-    "api": {"engine", "model", "prefix", "registry"},
+    "tenancy": {"prefix", "registry"},
+    "api": {"engine", "model", "prefix", "registry", "tenancy"},
     "training": {"engine", "model", "prefix", "registry"},
     "bench": {"engine", "model", "prefix", "registry"},
     "demo": {"training", "model", "prefix"},
-    "main": {"settings", "api", "engine", "model", "prefix", "registry"},
-    "cli": {"main", "settings", "api", "engine", "model", "prefix", "registry"}
+    "main": {"settings", "api", "engine", "model", "prefix", "registry", "tenancy"},
+    "cli": {"main", "settings", "api", "engine", "model", "prefix", "registry", "tenancy"}
     | {"training", "bench", "demo"},
 }
 """Layer → the layers that it may import, besides itself and `errors`."""
@@ -43,6 +44,7 @@ LIBRARIES = {
     "prometheus_client": {"api", "main"},
     "pydantic_settings": {"settings"},
     "sqlalchemy": {"registry"},
+    "redis": {"tenancy"},
     "typer": {"cli", "demo"},
     "rich": {"cli", "demo", "bench"},
     "httpx": {"cli", "bench"},
