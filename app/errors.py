@@ -3,6 +3,8 @@
     PolyprefixError                 500 internal_error
     ├── InvalidRequest              400 invalid_value
     │   └── ContextLengthExceeded   400 context_length_exceeded
+    ├── InvalidKey                  401 invalid_api_key
+    ├── InsufficientScope           403 insufficient_scope
     ├── NotFound                    404 not_found
     │   └── PrefixNotFound          404 prefix_not_found
     ├── Conflict                    409 conflict
@@ -13,6 +15,8 @@
     ├── UnsupportedMediaType        415 unsupported_media_type
     ├── Unprocessable               422 invalid_request
     │   └── InvalidPrefix           422 invalid_prefix
+    ├── RateLimited                 429 rate_limit_exceeded
+    │   └── TenantQueueFull         429 tenant_queue_full
     ├── RequestCancelled            499 cancelled
     ├── GenerationFault             500 generation_fault
     ├── Unavailable                 503 unavailable
@@ -28,6 +32,9 @@ Knows nothing about HTTP frameworks: errors are raised low and mapped to a respo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class PolyprefixError(Exception):
     """Base of the tree. `message` says what is wrong and where; `param` names the field."""
@@ -35,6 +42,7 @@ class PolyprefixError(Exception):
     status = 500
     code = "internal_error"
     retry_after: float | None = None
+    headers: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -52,6 +60,18 @@ class ContextLengthExceeded(InvalidRequest):
     """Prefix offset, prompt and new tokens do not fit the model's positions."""
 
     code = "context_length_exceeded"
+
+
+class InvalidKey(PolyprefixError):
+    """No API key, or not one that is valid now: which of them is not said."""
+
+    status, code = 401, "invalid_api_key"
+
+
+class InsufficientScope(PolyprefixError):
+    """The API key is valid and does not allow this; the message names the scope."""
+
+    status, code = 403, "insufficient_scope"
 
 
 class NotFound(PolyprefixError):
@@ -112,6 +132,34 @@ class InvalidPrefix(Unprocessable):
     """A prefix file breaks a rule of the format; the message names the rule and the tensor."""
 
     code = "invalid_prefix"
+
+
+class RateLimited(PolyprefixError):
+    """A limit of this tenant is used up.
+
+    `retry_after` is in seconds (None: waiting does not help); `headers` go with the response and
+    say where the limits stand.
+    """
+
+    status, code = 429, "rate_limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = 1.0,
+        headers: Mapping[str, str] | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message, param=param)
+        self.retry_after = retry_after
+        self.headers = dict(headers or {})
+
+
+class TenantQueueFull(RateLimited):
+    """As many requests of this tenant wait as may."""
+
+    code = "tenant_queue_full"
 
 
 class RequestCancelled(PolyprefixError):

@@ -7,10 +7,11 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
 
+from app.api.auth import TenantDep
 from app.api.errors import StrictJSONResponse
 from app.api.prefix_objects import alias_object
 from app.api.schemas import AliasBody
-from app.api.services import ServicesDep, TenantDep
+from app.api.services import ServicesDep
 from app.registry.records import Alias
 
 router = APIRouter(prefix="/v1/prefixes/{name}/aliases/{alias}")

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request, Response
 
+from app.api.auth import TenantDep
 from app.api.beams import check_alternatives, check_results, choose_beams
 from app.api.choosing import Choice, choose
 from app.api.completion_reply import (
@@ -23,7 +24,7 @@ from app.api.generation import Generation, Job, unless_gone
 from app.api.prompts import encode_prompt
 from app.api.sampling import choose_max_tokens, parse_logit_bias, sampling_params
 from app.api.schemas import CompletionBody
-from app.api.services import Services, ServicesDep, TenantDep
+from app.api.services import Services, ServicesDep
 from app.engine.beam import BeamParams
 from app.engine.request import RowFinished, TextDelta
 from app.errors import InvalidRequest

@@ -7,9 +7,10 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from app.api.auth import TenantDep
 from app.api.choosing import resolve
 from app.api.errors import StrictJSONResponse
-from app.api.services import Services, ServicesDep, TenantDep
+from app.api.services import Services, ServicesDep
 from app.errors import InUse, InvalidRequest, PrefixNotFound
 from app.prefix.reference import parse_model_field
 from app.registry.records import PrefixRecord

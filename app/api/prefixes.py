@@ -9,10 +9,11 @@ from typing import Annotated, Any, BinaryIO
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
+from app.api.auth import TenantDep
 from app.api.errors import StrictJSONResponse
 from app.api.lengths import module_lengths
 from app.api.prefix_objects import prefix_object, version_object
-from app.api.services import Services, ServicesDep, TenantDep
+from app.api.services import Services, ServicesDep
 from app.prefix.tiers import PrefixKey
 from app.registry.records import Version
 

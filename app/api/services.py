@@ -1,4 +1,4 @@
-"""What the routes work with, handed to them by the lifespan; and who is asking.
+"""What the routes work with, handed to them by the lifespan.
 
 Knows nothing about routes.
 """
@@ -56,10 +56,4 @@ def get_services(request: Request) -> Services:
     return services
 
 
-def get_tenant() -> str:
-    """The tenant that is asking. Every route that touches a tenant's things goes through here."""
-    return DEMO_TENANT
-
-
 ServicesDep = Annotated[Services, Depends(get_services)]
-TenantDep = Annotated[str, Depends(get_tenant)]

@@ -6,11 +6,12 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Response
 
+from app.api.auth import TenantDep
 from app.api.choosing import choose
 from app.api.errors import StrictJSONResponse
 from app.api.prompts import encode_prompt
 from app.api.schemas import DetokenizeBody, TokenizeBody
-from app.api.services import ServicesDep, TenantDep
+from app.api.services import ServicesDep
 from app.errors import InvalidRequest
 
 router = APIRouter()

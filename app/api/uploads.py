@@ -14,9 +14,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
+from app.api.auth import TenantDep
 from app.api.errors import StrictJSONResponse
 from app.api.prefix_objects import version_object
-from app.api.services import Services, ServicesDep, TenantDep
+from app.api.services import Services, ServicesDep
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
 from app.errors import (
     FileTooLarge,

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from sqlalchemy import Connection, Engine, create_engine, event, insert, inspect, select, update
+from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from app.errors import PolyprefixError, Unavailable
+from app.registry.changes import begin_epoch, end_epoch, read_epoch
 from app.registry.faults import catalog_faults, storage_faults
-from app.registry.schema import SCHEMA_VERSION, catalog_epoch, metadata
+from app.registry.migrate import is_current, upgrade
+from app.registry.schema import catalog_epoch
 
 _BUSY_TIMEOUT_S = 10
 _WRITER_TIMEOUT_S = 30
-_EPOCH = select(catalog_epoch.c.epoch)
+_WRITING = {"writing": True}
+_MIGRATION_LOCK = 0x706F6C79  # any number that nobody else locks in this database
 
 
 class _DriverConnection(Protocol):
@@ -42,20 +43,30 @@ class Catalog:
     """Transactions over one database. Thread-safe; one writer at a time."""
 
     def __init__(self, url: str) -> None:
-        """Opens the database (`sqlite:///file` or another SQLAlchemy URL) and makes its tables.
+        """Opens the database: `sqlite:///file`, whose tables are brought up to date, or another
+        SQLAlchemy URL, whose tables must be.
 
-        PolyprefixError if the catalog was made by a later version of this program.
+        PolyprefixError if they are not, or if a later version of this program has made them.
         """
         self._engine = _make_engine(make_url(url))
         self._writer = threading.Lock()
+        self._hooks: list[Callable[[Connection], None]] = []
         with catalog_faults():
-            self._prepare()
+            self._prepare(make_url(url))
+
+    def before_commit(self, hook: Callable[[Connection], None]) -> None:
+        """Run `hook` at the end of every `write`, inside its transaction."""
+        self._hooks.append(hook)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state and changes nothing."""
-        with catalog_faults(), self._engine.connect() as connection, connection.begin():
-            yield connection
+        with catalog_faults(), self._engine.connect() as connection:
+            if connection.dialect.name == "postgresql":
+                # SQLite's readers see one state by themselves
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def write(self) -> Iterator[tuple[Connection, int]]:
@@ -64,12 +75,31 @@ class Catalog:
         Writers follow one another, here by a lock and between processes by the epoch's row.
         Unavailable if the turn does not come, InsufficientStorage if the disk takes no more.
         """
+        with self._writing() as connection:
+            epoch = begin_epoch(connection)
+            yield connection, epoch
+            for hook in self._hooks:
+                hook(connection)
+            end_epoch(connection, epoch)
+
+    @contextmanager
+    def append(self) -> Iterator[Connection]:
+        """A writing transaction of which no cache needs to know: usage, audit; errors as `write`.
+
+        No turn is taken between processes, so it must not touch what `write` changes.
+        """
+        with self._writing() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
         if not self._writer.acquire(timeout=_WRITER_TIMEOUT_S):
             raise Unavailable("the catalog is busy: too many writers")
         try:
-            with catalog_faults(), self._engine.begin() as connection:
-                connection.execute(update(catalog_epoch).values(epoch=catalog_epoch.c.epoch + 1))
-                yield connection, read_epoch(connection)
+            with catalog_faults(), self._engine.connect() as connection:
+                connection = connection.execution_options(**_WRITING)
+                with connection.begin():
+                    yield connection
         finally:
             self._writer.release()
 
@@ -82,35 +112,39 @@ class Catalog:
         """Closes every connection."""
         self._engine.dispose()
 
-    def _prepare(self) -> None:
-        if inspect(self._engine).has_table(catalog_epoch.name):
-            with self._engine.connect() as connection:
-                found = connection.scalar(select(catalog_epoch.c.schema_version))
-        else:
-            found = None
-        if found is None:
-            self._create_tables()
-        elif found > SCHEMA_VERSION:
-            message = f"the catalog has schema {found}; this version knows up to {SCHEMA_VERSION}"
-            raise PolyprefixError(message)
-
-    def _create_tables(self) -> None:
-        with self._engine.begin() as connection:
-            for table in metadata.sorted_tables:
-                connection.execute(CreateTable(table, if_not_exists=True))
-                for index in table.indexes:
-                    connection.execute(CreateIndex(index, if_not_exists=True))
-        first = {"id": 1, "epoch": 0, "schema_version": SCHEMA_VERSION}
-        try:
-            with self._engine.begin() as connection:
-                connection.execute(insert(catalog_epoch).values(first))
-        except IntegrityError:
-            return  # another process that starts at the same time was first
+    def _prepare(self, url: URL) -> None:
+        with self._engine.connect() as connection:
+            ready = is_current(connection)
+        if ready:
+            return
+        if url.get_backend_name() != "sqlite":
+            raise PolyprefixError(
+                "the catalog's tables are missing or older than this program: run "
+                "`polyprefix migrate` once, with the same database URL, before replicas start"
+            )
+        migrate(url)
 
 
-def read_epoch(connection: Connection) -> int:
-    """The epoch that this transaction sees."""
-    return connection.execute(_EPOCH).scalar_one()
+def migrate(url: str | URL) -> tuple[str | None, str]:
+    """Brings a catalog's tables to the state that this program knows; (revision before, after).
+
+    Processes that migrate at the same time follow one another. PolyprefixError if a later version
+    of this program has made the tables.
+    """
+    engine = _make_engine(make_url(url))
+    try:
+        with catalog_faults(), engine.connect() as connection:
+            connection = connection.execution_options(**_WRITING)
+            with connection.begin():
+                if connection.dialect.name == "postgresql":
+                    connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                before, after = upgrade(connection)
+                if connection.execute(select(catalog_epoch.c.id)).first() is None:
+                    first = {"id": 1, "epoch": 0, "schema_version": 2}
+                    connection.execute(insert(catalog_epoch).values(first))
+                return before, after
+    finally:
+        engine.dispose()
 
 
 def _make_engine(url: URL) -> Engine:
@@ -150,4 +184,6 @@ def _set_up_sqlite(connection: _DriverConnection, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
+    # a reader that turned into a writer midway could not wait for its turn
+    writing = connection.get_execution_options().get("writing", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")

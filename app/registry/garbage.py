@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from app.registry import scope
 from app.registry.catalog import Catalog
+from app.registry.changes import ChangeKind, note
 from app.registry.objects import ObjectStore
 from app.registry.versions import digests_of, is_referenced
 
@@ -21,7 +22,8 @@ def collect(catalog: Catalog, objects: ObjectStore, grace_s: float) -> int:
     candidates = _unneeded(catalog, objects, grace_s)
     removed = 0
     for start in range(0, len(candidates), _BATCH):
-        with catalog.write() as (connection, _):
+        with catalog.write() as (connection, epoch):
+            note(connection, epoch, ChangeKind.CONTENT, "")
             for owner, digest in candidates[start : start + _BATCH]:
                 if not is_referenced(connection, owner, digest):
                     removed += objects.delete(owner, digest, older_than_s=grace_s)

@@ -20,7 +20,9 @@ from sqlalchemy import Connection
 from app.errors import InUse, PolyprefixError, Unavailable
 from app.prefix.reference import PrefixReference, check_alias, check_name
 from app.registry import aliases, garbage, listing, scope, versions
-from app.registry.catalog import Catalog, read_epoch
+from app.registry.catalog import Catalog
+from app.registry.changes import ChangeKind, note
+from app.registry.feed import ChangeFeed
 from app.registry.objects import ObjectStore, StagedFile
 from app.registry.records import (
     LATEST,
@@ -47,13 +49,17 @@ class Registry:
         catalog: Catalog,
         objects: ObjectStore,
         *,
+        feed: ChangeFeed | None = None,
         cache: ResolveCache | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`clock` gives seconds since 1970; `cache` holds what references stand for."""
+        """`clock` gives seconds since 1970; `feed` tells what others have written;
+        `cache` holds what references stand for."""
         self.catalog = catalog
         self.objects = objects
+        self.feed = feed or ChangeFeed(catalog)
         self._cache = cache or ResolveCache()
+        self.feed.subscribe(self._cache.forget)
         self._clock = clock
 
     def close(self) -> None:
@@ -69,7 +75,8 @@ class Registry:
             found = scope.find_tenant(connection, tenant)
         if found is not None:
             return found
-        with self.transaction() as (connection, _):
+        with self.transaction() as (connection, epoch):
+            note(connection, epoch, ChangeKind.TENANT, tenant)
             return scope.make_tenant(connection, tenant, self._now())
 
     # Uploads
@@ -92,7 +99,7 @@ class Registry:
             check_alias(alias)
         info.check()
         owner = self._store_content(tenant, name, info, staged)
-        with self.transaction() as (connection, epoch):
+        with self._changing(tenant, name) as (connection, epoch):
             size = self.objects.size(owner, info.digest)
             if size is None:
                 raise Unavailable("the content was removed while it was uploaded; send it again")
@@ -123,8 +130,8 @@ class Registry:
         PrefixNotFound, the same for what is another tenant's and for what does not exist;
         InvalidRequest if several versions begin with the digits given.
         """
-        if not self._cache.fresh():
-            self.refresh()
+        if not self.feed.fresh():
+            self.feed.poll()
         key = (tenant, reference)
         found, version = self._cache.get(key)
         if not found:
@@ -135,7 +142,7 @@ class Registry:
 
     def resolve_cached(self, tenant: str, reference: PrefixReference) -> Version | None:
         """As `resolve`, without any I/O: None if that needs a look at the catalog."""
-        if not self._cache.fresh():
+        if not self.feed.fresh():
             return None
         found, version = self._cache.get((tenant, reference))
         if found and version is None:
@@ -145,7 +152,7 @@ class Registry:
     def _look_up(self, tenant: str, reference: PrefixReference) -> Version | None:
         version = None
         with self.catalog.read() as connection:
-            epoch = read_epoch(connection)
+            epoch = self.feed.observe(connection)
             if reference.tenant in (None, tenant):
                 version = versions.find(connection, tenant, reference.name, reference.selector)
         self._cache.put((tenant, reference), version, epoch)
@@ -201,7 +208,7 @@ class Registry:
         With its last version a prefix is gone. InUse if another alias points at it; PrefixNotFound.
         The content follows at a later `collect_garbage`.
         """
-        with self.transaction() as (connection, epoch):
+        with self._changing(tenant, name) as (connection, epoch):
             row = versions.get_row(connection, tenant, name, digest)
             pointing = aliases.pointing_at(connection, row.id)
             named = [alias for alias in pointing if alias != LATEST]
@@ -221,7 +228,7 @@ class Registry:
     def delete_prefix(self, tenant: str, name: str) -> None:
         """Forgets a prefix with all its versions and aliases; PrefixNotFound."""
         check_name(name)
-        with self.transaction() as (connection, _):
+        with self._changing(tenant, name) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             for owner, digest in versions.contents_of(connection, prefix_id):
                 self._touch(owner, digest)
@@ -256,7 +263,7 @@ class Registry:
         InvalidRequest if the alias breaks the rules; PrefixNotFound.
         """
         _check_names(name, alias)
-        with self.transaction() as (connection, epoch):
+        with self._changing(tenant, name) as (connection, epoch):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             aliases.check_match(connection, prefix_id, alias, if_match)
             row = versions.get_row(connection, tenant, name, digest)
@@ -271,7 +278,7 @@ class Registry:
         Conflict if nothing before that is left; PreconditionFailed, PrefixNotFound, NotFound.
         """
         _check_names(name, alias)
-        with self.transaction() as (connection, epoch):
+        with self._changing(tenant, name) as (connection, epoch):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             aliases.get(connection, prefix_id, alias)
             aliases.check_match(connection, prefix_id, alias, if_match)
@@ -300,32 +307,29 @@ class Registry:
             return versions.pinned(connection, tenant, limit)
 
     def _set_pinned(self, tenant: str, name: str, digest: str, pinned: bool) -> Version:
-        with self.transaction() as (connection, _):
+        with self._changing(tenant, name) as (connection, _):
             row = versions.get_row(connection, tenant, name, digest)
             versions.set_pinned(connection, row.id, pinned)
             return versions.to_version(versions.get_row(connection, tenant, name, row.digest))
 
-    # The epoch
-
-    def epoch(self) -> int:
-        """A number that grows with every change of the catalog, whoever makes it."""
-        return self.catalog.epoch()
-
-    def refresh(self) -> None:
-        """Notices what other processes have written since the last look."""
-        ticket = self._cache.ticket()
-        self._cache.confirm(self.catalog.epoch(), ticket)
-
     @contextmanager
     def transaction(self) -> Iterator[tuple[Connection, int]]:
-        """A writing transaction with its epoch, of which the cache learns."""
+        """A writing transaction with its epoch, whose notes the caches follow."""
         try:
             with self.catalog.write() as (connection, epoch):
                 yield connection, epoch
         except BaseException:
-            self._cache.doubt()
+            self.feed.doubt()
             raise
-        self._cache.advance(epoch)
+        self.feed.written()
+
+    @contextmanager
+    def _changing(self, tenant: str, name: str) -> Iterator[tuple[Connection, int]]:
+        """A writing transaction that changes one prefix of the tenant."""
+        check_name(name)
+        with self.transaction() as (connection, epoch):
+            note(connection, epoch, ChangeKind.PREFIX, tenant, name)
+            yield connection, epoch
 
     def _now(self) -> int:
         return int(self._clock())

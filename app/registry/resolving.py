@@ -1,51 +1,39 @@
 """What references stood for when the catalog was last looked at, so that resolving is cheap.
 
-An entry is true for one epoch of the catalog. A write in this process ends the epoch at once; a
-write in another process is noticed when the epoch's row is read, at most `check_s` later. Knows
-nothing about SQL.
+An entry is true as of the change feed's last look, and forgotten when its prefix changes; entries
+of other prefixes stay. Knows nothing about SQL.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import OrderedDict, defaultdict
+from collections.abc import Sequence
 from typing import TypeVar
 
 from app.prefix.reference import PrefixReference
+from app.registry.changes import Change, ChangeKind
 from app.registry.records import Version
 
 Key = tuple[str, PrefixReference]
+"""Who asks, for what."""
 Entry = TypeVar("Entry")
+_Name = tuple[str, str]
+"""A prefix: its tenant and its name."""
 
 
 class ResolveCache:
     """Bounded and thread-safe; unknown references have a place of their own, so that a flood of
     them displaces nothing that is known."""
 
-    def __init__(
-        self,
-        *,
-        known: int = 16384,
-        unknown: int = 2048,
-        check_s: float = 0.5,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """`known` and `unknown` bound the entries; `clock` gives seconds."""
+    def __init__(self, *, known: int = 131_072, unknown: int = 2048) -> None:
+        """`known` and `unknown` bound the entries."""
         self._known: OrderedDict[Key, Version] = OrderedDict()
         self._unknown: OrderedDict[Key, None] = OrderedDict()
         self._limits = known, unknown
-        self._check_s = check_s
-        self._clock = clock
+        self._by_name: defaultdict[_Name, set[Key]] = defaultdict(set)
         self._epoch = -1
-        self._fresh_until = clock()
-        self._doubts = 0
         self._lock = threading.Lock()
-
-    def fresh(self) -> bool:
-        """Whether entries may be used without another look at the catalog's epoch."""
-        return self._clock() < self._fresh_until
 
     def get(self, key: Key) -> tuple[bool, Version | None]:
         """(True, version), (True, None) if the reference is known to stand for nothing, or
@@ -61,46 +49,41 @@ class ResolveCache:
             return False, None
 
     def put(self, key: Key, version: Version | None, epoch: int) -> None:
-        """Keeps an answer that a transaction of this epoch has seen."""
-        self.advance(epoch)
+        """Keeps an answer that a transaction of this epoch has seen, unless it is outdated."""
         with self._lock:
             if epoch != self._epoch:
                 return
+            self._by_name[_name_of(key)].add(key)
             if version is None:
-                _keep(self._unknown, key, None, self._limits[1])
+                self._keep(self._unknown, key, None, self._limits[1])
             else:
-                _keep(self._known, key, version, self._limits[0])
+                self._keep(self._known, key, version, self._limits[0])
 
-    def advance(self, epoch: int) -> None:
-        """The catalog is known to be at this epoch or later; a new one empties the cache."""
+    def forget(self, epoch: int, changes: Sequence[Change] | None) -> None:
+        """Drops what has changed up to this epoch; everything if that is not known."""
         with self._lock:
-            if epoch > self._epoch:
-                self._epoch = epoch
+            self._epoch = epoch
+            if changes is None or any(change.kind is ChangeKind.TENANT for change in changes):
                 self._known.clear()
                 self._unknown.clear()
+                self._by_name.clear()
+                return
+            for change in changes:
+                for key in self._by_name.pop((change.tenant, change.name), ()):
+                    self._known.pop(key, None)
+                    self._unknown.pop(key, None)
 
-    def ticket(self) -> tuple[float, int]:
-        """To be taken before the catalog is asked for its epoch, and given to `confirm`."""
-        with self._lock:
-            return self._clock(), self._doubts
-
-    def confirm(self, epoch: int, ticket: tuple[float, int]) -> None:
-        """The catalog was at this epoch, or a later one, when it was asked with this ticket."""
-        self.advance(epoch)
-        asked_at, doubts = ticket
-        with self._lock:
-            if doubts == self._doubts:
-                self._fresh_until = max(self._fresh_until, asked_at + self._check_s)
-
-    def doubt(self) -> None:
-        """A write ended in an unknown state: the catalog is to be asked before the next use."""
-        with self._lock:
-            self._doubts += 1
-            self._fresh_until = self._clock()
+    def _keep(self, entries: OrderedDict[Key, Entry], key: Key, value: Entry, limit: int) -> None:
+        entries[key] = value
+        entries.move_to_end(key)
+        if len(entries) > limit:
+            dropped, _ = entries.popitem(last=False)
+            named = self._by_name[_name_of(dropped)]
+            named.discard(dropped)
+            if not named:
+                del self._by_name[_name_of(dropped)]
 
 
-def _keep(entries: OrderedDict[Key, Entry], key: Key, value: Entry, limit: int) -> None:
-    entries[key] = value
-    entries.move_to_end(key)
-    if len(entries) > limit:
-        entries.popitem(last=False)
+def _name_of(key: Key) -> _Name:
+    tenant, reference = key
+    return reference.tenant or tenant, reference.name

@@ -1,7 +1,8 @@
 """The catalog's tables. Portable SQL: the same for SQLite and PostgreSQL.
 
 A prefix belongs to a tenant, versions and aliases to a prefix; nothing below a prefix repeats the
-tenant, so no row can be reached except through the tenant that owns it.
+tenant, so no row can be reached except through the tenant that owns it. Times are in seconds since
+1970. Whoever changes a table adds a revision to `migrations`; a test compares the two.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Float,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -20,8 +23,6 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
 )
-
-SCHEMA_VERSION = 1
 
 metadata = MetaData()
 
@@ -36,7 +37,19 @@ catalog_epoch = Table(
     Column("schema_version", Integer, nullable=False),
 )
 """One row. Every writing transaction raises `epoch` first: that serialises writers on every
-database, and one read of it tells a cache whether anything has changed."""
+database, and one read of it tells a cache whether anything has changed. `schema_version` is for
+programs before revision 0002, which refuse what is above 1; since then Alembic keeps count."""
+
+catalog_changes = Table(
+    "catalog_changes",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("epoch", BigInteger, nullable=False, index=True),
+    Column("kind", String(16), nullable=False),
+    Column("tenant_id", String(64), nullable=False),
+    Column("name", String(64), nullable=False),
+)
+"""What each epoch has changed, so that caches forget that alone; the oldest are forgotten."""
 
 tenants = Table(
     "tenants",
@@ -44,7 +57,33 @@ tenants = Table(
     Column("id", String(64), primary_key=True),
     Column("owner", String(64), nullable=False, unique=True),
     Column("created_at", BigInteger, nullable=False),
+    Column("disabled_at", BigInteger),
+    Column("limits", JSON, nullable=False, server_default="{}"),
 )
+
+retired_owners = Table(
+    "retired_owners",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("retired_at", BigInteger, nullable=False),
+)
+"""Owner keys of tenants that were deleted, until garbage collection has removed their contents."""
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("kid", String(16), primary_key=True),
+    Column("tenant_id", ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("digest", String(64), nullable=False),
+    Column("scopes", JSON, nullable=False),
+    Column("label", String(128), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("not_before", BigInteger),
+    Column("expires_at", BigInteger),
+    Column("revoked_at", BigInteger),
+    Column("last_used_at", BigInteger),
+)
+"""`digest` is the HMAC-SHA-256 of the whole key in hex; the key itself is nowhere."""
 
 prefixes = Table(
     "prefixes",
@@ -56,6 +95,16 @@ prefixes = Table(
     UniqueConstraint("tenant_id", "name"),
 )
 
+publications = Table(
+    "publications",
+    metadata,
+    Column("prefix_id", ForeignKey("prefixes.id", ondelete="CASCADE"), primary_key=True),
+    Column("grantee", String(64), primary_key=True),
+    Column("created_at", BigInteger, nullable=False),
+)
+"""Who may use a prefix besides its owner: a tenant, or `*` for all. A grantee need not exist, so
+that publishing tells nobody who does."""
+
 versions = Table(
     "versions",
     metadata,
@@ -65,6 +114,7 @@ versions = Table(
     Column("digest", String(64), nullable=False),
     Column("file_nbytes", BigInteger, nullable=False),
     Column("length", BigInteger, nullable=False),
+    Column("lengths", JSON),
     Column("position_offset", BigInteger, nullable=False),
     Column("dtype", String(16), nullable=False),
     Column("nbytes", BigInteger, nullable=False),
@@ -80,6 +130,7 @@ versions = Table(
     sqlite_autoincrement=True,
 )
 """`owner` and `digest` are the key of the content; several prefixes may refer to one content.
+`lengths` maps each module of the prefix to its length; None where nobody has looked yet.
 Numbers of rows are never used twice: they are the order of versions and cursors of lists."""
 
 aliases = Table(
@@ -91,7 +142,33 @@ aliases = Table(
     Column("revision", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
 )
-"""`revision` is the epoch of the last move, so that a name made again never repeats one."""
+"""`revision` is the epoch of the last move, so that a name made again never repeats one. Of a
+split, `version_id` is the version with the most weight."""
+
+alias_targets = Table(
+    "alias_targets",
+    metadata,
+    Column("prefix_id", BigInteger, primary_key=True, autoincrement=False),
+    Column("alias", String(64), primary_key=True),
+    Column("version_id", ForeignKey("versions.id"), primary_key=True, index=True),
+    Column("weight", Integer, nullable=False),
+    ForeignKeyConstraint(
+        ["prefix_id", "alias"], ["aliases.prefix_id", "aliases.name"], ondelete="CASCADE"
+    ),
+)
+"""The versions of an alias that is a split, with their weights; none for one that points."""
+
+alias_gates = Table(
+    "alias_gates",
+    metadata,
+    Column("prefix_id", ForeignKey("prefixes.id", ondelete="CASCADE"), primary_key=True),
+    Column("alias", String(64), primary_key=True),
+    Column("metric", String(32), nullable=False),
+    Column("min_score", Float, nullable=False),
+    Column("examples", JSON, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+)
+"""What a version must score before the alias may point at it."""
 
 alias_history = Table(
     "alias_history",
@@ -100,6 +177,7 @@ alias_history = Table(
     Column("prefix_id", ForeignKey("prefixes.id", ondelete="CASCADE"), nullable=False),
     Column("alias", String(64), nullable=False),
     Column("digest", String(64), nullable=False),
+    Column("split", JSON),
     Column("reason", String(16), nullable=False),
     Column("undoable", Boolean, nullable=False),
     Column("changed_at", BigInteger, nullable=False),
@@ -116,3 +194,43 @@ seeded = Table(
     Column("added_at", BigInteger, primary_key=True, autoincrement=False),
 )
 """What was imported from the store's manifest: what a user deletes then does not come back."""
+
+usage_hours = Table(
+    "usage_hours",
+    metadata,
+    Column("tenant_id", String(64), primary_key=True),
+    Column("hour", BigInteger, primary_key=True, autoincrement=False),
+    Column("prefix", String(1100), primary_key=True),
+    Column("version", String(600), primary_key=True),
+    Column("requests", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("tokens_in", BigInteger, nullable=False),
+    Column("tokens_out", BigInteger, nullable=False),
+    Column("first_token_ms", BigInteger, nullable=False),
+    Column("total_ms", BigInteger, nullable=False),
+)
+"""Sums per tenant, hour (seconds since 1970, rounded down) and what served: the prefixes' names
+joined by `+`, empty for the base model alone, and their digests joined by `,`."""
+
+usage_batches = Table(
+    "usage_batches",
+    metadata,
+    Column("writer", String(64), primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+    Column("written_at", BigInteger, nullable=False),
+)
+"""The last batch of sums that each process has added, so that none is added twice."""
+
+audit_log = Table(
+    "audit_log",
+    metadata,
+    Column("replica", String(64), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", BigInteger, nullable=False),
+    Column("tenant_id", String(64), nullable=False),
+    Column("record", Text, nullable=False),
+    Column("previous", String(64), nullable=False),
+    Column("hash", String(64), nullable=False),
+    Index("audit_log_by_time", "at"),
+)
+"""One chain a replica: `hash` is the SHA-256 over `previous` and `record`, a JSON object."""

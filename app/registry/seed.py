@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import Connection, insert, select
 
 from app.registry import aliases, versions
+from app.registry.changes import ChangeKind, note
 from app.registry.manifest import SHIPPED_OWNER, ShippedPrefix, ShippedVersion, read_manifest
 from app.registry.records import LATEST
 from app.registry.registry import Registry
@@ -55,6 +56,7 @@ def seed(
         ]
         if new:
             with registry.transaction() as (connection, epoch):
+                note(connection, epoch, ChangeKind.PREFIX, tenant, name)
                 _import(connection, epoch, tenant, name, prefix, new)
         imported += len(new)
     return imported

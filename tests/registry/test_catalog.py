@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import insert, select, text
 
 from app.errors import Conflict, InsufficientStorage, PolyprefixError, Unavailable
 from app.registry import catalog as module
 from app.registry.catalog import Catalog
-from app.registry.schema import SCHEMA_VERSION, catalog_epoch, tenants
+from app.registry.schema import catalog_epoch, tenants
 
 
 @pytest.fixture
@@ -112,13 +112,6 @@ def test_several_processes_may_start_at_once(url: str) -> None:
     assert [catalog.epoch() for catalog in opened] == [0] * 4
     for catalog in opened:
         catalog.close()
-
-
-def test_a_catalog_of_a_later_program_is_refused(url: str, catalog: Catalog) -> None:
-    with catalog.write() as (connection, _):
-        connection.execute(update(catalog_epoch).values(schema_version=SCHEMA_VERSION + 1))
-    with pytest.raises(PolyprefixError, match="schema 2"):
-        Catalog(url)
 
 
 def test_a_catalog_needs_a_file() -> None:

@@ -167,9 +167,9 @@ class TestTenants:
         self, registry: Registry, open_again: Callable[[], Registry]
     ) -> None:
         made = registry.ensure_tenant("acme")
-        epoch = registry.epoch()
+        epoch = registry.catalog.epoch()
         assert registry.ensure_tenant("acme") == open_again().ensure_tenant("acme") == made
-        assert registry.epoch() == epoch
+        assert registry.catalog.epoch() == epoch
         assert made.owner != registry.ensure_tenant("demo").owner
 
     def test_nothing_of_another_tenant_is_seen(self, registry: Registry, upload: Upload) -> None:

@@ -1,0 +1,174 @@
+"""What replicas learn of each other's writes: all of it, once, and how old their knowledge is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from app.errors import Unavailable
+from app.registry import changes as module
+from app.registry.catalog import Catalog
+from app.registry.changes import Change, ChangeKind, note
+from app.registry.feed import ChangeFeed
+
+
+class Listener:
+    """What a cache was told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, Sequence[Change] | None]] = []
+
+    def __call__(self, epoch: int, changes: Sequence[Change] | None) -> None:
+        self.told.append((epoch, changes))
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.sqlite3")
+    yield catalog
+    catalog.close()
+
+
+@pytest.fixture
+def now() -> list[float]:
+    return [100.0]
+
+
+@pytest.fixture
+def feed(catalog: Catalog, now: list[float]) -> ChangeFeed:
+    return ChangeFeed(catalog, check_s=1.0, stale_s=30.0, clock=lambda: now[0])
+
+
+def write(catalog: Catalog, *names: str) -> None:
+    with catalog.write() as (connection, epoch):
+        for name in names:
+            note(connection, epoch, ChangeKind.PREFIX, "acme", name)
+
+
+def prefix(name: str) -> Change:
+    return Change(ChangeKind.PREFIX, "acme", name)
+
+
+def test_a_listener_is_told_what_changed_since_the_last_look(
+    catalog: Catalog, feed: ChangeFeed
+) -> None:
+    listener = Listener()
+    feed.poll()
+    feed.subscribe(listener)
+    write(catalog, "a", "b")
+    write(catalog, "c")
+    feed.poll()
+    feed.poll()
+    assert listener.told == [(0, None), (2, [prefix("a"), prefix("b"), prefix("c")])]
+
+
+def test_the_first_look_tells_of_everything(catalog: Catalog, feed: ChangeFeed) -> None:
+    listener = Listener()
+    feed.subscribe(listener)
+    write(catalog, "a")
+    feed.poll()
+    assert listener.told == [(-1, None), (1, None)]
+
+
+def test_a_write_that_notes_nothing_counts_as_everything(
+    catalog: Catalog, feed: ChangeFeed
+) -> None:
+    listener = Listener()
+    feed.poll()
+    feed.subscribe(listener)
+    write(catalog, "a")
+    write(catalog)
+    feed.poll()
+    assert listener.told[1:] == [(2, None)]
+
+
+def test_who_was_away_for_long_forgets_everything(
+    catalog: Catalog, feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listener()
+    feed.poll()
+    feed.subscribe(listener)
+    monkeypatch.setattr(module, "_READ_LIMIT", 2)
+    for name in ("a", "b", "c"):
+        write(catalog, name)
+    feed.poll()
+    assert listener.told[1:] == [(3, None)]
+
+
+def test_old_notes_are_dropped_and_their_lack_is_noticed(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "KEPT_EPOCHS", 200)
+    for number in range(257):
+        write(catalog, f"p{number}")
+    with catalog.read() as connection:
+        assert module.read_changes(connection, 200, 257) is not None
+        assert module.read_changes(connection, 50, 60) is None
+        assert module.read_changes(connection, 57, 60) == [prefix(f"p{n}") for n in (57, 58, 59)]
+
+
+def test_an_append_is_nobodys_change(catalog: Catalog, feed: ChangeFeed) -> None:
+    feed.poll()
+    with catalog.append():
+        pass
+    feed.poll()
+    assert feed.epoch == 0
+
+
+def test_knowledge_is_fresh_for_a_second(feed: ChangeFeed, now: list[float]) -> None:
+    assert not feed.fresh()
+    feed.poll()
+    assert feed.fresh()
+    now[0] += 0.99
+    assert feed.fresh()
+    now[0] += 0.02
+    assert not feed.fresh()
+
+
+def test_while_the_catalog_does_not_answer_knowledge_lasts_longer(
+    catalog: Catalog, feed: ChangeFeed, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed.poll()
+    now[0] += 2
+
+    def failing() -> None:
+        raise Unavailable("gone")
+
+    monkeypatch.setattr(catalog, "read", failing)
+    assert not feed.fresh()
+    with pytest.raises(Unavailable):
+        feed.poll()
+    assert feed.fresh()
+    now[0] += 29
+    assert not feed.fresh()
+    monkeypatch.undo()
+    feed.poll()
+    now[0] += 1.01
+    assert not feed.fresh()
+
+
+def test_a_look_from_before_a_doubt_does_not_settle_it(
+    feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observe = feed.observe
+
+    def doubting(connection: object) -> int:
+        feed.doubt()
+        return observe(connection)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(feed, "observe", doubting)
+    feed.poll()
+    assert not feed.fresh()
+    monkeypatch.undo()
+    feed.poll()
+    assert feed.fresh()
+
+
+def test_hooks_run_inside_every_write(catalog: Catalog) -> None:
+    catalog.before_commit(lambda connection: note(connection, 1, ChangeKind.KEY, "acme", "kid"))
+    write(catalog, "a")
+    with catalog.read() as connection:
+        found = module.read_changes(connection, 0, 1)
+    assert found == [prefix("a"), Change(ChangeKind.KEY, "acme", "kid")]
