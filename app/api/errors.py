@@ -9,7 +9,6 @@ import json
 import logging
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -51,6 +50,8 @@ def error_body(error: PolyprefixError, path: str) -> dict[str, Any]:
     if path in TGI_PATHS:
         return {"error": error.message, "error_type": _TGI_TYPES.get(error.status, "validation")}
     kind = "invalid_request_error" if error.status < 500 else "server_error"
+    if error.status == 429:
+        kind = "rate_limit_error"
     fields = {
         "message": error.message,
         "type": kind,
@@ -61,10 +62,10 @@ def error_body(error: PolyprefixError, path: str) -> dict[str, Any]:
 
 
 def error_response(error: PolyprefixError, path: str) -> Response:
-    """The error as a response, with `Retry-After` where waiting helps."""
-    headers: Mapping[str, str] = {}
+    """The error as a response, with its headers and `Retry-After` where waiting helps."""
+    headers = dict(error.headers)
     if error.retry_after is not None:
-        headers = {"retry-after": str(math.ceil(error.retry_after))}
+        headers["retry-after"] = str(math.ceil(error.retry_after))
     return StrictJSONResponse(error_body(error, path), error.status, headers)
 
 
