@@ -1,0 +1,104 @@
+"""From a staged file to a version of a prefix: checked, probed, then committed.
+
+Nothing is visible before all checks have passed, and nothing is left of what fails. Knows nothing
+about where the file came from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import Response
+
+from app.api.errors import StrictJSONResponse
+from app.api.prefix_objects import version_object
+from app.api.services import Services
+from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
+from app.errors import GenerationFault, InvalidPrefix, PolyprefixError
+from app.prefix.codec import decode
+from app.prefix.prefix import Prefix
+from app.registry.records import Version, VersionInfo
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A version that is committed; `created` is False if the prefix had it already."""
+
+    version: Version
+    prefix: Prefix
+    created: bool
+
+    @property
+    def reply(self) -> Response:
+        """201 with the version, 200 if it was there."""
+        lengths = {name: part.length for name, part in self.prefix.modules.items()}
+        return StrictJSONResponse(
+            version_object(self.version, lengths),
+            201 if self.created else 200,
+            {"location": f"/v1/prefixes/{self.version.name}/versions/{self.version.digest}"},
+        )
+
+
+async def admit(
+    services: Services, tenant: str, name: str, path: Path, alias: str | None
+) -> Admitted:
+    """Make the file at `path` a version of `name`, and point `alias` at it if one is given.
+
+    Raises what the file's checks raise, and InvalidPrefix if the model cannot compute with it.
+    """
+    prefix = await asyncio.to_thread(_decode, services, path)
+    await _probe(services, prefix.to(services.model.device, services.model.dtype), tenant)
+    version, created = await asyncio.to_thread(_commit, services, tenant, name, prefix, path, alias)
+    return Admitted(version, prefix, created)
+
+
+def _decode(services: Services, path: Path) -> Prefix:
+    model = services.model
+    return decode(path, model.spec, model.dtype, max_length=services.limits.max_prefix_length)
+
+
+async def _probe(services: Services, prefix: Prefix, tenant: str) -> None:
+    """One token with the prefix, as a row of its own: finite values may still overflow inside.
+
+    Where there is an encoder it reads a token too, so that every module of the prefix is used.
+    """
+    request = GenerationRequest(
+        id=f"probe-{secrets.token_hex(12)}",
+        tenant=tenant,
+        prompt_ids=(0,),
+        sampling=SamplingParams(max_tokens=1),
+        prefixes=(prefix,),
+    )
+    async for event in services.engine.submit(request):
+        if isinstance(event, RequestFailed):
+            raise _refusal(event.error)
+
+
+def _refusal(error: PolyprefixError) -> PolyprefixError:
+    if isinstance(error, GenerationFault):
+        return InvalidPrefix(
+            "not a usable prefix: with it the model's next-token logits are not finite"
+        )
+    return error
+
+
+def _commit(
+    services: Services, tenant: str, name: str, prefix: Prefix, path: Path, alias: str | None
+) -> tuple[Version, bool]:
+    metadata = prefix.metadata
+    info = VersionInfo(
+        digest=prefix.digest,
+        length=prefix.length,
+        position_offset=metadata.position_offset,
+        dtype=str(prefix.decoder.keys.dtype).removeprefix("torch."),
+        nbytes=prefix.nbytes,
+        base_model=metadata.base_model,
+        base_fingerprint=metadata.base_fingerprint,
+        input_template=metadata.input_template,
+        decoding=metadata.decoding,
+        provenance=metadata.provenance,
+    )
+    return services.registry.add_version(tenant, name, info, path, alias=alias)
