@@ -22,18 +22,20 @@ def dense_logits(
     prefix: KeyValues | None = None,
     *,
     position_offset: int = 0,
+    keep: torch.Tensor | int = 0,
 ) -> torch.Tensor:
-    """Logits [rows, tokens, vocabulary] of right-padded `input_ids` [rows, tokens].
+    """Logits [rows, kept tokens, vocabulary] of right-padded `input_ids` [rows, tokens].
 
     `prefix` [layers, kv_heads, length, head_dim] is attended to by every row; gradients flow into
-    it. Tokens stand at positions `position_offset`, `position_offset + 1`, …
+    it. Tokens stand at positions `position_offset`, `position_offset + 1`, … `keep` holds the
+    token indices whose logits are wanted (0: all of them).
     """
     rows, num_tokens = input_ids.shape
     positions = torch.arange(num_tokens, device=input_ids.device) + position_offset
     plan = DensePlan(
         {} if prefix is None else {"decoder": prefix}, dropout=_attention_dropout(model)
     )
-    return model.forward(input_ids, positions.expand(rows, -1), plan)
+    return model.forward(input_ids, positions.expand(rows, -1), plan, keep)
 
 
 def dense_pair_logits(
@@ -42,17 +44,23 @@ def dense_pair_logits(
     source_mask: torch.Tensor,
     decoder_ids: torch.Tensor,
     modules: Mapping[str, KeyValues],
+    *,
+    position_offset: int = 0,
+    keep: torch.Tensor | int = 0,
 ) -> torch.Tensor:
-    """Logits [rows, target tokens, vocabulary] of an encoder-decoder, with gradients to prefixes.
+    """Logits [rows, kept tokens, vocabulary] of an encoder-decoder, with gradients to prefixes.
 
     `source_ids` and `source_mask` (True at real tokens) are [rows, source tokens], `decoder_ids`
-    [rows, target tokens], all right-padded. `modules` maps roles to prefixes. Positions count from
-    0 in both halves, whatever the prefixes' lengths (the authors' BART).
+    [rows, target tokens], all right-padded. `modules` maps roles to prefixes. The encoder's
+    positions count from 0 and the decoder's from `position_offset`, whatever the prefixes' lengths
+    (the authors' BART: 0). `keep` as in `dense_logits`, of the decoder's tokens.
     """
     if model.encoder_decoder is None:
         raise UnsupportedModel(f"base model of type {model.family!r} has no encoder")
     plan = DensePlan(modules, source_mask, _attention_dropout(model))
-    return model.encoder_decoder.teach(source_ids, decoder_ids, plan)
+    return model.encoder_decoder.teach(
+        source_ids, decoder_ids, plan, position_offset=position_offset, keep=keep
+    )
 
 
 def _attention_dropout(model: FrozenModel) -> float:

@@ -93,13 +93,25 @@ class EncoderDecoder:
         return self._logits(hidden if isinstance(keep, int) else hidden[:, keep])
 
     def teach(
-        self, source_ids: torch.Tensor, decoder_ids: torch.Tensor, plan: AttentionPlan
+        self,
+        source_ids: torch.Tensor,
+        decoder_ids: torch.Tensor,
+        plan: AttentionPlan,
+        *,
+        position_offset: int = 0,
+        keep: torch.Tensor | int = 0,
     ) -> torch.Tensor:
-        """Logits [rows, target tokens, vocabulary] of both halves in one pass, for training."""
-        output = self._hf(
-            input_ids=source_ids, decoder_input_ids=decoder_ids, use_cache=False, plan=plan
-        )
-        return output.logits
+        """Logits [rows, kept tokens, vocabulary] of both halves in one pass, for training.
+
+        The decoder's positions count from `position_offset`, the encoder's from 0.
+        """
+        encoded = self._encoder(input_ids=source_ids, plan=plan).last_hidden_state
+        places = torch.arange(decoder_ids.shape[1], device=decoder_ids.device) + position_offset
+        with _at(places.expand(decoder_ids.shape)):
+            hidden = self._decoder(
+                input_ids=decoder_ids, encoder_hidden_states=encoded, use_cache=False, plan=plan
+            ).last_hidden_state
+        return self._logits(hidden if isinstance(keep, int) else hidden[:, keep])
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         logits = self._hf.get_output_embeddings()(hidden)

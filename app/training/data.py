@@ -73,12 +73,11 @@ def token_pairs(
     `room` is the number of positions that prompt and target may take together: InvalidRequest
     names `source` and the line of an example that does not fit.
     """
-    end_id = _end_of_text(text)
     pairs = []
     for example in examples:
         prompt = tuple(text.render(template, example.input))
         for target in example.targets:
-            pair = TokenPair(prompt, (*text.render(TARGET_TEMPLATE, target), end_id))
+            pair = TokenPair(prompt, continued_target(text, target))
             if len(pair) > room:
                 raise InvalidRequest(
                     f"{source}:{example.line}: input and target take {len(pair)} tokens, but the"
@@ -116,28 +115,44 @@ def source_pairs(
 ) -> list[TokenPair]:
     """One pair per target for a model with an encoder, in order.
 
-    Targets are framed as the tokenizer frames any text, begin with `first` if the model's outputs
-    are made to, and end with the end-of-text token: BART's are `<s> … </s>`, which is what the
-    authors train on. Sources are cut to `source_room` tokens; a target that takes more than
-    `target_room` is an InvalidRequest that names `source` and the line.
+    Targets are those of `answered_target`. Sources are cut to `source_room` tokens; a target that
+    takes more than `target_room` is an InvalidRequest that names `source` and the line.
     """
-    end_id = _end_of_text(text)
     pairs = []
     for example in examples:
         read = text.cut_source(text.render(template, example.input), source_room)
         for target in example.targets:
-            written = text.encode(target)
-            if first is not None and written[:1] != [first]:
-                written.insert(0, first)
-            if written[-1] != end_id:
-                written.append(end_id)
+            written = answered_target(text, target, first)
             if len(written) > target_room:
                 raise InvalidRequest(
                     f"{source}:{example.line}: a target takes {len(written)} tokens, but the"
                     f" decoder has room for {target_room}"
                 )
-            pairs.append(TokenPair(read, tuple(written)))
+            pairs.append(TokenPair(read, written))
     return pairs
+
+
+def continued_target(text: Text, target: str) -> tuple[int, ...]:
+    """What a decoder writes after its prompt, as the authors train GPT-2; it ends itself.
+
+    InvalidRequest if the model names no end-of-text token.
+    """
+    return (*text.render(TARGET_TEMPLATE, target), _end_of_text(text))
+
+
+def answered_target(text: Text, target: str, first: int | None) -> tuple[int, ...]:
+    """What a decoder writes about a source, framed as the tokenizer frames any text.
+
+    It begins with `first` if the model's outputs are made to, and ends with the end-of-text token:
+    BART's are `<s> … </s>`, which is what the authors train on. InvalidRequest as above.
+    """
+    end_id = _end_of_text(text)
+    written = text.encode(target)
+    if first is not None and written[:1] != [first]:
+        written.insert(0, first)
+    if written[-1] != end_id:
+        written.append(end_id)
+    return tuple(written)
 
 
 def _end_of_text(text: Text) -> int:
