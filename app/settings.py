@@ -73,7 +73,7 @@ class Settings(BaseSettings):
         64, ge=1, le=4096, description="prompts × max(n, best_of, num_beams) of one request"
     )
     kv_memory: int = Field(2048, ge=1, description="memory for keys and values, MiB")
-    decode_attention: Literal["auto", "sdpa", "matmul"] = Field(
+    decode_attention: Literal["auto", "sdpa", "matmul", "native"] = Field(
         "auto", description="attention of decoding rows; auto takes the faster one at start"
     )
 

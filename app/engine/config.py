@@ -15,7 +15,8 @@ class EngineConfig:
     of one row. `prefill_share`: while rows decode, prompts may lengthen a step by this many times
     the duration that it would have without them (more when many rows wait and few decode).
     `score_chunk`: prompt positions scored per step for `echo` with `logprobs` (each costs a row
-    of the vocabulary). `decode_attention`: auto, sdpa or matmul.
+    of the vocabulary). `decode_attention`: auto or one of
+    `app.engine.kernels.NAMES`.
     """
 
     max_rows: int = 64

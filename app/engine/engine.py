@@ -81,14 +81,15 @@ class Engine:
         self._scheduler = Scheduler(
             self.config, self.table, model.text, self.source_table, model.start_tokens
         )
-        self.decode_attention = choose_attention(
+        attention = choose_attention(
             self.config.decode_attention,
             shape.kv_heads,
             shape.head_dim,
             model.device,
             model.dtype,
         )
-        self._runner = Runner(model, self.pool, self.decode_attention, self.source_pool)
+        self.decode_attention = attention.name
+        self._runner = Runner(model, self.pool, attention, self.source_pool)
         self._router = Router()
         self._inbox = Inbox()
         self._admission = Admission(

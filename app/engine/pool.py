@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from app.engine.decoding import Part
 from app.engine.encoding import Encoded
 from app.engine.row import Slot
 from app.engine.slots import ClearSlot, CopyColumns, LoadPrefixes, PoolOperation, StoreSource
@@ -62,6 +63,18 @@ class KVPool:
     def values(self, length_class: int, layer: int) -> torch.Tensor:
         """Values of one class and layer, [slots, kv_heads, columns, head_dim]."""
         return self._classes[length_class][1, layer]
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self._shape.kv_heads
+
+    def part(self, slot: Slot, columns: int) -> Part:
+        """The first `columns` of a slot for native code, good until the pool changes its size."""
+        tensor = self._classes[slot.length_class]
+        halves, layer, slots, head, _, _ = tensor.stride()
+        keys = tensor.data_ptr() + slot.index * slots * tensor.itemsize
+        return Part(keys, keys + halves * tensor.itemsize, layer, head, columns)
 
     def apply(self, operation: PoolOperation) -> None:
         """Carry out one operation of the slot table."""

@@ -2,8 +2,9 @@
 
 The tokens' keys and values are written into the pool at (slot, column); then each token attends to
 [prefix | prompt | generated]: the columns of its row's own slot, together with the segments that
-the row shares with others; with an encoder also, across, to its request's source. This is where
-tasks mix; it knows nothing about sampling or scheduling.
+the row shares with others; with an encoder also, across, to its request's source. Native code, if
+there is any, takes the rows that bring one token. This is where tasks mix; it knows nothing about
+sampling or scheduling.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from app.engine.decoding import DecodeKernel, DecodeStep, Part
 from app.engine.groups import Grouping, Share
 from app.engine.kernels import FUSED, Attention, merge
 from app.engine.plan import Chunk
@@ -65,6 +67,16 @@ class RaggedPlan:
         self.last_tokens = [span[-1] for span in spans]
         self.input_ids = torch.tensor([ids], device=device)
         self.position_ids = torch.tensor([positions], device=device)
+        kernel = decode_attention.native
+        self._num_native = 0 if kernel is None else _num_single(chunks)
+        self._native: dict[str, DecodeStep] = {}
+        if kernel is not None and self._num_native:
+            self._native = _native_steps(kernel, chunks[: self._num_native], pool, sources)
+        chunks = chunks[self._num_native :]
+        spans = [
+            range(span.start - self._num_native, span.stop - self._num_native)
+            for span in spans[self._num_native :]
+        ]
         self._writes = list(self._plan_writes(chunks))
         self._attentions = {
             "decoder": _MemoryAttention(
@@ -94,10 +106,33 @@ class RaggedPlan:
         """See `AttentionPlan`; the batch is one long row."""
         if role not in self._attentions:
             raise UnsupportedModel(f"a decoding step asks for attention of the kind {role!r}")
-        if role == "decoder":
-            self._write(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
         queries = query[0].transpose(0, 1)  # [tokens, heads, head_dim]
-        return self._attentions[role].attend(layer, queries, scaling)[None]
+        new = None
+        if role == "decoder":
+            new = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        if not self._num_native:
+            return self._attend_in_groups(role, layer, queries, new, scaling)[None]
+        first = self._num_native
+        output = torch.empty(queries.shape, dtype=queries.dtype)
+        self._native[role].attend(layer, queries[:first], new, output, scaling)
+        if first < len(queries):
+            if new is not None:
+                new = new[0][first:], new[1][first:]
+            output[first:] = self._attend_in_groups(role, layer, queries[first:], new, scaling)
+        return output[None]
+
+    def _attend_in_groups(
+        self,
+        role: str,
+        layer: int,
+        queries: torch.Tensor,
+        new: tuple[torch.Tensor, torch.Tensor] | None,
+        scaling: float,
+    ) -> torch.Tensor:
+        """What native code does not do; `new` keys and values are written first."""
+        if new is not None:
+            self._write(layer, *new)
+        return self._attentions[role].attend(layer, queries, scaling)
 
     def _write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Put the step's keys and values, [tokens, kv_heads, head_dim], into the pool."""
@@ -128,6 +163,35 @@ class RaggedPlan:
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(values, device=self._device)
+
+
+def _num_single(chunks: Sequence[Chunk]) -> int:
+    """How many chunks of one token there are before any longer one."""
+    longer = (index for index, chunk in enumerate(chunks) if chunk.count > 1)
+    return next(longer, len(chunks))
+
+
+def _native_steps(
+    kernel: DecodeKernel, chunks: Sequence[Chunk], pool: KVPool, sources: KVPool | None
+) -> dict[str, DecodeStep]:
+    """Attention of chunks of one token by role; what rows share comes before their own columns."""
+    own = [
+        (*_parts(chunk.row.segments, pool), pool.part(slot_of(chunk.row), chunk.row.num_cached + 1))
+        for chunk in chunks
+    ]
+    steps = {"decoder": DecodeStep(kernel, pool.kv_heads, own)}
+    if sources is not None:
+        across = [
+            _parts((*source.segments, source), sources)
+            for chunk in chunks
+            if (source := chunk.row.source) is not None
+        ]
+        steps["cross"] = DecodeStep(kernel, sources.kv_heads, across)
+    return steps
+
+
+def _parts(occupants: Iterable[Occupant], pool: KVPool) -> list[Part]:
+    return [pool.part(slot_of(occupant), occupant.num_cached) for occupant in occupants]
 
 
 class _MemoryAttention:

@@ -19,7 +19,7 @@ import torch
 
 from app.engine.candidates import Candidates, find_candidates
 from app.engine.encoding import Encoded, EncoderRun
-from app.engine.kernels import ATTENTIONS
+from app.engine.kernels import FUSED, Attention
 from app.engine.plan import Chunk, Outcome, Sampled, StepPlan
 from app.engine.pool import KVPool
 from app.engine.ragged import RaggedPlan
@@ -53,14 +53,14 @@ class Runner:
         self,
         model: FrozenModel,
         pool: KVPool,
-        decode_attention: str = "sdpa",
+        decode_attention: Attention = FUSED,
         sources: KVPool | None = None,
     ) -> None:
         self._model = model
         self._pool = pool
         self._sources = sources
         self._encoder = EncoderRun(model)
-        self._decode_attention = ATTENTIONS[decode_attention]
+        self._decode_attention = decode_attention
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> Outcome:

@@ -10,9 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine import kernels
-from app.engine.kernels import ATTENTIONS, attend_with_weight, choose_attention, merge
+from app.engine.kernels import (
+    FUSED,
+    NAMES,
+    PRODUCTS,
+    Attention,
+    attend_with_weight,
+    choose_attention,
+    merge,
+)
+from app.engine.native import NoNativeCode
 
-KERNELS = pytest.mark.parametrize("name", ATTENTIONS)
+KERNELS = pytest.mark.parametrize("attention", [FUSED, PRODUCTS], ids=lambda one: one.name)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Largest difference of an output from fp64 attention over the same (rounded) inputs, for standard
 normal queries, keys and values."""
@@ -64,7 +73,7 @@ def difference(got: torch.Tensor, expected: torch.Tensor) -> float:
     seed=st.integers(0, 1000),
 )
 def test_every_kernel_equals_attention_written_out(
-    name: str,
+    attention: Attention,
     dtype: torch.dtype,
     rows: int,
     heads: int,
@@ -80,7 +89,7 @@ def test_every_kernel_equals_attention_written_out(
     value = randn(rows, heads, columns, head_dim, seed=seed + 2, dtype=dtype)
     visible = randn(rows, tokens, columns, seed=seed + 3) > 0
     visible[..., 0] = True  # every token sees something, at least itself
-    got = ATTENTIONS[name].compute(query, key, value, additive(visible, dtype), scale)
+    got = attention.compute(query, key, value, additive(visible, dtype), scale)
     assert got.shape == query.shape
     assert got.dtype == dtype
     assert difference(got, naive(query, key, value, visible, scale)) <= TOLERANCE[dtype]
@@ -88,49 +97,53 @@ def test_every_kernel_equals_attention_written_out(
 
 @KERNELS
 @DTYPES
-def test_what_is_masked_does_not_matter_however_large_it_is(name: str, dtype: torch.dtype) -> None:
+def test_what_is_masked_does_not_matter_however_large_it_is(
+    attention: Attention, dtype: torch.dtype
+) -> None:
     query, key, value = (randn(3, 2, 1, 16, seed=1, dtype=dtype), *randn(2, 3, 2, 40, 16, seed=2))
     key, value = key.to(dtype), value.to(dtype)
     visible = torch.arange(40) < torch.tensor([1, 17, 39])[:, None]
     mask = additive(visible[:, None], dtype)
-    expected = ATTENTIONS[name].compute(query, key, value, mask, 0.25)
+    expected = attention.compute(query, key, value, mask, 0.25)
     hidden = ~visible[:, None, :, None]
     loud = torch.finfo(dtype).max / 1e6
     key, value = key.masked_fill(hidden, loud), value.masked_fill(hidden, -loud)
-    got = ATTENTIONS[name].compute(query, key, value, mask, 0.25)
+    got = attention.compute(query, key, value, mask, 0.25)
     assert torch.equal(got, expected)
 
 
 @KERNELS
 @DTYPES
-def test_a_row_of_nan_or_infinity_leaves_the_other_rows_bits(name: str, dtype: torch.dtype) -> None:
+def test_a_row_of_nan_or_infinity_leaves_the_other_rows_bits(
+    attention: Attention, dtype: torch.dtype
+) -> None:
     query, key, value = (randn(4, 2, size, 16, seed=size, dtype=dtype) for size in (1, 30, 30))
     mask = additive(torch.ones(4, 1, 30, dtype=torch.bool), dtype)
-    expected = ATTENTIONS[name].compute(query, key, value, mask, 0.25)
+    expected = attention.compute(query, key, value, mask, 0.25)
     for bad in (math.nan, math.inf):
         broken_key, broken_value = key.clone(), value.clone()
         broken_key[1], broken_value[1] = bad, bad
-        got = ATTENTIONS[name].compute(query, broken_key, broken_value, mask, 0.25)
+        got = attention.compute(query, broken_key, broken_value, mask, 0.25)
         assert bool(got[1].isnan().any())
         others = [0, 2, 3]
         assert torch.equal(got[others], expected[others])
 
 
 @KERNELS
-def test_large_scores_do_not_overflow(name: str) -> None:
+def test_large_scores_do_not_overflow(attention: Attention) -> None:
     query, key = torch.full((1, 1, 1, 8), 100.0), torch.full((1, 1, 3, 8), 100.0)
     value = torch.arange(24.0).reshape(1, 1, 3, 8)
     mask = torch.zeros(1, 1, 1, 3)
-    got = ATTENTIONS[name].compute(query, key, value, mask, 1.0)
+    got = attention.compute(query, key, value, mask, 1.0)
     assert torch.allclose(got[0, 0, 0], value[0, 0].mean(0))
 
 
 @KERNELS
-def test_views_of_a_larger_pool_are_read_where_they_are(name: str) -> None:
+def test_views_of_a_larger_pool_are_read_where_they_are(attention: Attention) -> None:
     pool = randn(2, 6, 2, 48, 16, seed=5)
     key, value = pool[0, 2:5, :, :20], pool[1, 2:5, :, :20]
     query, mask = randn(3, 2, 1, 16, seed=6), torch.zeros(3, 1, 1, 20)
-    compute = ATTENTIONS[name].compute
+    compute = attention.compute
     expected = compute(query, key.contiguous(), value.contiguous(), mask, 0.25)
     assert torch.allclose(compute(query, key, value, mask, 0.25), expected, atol=1e-6)
 
@@ -217,38 +230,56 @@ def test_a_row_of_nan_stays_nan_in_the_whole_and_leaves_the_other_rows() -> None
 # --- the choice --------------------------------------------------------------------------
 
 
-@KERNELS
+@pytest.mark.parametrize("name", NAMES)
 def test_a_setting_is_obeyed(name: str) -> None:
-    assert choose_attention(name, 2, 16, CPU, torch.float32) == name
+    assert choose_attention(name, 2, 16, CPU, torch.float32).name == name
 
 
 @DTYPES
 def test_the_automatic_choice_names_a_kernel(dtype: torch.dtype) -> None:
-    assert choose_attention("auto", 2, 16, CPU, dtype) in ATTENTIONS
+    assert choose_attention("auto", 2, 16, CPU, dtype).name in NAMES
 
 
-def test_another_device_than_a_cpu_gets_its_own_kernel() -> None:
-    assert choose_attention("auto", 2, 16, torch.device("meta"), torch.float32) == "sdpa"
+@pytest.mark.parametrize("setting", ["auto", "sdpa", "native"])
+def test_another_device_than_a_cpu_gets_its_own_kernel(setting: str) -> None:
+    chosen = choose_attention(setting, 2, 16, torch.device("meta"), torch.float32)
+    assert chosen.name == "sdpa"
 
 
-@pytest.mark.parametrize(("speedup", "chosen"), [(1.2, "sdpa"), (3.0, "matmul")])
-def test_products_are_chosen_only_if_they_win_clearly(
-    speedup: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("setting", ["auto", "native"])
+def test_without_native_code_another_computation_is_taken_and_the_log_says_why(
+    setting: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On a clock that only the kernels move."""
-    clock = [0.0]
+    def refuse(*_: object) -> None:
+        raise NoNativeCode("no C compiler is installed")
 
-    def taking(seconds: float) -> kernels.Compute:
-        def compute(query: torch.Tensor, *_: object) -> torch.Tensor:
-            clock[0] += seconds
-            return query
+    monkeypatch.setattr(kernels, "load_decode_kernel", refuse)
+    assert choose_attention(setting, 2, 16, CPU, torch.float32).name in ("sdpa", "matmul")
+    [line] = caplog.messages
+    assert "no C compiler is installed" in line
 
-        return compute
 
-    fused = kernels.Attention(taking(1.0), whole_slots=False)
-    products = kernels.Attention(taking(1.0 / speedup), whole_slots=True)
-    monkeypatch.setattr(kernels, "FUSED", fused)
-    monkeypatch.setitem(ATTENTIONS, "sdpa", fused)
-    monkeypatch.setitem(ATTENTIONS, "matmul", products)
-    monkeypatch.setattr(kernels.time, "perf_counter", lambda: clock[0])
-    assert choose_attention("auto", 2, 16, CPU, torch.float32) == chosen
+@pytest.mark.parametrize(
+    ("products", "native", "chosen"),
+    [
+        (0.8, 0.8, "sdpa"),
+        (0.4, 0.4, "matmul"),
+        (0.9, 0.5, "native"),
+        (0.4, 0.2, "native"),
+        (0.4, 0.3, "matmul"),
+    ],
+)
+def test_another_computation_is_chosen_only_if_it_wins_clearly(
+    products: float, native: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By times of each as shares of the fused one's."""
+    times = {"sdpa": 1.0, "matmul": products, "native": native}
+    monkeypatch.setattr(kernels._Trial, "seconds", lambda _, one: times[one.name])
+    assert choose_attention("auto", 2, 16, CPU, torch.float32).name == chosen
+
+
+@DTYPES
+def test_every_computation_is_timed_as_it_runs(dtype: torch.dtype) -> None:
+    trial = kernels._Trial(2, 16, dtype)
+    for name in NAMES:
+        assert 0 < trial.seconds(choose_attention(name, 2, 16, CPU, dtype)) < 10

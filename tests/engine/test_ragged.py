@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.kernels import ATTENTIONS, FUSED, Attention
+from app.engine.kernels import NAMES, Attention, choose_attention
 from app.engine.plan import Chunk
 from app.engine.pool import KVPool
 from app.engine.ragged import RaggedPlan
@@ -27,11 +27,12 @@ CPU, FP32 = torch.device("cpu"), torch.float32
 class Bench:
     """Rows in a pool, and beside it the history of what each row was given, as a plain list."""
 
-    def __init__(self, kv_heads: int, decode: Attention = FUSED) -> None:
+    def __init__(self, kv_heads: int, decode: str = "sdpa") -> None:
         shape = ModuleShape(LAYERS, kv_heads, DIM)
         self.table = SlotTable(length_classes(300), 10**6)
         self.pool = KVPool(shape, self.table.capacities, 1 << 30, CPU, FP32)
-        self.kv_heads, self.decode = kv_heads, decode
+        self.kv_heads = kv_heads
+        self.decode = choose_attention(decode, kv_heads, DIM, CPU, FP32)
         self.keys: dict[tuple[Row, int], list[torch.Tensor]] = defaultdict(list)
         self.values: dict[tuple[Row, int], list[torch.Tensor]] = defaultdict(list)
         self._generator = torch.Generator().manual_seed(0)
@@ -130,12 +131,12 @@ class Bench:
     rows=st.lists(st.tuples(st.integers(1, 60), st.integers(0, 30)), min_size=1, max_size=7),
     steps=st.lists(st.lists(st.integers(0, 30), min_size=7, max_size=7), max_size=5),
     kv_heads=st.sampled_from((4, 2, 1)),
-    decode=st.sampled_from(sorted(ATTENTIONS)),
+    decode=st.sampled_from(NAMES),
 )
 def test_every_token_of_any_mix_attends_to_its_own_row_and_no_further(
     rows: list[tuple[int, int]], steps: list[list[int]], kv_heads: int, decode: str
 ) -> None:
-    bench = Bench(kv_heads, ATTENTIONS[decode])
+    bench = Bench(kv_heads, decode)
     placed = [bench.admit(prompt, prefix) for prompt, prefix in rows]
     for step in steps:
         counts = [
@@ -157,7 +158,7 @@ def test_every_token_of_any_mix_attends_to_its_own_row_and_no_further(
     ),
     steps=st.integers(1, 4),
     kv_heads=st.sampled_from((4, 2, 1)),
-    decode=st.sampled_from(sorted(ATTENTIONS)),
+    decode=st.sampled_from(NAMES),
 )
 def test_every_token_attends_to_what_its_row_shares_and_to_its_own_under_one_softmax(
     lengths: list[int],
@@ -167,7 +168,7 @@ def test_every_token_attends_to_what_its_row_shares_and_to_its_own_under_one_sof
     decode: str,
 ) -> None:
     """Rows behind shared prefixes or none, some of which then are the trunk of several beams."""
-    bench = Bench(kv_heads, ATTENTIONS[decode])
+    bench = Bench(kv_heads, decode)
     segments = [bench.share(length) for length in lengths]
     placed = [
         bench.admit(prompt, prefix=prompt % 3)
@@ -187,10 +188,10 @@ def test_every_token_attends_to_what_its_row_shares_and_to_its_own_under_one_sof
         bench.step([(row, 1) for row in decoding])
 
 
-@pytest.mark.parametrize("decode", ATTENTIONS)
+@pytest.mark.parametrize("decode", NAMES)
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_rows_that_decode_side_by_side_see_their_own_columns(decode: str, kv_heads: int) -> None:
-    bench = Bench(kv_heads, ATTENTIONS[decode])
+    bench = Bench(kv_heads, decode)
     rows = [bench.admit(*facts) for facts in ((3, 0), (20, 7), (1, 25), (40, 0), (9, 9))]
     bench.step([(row, row.num_pending) for row in rows])
     for _ in range(40):
@@ -221,7 +222,7 @@ def count_calls(bench: Bench) -> list[torch.Size]:
         shapes.append(query.shape)
         return inner.compute(query, *others)
 
-    bench.decode = Attention(compute, inner.whole_slots)
+    bench.decode = Attention("counted", compute, inner.whole_slots)
     return shapes
 
 

@@ -15,7 +15,7 @@ from transformers import BartForConditionalGeneration
 from app.engine import pacing, sources
 from app.engine.beam import BeamParams
 from app.engine.config import EngineConfig
-from app.engine.kernels import ATTENTIONS
+from app.engine.kernels import NAMES
 from app.engine.memory import SHARED_LENGTH
 from app.engine.request import GenerationRequest
 from app.model.frozen import FrozenModel
@@ -203,7 +203,7 @@ def _check_beams(
     max_rows=st.sampled_from((4, 16)),
     pass_tokens=st.sampled_from((30, 1024)),
     kv_bytes=st.sampled_from((1 << 20, 16 << 20)),
-    decode_attention=st.sampled_from(sorted(ATTENTIONS)),
+    decode_attention=st.sampled_from(NAMES),
 )
 def test_every_request_of_a_mix_equals_plain_transformers_alone(
     tiny_bart: FrozenModel,
@@ -248,7 +248,7 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("decode_attention", ATTENTIONS)
+@pytest.mark.parametrize("decode_attention", NAMES)
 def test_every_way_of_choosing_and_of_sharing_shares_one_step(
     tiny_bart: FrozenModel,
     tiny_bart_folder: Path,
@@ -278,7 +278,7 @@ def rms(values: torch.Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
-@pytest.mark.parametrize("decode_attention", ATTENTIONS)
+@pytest.mark.parametrize("decode_attention", NAMES)
 def test_bfloat16_is_as_near_to_fp32_as_plain_transformers_in_bfloat16(
     tiny_bart_folder: Path, decode_attention: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from transformers import BartForConditionalGeneration, GenerationMixin, PreTrain
 
 from app.engine.beam import BeamParams
 from app.engine.config import EngineConfig
-from app.engine.kernels import ATTENTIONS
+from app.engine.kernels import NAMES
 from app.engine.request import GenerationRequest, RequestFinished
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
@@ -167,7 +167,7 @@ def test_requests_of_a_mix_without_prefixes_give_what_generate_gives(
         check_causal(stepped, plain_model(model_folders[family]), str(index), case)
 
 
-@pytest.mark.parametrize("decode_attention", ATTENTIONS)
+@pytest.mark.parametrize("decode_attention", NAMES)
 @pytest.mark.parametrize("family", CAUSAL)
 def test_requests_of_a_mix_with_prefixes_give_what_generate_gives_behind_a_cache(
     tiny_models: dict[str, FrozenModel],

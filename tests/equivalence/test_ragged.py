@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.engine import pacing
 from app.engine.config import EngineConfig
-from app.engine.kernels import ATTENTIONS
+from app.engine.kernels import NAMES
 from app.engine.request import RequestFinished
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
@@ -143,7 +143,7 @@ def rms(values: torch.Tensor) -> float:
     return float(values.square().mean().sqrt())
 
 
-@pytest.mark.parametrize("decode_attention", ATTENTIONS)
+@pytest.mark.parametrize("decode_attention", NAMES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bfloat16_is_as_near_to_fp32_as_plain_transformers_in_bfloat16(
     model_folders: dict[str, Path],

@@ -252,7 +252,7 @@ def test_a_deadline_that_passes_leaves_the_others_tokens(
     assert all_tokens(stepped, good) == expected
 
 
-@pytest.mark.parametrize("decode_attention", ["sdpa", "matmul"])
+@pytest.mark.parametrize("decode_attention", ["sdpa", "matmul", "native"])
 @pytest.mark.parametrize("kind", POISONS)
 def test_slots_that_held_poison_are_reused_without_harm(
     tiny_gpt2: FrozenModel,
@@ -312,7 +312,7 @@ ENDINGS: dict[str, tuple[float, int, Callable[[SteppedEngine], None]]] = {
 """How a row with NaN ends → what its prefix holds, the length of its prompt, what happens."""
 
 
-@pytest.mark.parametrize("decode_attention", ["sdpa", "matmul"])
+@pytest.mark.parametrize("decode_attention", ["sdpa", "matmul", "native"])
 @pytest.mark.parametrize("how", ENDINGS)
 def test_nan_beyond_the_columns_of_a_successor_never_reaches_it(
     tiny_gpt2: FrozenModel,

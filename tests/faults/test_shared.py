@@ -192,7 +192,7 @@ def test_a_fault_ends_its_request_alone_with_a_reason_and_leaves_the_others_toke
     stepped.check_empty()
 
 
-@pytest.mark.parametrize("decode_attention", ["sdpa", "matmul"])
+@pytest.mark.parametrize("decode_attention", ["sdpa", "matmul", "native"])
 @pytest.mark.parametrize("way", WAYS)
 @KINDS
 def test_slots_that_held_poison_are_reused_without_harm(

@@ -1,0 +1,167 @@
+"""Decoding rows of a step in native code: one call a layer writes keys and values and attends.
+
+A row's token attends to parts, columns of slots that stand together in memory: what it shares with
+others and its own. Only columns in use are read. Knows nothing about how rows got their slots.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from app.engine.native import NoNativeCode, default_folder, load_native
+
+_SOURCE = Path(__file__).with_name("decode_attention.c")
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+"""Largest difference from the plain computation that the start-up check allows."""
+
+
+class Part(NamedTuple):
+    """Columns of one slot, as the C code's `struct part`: addresses are the first layer's in bytes,
+    strides count elements."""
+
+    keys: int
+    values: int
+    layer_stride: int
+    head_stride: int
+    columns: int
+
+
+class _Call(ctypes.Structure):
+    """The C code's `struct call`."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("tokens", "kv_heads", "heads_per_kv", "layer")),
+        *((name, ctypes.c_void_p) for name in ("firsts", "parts", "queries", "new_keys")),
+        ("new_values", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("query_token", "query_head", "key_token")),
+        *((name, ctypes.c_int64) for name in ("key_head", "value_token", "value_head")),
+        ("output", ctypes.c_void_p),
+        ("scaling", ctypes.c_float),
+    )
+
+
+class DecodeKernel:
+    """The compiled attention for one dtype and head size."""
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, head_dim: int) -> None:
+        self.dtype, self.head_dim = dtype, head_dim
+        self._function = library.polyprefix_decode_attention
+        self._function.argtypes, self._function.restype = (ctypes.POINTER(_Call),), None
+
+    def run(self, call: _Call) -> None:
+        """Compute what `call` describes; other Python threads run meanwhile."""
+        self._function(ctypes.byref(call))
+
+
+class DecodeStep:
+    """One-token queries of a step: token i attends to `parts[i]`.
+
+    With new keys and values, each token's are the last column of its last part. The memory that
+    the parts name must stay where it is as long as this is used.
+    """
+
+    def __init__(
+        self, kernel: DecodeKernel, kv_heads: int, parts: Sequence[Sequence[Part]]
+    ) -> None:
+        firsts = [0]
+        for listed in parts:
+            firsts.append(firsts[-1] + len(listed))
+        self._kernel = kernel
+        # held because the call has their addresses
+        self._firsts = torch.tensor(firsts)
+        self._parts = torch.tensor([part for listed in parts for part in listed])
+        self._kv_heads = kv_heads
+        self._call = _Call(
+            tokens=len(parts),
+            kv_heads=kv_heads,
+            firsts=self._firsts.data_ptr(),
+            parts=self._parts.data_ptr(),
+        )
+
+    def attend(
+        self,
+        layer: int,
+        queries: torch.Tensor,
+        new: tuple[torch.Tensor, torch.Tensor] | None,
+        output: torch.Tensor,
+        scaling: float,
+    ) -> None:
+        """Fill `output` [tokens, heads, head_dim], which is dense, for `queries` of that shape.
+
+        `new` are keys and values [tokens, kv_heads, head_dim] to be written, None across.
+        """
+        call, queries = self._call, _dense_heads(queries)
+        call.layer, call.scaling = layer, scaling
+        call.heads_per_kv = queries.shape[1] // self._kv_heads
+        call.queries, call.output = queries.data_ptr(), output.data_ptr()
+        call.query_token, call.query_head = queries.stride()[:2]
+        if new is not None:
+            keys, values = (_dense_heads(tensor) for tensor in new)
+            call.new_keys, call.new_values = keys.data_ptr(), values.data_ptr()
+            call.key_token, call.key_head = keys.stride()[:2]
+            call.value_token, call.value_head = values.stride()[:2]
+        self._kernel.run(call)
+
+
+def load_decode_kernel(
+    head_dim: int, dtype: torch.dtype, folder: Path | None = None
+) -> DecodeKernel:
+    """Compile, or take from `folder` (the user's cache if None), and check on a small mix.
+
+    Raises NoNativeCode where there is no such kernel, or its results are not the plain ones.
+    """
+    if dtype not in _TOLERANCE:
+        raise NoNativeCode(f"there is no native decode attention for {dtype}")
+    constants = {"HEAD_DIM": head_dim, "BFLOAT16": 1 if dtype == torch.bfloat16 else 0}
+    library = load_native(_SOURCE, constants, folder or default_folder())
+    kernel = DecodeKernel(library, dtype, head_dim)
+    difference = _difference_from_plain(kernel)
+    if not difference <= _TOLERANCE[dtype]:
+        raise NoNativeCode(f"native attention differs from the plain one by {difference:.1e}")
+    return kernel
+
+
+def _dense_heads(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _part_of(pool: torch.Tensor, slot: int, columns: int) -> Part:
+    keys, values = pool[0, :, slot], pool[1, :, slot]
+    return Part(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), columns)
+
+
+@torch.inference_mode()
+def _difference_from_plain(kernel: DecodeKernel) -> float:
+    """Largest difference over rows of 1 to 300 columns in two parts, two query heads a K/V head."""
+    kv_heads, lengths, before = 3, (1, 17, 130, 300), 21
+    size = (2, 1, len(lengths) + 1, kv_heads, max(lengths), kernel.head_dim)
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(size, generator=generator).to(kernel.dtype)
+    rows = (len(lengths), kv_heads, kernel.head_dim)
+    queries = torch.randn(rows[0], 2 * kv_heads, rows[2], generator=generator).to(kernel.dtype)
+    new = torch.randn(2, *rows, generator=generator).to(kernel.dtype)
+    output, scaling = torch.empty_like(queries), kernel.head_dim**-0.5
+    parts = [
+        (_part_of(pool, len(lengths), before), _part_of(pool, row, length))
+        for row, length in enumerate(lengths)
+    ]
+    DecodeStep(kernel, kv_heads, parts).attend(0, queries, (new[0], new[1]), output, scaling)
+    worst = 0.0
+    for row, length in enumerate(lengths):
+        seen = [
+            torch.cat(
+                [half[0, -1, :, :before], half[0, row, :, : length - 1], added[row, :, None]], 1
+            )
+            for half, added in zip(pool, new, strict=True)
+        ]
+        query = queries[row, :, None].float()
+        keys, values = (tensor.float().repeat_interleave(2, 0) for tensor in seen)
+        plain = scaled_dot_product_attention(query, keys, values, scale=scaling)[:, 0]
+        worst = max(worst, float((output[row].float() - plain).abs().nan_to_num(nan=9.9).max()))
+    return worst
