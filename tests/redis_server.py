@@ -66,9 +66,11 @@ class RedisServer:
             time.sleep(0.005)
         raise RuntimeError("redis-server did not start")
 
-    def client(self) -> redis.Redis:
+    def client(self, password: str | None = None) -> redis.Redis:
         """A plain client, to be closed, past everything that is under test."""
-        return redis.Redis(port=self.port, decode_responses=True, socket_timeout=5)
+        return redis.Redis(
+            port=self.port, password=password, decode_responses=True, socket_timeout=5
+        )
 
     def command(self, *arguments: str | int) -> Any:
         """The reply to one command."""
