@@ -35,6 +35,13 @@ class _Usage:
         self.requests = _down(self.requests, limits.requests_per_minute, elapsed)
         self.tokens = _down(self.tokens, limits.tokens_per_minute, elapsed)
 
+    def has_room(self, limits: TenantLimits, cost: Cost) -> bool:
+        return (
+            _fits(self.requests + 1, limits.requests_per_minute)
+            and _fits(self.tokens + cost.tokens, limits.tokens_per_minute)
+            and _fits(self.rows + cost.rows, limits.max_rows)
+        )
+
     def is_idle(self, now: float) -> bool:
         """Whether forgetting it changes nothing."""
         return self.rows == 0 and now - self.at >= MINUTE
@@ -63,16 +70,17 @@ class LocalLimits:
     def take(self, tenant: str, limits: TenantLimits, cost: Cost) -> Standing:
         """Count a request if every limit has room for it, else leave all as it was."""
         usage = self._usage(tenant, limits)
-        granted = (
-            _fits(usage.requests + 1, limits.requests_per_minute)
-            and _fits(usage.tokens + cost.tokens, limits.tokens_per_minute)
-            and _fits(usage.rows + cost.rows, limits.max_rows)
-        )
+        granted = usage.has_room(limits, cost)
         if granted:
             usage.requests = _within(usage.requests + 1, limits.requests_per_minute)
             usage.tokens = _within(usage.tokens + cost.tokens, limits.tokens_per_minute)
             usage.rows += cost.rows
         return usage.standing(granted)
+
+    def look(self, tenant: str, limits: TenantLimits, cost: Cost) -> Standing:
+        """What `take` would say; nothing is counted."""
+        usage = self._usage(tenant, limits)
+        return usage.standing(usage.has_room(limits, cost))
 
     def give(
         self, tenant: str, limits: TenantLimits, *, requests: int, tokens: int, rows: int

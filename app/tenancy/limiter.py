@@ -26,6 +26,8 @@ from app.tenancy.standing import (
     refusal,
 )
 
+_SMALLEST = Cost(tokens=0, rows=1)
+
 
 @dataclass(eq=False)
 class Reservation:
@@ -79,6 +81,16 @@ class Limiter:
         """End the connection to Redis."""
         if self._shared is not None:
             await self._shared.close()
+
+    def check(self, tenant: str, limits: TenantLimits) -> None:
+        """RateLimited if this replica knows that not even the smallest request would be granted.
+
+        Costs nothing and counts nothing: for the time before a request is looked at closely.
+        """
+        if is_counted(limits):
+            standing = self._local.look(tenant, limits, _SMALLEST)
+            if not standing.granted:
+                raise refusal(limits, standing, _SMALLEST)
 
     async def reserve(
         self, tenant: str, limits: TenantLimits, *, tokens: int, rows: int

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from app.errors import InvalidRequest
 from app.tenancy.breaker import Breaker
 from app.tenancy.courier import Courier, CourierFault
 from app.tenancy.limits import TenantLimits
@@ -44,7 +45,8 @@ class RedisLimits:
     """A tenant's limits over all replicas that use the Redis at `url`. Seconds.
 
     A caller waits at most `timeout` for Redis; a lease whose replica is gone ends after
-    `lease_seconds`; Redis is looked at every `probe_seconds`, whether it fails or not.
+    `lease_seconds`; Redis is looked at every `probe_seconds`, whether it fails or not. Raises
+    InvalidRequest for a wrong URL.
     """
 
     def __init__(
@@ -57,7 +59,10 @@ class RedisLimits:
         namespace: str = "polyprefix",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._courier = Courier(url, LUA, timeout=timeout, connect_timeout=probe_seconds)
+        try:
+            self._courier = Courier(url, LUA, timeout=timeout, connect_timeout=probe_seconds)
+        except ValueError as error:
+            raise InvalidRequest(f"the URL of Redis is not one: {error}") from error
         self._timeout, self._probe_seconds = timeout, probe_seconds
         self._lease_seconds, self._namespace, self._clock = lease_seconds, namespace, clock
         self._breaker = Breaker("Redis", meanwhile="each replica applies the limits by itself")

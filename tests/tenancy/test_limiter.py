@@ -65,6 +65,27 @@ async def _rest(limiter: Limiter) -> tuple[int, int]:
     return requests + 1, tokens
 
 
+def test_a_look_refuses_what_has_no_chance_and_counts_nothing() -> None:
+    async def main() -> None:
+        limiter = Limiter(clock=Clock())
+        limiter.check("acme", TenantLimits())
+        for _ in range(100):
+            limiter.check("acme", LIMITS)
+        assert await _rest(limiter) == (6, 600)
+        reservation = await limiter.reserve("acme", LIMITS, tokens=600, rows=4)
+        with pytest.raises(RateLimited, match="4 rows at a time") as caught:
+            limiter.check("acme", LIMITS)
+        assert caught.value.headers["x-ratelimit-remaining-requests"] == "5"
+        reservation.settle(600)
+        limiter.check("acme", LIMITS)
+        for _ in range(5):
+            (await limiter.reserve("acme", LIMITS, tokens=0, rows=1)).settle(0)
+        with pytest.raises(RateLimited, match="6 requests per minute"):
+            limiter.check("acme", LIMITS)
+
+    asyncio.run(main())
+
+
 def test_settling_gives_back_what_was_not_used_and_once_only() -> None:
     async def main() -> None:
         limiter = Limiter(clock=Clock())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from app.errors import InvalidRequest
 from app.tenancy.buckets import LocalLimits
 from app.tenancy.limits import TenantLimits
 from app.tenancy.redis_limits import RedisLimits
@@ -286,6 +287,15 @@ def test_redis_decides_as_one_process_does(
             # what ran down in the little while that the example takes
             assert here.requests - 0.2 <= there.requests <= here.requests + 1e-6
             assert here.tokens - 20 <= there.tokens <= here.tokens + 1e-6
+
+
+@pytest.mark.parametrize("url", ["redis://host:port", "http://host", "", "redis://h/?db=x"])
+def test_what_is_no_url_of_redis_is_refused(url: str) -> None:
+    async def main() -> None:
+        with pytest.raises(InvalidRequest, match="the URL of Redis is not one"):
+            RedisLimits(url)
+
+    asyncio.run(main())
 
 
 def test_redis_comes_later_than_the_replica(tmp_path: Any) -> None:
