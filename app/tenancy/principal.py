@@ -35,7 +35,8 @@ class Principal:
     scopes: frozenset[Scope]
     limits: TenantLimits = TenantLimits()
 
-    def require(self, scope: Scope) -> None:
-        """InsufficientScope unless the key allows it."""
-        if scope not in self.scopes:
-            raise InsufficientScope(f"this key lacks the scope '{scope}'")
+    def require(self, *scopes: Scope) -> None:
+        """InsufficientScope unless the key allows one of these; without any, every key will do."""
+        if scopes and self.scopes.isdisjoint(scopes):
+            wanted = " or ".join(f"'{scope}'" for scope in scopes)
+            raise InsufficientScope(f"this key lacks the scope {wanted}")

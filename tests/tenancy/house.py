@@ -1,0 +1,50 @@
+"""A catalog with tenants and keys, as one process sees it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from app.registry.catalog import Catalog
+from app.registry.feed import ChangeFeed
+from app.tenancy.accounts import Accounts
+from app.tenancy.authenticator import KeyAuthenticator
+from app.tenancy.failures import Failures
+from app.tenancy.keyring import Keyring
+
+PEPPER = b"a pepper for tests of 32 characters or more"
+PEER = "192.0.2.1"
+
+
+@dataclass
+class Clock:
+    """A clock that a test sets, in seconds since 1970."""
+
+    now: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class House:
+    """One process: its catalog, its feed, and what works on them. Time stands still."""
+
+    catalog: Catalog
+    clock: Clock = field(default_factory=Clock)
+    pepper: bytes = PEPPER
+    failures_per_minute: int = 1000
+
+    def __post_init__(self) -> None:
+        self.feed = ChangeFeed(self.catalog, clock=self.clock)
+        self.accounts = Accounts(self.catalog, clock=self.clock)
+        self.keyring = Keyring(self.catalog, self.pepper, clock=self.clock)
+        self.failures = Failures(self.failures_per_minute, clock=self.clock)
+        self.authenticator = KeyAuthenticator(
+            self.catalog, self.feed, self.pepper, self.failures, clock=self.clock
+        )
+
+
+def open_house(folder: Path, **changes: object) -> House:
+    """A process on the catalog in `folder`; close its catalog."""
+    return House(Catalog(f"sqlite:///{folder}/catalog.sqlite"), **changes)
