@@ -14,11 +14,13 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 from app.errors import PolyprefixError, Unavailable
 from app.registry.changes import begin_epoch, end_epoch, read_epoch
 from app.registry.faults import catalog_faults, storage_faults
 from app.registry.migrate import is_current, upgrade
+from app.registry.postgres import make_postgres_engine
 from app.registry.schema import catalog_epoch
 
 _BUSY_TIMEOUT_S = 10
@@ -48,11 +50,15 @@ class Catalog:
 
         PolyprefixError if they are not, or if a later version of this program has made them.
         """
-        self._engine = _make_engine(make_url(url))
+        self._engine = _make_engine(_parsed(url))
         self._writer = threading.Lock()
         self._hooks: list[Callable[[Connection], None]] = []
-        with catalog_faults():
-            self._prepare(make_url(url))
+        try:
+            with catalog_faults():
+                self._prepare(_parsed(url))
+        except BaseException:
+            self.close()
+            raise
 
     def before_commit(self, hook: Callable[[Connection], None]) -> None:
         """Run `hook` at the end of every `write`, inside its transaction."""
@@ -131,7 +137,7 @@ def migrate(url: str | URL) -> tuple[str | None, str]:
     Processes that migrate at the same time follow one another. PolyprefixError if a later version
     of this program has made the tables.
     """
-    engine = _make_engine(make_url(url))
+    engine = _make_engine(_parsed(url), bounded=False)
     try:
         with catalog_faults(), engine.connect() as connection:
             connection = connection.execution_options(**_WRITING)
@@ -147,9 +153,12 @@ def migrate(url: str | URL) -> tuple[str | None, str]:
         engine.dispose()
 
 
-def _make_engine(url: URL) -> Engine:
+def _make_engine(url: URL, *, bounded: bool = True) -> Engine:
+    """`bounded`: whether a database on the network must answer within seconds."""
+    if url.get_backend_name() == "postgresql":
+        return make_postgres_engine(url.set(drivername="postgresql+psycopg"), bounded=bounded)
     if url.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
+        raise PolyprefixError("the catalog's URL begins with sqlite:/// or postgresql://")
     if not url.database or url.database == ":memory:":
         raise PolyprefixError("the catalog needs a file: sqlite:///folder/catalog.sqlite3")
     _make_private_file(Path(url.database))
@@ -159,6 +168,13 @@ def _make_engine(url: URL) -> Engine:
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _parsed(url: str | URL) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError as fault:  # its message repeats the text, which may hold a password
+        raise PolyprefixError("the catalog's URL is not understood") from fault
 
 
 def _make_private_file(path: Path) -> None:

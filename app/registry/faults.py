@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.errors import Conflict, InsufficientStorage, PolyprefixError, Unavailable
@@ -22,6 +22,8 @@ _SQLITE_CANNOT_STORE = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_READONLY")
 _SQLITE_TRY_AGAIN = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL", "SQLITE_CANTOPEN")
 _SQLITE_DAMAGED = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 _POSTGRES_CANNOT_STORE = ("53100",)
+# lost connections, no resources, timeouts of locks and statements, lost races, shutdown
+_POSTGRES_TRY_AGAIN = ("08", "53", "55P03", "57", "40")
 
 
 @contextmanager
@@ -57,13 +59,22 @@ def catalog_faults() -> Iterator[None]:
     except PoolTimeout as fault:
         raise Unavailable("the catalog is busy") from fault
     except DBAPIError as fault:
-        code = str(
-            getattr(fault.orig, "sqlite_errorname", "") or getattr(fault.orig, "sqlstate", "")
-        )
+        code = _code_of(fault)
         if code.startswith(_SQLITE_CANNOT_STORE) or code in _POSTGRES_CANNOT_STORE:
             raise InsufficientStorage(f"the catalog cannot be written: {code}") from fault
-        if code.startswith(_SQLITE_TRY_AGAIN) or fault.connection_invalidated:
+        if code.startswith(_SQLITE_TRY_AGAIN + _POSTGRES_TRY_AGAIN) or _is_lost(fault, code):
             raise Unavailable(f"the catalog is busy: {code or 'connection lost'}") from fault
         if code.startswith(_SQLITE_DAMAGED):
             raise PolyprefixError(f"the catalog cannot be read: {code}") from fault
         raise
+
+
+def _code_of(fault: DBAPIError) -> str:
+    """What the database calls the fault, empty if it has not said."""
+    names = ("sqlite_errorname", "sqlstate")
+    return next((str(code) for name in names if (code := getattr(fault.orig, name, None))), "")
+
+
+def _is_lost(fault: DBAPIError, code: str) -> bool:
+    """Whether there was no connection, or none any more: then the server has given no code."""
+    return fault.connection_invalidated or (isinstance(fault, OperationalError) and not code)
