@@ -17,7 +17,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.engine.admission import Admission
 from app.engine.config import EngineConfig
@@ -29,6 +29,7 @@ from app.engine.router import RequestStream, Router
 from app.engine.runner import Runner
 from app.engine.scheduler import Deliveries, Scheduler
 from app.engine.slots import SlotTable, fine_length_classes, length_classes
+from app.engine.work import Meter
 from app.errors import Draining, EngineStopped, PolyprefixError, RequestCancelled
 from app.model.frozen import FrozenModel
 from app.model.threads import sole_team
@@ -90,6 +91,7 @@ class Engine:
         )
         self.decode_attention = attention.name
         self._runner = Runner(model, self.pool, attention, self.source_pool)
+        self._meter = Meter()
         self._router = Router()
         self._inbox = Inbox()
         self._admission = Admission(
@@ -192,6 +194,10 @@ class Engine:
             _log.critical("the engine's loop has ended", exc_info=cause)
             error = EngineStopped("the engine has stopped after an internal error")
         finally:
+            cut = {
+                each: RequestFailed(error, self._meter.end(each)) for each in self._meter.open_ids
+            }
+            self._router.deliver(cut.items())
             self._router.fail_all(error)
 
     def step(self) -> None:
@@ -201,6 +207,7 @@ class Engine:
         plan = self._scheduler.schedule(now)
         if plan is not None:
             outcome = self._runner.run(plan)
+            self._meter.note(plan, outcome)
             deliveries += self._scheduler.commit(plan, outcome, time.monotonic())
             self.counters.steps += 1
             self.counters.step_seconds += outcome.seconds
@@ -215,8 +222,9 @@ class Engine:
             self._step_started = None
 
     def _deliver(self, deliveries: Deliveries) -> None:
-        for request_id, event in deliveries:
+        for index, (request_id, event) in enumerate(deliveries):
             if isinstance(event, RequestFinished | RequestFailed):
+                deliveries[index] = (request_id, replace(event, work=self._meter.end(request_id)))
                 self._admission.leave(request_id)
                 self.counters.finished += isinstance(event, RequestFinished)
                 self.counters.failed += isinstance(event, RequestFailed)

@@ -148,12 +148,22 @@ class RowFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class Work:
+    """What a request has cost: tokens of its prompt that were computed, once for all its rows, and
+    tokens that were sampled in all of them, with beams one per beam and step."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RequestFinished:
     """Terminal: all rows have ended. Times in seconds since submission."""
 
     queue_time: float
     time_to_first_token: float | None
     total_time: float
+    work: Work = Work()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +171,11 @@ class RequestFailed:
     """Terminal: the request ended with an error; its rows are free."""
 
     error: PolyprefixError
+    work: Work = Work()
 
+
+End = RequestFinished | RequestFailed
+"""The last event of a request."""
 
 Event = PromptScored | TextDelta | RowFinished | RequestFinished | RequestFailed
 """A request's stream: any number of the first three, then exactly one of the last two."""

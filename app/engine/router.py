@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 
-from app.engine.request import Event, RequestFailed, RequestFinished
+from app.engine.request import End, Event, RequestFailed, RequestFinished
 from app.errors import PolyprefixError
 
 
@@ -24,6 +24,7 @@ class RequestStream:
         self._events: list[Event] = []
         self._arrived = asyncio.Event()
         self._closing = False
+        self._on_end: Callable[[End], None] | None = None
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """All events, ending after the terminal one."""
@@ -50,11 +51,19 @@ class RequestStream:
             self._closing = True
             self._cancel(self.request_id)
 
+    def when_ended(self, listener: Callable[[End], None]) -> None:
+        """Call `listener` once with the terminal event, before any reader sees it and also if
+        nobody reads any more; to be set where the request was submitted, without a wait between."""
+        self._on_end = listener
+
     def put(self, event: Event) -> None:
         """Take an event; on the stream's own event loop."""
-        self._closing = self._closing or isinstance(event, RequestFinished | RequestFailed)
         self._events.append(event)
         self._arrived.set()
+        if isinstance(event, RequestFinished | RequestFailed):
+            self._closing = True
+            if self._on_end is not None:
+                self._on_end(event)
 
 
 class Router:
