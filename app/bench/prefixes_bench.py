@@ -183,10 +183,12 @@ class _Road:
         model, registry = self._model, self._registry
 
         def load(key: PrefixKey) -> Prefix:
-            path = registry.objects.path(key.owner, key.digest)
-            if path is None:
-                raise RuntimeError(f"the store has lost {key.digest}")
-            return decode(path, model.spec, model.dtype, max_length=512, expect_digest=key.digest)
+            with registry.objects.local(key.owner, key.digest) as path:
+                if path is None:
+                    raise RuntimeError(f"the store has lost {key.digest}")
+                return decode(
+                    path, model.spec, model.dtype, max_length=512, expect_digest=key.digest
+                )
 
         return PrefixTiers(
             load,

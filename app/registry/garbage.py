@@ -1,42 +1,82 @@
 """Contents that no version needs any more.
 
 They are removed while the catalog's writers wait, after a second look at the references, so that
-none of them can get a row meanwhile. Only the folders of this catalog's own tenants are searched:
-what is shipped with the project, and what another catalog keeps in the same store, stays.
+none of them can get a row meanwhile; and a content that was stored or lost a row of late is young,
+which saves the upload that has stored its content and has no row yet. Only the folders of this
+catalog's own tenants are searched, those that were deleted included: what is shipped with the
+project, and what another catalog keeps in the same store, stays.
 """
 
 from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+from sqlalchemy import delete, select
 
 from app.registry import scope
 from app.registry.catalog import Catalog
 from app.registry.changes import ChangeKind, note
 from app.registry.objects import ObjectStore
+from app.registry.schema import retired_owners
 from app.registry.versions import digests_of, is_referenced
 
 _BATCH = 64
-"""Contents that are removed in one turn of the writers, so that none waits long."""
+_TURN_S = 0.25
+"""How many contents are removed in one turn of the writers, and for how long, so that none waits
+long: a store may be far away."""
 
 
 def collect(catalog: Catalog, objects: ObjectStore, grace_s: float) -> int:
-    """Removes unneeded contents older than the grace; how many."""
-    candidates = _unneeded(catalog, objects, grace_s)
+    """Removes unneeded contents older than the grace; how many.
+
+    Several processes may collect at one time. Unavailable if the store or the catalog is; what was
+    removed until then stays removed.
+    """
+    with catalog.read() as connection:
+        owners = scope.owners(connection)
+        query = select(retired_owners.c.owner)
+        before = int(time.time() - grace_s)
+        retired = connection.scalars(query.where(retired_owners.c.retired_at <= before)).all()
     removed = 0
-    for start in range(0, len(candidates), _BATCH):
-        with catalog.write() as (connection, epoch):
-            note(connection, epoch, ChangeKind.CONTENT, "")
-            for owner, digest in candidates[start : start + _BATCH]:
-                if not is_referenced(connection, owner, digest):
-                    removed += objects.delete(owner, digest, older_than_s=grace_s)
+    for owner in (*owners, *retired):
+        candidates = _unneeded(catalog, objects, owner, grace_s)
+        while waiting := deque(islice(candidates, _BATCH)):
+            while waiting:
+                removed += _remove_some(catalog, objects, owner, waiting, grace_s)
+    for owner in retired:
+        if next(objects.objects(owner), None) is None:
+            with catalog.write() as (connection, epoch):
+                note(connection, epoch, ChangeKind.CONTENT, "")
+                connection.execute(delete(retired_owners).where(retired_owners.c.owner == owner))
     return removed
 
 
-def _unneeded(catalog: Catalog, objects: ObjectStore, grace_s: float) -> list[tuple[str, str]]:
-    """(owner, digest) of contents that seem to be garbage, without keeping any writer waiting."""
+def _remove_some(
+    catalog: Catalog, objects: ObjectStore, owner: str, waiting: deque[str], grace_s: float
+) -> int:
+    """Takes as many digests from the left as fit into one turn; how many were removed."""
+    removed = 0
+    with catalog.write() as (connection, epoch):
+        note(connection, epoch, ChangeKind.CONTENT, "")
+        end = time.monotonic() + _TURN_S
+        while waiting:
+            digest = waiting.popleft()
+            if not is_referenced(connection, owner, digest):
+                removed += objects.delete(owner, digest, older_than_s=grace_s)
+            if time.monotonic() > end:
+                break
+    return removed
+
+
+def _unneeded(catalog: Catalog, objects: ObjectStore, owner: str, grace_s: float) -> Iterator[str]:
+    """Digests that seem to be garbage, without keeping any writer waiting."""
     with catalog.read() as connection:
-        needed = {owner: digests_of(connection, owner) for owner in scope.owners(connection)}
-    return [
-        (owner, stored.digest)
-        for owner, digests in needed.items()
+        needed = digests_of(connection, owner)
+    return (
+        stored.digest
         for stored in objects.objects(owner)
-        if stored.age_s >= grace_s and stored.digest not in digests
-    ]
+        if stored.age_s >= grace_s and stored.digest not in needed
+    )

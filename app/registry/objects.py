@@ -1,15 +1,24 @@
 """What an object store promises: immutable contents under (owner, digest), whole or not at all.
 
-Knows nothing about names, versions or the catalog. `FolderStore` is the embedded one.
+Knows nothing about names, versions or the catalog. `FolderStore` is the embedded one, `S3Store`
+the one that several servers share.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
+
+from app.errors import InvalidRequest
+from app.registry.records import check_digest
+
+SUFFIX = ".safetensors"
+"""What the name of every content ends with, after its digest."""
+_OWNER = re.compile(r"[0-9a-z]{1,64}")
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,8 @@ class ObjectStore(Protocol):
     """Where prefix files are kept. Every method is safe to call from many threads.
 
     `owner` and `digest` are checked by the store: anything but an opaque owner key and 64
-    hexadecimal digits is an InvalidRequest and touches nothing.
+    hexadecimal digits is an InvalidRequest and touches nothing. Any method may raise Unavailable;
+    a remote store does so within a bounded time.
     """
 
     def stage(self) -> AbstractContextManager[StagedFile]:
@@ -50,13 +60,20 @@ class ObjectStore(Protocol):
         """
 
     def size(self, owner: str, digest: str) -> int | None:
-        """Bytes of the content, None if it is not there."""
+        """Bytes of the content, None if it is not there or about to be removed."""
 
-    def path(self, owner: str, digest: str) -> Path | None:
-        """A local file with the content, None if it is not there; never a link."""
+    def local(self, owner: str, digest: str) -> AbstractContextManager[Path | None]:
+        """A local file with the content for the length of the block, None if it is not there.
+
+        Never a link, and not to be written to. It is as the store gave it: whoever reads it checks
+        what it says.
+        """
 
     def open(self, owner: str, digest: str) -> BinaryIO | None:
         """The content for reading, None if it is not there; survives deletion while open."""
+
+    def start(self, owner: str, digest: str, nbytes: int) -> bytes | None:
+        """The first bytes of the content, fewer if it is shorter; None if it is not there."""
 
     def touch(self, owner: str, digest: str) -> None:
         """Makes the content young again, so that garbage collection waits; missing is fine."""
@@ -65,7 +82,23 @@ class ObjectStore(Protocol):
         """Removes the content unless it is younger; whether something was removed."""
 
     def objects(self, owner: str) -> Iterator[StoredObject]:
-        """The contents of one owner, in no order."""
+        """The contents of one owner, in no order.
+
+        What is left of a content whose removal was cut short has 0 bytes; `delete` finishes it.
+        """
 
     def sweep_temps(self) -> int:
         """Removes staged files whose process has ended; how many. Called at start."""
+
+
+def check_owner(owner: str) -> str:
+    """The owner key itself, if it is one; InvalidRequest otherwise."""
+    if not _OWNER.fullmatch(owner):
+        raise InvalidRequest("the owner of a content is 1 to 64 digits or lower-case letters")
+    return owner
+
+
+def object_name(owner: str, digest: str) -> str:
+    """`<digest>.safetensors`, if both are what they should be; InvalidRequest otherwise."""
+    check_owner(owner)
+    return check_digest(digest) + SUFFIX

@@ -1,4 +1,4 @@
-"""Opens the registry that a database and a folder hold.
+"""Opens the registry that a database and a store hold.
 
 Knows nothing about what is in it.
 """
@@ -8,23 +8,42 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from app.errors import PolyprefixError
+from app.errors import InvalidRequest, PolyprefixError
 from app.registry.catalog import Catalog
 from app.registry.folder import FolderStore
+from app.registry.location import parse_location
+from app.registry.objects import ObjectStore
 from app.registry.registry import Registry
+from app.registry.s3 import S3Store
 
 _log = logging.getLogger(__name__)
 
 
-def open_registry(database_url: str, store: Path) -> Registry:
-    """The registry over a database and a folder, with what crashed uploads left swept away.
+def open_registry(database_url: str, store: str | Path, scratch: Path | None = None) -> Registry:
+    """The registry over a database and a store, with what crashed uploads left swept away.
 
-    PolyprefixError if either cannot be opened.
+    PolyprefixError if either cannot be opened; the rest as of `open_store`.
     """
-    objects = FolderStore(store)
+    objects = open_store(store, scratch)
     registry = Registry(Catalog(database_url), objects)
     try:
         objects.sweep_temps()
     except PolyprefixError as fault:
         _log.warning("temporary files stay for now: %s", fault)
     return registry
+
+
+def open_store(store: str | Path, scratch: Path | None = None) -> ObjectStore:
+    """The store of a folder or of `s3://bucket/prefix?endpoint=…&region=…`.
+
+    `scratch` is a local folder for files in transit to and from a bucket. InvalidRequest if the
+    text is no store; PolyprefixError if the store is not there or may not be used.
+    """
+    location = parse_location(str(store))
+    if isinstance(location, Path):
+        return FolderStore(location)
+    if scratch is None:
+        raise InvalidRequest("a store in a bucket needs a local folder for files in transit")
+    objects = S3Store(location, scratch)
+    objects.check()
+    return objects

@@ -1,4 +1,7 @@
-"""The folder store: whole or not at all, durable before it is visible, never led outside."""
+"""The folder store: durable before it is visible, never led outside.
+
+What holds of every store is in `test_objects.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,13 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from app.errors import InsufficientStorage, InvalidRequest, PolyprefixError, Unavailable
+from app.errors import InsufficientStorage, PolyprefixError, Unavailable
 from app.registry.folder import FolderStore
-
-OWNER = "a1" * 16
-DIGEST = "0123456789abcdef" * 4
+from tests.registry.stores import DIGEST, OWNER, put, temps
 
 
 @pytest.fixture
@@ -24,106 +24,11 @@ def store(tmp_path: Path) -> FolderStore:
     return FolderStore(tmp_path / "store")
 
 
-def put(store: FolderStore, data: bytes, owner: str = OWNER, digest: str = DIGEST) -> None:
-    with store.stage() as staged:
-        staged.write(data)
-        store.commit(owner, digest, staged.path)
-
-
-def temps(store: FolderStore) -> list[Path]:
-    return list((store.root / ".staging").glob("*"))
-
-
-def test_a_committed_content_is_read_back(store: FolderStore) -> None:
-    put(store, b"content")
-    file = store.open(OWNER, DIGEST)
-    assert file is not None
-    with file:
-        assert file.read() == b"content"
-    path = store.path(OWNER, DIGEST)
-    assert path is not None
-    assert path.read_bytes() == b"content"
-    assert store.size(OWNER, DIGEST) == 7
-    assert temps(store) == []
-
-
-def test_what_is_not_there_is_none(store: FolderStore) -> None:
-    assert store.size(OWNER, DIGEST) is None
-    assert store.path(OWNER, DIGEST) is None
-    assert store.open(OWNER, DIGEST) is None
-    assert not store.delete(OWNER, DIGEST)
-    store.touch(OWNER, DIGEST)
-    assert list(store.objects(OWNER)) == []
-
-
-def test_a_staged_file_that_is_not_committed_leaves_nothing(store: FolderStore) -> None:
-    with store.stage() as staged:
-        staged.write(b"half")
-        assert temps(store) == [staged.path]
-    assert temps(store) == []
-    assert list(store.objects(OWNER)) == []
-
-
 def test_only_the_servers_user_can_read_uploads(store: FolderStore) -> None:
     put(store, b"content")
     folder = store.root / OWNER
     modes = [stat.S_IMODE(path.stat().st_mode) for path in (store.root, folder, *folder.iterdir())]
     assert modes == [0o700, 0o700, 0o600]
-
-
-def test_a_content_that_is_open_survives_its_deletion(store: FolderStore) -> None:
-    put(store, b"content")
-    file = store.open(OWNER, DIGEST)
-    assert file is not None
-    with file:
-        assert store.delete(OWNER, DIGEST)
-        assert file.read() == b"content"
-    assert store.open(OWNER, DIGEST) is None
-
-
-def test_young_contents_are_not_deleted(store: FolderStore) -> None:
-    put(store, b"content")
-    assert not store.delete(OWNER, DIGEST, older_than_s=60)
-    long_ago = time.time() - 100
-    os.utime(store.root / OWNER / f"{DIGEST}.safetensors", (long_ago, long_ago))
-    [found] = store.objects(OWNER)
-    assert 99 < found.age_s < 200
-    store.touch(OWNER, DIGEST)
-    assert not store.delete(OWNER, DIGEST, older_than_s=60)
-    os.utime(store.root / OWNER / f"{DIGEST}.safetensors", (long_ago, long_ago))
-    assert store.delete(OWNER, DIGEST, older_than_s=60)
-
-
-@pytest.mark.parametrize(
-    "owner", ["", ".", "..", "a/b", "/etc", "A", "a.b", "a\0", "a\n", ".staging", "é", "a" * 65]
-)
-def test_an_owner_that_could_be_a_path_is_refused(store: FolderStore, owner: str) -> None:
-    for use in (store.size, store.path, store.open, store.touch, store.delete):
-        with pytest.raises(InvalidRequest):
-            use(owner, DIGEST)
-    with pytest.raises(InvalidRequest):
-        list(store.objects(owner))
-    with pytest.raises(InvalidRequest), store.stage() as staged:
-        store.commit(owner, DIGEST, staged.path)
-
-
-@pytest.mark.parametrize(
-    "digest", ["", "..", "../" + "a" * 61, DIGEST[:-1], DIGEST + "0", DIGEST.upper(), DIGEST + "\n"]
-)
-def test_a_digest_that_could_be_a_path_is_refused(store: FolderStore, digest: str) -> None:
-    for use in (store.size, store.path, store.open, store.touch, store.delete):
-        with pytest.raises(InvalidRequest):
-            use(OWNER, digest)
-
-
-def test_only_what_was_staged_here_can_be_committed(store: FolderStore, tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_bytes(b"secret")
-    with pytest.raises(InvalidRequest):
-        store.commit(OWNER, DIGEST, secret)
-    with pytest.raises(InvalidRequest):
-        store.commit(OWNER, DIGEST, store.root / ".staging" / ".." / ".." / "secret")
-    assert secret.read_bytes() == b"secret"
 
 
 class TestPlantedLinks:
@@ -135,7 +40,8 @@ class TestPlantedLinks:
         put(store, b"other", digest="f" * 64)
         (store.root / OWNER / f"{DIGEST}.safetensors").symlink_to(secret)
         assert store.open(OWNER, DIGEST) is None
-        assert store.path(OWNER, DIGEST) is None
+        with store.local(OWNER, DIGEST) as path:
+            assert path is None
         assert store.size(OWNER, DIGEST) is None
         assert not store.delete(OWNER, DIGEST)
         assert [found.digest for found in store.objects(OWNER)] == ["f" * 64]
@@ -150,7 +56,7 @@ class TestPlantedLinks:
         outside.mkdir()
         (outside / f"{DIGEST}.safetensors").write_bytes(b"secret")
         (store.root / OWNER).symlink_to(outside)
-        for use in (store.size, store.path, store.open, store.touch, store.delete):
+        for use in (store.size, store.open, store.touch, store.delete):
             with pytest.raises(PolyprefixError, match="in the place of"):
                 use(OWNER, DIGEST)
         with pytest.raises(PolyprefixError, match="in the place of"):
@@ -193,7 +99,7 @@ class TestPlantedLinks:
         assert store.open(OWNER, DIGEST) is None
         with pytest.raises(PolyprefixError, match="in the place of"):
             put(store, b"content")
-        assert temps(store) == []
+        assert temps(store.root) == []
 
 
 class TestSweeping:
@@ -205,19 +111,9 @@ class TestSweeping:
         )
         ended = subprocess.run([sys.executable, "-c", script, str(store.root)], check=False)
         assert ended.returncode == 9
-        assert len(temps(store)) == 1
+        assert len(temps(store.root)) == 1
         assert store.sweep_temps() == 1
-        assert temps(store) == []
-
-    def test_what_is_being_staged_stays(self, store: FolderStore) -> None:
-        with store.stage() as staged:
-            assert FolderStore(store.root).sweep_temps() == 0
-            staged.write(b"content")
-            store.commit(OWNER, DIGEST, staged.path)
-        assert store.size(OWNER, DIGEST) == 7
-
-    def test_a_store_without_uploads_has_nothing_to_sweep(self, store: FolderStore) -> None:
-        assert store.sweep_temps() == 0
+        assert temps(store.root) == []
 
 
 class TestDurability:
@@ -274,7 +170,7 @@ class TestDurability:
                 put(store, b"content")
         assert store.size(OWNER, DIGEST) is None
         store.sweep_temps()
-        assert temps(store) == []
+        assert temps(store.root) == []
         put(store, b"content")
         assert store.size(OWNER, DIGEST) == 7
 

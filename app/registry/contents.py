@@ -1,0 +1,78 @@
+"""The file of a version in the store: put there, kept intact, read.
+
+Works outside transactions: a store may be far away. Knows nothing about aliases or tensors.
+"""
+
+from __future__ import annotations
+
+import filecmp
+from pathlib import Path
+from typing import BinaryIO
+
+from app.errors import PolyprefixError
+from app.registry import scope, versions
+from app.registry.catalog import Catalog
+from app.registry.objects import ObjectStore
+from app.registry.records import Version, VersionInfo
+
+
+def put(
+    catalog: Catalog, objects: ObjectStore, tenant: str, name: str, info: VersionInfo, staged: Path
+) -> tuple[str, bool]:
+    """Puts a content into the store unless it is there.
+
+    Returns the owner that it is stored under, and whether a file that was or should have been
+    there is replaced.
+    """
+    with catalog.read() as connection:
+        owner = scope.get_tenant(connection, tenant).owner
+        known = versions.sibling_row(connection, tenant, name, info.digest)
+    if known is None:
+        objects.commit(owner, info.digest, staged)
+        return owner, False
+    owner = str(known.owner)
+    intact = _is_intact(objects, owner, info.digest, known.file_nbytes, staged)
+    if not intact:
+        objects.commit(owner, info.digest, staged)
+    return owner, not intact
+
+
+def open_file(objects: ObjectStore, tenant: str, version: Version) -> BinaryIO:
+    """The version's file for reading, to the end even if the version is deleted meanwhile.
+
+    PrefixNotFound if it is another tenant's; PolyprefixError if the store has lost it.
+    """
+    _check_owned(tenant, version)
+    file = objects.open(version.owner, version.digest)
+    if file is None:
+        raise _lost(version)
+    return file
+
+
+def read_start(objects: ObjectStore, tenant: str, version: Version, nbytes: int) -> bytes:
+    """The first bytes of the version's file; errors as of `open_file`."""
+    _check_owned(tenant, version)
+    start = objects.start(version.owner, version.digest, nbytes)
+    if start is None:
+        raise _lost(version)
+    return start
+
+
+def _is_intact(objects: ObjectStore, owner: str, digest: str, nbytes: int, staged: Path) -> bool:
+    """Whether the file is as it was stored, as far as another of the same content can tell."""
+    if objects.size(owner, digest) != nbytes:
+        return False
+    if staged.stat().st_size != nbytes:
+        return True
+    with objects.local(owner, digest) as path:
+        return path is not None and filecmp.cmp(path, staged, shallow=False)
+
+
+def _check_owned(tenant: str, version: Version) -> None:
+    if version.tenant != tenant:
+        raise scope.prefix_not_found(f"{version.name}@{version.digest}")
+
+
+def _lost(version: Version) -> PolyprefixError:
+    where = f"'{version.name}@{version.digest[:12]}'"
+    return PolyprefixError(f"the store has lost the file of {where}; upload it again to repair it")
