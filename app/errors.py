@@ -9,7 +9,8 @@
     │   └── PrefixNotFound          404 prefix_not_found
     ├── Conflict                    409 conflict
     │   ├── BaseModelMismatch       409 base_model_mismatch
-    │   └── InUse                   409 in_use
+    │   ├── InUse                   409 in_use
+    │   └── QuotaExceeded           409 quota_exceeded
     ├── PreconditionFailed          412 precondition_failed
     ├── FileTooLarge                413 file_too_large
     ├── UnsupportedMediaType        415 unsupported_media_type
@@ -66,6 +67,7 @@ class InvalidKey(PolyprefixError):
     """No API key, or not one that is valid now: which of them is not said."""
 
     status, code = 401, "invalid_api_key"
+    headers = MappingProxyType({"www-authenticate": "Bearer"})
 
 
 class InsufficientScope(PolyprefixError):
@@ -102,6 +104,12 @@ class InUse(Conflict):
     """What is to be deleted is still referred to."""
 
     code = "in_use"
+
+
+class QuotaExceeded(Conflict):
+    """The tenant stores as much as it may; the message names the quota and what is used."""
+
+    code = "quota_exceeded"
 
 
 class PreconditionFailed(PolyprefixError):

@@ -1,30 +1,39 @@
 """Aliases in the catalog: where they point, how they move, how a move is taken back.
 
-Works inside a transaction that the caller holds, on a prefix that the caller has found for its
-tenant. Knows nothing about files.
+An alias points at one version or is split over several by weight. Works inside a transaction that
+the caller holds, on a prefix that the caller has found for its tenant. Knows nothing about files.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, delete, exists, insert, select, update
 
 from app.errors import Conflict, NotFound, PreconditionFailed
 from app.registry.records import LATEST, Alias, AliasChange
-from app.registry.schema import alias_history, aliases, versions
+from app.registry.schema import alias_history, alias_targets, aliases, versions
 
 MAX_HISTORY = 100
 """Moves that are remembered per alias."""
 MAX_ALIASES = 100
 """Aliases that one prefix may have."""
 
+Weights = Mapping[str, int]
+"""Digests with their weights; one alone is where an alias simply points."""
+
+_IS_SPLIT = exists().where(
+    alias_targets.c.prefix_id == aliases.c.prefix_id, alias_targets.c.alias == aliases.c.name
+)
+
 
 def find_alias(connection: Connection, prefix_id: int, alias: str) -> Row[Any] | None:
-    """The alias with the digest of its version, None if the prefix has none of that name."""
+    """The alias with `digest`, that of its (main) version, and `is_split`; None if the prefix has
+    none of that name."""
     query = (
-        select(aliases, versions.c.digest)
+        select(aliases, versions.c.digest, _IS_SPLIT.label("is_split"))
         .join(versions, versions.c.id == aliases.c.version_id)
         .where(aliases.c.prefix_id == prefix_id, aliases.c.name == alias)
     )
@@ -36,11 +45,13 @@ def get(connection: Connection, prefix_id: int, alias: str) -> Alias:
     row = find_alias(connection, prefix_id, alias)
     if row is None:
         raise NotFound(f"the prefix has no alias '{alias}'", param="alias")
+    weights = _weights(connection, row)
     return Alias(
         name=alias,
         digest=row.digest,
         etag=_etag(row),
         updated_at=row.updated_at,
+        split=weights if len(weights) > 1 else None,
     )
 
 
@@ -63,17 +74,28 @@ def move(
     connection: Connection, epoch: int, version: Row[Any], alias: str, *, reason: str, now: int
 ) -> None:
     """Points an alias at a version, given as its row; no change if it points there already."""
-    prefix_id = version.prefix_id
+    weights = {version.digest: 1}
+    split(connection, epoch, version.prefix_id, alias, weights, reason=reason, now=now)
+
+
+def split(
+    connection: Connection,
+    epoch: int,
+    prefix_id: int,
+    alias: str,
+    weights: Weights,
+    *,
+    reason: str,
+    now: int,
+) -> None:
+    """Splits an alias over versions of the prefix that exist; no change if it is so already."""
     present = find_alias(connection, prefix_id, alias)
-    if present is not None and present.version_id == version.id:
-        return
     if present is None:
         _check_number(connection, prefix_id)
-        row = {"prefix_id": prefix_id, "name": alias, **_target(version.id, epoch, now)}
-        connection.execute(insert(aliases).values(row))
-    else:
-        _repoint(connection, prefix_id, alias, _target(version.id, epoch, now))
-    _remember(connection, prefix_id, alias, version.digest, reason, undoable=True, now=now)
+    elif _weights(connection, present) == weights:
+        return
+    _point(connection, epoch, prefix_id, alias, weights, now=now)
+    _remember(connection, prefix_id, alias, weights, reason, undoable=True, now=now)
 
 
 def undo(connection: Connection, epoch: int, prefix_id: int, alias: str, *, now: int) -> None:
@@ -82,35 +104,19 @@ def undo(connection: Connection, epoch: int, prefix_id: int, alias: str, *, now:
     Conflict if there is nothing before that still exists.
     """
     present = find_alias(connection, prefix_id, alias)
-    digest = None if present is None else present.digest
-    query = (
-        select(alias_history.c.id, alias_history.c.digest, versions.c.id.label("version_id"))
-        .join(
-            versions,
-            (versions.c.prefix_id == alias_history.c.prefix_id)
-            & (versions.c.digest == alias_history.c.digest),
-        )
-        .where(
-            alias_history.c.prefix_id == prefix_id,
-            alias_history.c.alias == alias,
-            alias_history.c.undoable,
-        )
-        .order_by(alias_history.c.id.desc())
-    )
-    target = next((row for row in connection.execute(query) if row.digest != digest), None)
-    if target is None:
+    weights = {} if present is None else _weights(connection, present)
+    mine = (alias_history.c.prefix_id == prefix_id) & (alias_history.c.alias == alias)
+    query = select(alias_history).where(mine, alias_history.c.undoable)
+    for target in connection.execute(query.order_by(alias_history.c.id.desc())).all():
+        before = _weights_of(target)
+        if before != weights and len(_ids(connection, prefix_id, before)) == len(before):
+            break
+    else:
         raise Conflict(f"alias '{alias}' has no earlier version to return to", param="alias")
-    connection.execute(
-        update(alias_history)
-        .where(
-            alias_history.c.prefix_id == prefix_id,
-            alias_history.c.alias == alias,
-            alias_history.c.id > target.id,
-        )
-        .values(undoable=False)
-    )
-    _repoint(connection, prefix_id, alias, _target(target.version_id, epoch, now))
-    _remember(connection, prefix_id, alias, target.digest, "rollback", undoable=False, now=now)
+    undone = update(alias_history).where(mine, alias_history.c.id > target.id)
+    connection.execute(undone.values(undoable=False))
+    _point(connection, epoch, prefix_id, alias, before, now=now)
+    _remember(connection, prefix_id, alias, before, "rollback", undoable=False, now=now)
 
 
 def history(connection: Connection, prefix_id: int, alias: str) -> tuple[AliasChange, ...]:
@@ -121,24 +127,49 @@ def history(connection: Connection, prefix_id: int, alias: str) -> tuple[AliasCh
         .order_by(alias_history.c.id.desc())
     )
     return tuple(
-        AliasChange(digest=row.digest, reason=row.reason, changed_at=row.changed_at)
+        AliasChange(
+            digest=row.digest, reason=row.reason, changed_at=row.changed_at, split=row.split
+        )
         for row in connection.execute(query)
     )
 
 
 def pointing_at(connection: Connection, version_id: int) -> list[str]:
-    """Names of the aliases that point at a version, `latest` first."""
-    query = select(aliases.c.name).where(aliases.c.version_id == version_id)
+    """Names of the aliases that point at a version, and at no other, `latest` first."""
+    query = select(aliases.c.name).where(aliases.c.version_id == version_id, ~_IS_SPLIT)
     return sorted(connection.scalars(query), key=lambda name: (name != LATEST, name))
 
 
+def splitting_to(connection: Connection, version_id: int) -> list[str]:
+    """Names of the aliases that are split over a version and others."""
+    query = select(alias_targets.c.alias).where(alias_targets.c.version_id == version_id)
+    return sorted(connection.scalars(query))
+
+
 def forget_digest(connection: Connection, prefix_id: int, digest: str) -> None:
-    """Takes a version that is about to go out of reach of rollbacks."""
+    """Takes a version that is about to go, and splits with it, out of reach of rollbacks."""
+    mine = (alias_history.c.prefix_id == prefix_id) & alias_history.c.undoable
+    remembered = connection.execute(select(alias_history).where(mine)).all()
+    gone = [row.id for row in remembered if digest in _weights_of(row)]
     connection.execute(
-        update(alias_history)
-        .where(alias_history.c.prefix_id == prefix_id, alias_history.c.digest == digest)
-        .values(undoable=False)
+        update(alias_history).where(alias_history.c.id.in_(gone)).values(undoable=False)
     )
+
+
+def splits_of(
+    connection: Connection, prefix_ids: Collection[int]
+) -> dict[int, dict[str, dict[str, int]]]:
+    """The splits of some prefixes: prefix → alias → digest → weight, the most weight first."""
+    query = (
+        select(alias_targets, versions.c.digest)
+        .join(versions, versions.c.id == alias_targets.c.version_id)
+        .where(alias_targets.c.prefix_id.in_(prefix_ids))
+        .order_by(alias_targets.c.alias, alias_targets.c.weight.desc(), versions.c.digest)
+    )
+    found: dict[int, dict[str, dict[str, int]]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row.prefix_id, {}).setdefault(row.alias, {})[row.digest] = row.weight
+    return found
 
 
 def _etag(row: Row[Any]) -> str:
@@ -146,16 +177,49 @@ def _etag(row: Row[Any]) -> str:
     return f'"{hashlib.sha256(state.encode()).hexdigest()[:16]}"'
 
 
-def _target(version_id: int, epoch: int, now: int) -> dict[str, int]:
-    return {"version_id": version_id, "revision": epoch, "updated_at": now}
+def _weights(connection: Connection, alias: Row[Any]) -> dict[str, int]:
+    """Where an alias, as found, points."""
+    if not alias.is_split:
+        return {alias.digest: 1}
+    return splits_of(connection, [alias.prefix_id])[alias.prefix_id][alias.name]
 
 
-def _repoint(connection: Connection, prefix_id: int, alias: str, target: dict[str, int]) -> None:
-    connection.execute(
-        update(aliases)
-        .where(aliases.c.prefix_id == prefix_id, aliases.c.name == alias)
-        .values(target)
+def _weights_of(remembered: Row[Any]) -> dict[str, int]:
+    """Where a row of the history says that its alias pointed."""
+    return remembered.split or {remembered.digest: 1}
+
+
+def _ids(connection: Connection, prefix_id: int, digests: Collection[str]) -> dict[str, int]:
+    """The numbers of those versions that exist, by digest."""
+    query = select(versions.c.digest, versions.c.id).where(
+        versions.c.prefix_id == prefix_id, versions.c.digest.in_(list(digests))
     )
+    return {row.digest: row.id for row in connection.execute(query)}
+
+
+def _main(weights: Weights) -> str:
+    """The digest that stands for all where there is place for one: the one with most weight."""
+    return min(weights, key=lambda digest: (-weights[digest], digest))
+
+
+def _point(
+    connection: Connection, epoch: int, prefix_id: int, alias: str, weights: Weights, *, now: int
+) -> None:
+    """Makes or repoints an alias."""
+    ids = _ids(connection, prefix_id, weights)
+    where = {"prefix_id": prefix_id, "name": alias}
+    target = {"version_id": ids[_main(weights)], "revision": epoch, "updated_at": now}
+    same = (aliases.c.prefix_id == prefix_id) & (aliases.c.name == alias)
+    if connection.execute(update(aliases).where(same).values(target)).rowcount == 0:
+        connection.execute(insert(aliases).values(where | target))
+    old = (alias_targets.c.prefix_id == prefix_id) & (alias_targets.c.alias == alias)
+    connection.execute(delete(alias_targets).where(old))
+    if len(weights) > 1:
+        rows = [
+            {"prefix_id": prefix_id, "alias": alias, "version_id": ids[digest], "weight": weight}
+            for digest, weight in weights.items()
+        ]
+        connection.execute(insert(alias_targets), rows)
 
 
 def _check_number(connection: Connection, prefix_id: int) -> None:
@@ -168,7 +232,7 @@ def _remember(
     connection: Connection,
     prefix_id: int,
     alias: str,
-    digest: str,
+    weights: Weights,
     reason: str,
     *,
     undoable: bool,
@@ -177,7 +241,8 @@ def _remember(
     row = {
         "prefix_id": prefix_id,
         "alias": alias,
-        "digest": digest,
+        "digest": _main(weights),
+        "split": dict(weights) if len(weights) > 1 else None,
         "reason": reason,
         "undoable": undoable,
         "changed_at": now,

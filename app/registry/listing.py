@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from app.registry import scope
+from app.registry.aliases import splits_of
 from app.registry.paging import check_limit, make_cursor, read_cursor, read_number_cursor
 from app.registry.records import LATEST, Page, PrefixRecord, Version
 from app.registry.schema import aliases, prefixes, versions
@@ -44,6 +45,13 @@ def list_prefixes(
     return Page(_to_records(connection, rows[:limit]), more)
 
 
+def list_names(connection: Connection, tenant: str, limit: int) -> list[tuple[str, int]]:
+    """The first names of the tenant's prefixes in their order, each with when it was made."""
+    query = scope.prefixes_of(tenant, prefixes.c.name, prefixes.c.created_at)
+    rows = connection.execute(query.order_by(prefixes.c.name).limit(limit))
+    return [(row.name, row.created_at) for row in rows]
+
+
 def get_prefix(connection: Connection, tenant: str, name: str) -> PrefixRecord:
     """One prefix of the tenant; PrefixNotFound if there is none."""
     row = connection.execute(scope.prefixes_of(tenant).where(prefixes.c.name == name)).one_or_none()
@@ -56,6 +64,7 @@ def _to_records(connection: Connection, rows: Sequence[Row[Any]]) -> tuple[Prefi
     ids = [row.id for row in rows]
     counts = _version_counts(connection, ids)
     named = _aliases(connection, ids)
+    splits = splits_of(connection, ids)
     return tuple(
         PrefixRecord(
             tenant=row.tenant_id,
@@ -63,6 +72,7 @@ def _to_records(connection: Connection, rows: Sequence[Row[Any]]) -> tuple[Prefi
             created_at=row.created_at,
             versions=counts[row.id],
             aliases=named[row.id],
+            splits=splits.get(row.id, {}),
         )
         for row in rows
     )

@@ -22,10 +22,8 @@ from app.errors import PolyprefixError
 from app.prefix.reference import check_alias, check_name
 from app.registry.faults import storage_faults
 from app.registry.folder import FolderStore
-from app.registry.records import VersionInfo
+from app.registry.records import SHIPPED_OWNER, VersionInfo
 
-SHIPPED_OWNER = "shipped"
-"""Owner key of the contents that come with the store."""
 _FILE_NAME = "catalog.json"
 _MAX_BYTES = 16 * 2**20
 _COPY_BYTES = 2**20
@@ -52,6 +50,7 @@ class ShippedVersion(_Strict):
     input_template: str | None
     decoding: dict[str, Any]
     provenance: dict[str, Any]
+    lengths: dict[str, _Count] | None = None
     file_nbytes: _Count
     added_at: _Count
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,29 +19,36 @@ from sqlalchemy import Connection
 
 from app.errors import InUse, PolyprefixError, Unavailable
 from app.prefix.reference import PrefixReference, check_alias, check_name
-from app.registry import aliases, garbage, listing, scope, versions
+from app.registry import aliases, contents, garbage, listing, quotas, scope, versions
+from app.registry.alias_book import AliasBook
 from app.registry.catalog import Catalog
 from app.registry.changes import ChangeKind, note
 from app.registry.feed import ChangeFeed
 from app.registry.objects import ObjectStore, StagedFile
+from app.registry.publications import Publications
 from app.registry.records import (
     LATEST,
-    Alias,
-    AliasChange,
     Page,
     PrefixRecord,
+    Quota,
+    Resolved,
     Tenant,
     Version,
     VersionInfo,
 )
+from app.registry.resolver import Resolver
 from app.registry.resolving import ResolveCache
+from app.registry.transactions import Transactions
+
+_NO_QUOTA = Quota()
 
 
 class Registry:
     """What prefixes there are and what their names stand for.
 
     Besides the errors that each method names, any may raise Unavailable (the catalog is busy) and
-    the writing ones InsufficientStorage; then nothing has changed.
+    the writing ones InsufficientStorage; then nothing has changed. `aliases` moves names,
+    `publications` shares prefixes with other tenants.
     """
 
     def __init__(
@@ -58,9 +65,10 @@ class Registry:
         self.catalog = catalog
         self.objects = objects
         self.feed = feed or ChangeFeed(catalog)
-        self._cache = cache or ResolveCache()
-        self.feed.subscribe(self._cache.forget)
-        self._clock = clock
+        self._resolver = Resolver(catalog, self.feed, cache or ResolveCache())
+        self._transactions = Transactions(catalog, self.feed, clock)
+        self.aliases = AliasBook(self._transactions)
+        self.publications = Publications(self._transactions)
 
     def close(self) -> None:
         """Closes the catalog's connections."""
@@ -77,7 +85,7 @@ class Registry:
             return found
         with self.transaction() as (connection, epoch):
             note(connection, epoch, ChangeKind.TENANT, tenant)
-            return scope.make_tenant(connection, tenant, self._now())
+            return scope.make_tenant(connection, tenant, self._transactions.now())
 
     # Uploads
 
@@ -86,77 +94,67 @@ class Registry:
         return self.objects.stage()
 
     def add_version(
-        self, tenant: str, name: str, info: VersionInfo, staged: Path, *, alias: str | None = None
+        self,
+        tenant: str,
+        name: str,
+        info: VersionInfo,
+        staged: Path,
+        *,
+        alias: str | None = None,
+        quota: Quota = _NO_QUOTA,
     ) -> tuple[Version, bool]:
         """Makes a staged, validated file a version of the prefix, and whether it is a new one.
 
-        `latest` and, if given, `alias` move to it. The same content again is the same version,
-        whose file is put back if it is missing or cut short. InvalidRequest if the name or the
-        alias breaks the rules.
+        `latest` and, if given, `alias` move to it, also if they were split. The same content again
+        is the same version, whose file is put back if it is missing, cut short or altered.
+        InvalidRequest if the name or the alias breaks the rules; QuotaExceeded.
         """
         check_name(name)
         if alias is not None:
             check_alias(alias)
         info.check()
-        owner = self._store_content(tenant, name, info, staged)
-        with self._changing(tenant, name) as (connection, epoch):
+        owner, replaced = contents.put(self.catalog, self.objects, tenant, name, info, staged)
+        now = self._transactions.now()
+        with self._transactions.changing(tenant, name) as (connection, epoch):
             size = self.objects.size(owner, info.digest)
             if size is None:
                 raise Unavailable("the content was removed while it was uploaded; send it again")
+            before = quotas.stored(connection, tenant)
             row, created = versions.publish(
-                connection, tenant, name, owner, info, file_nbytes=size, now=self._now()
+                connection,
+                tenant,
+                name,
+                owner,
+                info,
+                file_nbytes=size,
+                now=now,
+                replaced=replaced,
             )
+            quotas.check(connection, tenant, quota, before)
             for moved in (LATEST,) if alias is None else (LATEST, alias):
-                aliases.move(connection, epoch, row, moved, reason="upload", now=self._now())
+                aliases.move(connection, epoch, row, moved, reason="upload", now=now)
             return versions.to_version(row), created
-
-    def _store_content(self, tenant: str, name: str, info: VersionInfo, staged: Path) -> str:
-        """Puts the content into the store unless it is there; the owner it is stored under."""
-        with self.catalog.read() as connection:
-            owner = scope.get_tenant(connection, tenant).owner
-            known = versions.sibling_row(connection, tenant, name, info.digest)
-        if known is None:
-            self.objects.commit(owner, info.digest, staged)
-            return owner
-        if self.objects.size(known.owner, info.digest) != known.file_nbytes:
-            self.objects.commit(known.owner, info.digest, staged)
-        return str(known.owner)
 
     # Reading
 
-    def resolve(self, tenant: str, reference: PrefixReference) -> Version:
-        """The version that a reference stands for now.
+    def resolve(self, tenant: str, reference: PrefixReference, user: str | None = None) -> Resolved:
+        """The version that a reference stands for now; of a split, the one for this user.
 
-        PrefixNotFound, the same for what is another tenant's and for what does not exist;
-        InvalidRequest if several versions begin with the digits given.
+        PrefixNotFound, the same for what is another tenant's and not published to this one and for
+        what does not exist; InvalidRequest if several versions begin with the digits given.
         """
-        if not self.feed.fresh():
-            self.feed.poll()
-        key = (tenant, reference)
-        found, version = self._cache.get(key)
-        if not found:
-            version = self._look_up(tenant, reference)
-        if version is None:
-            raise scope.prefix_not_found(str(reference))
-        return version
+        return self._resolver.resolve(tenant, reference, user)
 
-    def resolve_cached(self, tenant: str, reference: PrefixReference) -> Version | None:
+    def resolve_cached(
+        self, tenant: str, reference: PrefixReference, user: str | None = None
+    ) -> Resolved | None:
         """As `resolve`, without any I/O: None if that needs a look at the catalog."""
-        if not self.feed.fresh():
-            return None
-        found, version = self._cache.get((tenant, reference))
-        if found and version is None:
-            raise scope.prefix_not_found(str(reference))
-        return version
+        return self._resolver.resolve_cached(tenant, reference, user)
 
-    def _look_up(self, tenant: str, reference: PrefixReference) -> Version | None:
-        version = None
+    def list_names(self, tenant: str, limit: int) -> list[tuple[str, int]]:
+        """The first of the tenant's prefixes by name, each with when it was made."""
         with self.catalog.read() as connection:
-            epoch = self.feed.observe(connection)
-            if reference.tenant in (None, tenant):
-                version = versions.find(connection, tenant, reference.name, reference.selector)
-        self._cache.put((tenant, reference), version, epoch)
-        return version
+            return listing.list_names(connection, tenant, limit)
 
     def list_prefixes(
         self, tenant: str, cursor: str | None = None, limit: int = 20
@@ -184,55 +182,52 @@ class Registry:
         with self.catalog.read() as connection:
             return versions.to_version(versions.get_row(connection, tenant, name, digest))
 
-    def content_path(self, tenant: str, version: Version) -> Path:
-        """The version's file; PolyprefixError if the store has lost it."""
-        _check_owned(tenant, version)
-        path = self.objects.path(version.owner, version.digest)
-        if path is None:
-            raise _lost(version)
-        return path
-
     def open_content(self, tenant: str, version: Version) -> BinaryIO:
-        """The version's file for reading, to the end even if the version is deleted meanwhile."""
-        _check_owned(tenant, version)
-        file = self.objects.open(version.owner, version.digest)
-        if file is None:
-            raise _lost(version)
-        return file
+        """The version's file for reading, to the end even if the version is deleted meanwhile.
+
+        PolyprefixError if the store has lost it.
+        """
+        return contents.open_file(self.objects, tenant, version)
+
+    def content_start(self, tenant: str, version: Version, nbytes: int) -> bytes:
+        """The first bytes of the version's file; PolyprefixError if the store has lost it."""
+        return contents.read_start(self.objects, tenant, version, nbytes)
 
     # Deleting
 
     def delete_version(self, tenant: str, name: str, digest: str) -> Version:
         """Forgets a version; `latest` falls back to the newest that is left, if it pointed there.
 
-        With its last version a prefix is gone. InUse if another alias points at it; PrefixNotFound.
-        The content follows at a later `collect_garbage`.
+        With its last version a prefix is gone. InUse if another alias, or a split, needs it;
+        PrefixNotFound. The content follows at a later `collect_garbage`.
         """
-        with self._changing(tenant, name) as (connection, epoch):
+        with self._transactions.changing(tenant, name) as (connection, epoch):
             row = versions.get_row(connection, tenant, name, digest)
             pointing = aliases.pointing_at(connection, row.id)
             named = [alias for alias in pointing if alias != LATEST]
+            named += aliases.splitting_to(connection, row.id)
             if named:
                 raise InUse(f"alias '{named[0]}' of '{name}' points at this version")
             self._touch(row.owner, row.digest)
             aliases.forget_digest(connection, row.prefix_id, row.digest)
             left = versions.newest_row(connection, row.prefix_id, without=row.id)
             if left is None:
-                versions.delete_prefix(connection, row.prefix_id)
+                versions.delete_prefix(connection, tenant, row.prefix_id)
                 return versions.to_version(row)
             if pointing:
-                aliases.move(connection, epoch, left, LATEST, reason="fallback", now=self._now())
-            versions.delete_version(connection, row.id)
+                now = self._transactions.now()
+                aliases.move(connection, epoch, left, LATEST, reason="fallback", now=now)
+            versions.delete_version(connection, row)
             return versions.to_version(row)
 
     def delete_prefix(self, tenant: str, name: str) -> None:
         """Forgets a prefix with all its versions and aliases; PrefixNotFound."""
         check_name(name)
-        with self._changing(tenant, name) as (connection, _):
+        with self._transactions.changing(tenant, name) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             for owner, digest in versions.contents_of(connection, prefix_id):
                 self._touch(owner, digest)
-            versions.delete_prefix(connection, prefix_id)
+            versions.delete_prefix(connection, tenant, prefix_id)
 
     def collect_garbage(self, grace_s: float) -> int:
         """Removes contents that no version needs and that are older than the grace; how many.
@@ -246,52 +241,7 @@ class Registry:
         with contextlib.suppress(PolyprefixError, OSError):
             self.objects.touch(owner, digest)
 
-    # Aliases and pins
-
-    def get_alias(self, tenant: str, name: str, alias: str) -> Alias:
-        """Where an alias points; PrefixNotFound, NotFound."""
-        _check_names(name, alias)
-        with self.catalog.read() as connection:
-            return aliases.get(connection, scope.get_prefix_id(connection, tenant, name), alias)
-
-    def set_alias(
-        self, tenant: str, name: str, alias: str, digest: str, *, if_match: str | None = None
-    ) -> Alias:
-        """Points an alias at a version, named by its digest or a unique start of it.
-
-        `if_match` lists etags, or is `*`: PreconditionFailed unless the alias is in that state.
-        InvalidRequest if the alias breaks the rules; PrefixNotFound.
-        """
-        _check_names(name, alias)
-        with self._changing(tenant, name) as (connection, epoch):
-            prefix_id = scope.get_prefix_id(connection, tenant, name)
-            aliases.check_match(connection, prefix_id, alias, if_match)
-            row = versions.get_row(connection, tenant, name, digest)
-            aliases.move(connection, epoch, row, alias, reason="set", now=self._now())
-            return aliases.get(connection, prefix_id, alias)
-
-    def rollback_alias(
-        self, tenant: str, name: str, alias: str, *, if_match: str | None = None
-    ) -> Alias:
-        """Points an alias at where it pointed before; again, further back.
-
-        Conflict if nothing before that is left; PreconditionFailed, PrefixNotFound, NotFound.
-        """
-        _check_names(name, alias)
-        with self._changing(tenant, name) as (connection, epoch):
-            prefix_id = scope.get_prefix_id(connection, tenant, name)
-            aliases.get(connection, prefix_id, alias)
-            aliases.check_match(connection, prefix_id, alias, if_match)
-            aliases.undo(connection, epoch, prefix_id, alias, now=self._now())
-            return aliases.get(connection, prefix_id, alias)
-
-    def alias_history(self, tenant: str, name: str, alias: str) -> tuple[AliasChange, ...]:
-        """The moves of an alias that are remembered, the latest first; PrefixNotFound, NotFound."""
-        _check_names(name, alias)
-        with self.catalog.read() as connection:
-            prefix_id = scope.get_prefix_id(connection, tenant, name)
-            aliases.get(connection, prefix_id, alias)
-            return aliases.history(connection, prefix_id, alias)
+    # Pins
 
     def pin(self, tenant: str, name: str, digest: str) -> Version:
         """Marks a version as one that caches keep; PrefixNotFound."""
@@ -301,50 +251,17 @@ class Registry:
         """Takes the mark away; PrefixNotFound."""
         return self._set_pinned(tenant, name, digest, False)
 
-    def pinned(self, tenant: str, limit: int = 1000) -> tuple[Version, ...]:
-        """The tenant's pinned versions, for warming caches at start."""
+    def pinned(self, limit: int = 1000) -> tuple[Version, ...]:
+        """Pinned versions of all tenants, oldest first, for warming caches at start."""
         with self.catalog.read() as connection:
-            return versions.pinned(connection, tenant, limit)
+            return versions.pinned(connection, limit)
 
     def _set_pinned(self, tenant: str, name: str, digest: str, pinned: bool) -> Version:
-        with self._changing(tenant, name) as (connection, _):
+        with self._transactions.changing(tenant, name) as (connection, _):
             row = versions.get_row(connection, tenant, name, digest)
             versions.set_pinned(connection, row.id, pinned)
             return versions.to_version(versions.get_row(connection, tenant, name, row.digest))
 
-    @contextmanager
-    def transaction(self) -> Iterator[tuple[Connection, int]]:
+    def transaction(self) -> AbstractContextManager[tuple[Connection, int]]:
         """A writing transaction with its epoch, whose notes the caches follow."""
-        try:
-            with self.catalog.write() as (connection, epoch):
-                yield connection, epoch
-        except BaseException:
-            self.feed.doubt()
-            raise
-        self.feed.written()
-
-    @contextmanager
-    def _changing(self, tenant: str, name: str) -> Iterator[tuple[Connection, int]]:
-        """A writing transaction that changes one prefix of the tenant."""
-        check_name(name)
-        with self.transaction() as (connection, epoch):
-            note(connection, epoch, ChangeKind.PREFIX, tenant, name)
-            yield connection, epoch
-
-    def _now(self) -> int:
-        return int(self._clock())
-
-
-def _check_names(name: str, alias: str) -> None:
-    check_name(name)
-    check_alias(alias)
-
-
-def _check_owned(tenant: str, version: Version) -> None:
-    if version.tenant != tenant:
-        raise scope.prefix_not_found(f"{version.name}@{version.digest}")
-
-
-def _lost(version: Version) -> PolyprefixError:
-    where = f"'{version.name}@{version.digest[:12]}'"
-    return PolyprefixError(f"the store has lost the file of {where}; upload it again to repair it")
+        return self._transactions.writing()

@@ -22,6 +22,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    text,
 )
 
 metadata = MetaData()
@@ -59,7 +60,11 @@ tenants = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("disabled_at", BigInteger),
     Column("limits", JSON, nullable=False, server_default="{}"),
+    Column("prefix_count", BigInteger, nullable=False, server_default="0"),
+    Column("stored_nbytes", BigInteger, nullable=False, server_default="0"),
 )
+"""`prefix_count` and `stored_nbytes` (of files, a content that several prefixes share once) are
+kept by whoever adds or removes a row, so that quotas cost the same at any size."""
 
 retired_owners = Table(
     "retired_owners",
@@ -101,6 +106,7 @@ publications = Table(
     Column("prefix_id", ForeignKey("prefixes.id", ondelete="CASCADE"), primary_key=True),
     Column("grantee", String(64), primary_key=True),
     Column("created_at", BigInteger, nullable=False),
+    Index("publications_by_grantee", "grantee", "prefix_id"),
 )
 """Who may use a prefix besides its owner: a tenant, or `*` for all. A grantee need not exist, so
 that publishing tells nobody who does."""
@@ -127,6 +133,10 @@ versions = Table(
     Column("created_at", BigInteger, nullable=False),
     UniqueConstraint("prefix_id", "digest"),
     Index("versions_by_content", "owner", "digest"),
+    Index("versions_in_order", "prefix_id", "id"),
+    Index(
+        "versions_pinned", "id", sqlite_where=text("pinned = 1"), postgresql_where=text("pinned")
+    ),
     sqlite_autoincrement=True,
 )
 """`owner` and `digest` are the key of the content; several prefixes may refer to one content.

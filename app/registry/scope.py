@@ -9,11 +9,14 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from sqlalchemy import BindParameter, Connection, Select, insert, select
+from sqlalchemy import BindParameter, ColumnElement, Connection, Select, exists, insert, select
 
 from app.errors import NotFound, PrefixNotFound
 from app.registry.records import Tenant
-from app.registry.schema import prefixes, tenants, versions
+from app.registry.schema import prefixes, publications, tenants, versions
+
+EVERYONE = "*"
+"""The grantee that stands for all tenants."""
 
 
 def prefix_not_found(what: str) -> PrefixNotFound:
@@ -70,10 +73,25 @@ def prefixes_of(tenant: str, *columns: Any) -> Select[Any]:
     return select(*(columns or (prefixes,))).where(prefixes.c.tenant_id == tenant)
 
 
-def versions_of(tenant: str | BindParameter[Any]) -> Select[Any]:
+def versions_of(tenant: str) -> Select[Any]:
     """A query over the tenant's versions, with the columns `name` and `tenant_id` of the prefix."""
-    return (
-        select(versions, prefixes.c.name, prefixes.c.tenant_id)
-        .join(prefixes, prefixes.c.id == versions.c.prefix_id)
-        .where(prefixes.c.tenant_id == tenant)
+    return all_versions().where(prefixes.c.tenant_id == tenant)
+
+
+def all_versions() -> Select[Any]:
+    """As `versions_of`, of all tenants: for what serves none of them in particular."""
+    return select(versions, prefixes.c.name, prefixes.c.tenant_id).join(
+        prefixes, prefixes.c.id == versions.c.prefix_id
     )
+
+
+def usable_by(caller: BindParameter[Any]) -> ColumnElement[bool]:
+    """Whether a prefix, in a query over `prefixes` and `tenants`, may be used by the caller.
+
+    It may if it is the caller's own, or published to it by a tenant that is not disabled.
+    """
+    published = exists().where(
+        publications.c.prefix_id == prefixes.c.id,
+        publications.c.grantee.in_([caller, EVERYONE]),
+    )
+    return (prefixes.c.tenant_id == caller) | (tenants.c.disabled_at.is_(None) & published)

@@ -13,32 +13,37 @@ from sqlalchemy import Connection, insert, select
 
 from app.registry import aliases, versions
 from app.registry.changes import ChangeKind, note
-from app.registry.manifest import SHIPPED_OWNER, ShippedPrefix, ShippedVersion, read_manifest
-from app.registry.records import LATEST
+from app.registry.folder import FolderStore
+from app.registry.manifest import ShippedPrefix, ShippedVersion, read_manifest
+from app.registry.records import LATEST, SHIPPED_OWNER
 from app.registry.registry import Registry
 from app.registry.schema import seeded
 
 DEFAULT_TENANT = "demo"
 """The tenant that exists without being made by an administrator."""
 
+_COPY_BYTES = 2**20
+
 _log = logging.getLogger(__name__)
 
 
 def seed(
     registry: Registry,
-    store: Path,
+    folder: Path,
     tenant: str = DEFAULT_TENANT,
     *,
     base_fingerprint: str | None = None,
 ) -> int:
     """Makes the tenant if it is new and imports what it lacks of the manifest; how many versions.
 
-    With `base_fingerprint`, what names another base model is left for a server that has that one.
-    `latest` moves to what was added after it last moved; other aliases are made if they are
-    missing. A file that is missing or has another size is reported in the log and left out.
-    PolyprefixError if the manifest is not understood.
+    The manifest and its files are in a local folder. Where the registry's store is another, a file
+    that it lacks or has cut short is stored there first. With `base_fingerprint`, what names
+    another base model is left for a server that has that one. `latest` moves to what was added
+    after it last moved; other aliases are made if they are missing. A file that is missing or has
+    another size is reported in the log and left out. PolyprefixError if the manifest is not
+    understood.
     """
-    manifest = read_manifest(store)
+    manifest = read_manifest(folder)
     registry.ensure_tenant(tenant)
     with registry.catalog.read() as connection:
         query = select(seeded.c.name, seeded.c.digest, seeded.c.added_at)
@@ -52,7 +57,7 @@ def seed(
             for version in prefix.versions
             if (name, version.digest, version.added_at) not in known
             and base_fingerprint in (None, version.base_fingerprint or base_fingerprint)
-            and _is_whole(registry, name, version)
+            and _is_stored(registry, folder, name, version)
         ]
         if new:
             with registry.transaction() as (connection, epoch):
@@ -62,9 +67,20 @@ def seed(
     return imported
 
 
-def _is_whole(registry: Registry, name: str, version: ShippedVersion) -> bool:
-    size = registry.objects.size(SHIPPED_OWNER, version.digest)
+def _is_stored(registry: Registry, folder: Path, name: str, version: ShippedVersion) -> bool:
+    """Whether the registry's store has the file, from now on if need be."""
+    if registry.objects.size(SHIPPED_OWNER, version.digest) == version.file_nbytes:
+        return True
+    shipped = FolderStore(folder)
+    size = shipped.size(SHIPPED_OWNER, version.digest)
+    file = None
     if size == version.file_nbytes:
+        file = shipped.open(SHIPPED_OWNER, version.digest)
+    if file is not None:
+        with file, registry.stage() as staged:
+            while chunk := file.read(_COPY_BYTES):
+                staged.write(chunk)
+            registry.objects.commit(SHIPPED_OWNER, version.digest, staged.path)
         return True
     _log.warning(
         "the shipped prefix '%s' is left out: its file %s.safetensors %s",

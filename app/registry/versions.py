@@ -7,20 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, delete, exists, insert, select, update
+from sqlalchemy import Connection, Row, delete, exists, insert, select, update
 
 from app.errors import InvalidRequest
 from app.prefix.reference import check_name, looks_hexadecimal
-from app.registry import scope
-from app.registry.records import LATEST, Version, VersionInfo
+from app.registry import quotas, scope
+from app.registry.records import SHIPPED_OWNER, Version, VersionInfo
 from app.registry.schema import aliases, prefixes, versions
-
-# Built once: this is the query behind every request that names a prefix for the first time.
-_BY_ALIAS = (
-    scope.versions_of(bindparam("tenant"))
-    .join(aliases, aliases.c.version_id == versions.c.id)
-    .where(prefixes.c.name == bindparam("name"), aliases.c.name == bindparam("alias"))
-)
 
 
 def to_version(row: Row[Any]) -> Version:
@@ -36,25 +29,13 @@ def to_version(row: Row[Any]) -> Version:
         input_template=row.input_template,
         decoding=row.decoding,
         provenance=row.provenance,
+        lengths=row.lengths,
         tenant=row.tenant_id,
         owner=row.owner,
         name=row.name,
         created_at=row.created_at,
         pinned=row.pinned,
     )
-
-
-def find(connection: Connection, tenant: str, name: str, selector: str | None) -> Version | None:
-    """What an alias or the start of a digest stands for (None: `latest`), None if nothing.
-
-    InvalidRequest if several versions begin so.
-    """
-    if selector is not None and looks_hexadecimal(selector):
-        row = find_row(connection, tenant, name, selector)
-    else:
-        wanted = {"tenant": tenant, "name": name, "alias": selector or LATEST}
-        row = connection.execute(_BY_ALIAS, wanted).one_or_none()
-    return None if row is None else to_version(row)
 
 
 def find_row(connection: Connection, tenant: str, name: str, start: str) -> Row[Any] | None:
@@ -90,9 +71,16 @@ def newest_row(connection: Connection, prefix_id: int, *, without: int) -> Row[A
 
 def sibling_row(connection: Connection, tenant: str, name: str, digest: str) -> Row[Any] | None:
     """A version of the tenant with this content: of this prefix if it has one, else of another."""
-    query = scope.versions_of(tenant).where(versions.c.digest == digest)
-    query = query.order_by(prefixes.c.name != name, versions.c.id).limit(1)
-    return connection.execute(query).one_or_none()
+    mine = scope.versions_of(tenant).where(prefixes.c.name == name, versions.c.digest == digest)
+    found = connection.execute(mine).one_or_none()
+    if found is not None:
+        return found
+    # a tenant's contents are its own or came with the store; any row of thousands will do
+    owners = (scope.get_tenant(connection, tenant).owner, SHIPPED_OWNER)
+    query = scope.versions_of(tenant).where(
+        versions.c.owner.in_(owners), versions.c.digest == digest
+    )
+    return connection.execute(query.limit(1)).one_or_none()
 
 
 def publish(
@@ -104,28 +92,40 @@ def publish(
     *,
     file_nbytes: int,
     now: int,
+    replaced: bool = False,
 ) -> tuple[Row[Any], bool]:
     """The row of a content that is in the store, and whether it had to be made.
 
     The catalog says of a content what its file says: where the tenant has it already and the file
-    is the one of then, its description stays; otherwise all its versions take the new one.
+    is the one of then, its description stays; otherwise, and if the file was `replaced`, all its
+    versions take the new one.
     """
     known = sibling_row(connection, tenant, name, info.digest)
-    created = known is None or known.name != name
-    if created:
-        prefix_id = scope.find_prefix_id(connection, tenant, name)
-        if prefix_id is None:
-            prefix_id = _insert_prefix(connection, tenant, name, now)
-        _insert_version(connection, prefix_id, owner, info, file_nbytes, now)
+    before = _content_nbytes(connection, owner, info.digest)
     described = {
         "file_nbytes": file_nbytes,
         "base_model": info.base_model,
         "provenance": dict(info.provenance),
+        "lengths": None if info.lengths is None else dict(info.lengths),
     }
-    if known is not None and known.owner == owner and known.file_nbytes == file_nbytes:
+    same_file = known is not None and known.owner == owner and known.file_nbytes == file_nbytes
+    is_described = False
+    if known is not None and same_file and not replaced:
         described |= {"base_model": known.base_model, "provenance": known.provenance}
-    same = (versions.c.owner == owner) & (versions.c.digest == info.digest)
-    connection.execute(update(versions).where(same).values(described))
+        is_described = known.lengths is not None or info.lengths is None
+        described["lengths"] = known.lengths or described["lengths"]
+    made_prefix, created = False, known is None or known.name != name
+    if created:
+        prefix_id = scope.find_prefix_id(connection, tenant, name)
+        made_prefix = prefix_id is None
+        if prefix_id is None:
+            prefix_id = _insert_prefix(connection, tenant, name, now)
+        _insert_version(connection, prefix_id, owner, info, described, now)
+    if not is_described:
+        same = (versions.c.owner == owner) & (versions.c.digest == info.digest)
+        connection.execute(update(versions).where(same).values(described))
+    grown = _content_nbytes(connection, owner, info.digest) - before
+    _count(connection, tenant, owner, prefixes=int(made_prefix), nbytes=grown)
     return get_row(connection, tenant, name, info.digest), created
 
 
@@ -139,27 +139,24 @@ def _insert_version(
     prefix_id: int,
     owner: str,
     info: VersionInfo,
-    file_nbytes: int,
+    described: dict[str, Any],
     now: int,
 ) -> None:
     row = {
         "prefix_id": prefix_id,
         "owner": owner,
         "digest": info.digest,
-        "file_nbytes": file_nbytes,
         "length": info.length,
         "position_offset": info.position_offset,
         "dtype": info.dtype,
         "nbytes": info.nbytes,
-        "base_model": info.base_model,
         "base_fingerprint": info.base_fingerprint,
         "input_template": info.input_template,
         "decoding": dict(info.decoding),
-        "provenance": dict(info.provenance),
         "pinned": False,
         "created_at": now,
     }
-    connection.execute(insert(versions).values(row))
+    connection.execute(insert(versions).values(row | described))
 
 
 def set_pinned(connection: Connection, version_id: int, pinned: bool) -> None:
@@ -167,21 +164,29 @@ def set_pinned(connection: Connection, version_id: int, pinned: bool) -> None:
     connection.execute(update(versions).where(versions.c.id == version_id).values(pinned=pinned))
 
 
-def pinned(connection: Connection, tenant: str, limit: int) -> tuple[Version, ...]:
-    """The tenant's pinned versions, oldest first."""
-    query = scope.versions_of(tenant).where(versions.c.pinned).order_by(versions.c.id).limit(limit)
+def pinned(connection: Connection, limit: int) -> tuple[Version, ...]:
+    """The pinned versions of all tenants, oldest first."""
+    query = scope.all_versions().where(versions.c.pinned).order_by(versions.c.id).limit(limit)
     return tuple(to_version(row) for row in connection.execute(query))
 
 
-def delete_version(connection: Connection, version_id: int) -> None:
-    """Forgets a version that no alias points at."""
-    connection.execute(delete(versions).where(versions.c.id == version_id))
+def delete_version(connection: Connection, row: Row[Any]) -> None:
+    """Forgets a version that no alias needs, given as its row."""
+    connection.execute(delete(versions).where(versions.c.id == row.id))
+    if not is_referenced(connection, row.owner, row.digest):
+        _count(connection, row.tenant_id, row.owner, nbytes=-row.file_nbytes)
 
 
-def delete_prefix(connection: Connection, prefix_id: int) -> None:
+def delete_prefix(connection: Connection, tenant: str, prefix_id: int) -> None:
     """Forgets a prefix with its aliases and versions."""
+    query = select(versions.c.owner, versions.c.digest, versions.c.file_nbytes)
+    contents = connection.execute(query.where(versions.c.prefix_id == prefix_id)).all()
     connection.execute(delete(aliases).where(aliases.c.prefix_id == prefix_id))
     connection.execute(delete(prefixes).where(prefixes.c.id == prefix_id))
+    _count(connection, tenant, "", prefixes=-1)
+    for owner, digest, file_nbytes in contents:
+        if not is_referenced(connection, owner, digest):
+            _count(connection, tenant, owner, nbytes=-file_nbytes)
 
 
 def contents_of(connection: Connection, prefix_id: int) -> list[tuple[str, str]]:
@@ -192,10 +197,28 @@ def contents_of(connection: Connection, prefix_id: int) -> list[tuple[str, str]]
 
 def digests_of(connection: Connection, owner: str) -> set[str]:
     """The contents of an owner that any version needs."""
-    return set(connection.scalars(select(versions.c.digest).where(versions.c.owner == owner)))
+    query = select(versions.c.digest).where(versions.c.owner == owner).distinct()
+    return set(connection.scalars(query))
 
 
 def is_referenced(connection: Connection, owner: str, digest: str) -> bool:
     """Whether any version, of whatever tenant, needs this content."""
     needed = exists().where(versions.c.owner == owner, versions.c.digest == digest)
     return bool(connection.scalar(select(needed)))
+
+
+def _content_nbytes(connection: Connection, owner: str, digest: str) -> int:
+    """Bytes of the file of a content that some version needs, 0 if none does."""
+    query = select(versions.c.file_nbytes).where(
+        versions.c.owner == owner, versions.c.digest == digest
+    )
+    return connection.scalar(query.limit(1)) or 0
+
+
+def _count(
+    connection: Connection, tenant: str, owner: str, *, prefixes: int = 0, nbytes: int = 0
+) -> None:
+    """What came with the store costs a tenant nothing."""
+    quotas.count(
+        connection, tenant, prefixes=prefixes, nbytes=0 if owner == SHIPPED_OWNER else nbytes
+    )

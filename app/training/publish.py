@@ -69,6 +69,7 @@ def add_to_store(prefix: Prefix, store: Path, name: str, *, alias: str | None = 
         input_template=metadata.input_template,
         decoding=metadata.decoding,
         provenance=metadata.provenance,
+        lengths={name: part.length for name, part in prefix.modules.items()},
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prefix.safetensors"

@@ -1,18 +1,55 @@
-"""A registry over a fresh folder, and an upload in one call."""
+"""A registry over a fresh folder, an upload in one call, and an S3 server for all."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import pytest
+from sqlalchemy import event
 
 from app.prefix.reference import PrefixReference, parse_model_field
+from app.registry.feed import ChangeFeed
 from app.registry.opening import open_registry
 from app.registry.records import Version, VersionInfo
 from app.registry.registry import Registry
+from tests.s3_server import S3Server
+
+
+def stored(registry: Registry, version: Version) -> Path:
+    """Where the file of a version lies in a folder store."""
+    with registry.objects.local(version.owner, version.digest) as path:
+        assert path is not None, "the store has lost it"
+        return path
+
+
+@contextmanager
+def statements(registry: Registry) -> Iterator[list[str]]:
+    """The SQL that is run inside the block."""
+    seen: list[str] = []
+
+    def listen(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        seen.append(statement)
+
+    engine = registry.catalog._engine
+    event.listen(engine, "before_cursor_execute", listen)
+    try:
+        yield seen
+    finally:
+        event.remove(engine, "before_cursor_execute", listen)
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class Upload(Protocol):
@@ -85,3 +122,32 @@ def upload(registry: Registry, info_of: Callable[..., VersionInfo]) -> Upload:
 def ref() -> Callable[[str], PrefixReference]:
     """The reference that a user's text stands for."""
     return lambda text: parse_model_field(text)[0]
+
+
+@pytest.fixture(scope="session")
+def running_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One S3 server; tests use buckets of their own and leave it running."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3(running_s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """That server, with the credentials that any client needs."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
+    return running_s3
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def frozen(registry: Registry, clock: Clock) -> Registry:
+    """The registry, with a feed for which no time passes by itself."""
+    feed = ChangeFeed(registry.catalog, clock=clock)
+    return Registry(registry.catalog, registry.objects, feed=feed)

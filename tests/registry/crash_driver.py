@@ -154,8 +154,8 @@ OPERATIONS: dict[str, Callable[[Registry, Path], object]] = {
     "upload-content-of-garbage": lambda registry, _: upload(registry, "new", b"garbage"),
     "delete-version": lambda registry, _: registry.delete_version(TENANT, "e2e", DIGEST[ONE]),
     "delete-prefix": lambda registry, _: registry.delete_prefix(TENANT, "e2e"),
-    "set-alias": lambda registry, _: registry.set_alias(TENANT, "e2e", "fast", DIGEST[ONE]),
-    "rollback": lambda registry, _: registry.rollback_alias(TENANT, "e2e", "stable"),
+    "set-alias": lambda registry, _: registry.aliases.set(TENANT, "e2e", "fast", DIGEST[ONE]),
+    "rollback": lambda registry, _: registry.aliases.rollback(TENANT, "e2e", "stable"),
     "pin": lambda registry, _: registry.pin(TENANT, "e2e", DIGEST[ONE]),
     "collect-garbage": lambda registry, _: registry.collect_garbage(0),
     "seed": lambda registry, folder: seed(registry, folder / "store"),
@@ -182,7 +182,7 @@ def look(registry: Registry, folder: Path) -> State:
         history = {
             alias: [[change.digest, change.reason] for change in changes]
             for alias in record.aliases
-            for changes in [registry.alias_history(TENANT, record.name, alias)]
+            for changes in [registry.aliases.history(TENANT, record.name, alias)]
         }
         listed = [[version.digest, version.pinned] for version in versions]
         state[record.name] = [listed, dict(record.aliases), history]

@@ -46,19 +46,19 @@ def test_of_those_who_move_an_alias_under_one_etag_one_wins(
     registries: list[Registry], upload: Upload
 ) -> None:
     digests = [upload("e2e", b"%d" % number)[0].digest for number in range(13)]
-    etag = registries[0].set_alias("demo", "e2e", "stable", digests[12]).etag
+    etag = registries[0].aliases.set("demo", "e2e", "stable", digests[12]).etag
     for _ in range(3):
         outcomes = together(
             12,
-            lambda number, tag=etag: registries[number % 3].set_alias(
+            lambda number, tag=etag: registries[number % 3].aliases.set(
                 "demo", "e2e", "stable", digests[number], if_match=tag
             ),
         )
         [winner] = [each for each in outcomes if not isinstance(each, PolyprefixError)]
         assert sum(isinstance(each, PreconditionFailed) for each in outcomes) == 11
-        assert registries[1].get_alias("demo", "e2e", "stable") == winner
+        assert registries[1].aliases.get("demo", "e2e", "stable") == winner
         digests.append(winner.digest)
-        etag = registries[2].set_alias("demo", "e2e", "stable", digests[12]).etag
+        etag = registries[2].aliases.set("demo", "e2e", "stable", digests[12]).etag
 
 
 def test_the_same_upload_by_many_is_one_version(
@@ -131,7 +131,7 @@ class Churn:
         elif action == 2:
             registry.delete_version("demo", name, digest)
         elif action == 3:
-            registry.set_alias("demo", name, "stable", digest)
+            registry.aliases.set("demo", name, "stable", digest)
         else:
             registry.delete_prefix("demo", name)
 

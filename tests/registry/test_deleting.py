@@ -10,7 +10,7 @@ import pytest
 
 from app.errors import InUse, PrefixNotFound
 from app.registry.registry import Registry
-from tests.registry.conftest import Upload
+from tests.registry.conftest import Upload, stored
 
 
 def contents(tmp_path: Path) -> list[str]:
@@ -64,7 +64,7 @@ class TestDeleting:
         version, created = upload("e2e", b"one")
         assert created
         assert registry.get_prefix("demo", "e2e").aliases == {"latest": version.digest}
-        assert len(registry.alias_history("demo", "e2e", "latest")) == 1
+        assert len(registry.aliases.history("demo", "e2e", "latest")) == 1
 
     def test_what_does_not_exist_cannot_be_deleted(
         self, registry: Registry, upload: Upload
@@ -125,4 +125,4 @@ class TestGarbage:
 
         monkeypatch.setattr(registry.catalog, "write", write_after_an_upload)
         assert registry.collect_garbage(0) == 0
-        assert registry.content_path("demo", version).read_bytes() == b"one"
+        assert stored(registry, version).read_bytes() == b"one"

@@ -140,7 +140,7 @@ class RegistryMachine(RuleBasedStateMachine):
             error = PrefixNotFound
         moved = self.expect(
             error,
-            lambda: self.registry.set_alias(tenant, name, alias, digest, if_match=if_match),
+            lambda: self.registry.aliases.set(tenant, name, alias, digest, if_match=if_match),
         )
         if moved is not None and prefix is not None:
             prefix.move(alias, digest)
@@ -148,7 +148,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def present_etag(self, tenant: str, name: str, alias: str) -> str | None:
         try:
-            return self.registry.get_alias(tenant, name, alias).etag
+            return self.registry.aliases.get(tenant, name, alias).etag
         except NotFound:
             return None
 
@@ -164,7 +164,7 @@ class RegistryMachine(RuleBasedStateMachine):
         else:
             target = prefix.undo(alias)
             error = Conflict if target is None else None
-        moved = self.expect(error, lambda: self.registry.rollback_alias(tenant, name, alias))
+        moved = self.expect(error, lambda: self.registry.aliases.rollback(tenant, name, alias))
         assert (moved and moved.digest) == target
 
     @rule(tenant=TENANTS, name=NAMES, data=CONTENTS)

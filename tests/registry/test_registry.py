@@ -21,7 +21,7 @@ from app.errors import (
 )
 from app.registry.records import VersionInfo
 from app.registry.registry import Registry
-from tests.registry.conftest import Upload
+from tests.registry.conftest import Upload, stored
 
 
 def contents(tmp_path: Path) -> list[str]:
@@ -43,7 +43,7 @@ class TestUploading:
         assert registry.get_version("demo", "e2e", version.digest) == version
         with registry.open_content("demo", version) as file:
             assert file.read() == b"one"
-        assert registry.content_path("demo", version).read_bytes() == b"one"
+        assert stored(registry, version).read_bytes() == b"one"
 
     def test_a_file_that_names_no_base_model_is_unverified(self, upload: Upload) -> None:
         version, _ = upload("e2e", b"one", base_fingerprint=None)
@@ -79,7 +79,7 @@ class TestUploading:
         first, _ = upload("e2e", b"one")
         upload("e2e", b"two", alias="stable")
         upload("e2e", b"one", alias="stable")
-        assert registry.get_alias("demo", "e2e", "stable").digest == first.digest
+        assert registry.aliases.get("demo", "e2e", "stable").digest == first.digest
 
     def test_prefixes_share_a_content(
         self, registry: Registry, upload: Upload, tmp_path: Path
@@ -91,7 +91,7 @@ class TestUploading:
         assert contents(tmp_path) == [first.digest]
         registry.delete_prefix("demo", "e2e")
         assert registry.collect_garbage(0) == 0
-        assert registry.content_path("demo", second).read_bytes() == b"one"
+        assert stored(registry, second).read_bytes() == b"one"
 
     def test_the_first_file_of_a_content_stays_and_is_described(
         self, registry: Registry, upload: Upload, info_of: Callable[..., VersionInfo]
@@ -100,21 +100,21 @@ class TestUploading:
         first, _ = upload("e2e", b"one", provenance={"by": "anna"})
         second, _ = upload("other", b"one, longer", digest=digest, provenance={"by": "ben"})
         assert second.provenance == {"by": "anna"}
-        assert registry.content_path("demo", second).read_bytes() == b"one"
+        assert stored(registry, second).read_bytes() == b"one"
         assert first.digest == second.digest
 
     def test_a_lost_file_is_put_back_by_the_same_upload(
         self, registry: Registry, upload: Upload
     ) -> None:
         version, _ = upload("e2e", b"one")
-        registry.content_path("demo", version).unlink()
+        stored(registry, version).unlink()
         with pytest.raises(PolyprefixError, match="lost the file of 'e2e@"):
-            registry.content_path("demo", version)
+            registry.content_start("demo", version, 8)
         with pytest.raises(PolyprefixError, match="upload it again"):
             registry.open_content("demo", version)
         again, created = upload("e2e", b"one")
         assert (again, created) == (version, False)
-        assert registry.content_path("demo", version).read_bytes() == b"one"
+        assert stored(registry, version).read_bytes() == b"one"
 
     def test_a_file_cut_short_is_put_back_and_described_anew(
         self, registry: Registry, upload: Upload, info_of: Callable[..., VersionInfo]
@@ -122,9 +122,9 @@ class TestUploading:
         digest = info_of(b"one").digest
         version, _ = upload("e2e", b"one", provenance={"by": "anna"})
         upload("other", b"one")
-        registry.content_path("demo", version).write_bytes(b"o")
+        stored(registry, version).write_bytes(b"o")
         again, _ = upload("e2e", b"another file", digest=digest, provenance={"by": "ben"})
-        assert registry.content_path("demo", again).read_bytes() == b"another file"
+        assert stored(registry, again).read_bytes() == b"another file"
         assert again.provenance == {"by": "ben"}
         assert registry.get_version("demo", "other", digest).provenance == {"by": "ben"}
 
@@ -182,13 +182,13 @@ class TestTenants:
             lambda tenant: registry.get_version(tenant, "e2e", digest),
             lambda tenant: registry.delete_version(tenant, "e2e", digest),
             lambda tenant: registry.delete_prefix(tenant, "e2e"),
-            lambda tenant: registry.get_alias(tenant, "e2e", "stable"),
-            lambda tenant: registry.set_alias(tenant, "e2e", "stable", digest),
-            lambda tenant: registry.rollback_alias(tenant, "e2e", "stable"),
-            lambda tenant: registry.alias_history(tenant, "e2e", "stable"),
+            lambda tenant: registry.aliases.get(tenant, "e2e", "stable"),
+            lambda tenant: registry.aliases.set(tenant, "e2e", "stable", digest),
+            lambda tenant: registry.aliases.rollback(tenant, "e2e", "stable"),
+            lambda tenant: registry.aliases.history(tenant, "e2e", "stable"),
             lambda tenant: registry.pin(tenant, "e2e", digest),
             lambda tenant: registry.unpin(tenant, "e2e", digest),
-            lambda tenant: registry.content_path(tenant, version),
+            lambda tenant: registry.content_start(tenant, version, 8),
             lambda tenant: registry.open_content(tenant, version),
         ]
         for call in calls:
@@ -198,7 +198,6 @@ class TestTenants:
                 call("nobody")
             assert foreign.value.message == unknown.value.message
         assert registry.list_prefixes("acme").items == ()
-        assert registry.pinned("acme") == ()
         assert registry.get_version("demo", "e2e", digest) == version
 
     def test_tenants_do_not_share_contents(
@@ -212,7 +211,7 @@ class TestTenants:
         assert contents(tmp_path) == [mine.digest] * 2
         registry.delete_prefix("demo", "e2e")
         assert registry.collect_garbage(0) == 1
-        assert registry.content_path("acme", theirs).read_bytes() == b"one"
+        assert stored(registry, theirs).read_bytes() == b"one"
 
 
 @contextmanager
@@ -257,10 +256,10 @@ def test_pinning_is_a_mark_on_a_version(registry: Registry, upload: Upload) -> N
     version, _ = upload("e2e", b"one")
     upload("e2e", b"two")
     assert registry.pin("demo", "e2e", version.digest[:6]).pinned
-    assert [pinned.digest for pinned in registry.pinned("demo")] == [version.digest]
+    assert [pinned.digest for pinned in registry.pinned()] == [version.digest]
     assert registry.get_version("demo", "e2e", version.digest).pinned
     assert not registry.unpin("demo", "e2e", version.digest).pinned
-    assert registry.pinned("demo") == ()
+    assert registry.pinned() == ()
 
 
 def test_several_versions_that_begin_alike_are_ambiguous(

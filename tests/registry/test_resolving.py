@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-from sqlalchemy import event
 
 from app.errors import InsufficientStorage, InvalidRequest, PrefixNotFound
 from app.prefix.reference import PrefixReference
@@ -16,55 +13,17 @@ from app.registry.feed import ChangeFeed
 from app.registry.records import Version
 from app.registry.registry import Registry
 from app.registry.resolving import ResolveCache
-from tests.registry.conftest import Upload
+from tests.registry.conftest import Clock, Upload, statements
 
 Ref = Callable[[str], PrefixReference]
-
-
-@contextmanager
-def statements(registry: Registry) -> Iterator[list[str]]:
-    """The SQL that is run inside the block."""
-    seen: list[str] = []
-
-    def listen(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        seen.append(statement)
-
-    engine = registry.catalog._engine
-    event.listen(engine, "before_cursor_execute", listen)
-    try:
-        yield seen
-    finally:
-        event.remove(engine, "before_cursor_execute", listen)
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def frozen(registry: Registry, clock: Clock) -> Registry:
-    """The registry, with a feed for which no time passes by itself."""
-    feed = ChangeFeed(registry.catalog, clock=clock)
-    return Registry(registry.catalog, registry.objects, feed=feed)
 
 
 class TestMeaning:
     def test_a_bare_name_is_its_latest(self, registry: Registry, upload: Upload, ref: Ref) -> None:
         for data in (b"one", b"two"):
             version, _ = upload("e2e", data)
-            assert registry.resolve("demo", ref("e2e")) == version
-            assert registry.resolve("demo", ref("e2e@latest")) == version
+            assert registry.resolve("demo", ref("e2e")) == version.resolved
+            assert registry.resolve("demo", ref("e2e@latest")) == version.resolved
 
     def test_an_alias_and_a_digest_and_its_start(
         self, registry: Registry, upload: Upload, ref: Ref
@@ -72,13 +31,13 @@ class TestMeaning:
         one, _ = upload("e2e", b"one", alias="stable")
         upload("e2e", b"two")
         for selector in ("stable", one.digest, one.digest[:6], one.digest[:40]):
-            assert registry.resolve("demo", ref(f"e2e@{selector}")) == one
+            assert registry.resolve("demo", ref(f"e2e@{selector}")) == one.resolved
 
     def test_the_callers_own_tenant_may_be_named(
         self, registry: Registry, upload: Upload, ref: Ref
     ) -> None:
         version, _ = upload("e2e", b"one")
-        assert registry.resolve("demo", ref("demo/e2e")) == version
+        assert registry.resolve("demo", ref("demo/e2e")) == version.resolved
 
     def test_not_there_and_not_yours_are_the_same(
         self, registry: Registry, upload: Upload, ref: Ref
@@ -133,7 +92,7 @@ class TestCache:
             assert frozen.resolve_cached("demo", ref("e2e")) is None
         assert seen == []
         frozen.resolve("demo", ref("e2e"))
-        assert frozen.resolve_cached("demo", ref("e2e")) == version
+        assert frozen.resolve_cached("demo", ref("e2e")) == version.resolved
         with pytest.raises(PrefixNotFound):
             frozen.resolve("demo", ref("unknown"))
         with pytest.raises(PrefixNotFound):
@@ -147,7 +106,7 @@ class TestCache:
         clock.now += 1.0
         assert frozen.resolve_cached("demo", ref("e2e")) is None
         frozen.resolve("demo", ref("e2e"))
-        assert frozen.resolve_cached("demo", ref("e2e")) == version
+        assert frozen.resolve_cached("demo", ref("e2e")) == version.resolved
 
     def test_every_write_of_this_process_is_seen_at_once(
         self, registry: Registry, upload: Upload, ref: Ref
@@ -155,14 +114,14 @@ class TestCache:
         with pytest.raises(PrefixNotFound):
             registry.resolve("demo", ref("e2e"))
         one, _ = upload("e2e", b"one")
-        assert registry.resolve("demo", ref("e2e")) == one
+        assert registry.resolve("demo", ref("e2e")) == one.resolved
         two, _ = upload("e2e", b"two", alias="stable")
-        assert registry.resolve("demo", ref("e2e")) == two
-        registry.set_alias("demo", "e2e", "stable", one.digest)
-        assert registry.resolve("demo", ref("e2e@stable")) == one
-        registry.rollback_alias("demo", "e2e", "stable")
-        assert registry.resolve("demo", ref("e2e@stable")) == two
-        assert registry.pin("demo", "e2e", two.digest) == registry.resolve("demo", ref("e2e"))
+        assert registry.resolve("demo", ref("e2e")) == two.resolved
+        registry.aliases.set("demo", "e2e", "stable", one.digest)
+        assert registry.resolve("demo", ref("e2e@stable")) == one.resolved
+        registry.aliases.rollback("demo", "e2e", "stable")
+        assert registry.resolve("demo", ref("e2e@stable")) == two.resolved
+        assert registry.pin("demo", "e2e", two.digest).pinned
         registry.delete_version("demo", "e2e", one.digest)
         with pytest.raises(PrefixNotFound):
             registry.resolve("demo", ref(f"e2e@{one.digest}"))
@@ -174,12 +133,12 @@ class TestCache:
         self, frozen: Registry, upload: Upload, ref: Ref, clock: Clock
     ) -> None:
         one, _ = upload("e2e", b"one")
-        assert frozen.resolve("demo", ref("e2e")) == one
+        assert frozen.resolve("demo", ref("e2e")) == one.resolved
         two, _ = upload("e2e", b"two")  # through another registry on the same catalog
-        assert frozen.resolve("demo", ref("e2e")) == one
+        assert frozen.resolve("demo", ref("e2e")) == one.resolved
         clock.now += 1.0
         with statements(frozen) as seen:
-            assert frozen.resolve("demo", ref("e2e")) == two
+            assert frozen.resolve("demo", ref("e2e")) == two.resolved
         assert len(seen) > 0
         clock.now += 1.0
         with statements(frozen) as seen:
@@ -190,11 +149,11 @@ class TestCache:
         self, frozen: Registry, upload: Upload, ref: Ref
     ) -> None:
         one, _ = upload("e2e", b"one")
-        assert frozen.resolve("demo", ref("e2e")) == one
+        assert frozen.resolve("demo", ref("e2e")) == one.resolved
         two, _ = upload("e2e", b"two")
         with pytest.raises(InsufficientStorage), frozen.transaction():
             raise InsufficientStorage("who knows whether this was committed")
-        assert frozen.resolve("demo", ref("e2e")) == two
+        assert frozen.resolve("demo", ref("e2e")) == two.resolved
 
     def test_a_flood_of_unknown_names_is_bounded_and_displaces_nothing(
         self, registry: Registry, upload: Upload, ref: Ref, clock: Clock
@@ -265,7 +224,7 @@ class TestRaces:
         assert frozen.resolve_cached("demo", ref("demo/a")) is None
         assert frozen.resolve_cached("demo", ref("b")) is not None
         assert frozen.resolve_cached("demo", ref("demo/b")) is not None
-        assert frozen.resolve("demo", ref("a")) == two
+        assert frozen.resolve("demo", ref("a")) == two.resolved
 
     def test_readers_never_see_what_was_before_a_finished_write(
         self, registry: Registry, upload: Upload, ref: Ref

@@ -10,6 +10,18 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+_COUNT = """
+UPDATE tenants SET
+    prefix_count = (SELECT count(*) FROM prefixes WHERE prefixes.tenant_id = tenants.id),
+    stored_nbytes = (
+        SELECT coalesce(sum(file_nbytes), 0) FROM (
+            SELECT digest, max(file_nbytes) AS file_nbytes FROM versions
+            WHERE versions.owner = tenants.owner GROUP BY digest
+        ) AS contents
+    )
+"""
+"""What the counts stand at that are kept from here on."""
+
 
 def upgrade() -> None:
     """The tables after this revision."""
@@ -46,6 +58,11 @@ def _create_keys() -> None:
     with op.batch_alter_table("tenants") as batch_op:
         batch_op.add_column(sa.Column("disabled_at", sa.BigInteger(), nullable=True))
         batch_op.add_column(sa.Column("limits", sa.JSON(), server_default="{}", nullable=False))
+        for count in ("prefix_count", "stored_nbytes"):
+            batch_op.add_column(
+                sa.Column(count, sa.BigInteger(), server_default="0", nullable=False)
+            )
+    op.execute(_COUNT)
     op.create_table(
         "api_keys",
         sa.Column("kid", sa.String(length=16), nullable=False),
@@ -73,8 +90,17 @@ def _create_keys() -> None:
         sa.ForeignKeyConstraint(["prefix_id"], ["prefixes.id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("prefix_id", "grantee"),
     )
+    op.create_index("publications_by_grantee", "publications", ["grantee", "prefix_id"])
     with op.batch_alter_table("versions") as batch_op:
         batch_op.add_column(sa.Column("lengths", sa.JSON(), nullable=True))
+    op.create_index("versions_in_order", "versions", ["prefix_id", "id"])
+    op.create_index(
+        "versions_pinned",
+        "versions",
+        ["id"],
+        sqlite_where=sa.text("pinned = 1"),
+        postgresql_where=sa.text("pinned"),
+    )
 
 
 def _create_splits() -> None:

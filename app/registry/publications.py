@@ -1,0 +1,130 @@
+"""Which prefixes tenants let others use, and what a tenant is let use.
+
+To whom a prefix is not published it does not exist. Knows nothing about versions or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import Connection, Select, delete, insert, select, union
+
+from app.errors import InvalidRequest
+from app.prefix.reference import check_name
+from app.registry import scope
+from app.registry.paging import check_limit, make_cursor, read_number_cursor
+from app.registry.records import Page, Publication, PublishedPrefix
+from app.registry.schema import prefixes, publications, tenants
+from app.registry.scope import EVERYONE
+from app.registry.transactions import Transactions
+
+MAX_GRANTEES = 100
+"""Tenants that one prefix may be published to by name."""
+
+
+class Publications:
+    """Publishing and withdrawing. Any call may raise what the registry's calls may."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    def get(self, tenant: str, name: str) -> Publication:
+        """Who may use the tenant's prefix besides it, nobody at first; PrefixNotFound."""
+        check_name(name)
+        with self._transactions.reading() as connection:
+            return _read(connection, scope.get_prefix_id(connection, tenant, name), name)
+
+    def set(
+        self, tenant: str, name: str, grantees: Collection[str], *, everyone: bool
+    ) -> Publication:
+        """Publishes the prefix to these tenants, or to all, and to nobody else any more.
+
+        The tenants need not exist, and nobody learns whether they do. InvalidRequest if one breaks
+        the rules of names, is the owner, or if they are too many; PrefixNotFound.
+        """
+        _check(tenant, grantees)
+        with self._transactions.changing(tenant, name) as (connection, _):
+            prefix_id = scope.get_prefix_id(connection, tenant, name)
+            wanted = {*grantees, EVERYONE} if everyone else set(grantees)
+            mine = publications.c.prefix_id == prefix_id
+            present = set(connection.scalars(select(publications.c.grantee).where(mine)))
+            gone = publications.c.grantee.in_(sorted(present - wanted))
+            connection.execute(delete(publications).where(mine, gone))
+            row = {"prefix_id": prefix_id, "created_at": self._transactions.now()}
+            added = [{**row, "grantee": grantee} for grantee in sorted(wanted - present)]
+            if added:
+                connection.execute(insert(publications), added)
+            return _read(connection, prefix_id, name)
+
+    def withdraw(self, tenant: str, name: str) -> None:
+        """Publishes the prefix to nobody; PrefixNotFound."""
+        self.set(tenant, name, (), everyone=False)
+
+    def offered(
+        self, tenant: str, cursor: str | None = None, limit: int = 20
+    ) -> Page[PublishedPrefix]:
+        """What others publish to the tenant, in the order in which the prefixes were made.
+
+        InvalidRequest if the cursor or the limit is wrong.
+        """
+        after = 0 if cursor is None else read_number_cursor(cursor)
+        count = check_limit(limit) + 1
+        ids = union(
+            *(
+                select(_published_to(grantee, tenant, after, count).subquery().c.id)
+                for grantee in (tenant, EVERYONE)
+            )
+        ).subquery()
+        query = (
+            select(prefixes.c.id, prefixes.c.tenant_id, prefixes.c.name, prefixes.c.created_at)
+            .join(ids, ids.c.id == prefixes.c.id)
+            .order_by(prefixes.c.id)
+            .limit(count)
+        )
+        with self._transactions.reading() as connection:
+            rows = connection.execute(query).all()
+        found = tuple(
+            PublishedPrefix(tenant=row.tenant_id, name=row.name, created_at=row.created_at)
+            for row in rows[:limit]
+        )
+        return Page(found, make_cursor(rows[limit - 1].id) if len(rows) > limit else None)
+
+
+def _published_to(grantee: str, caller: str, after: int, count: int) -> Select[Any]:
+    """Numbers of the next prefixes that other tenants, not disabled, publish to a grantee."""
+    return (
+        select(publications.c.prefix_id.label("id"))
+        .join(prefixes, prefixes.c.id == publications.c.prefix_id)
+        .join(tenants, tenants.c.id == prefixes.c.tenant_id)
+        .where(
+            publications.c.grantee == grantee,
+            publications.c.prefix_id > after,
+            prefixes.c.tenant_id != caller,
+            tenants.c.disabled_at.is_(None),
+        )
+        .order_by(publications.c.prefix_id)
+        .limit(count)
+    )
+
+
+def _read(connection: Connection, prefix_id: int, name: str) -> Publication:
+    query = select(publications.c.grantee).where(publications.c.prefix_id == prefix_id)
+    grantees = set(connection.scalars(query))
+    named = tuple(sorted(grantees - {EVERYONE}))
+    return Publication(name=name, tenants=named, everyone=EVERYONE in grantees)
+
+
+def _check(tenant: str, grantees: Collection[str]) -> None:
+    if len(grantees) > MAX_GRANTEES:
+        raise InvalidRequest(
+            f"a prefix is published to at most {MAX_GRANTEES} tenants by name, not to "
+            f"{len(grantees)}; to all with everyone",
+            param="tenants",
+        )
+    for grantee in grantees:
+        check_name(grantee, "a tenant's id")
+        if grantee == tenant:
+            raise InvalidRequest(
+                "a prefix is not published to the tenant that owns it", param="tenants"
+            )

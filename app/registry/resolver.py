@@ -1,0 +1,152 @@
+"""What a reference stands for, to whom: from the cache, or by one query.
+
+The caller's own prefixes and those that are published to it are found in the same way, and what is
+not there and what is not the caller's cost the same queries.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, func, select
+
+from app.errors import InvalidRequest
+from app.prefix.reference import PrefixReference
+from app.registry import scope
+from app.registry.catalog import Catalog
+from app.registry.feed import ChangeFeed
+from app.registry.records import LATEST, Resolved
+from app.registry.resolving import ResolveCache
+from app.registry.schema import alias_targets, aliases, prefixes, tenants, versions
+from app.registry.splits import Split
+
+_COLUMNS = (
+    versions.c.owner,
+    versions.c.digest,
+    versions.c.base_model,
+    versions.c.base_fingerprint,
+    versions.c.created_at,
+)
+_PREFIX = (
+    (prefixes.c.tenant_id == bindparam("owner"))
+    & (prefixes.c.name == bindparam("name"))
+    & scope.usable_by(bindparam("caller"))
+)
+# Built once: these are the queries behind every request that names a prefix for the first time.
+_BY_ALIAS = (
+    select(*_COLUMNS, alias_targets.c.weight)
+    .select_from(prefixes)
+    .join(tenants, tenants.c.id == prefixes.c.tenant_id)
+    .join(aliases, aliases.c.prefix_id == prefixes.c.id)
+    .outerjoin(
+        alias_targets,
+        (alias_targets.c.prefix_id == aliases.c.prefix_id)
+        & (alias_targets.c.alias == aliases.c.name),
+    )
+    .join(
+        versions, versions.c.id == func.coalesce(alias_targets.c.version_id, aliases.c.version_id)
+    )
+    .where(_PREFIX, aliases.c.name == bindparam("selector"))
+)
+_BY_DIGEST = (
+    select(*_COLUMNS)
+    .select_from(prefixes)
+    .join(tenants, tenants.c.id == prefixes.c.tenant_id)
+    .join(versions, versions.c.prefix_id == prefixes.c.id)
+    .where(
+        _PREFIX,
+        versions.c.digest >= bindparam("selector"),
+        versions.c.digest < bindparam("end"),
+    )
+    .limit(2)
+)
+
+
+class Resolver:
+    """References to versions, with a cache in front. Thread-safe."""
+
+    def __init__(self, catalog: Catalog, feed: ChangeFeed, cache: ResolveCache) -> None:
+        """`feed` tells the cache what others have written."""
+        self._catalog = catalog
+        self._feed = feed
+        self._cache = cache
+        feed.subscribe(cache.forget)
+
+    def resolve(self, tenant: str, reference: PrefixReference, user: str | None) -> Resolved:
+        """What the reference stands for now.
+
+        PrefixNotFound, the same for what does not exist and for what is not the caller's;
+        InvalidRequest if several versions begin with the digits given.
+        """
+        if not self._feed.fresh():
+            self._feed.poll()
+        known, entry = self._cache.get((tenant, reference))
+        if not known:
+            entry = self._look_up(tenant, reference)
+        return _chosen(tenant, reference, entry, user)
+
+    def resolve_cached(
+        self, tenant: str, reference: PrefixReference, user: str | None
+    ) -> Resolved | None:
+        """As `resolve`, without any I/O: None if that needs a look at the catalog."""
+        if not self._feed.fresh():
+            return None
+        known, entry = self._cache.get((tenant, reference))
+        return _chosen(tenant, reference, entry, user) if known else None
+
+    def _look_up(self, tenant: str, reference: PrefixReference) -> Resolved | Split | None:
+        with self._catalog.read() as connection:
+            epoch = self._feed.observe(connection)
+            entry = _find(connection, tenant, reference)
+        self._cache.put((sys.intern(tenant), reference), entry, epoch)
+        return entry
+
+
+def _chosen(
+    tenant: str, reference: PrefixReference, entry: Resolved | Split | None, user: str | None
+) -> Resolved:
+    if entry is None:
+        raise scope.prefix_not_found(str(reference))
+    if isinstance(entry, Split):
+        return entry.choose(tenant, reference.selector or LATEST, user)
+    return entry
+
+
+def _find(
+    connection: Connection, caller: str, reference: PrefixReference
+) -> Resolved | Split | None:
+    selector = reference.selector or LATEST
+    wanted = {
+        "owner": reference.tenant or caller,
+        "name": reference.name,
+        "caller": caller,
+        "selector": selector,
+    }
+    rows: Sequence[Any]
+    if reference.selects_digest:
+        # what follows the last digit, "f"
+        rows = connection.execute(_BY_DIGEST, {**wanted, "end": selector + "g"}).all()
+        if len(rows) > 1:
+            message = f"'{reference}' is ambiguous: several versions begin so"
+            raise InvalidRequest(message, param="model")
+    else:
+        rows = connection.execute(_BY_ALIAS, wanted).all()
+    found = tuple(_to_resolved(row, wanted["owner"], reference.name) for row in rows)
+    if len(found) > 1:
+        return Split(found, tuple(row.weight for row in rows))
+    return found[0] if found else None
+
+
+def _to_resolved(row: Any, tenant: str, name: str) -> Resolved:
+    """A row as a small value: entries of a cache share the texts that many of them have."""
+    return Resolved(
+        tenant=sys.intern(tenant),
+        name=name,
+        owner=sys.intern(row.owner),
+        digest=row.digest,
+        base_model=None if row.base_model is None else sys.intern(row.base_model),
+        base_fingerprint=None if row.base_fingerprint is None else sys.intern(row.base_fingerprint),
+        created_at=row.created_at,
+    )

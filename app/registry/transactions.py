@@ -1,0 +1,54 @@
+"""Reading and writing transactions of one process, whose notes its caches follow.
+
+Knows nothing about what is read or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+from sqlalchemy import Connection
+
+from app.prefix.reference import check_name
+from app.registry.catalog import Catalog
+from app.registry.changes import ChangeKind, note
+from app.registry.feed import ChangeFeed
+
+
+class Transactions:
+    """How every part of a registry reaches the catalog. Thread-safe."""
+
+    def __init__(self, catalog: Catalog, feed: ChangeFeed, clock: Callable[[], float]) -> None:
+        """`clock` gives seconds since 1970."""
+        self._catalog = catalog
+        self._feed = feed
+        self._clock = clock
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """A transaction that sees one state and changes nothing."""
+        return self._catalog.read()
+
+    @contextmanager
+    def writing(self) -> Iterator[tuple[Connection, int]]:
+        """A writing transaction with its epoch; this process sees its changes at once."""
+        try:
+            with self._catalog.write() as (connection, epoch):
+                yield connection, epoch
+        except BaseException:
+            self._feed.doubt()
+            raise
+        self._feed.written()
+
+    @contextmanager
+    def changing(self, tenant: str, name: str) -> Iterator[tuple[Connection, int]]:
+        """A writing transaction that changes one prefix of the tenant, and nothing else that
+        caches hold. InvalidRequest if the name breaks the rules."""
+        check_name(name)
+        with self.writing() as (connection, epoch):
+            note(connection, epoch, ChangeKind.PREFIX, tenant, name)
+            yield connection, epoch
+
+    def now(self) -> int:
+        """Seconds since 1970."""
+        return int(self._clock())
