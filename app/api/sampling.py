@@ -58,12 +58,18 @@ def sampling_params(
 def choose_max_tokens(
     services: Services, choice: Choice, given: int | None, default: int, num_prompt: int
 ) -> int:
-    """New tokens for a prompt: what was asked, else a default cut to what the context leaves.
+    """New tokens for a prompt: what was asked, else a default cut to what the context leaves."""
+    if given is not None:
+        return given
+    room = room_for(services, choice, num_prompt)
+    return min(int(choice.decoding.get("max_tokens", default)), room)
+
+
+def room_for(services: Services, choice: Choice, num_prompt: int) -> int:
+    """New tokens that the context leaves behind a prompt; ContextLengthExceeded if it is none.
 
     Of a decoder behind an encoder the prompt takes no positions, and the start token takes one.
     """
-    if given is not None:
-        return given
     offset = sum(prefix.metadata.position_offset for prefix in choice.prefixes)
     spec = services.model.spec
     taken, taker, param = num_prompt, "of the prompt", "prompt"
@@ -76,7 +82,7 @@ def choose_max_tokens(
             f"{taken} {taker} leave none for new tokens",
             param=param,
         )
-    return min(int(choice.decoding.get("max_tokens", default)), room)
+    return room
 
 
 def parse_logit_bias(bias: Mapping[str, float] | None) -> dict[int, float]:

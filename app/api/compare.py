@@ -1,0 +1,130 @@
+"""`POST /v1/prefixes/{name}/compare`: two versions side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.auth import PrincipalDep, requires
+from app.api.errors import StrictJSONResponse
+from app.api.evaluation_schemas import CompareBody, ComparedBody
+from app.api.generation import unless_gone
+from app.api.judging import Answer, Judge
+from app.api.scoring import choose_version, judge_of
+from app.api.services import ServicesDep
+from app.prefix.reference import check_name
+from app.tenancy.principal import Scope
+from app.training.data import TokenPair
+from app.training.likelihood import Contrast, contrast
+
+router = APIRouter(
+    dependencies=[*requires(Scope.GENERATE), *requires(Scope.PREFIXES_READ)],
+)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """One example: what both said, and how far they are apart over the target, if there is one."""
+
+    a: Answer
+    b: Answer
+    has_output: bool
+    contrast: Contrast | None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """As replies show it: per token; losses of an output that was given alone."""
+        sums = self.contrast
+        count = 0 if sums is None else sums.num_tokens
+        judged = sums if self.has_output else None
+        return {
+            "a": {"output": self.a.text, "loss": judged and judged.loss_a / count},
+            "b": {"output": self.b.text, "loss": judged and judged.loss_b / count},
+            "same_output": self.a.text == self.b.text,
+            "target": "output" if self.has_output else "a",
+            "num_target_tokens": count,
+            "kl_ab": sums and sums.kl_ab / count,
+            "kl_ba": sums and sums.kl_ba / count,
+        }
+
+
+@router.post("/v1/prefixes/{name}/compare")
+async def compare_versions(
+    name: str, body: CompareBody, request: Request, services: ServicesDep, principal: PrincipalDep
+) -> Response:
+    """Outputs, losses and KL divergences of two versions, in nats per target token.
+
+    The target is the example's output or, where none is given, what `a` says.
+    """
+    check_name(name)
+    a = await choose_version(services, principal.tenant, name, body.a)
+    try:
+        b = await choose_version(services, principal.tenant, name, body.b)
+        try:
+            judges = judge_of(services, principal, a, body), judge_of(services, principal, b, body)
+            work = _compare(*judges, body.examples)
+            compared = await unless_gone(request.receive, work)
+        finally:
+            b.release()
+    finally:
+        a.release()
+    content = {
+        "object": "prefix.comparison",
+        "name": name,
+        "a": a.digests[0],
+        "b": b.digests[0],
+        **_summary(compared),
+        "examples": [one.content for one in compared],
+    }
+    return StrictJSONResponse(content)
+
+
+async def _compare(a: Judge, b: Judge, examples: Sequence[ComparedBody]) -> list[_Compared]:
+    reads_a = [await a.prompt(at, one.input) for at, one in enumerate(examples)]
+    reads_b = [await b.prompt(at, one.input) for at, one in enumerate(examples)]
+    given = [
+        None
+        if one.output is None
+        else (a.pair(at, reads_a[at], one.output), b.pair(at, reads_b[at], one.output))
+        for at, one in enumerate(examples)
+    ]
+    said_a = await a.answers(reads_a)
+    # one version says one thing, whatever else is computed at the time
+    same = a.prefix.digest == b.prefix.digest
+    said_b = said_a if same else await b.answers(reads_b)
+    compared = []
+    for at, pairs in enumerate(given):
+        known = pairs is not None
+        if pairs is None and said_a[at].token_ids:
+            said = said_a[at].token_ids
+            pairs = (
+                a.fitting(at, TokenPair(reads_a[at], said)),
+                b.fitting(at, TokenPair(reads_b[at], said)),
+            )
+        found = None if pairs is None else await _contrast(a, b, pairs)
+        compared.append(_Compared(said_a[at], said_b[at], known, found))
+    return compared
+
+
+async def _contrast(a: Judge, b: Judge, pairs: tuple[TokenPair, TokenPair]) -> Contrast:
+    model = a.services.model
+    return await a.services.aside.run(a.deadline, contrast, model, a.prefix, b.prefix, *pairs)
+
+
+def _summary(compared: Sequence[_Compared]) -> dict[str, Any]:
+    """Means per token over all targets, and over those that were given for losses."""
+    found = [one.contrast for one in compared if one.contrast is not None]
+    judged = [one.contrast for one in compared if one.contrast is not None and one.has_output]
+    tokens = sum(sums.num_tokens for sums in found)
+    judged_tokens = sum(sums.num_tokens for sums in judged)
+    return {
+        "loss_a": sum(sums.loss_a for sums in judged) / judged_tokens if judged else None,
+        "loss_b": sum(sums.loss_b for sums in judged) / judged_tokens if judged else None,
+        "kl_ab": sum(sums.kl_ab for sums in found) / tokens if found else None,
+        "kl_ba": sum(sums.kl_ba for sums in found) / tokens if found else None,
+        "same_outputs": sum(one.a.text == one.b.text for one in compared),
+        "num_examples": len(compared),
+    }

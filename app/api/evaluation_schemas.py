@@ -1,0 +1,96 @@
+"""Bodies of the routes that judge versions, with a bound on every field; no logic."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictBool, StrictInt
+
+from app.api.schemas import MAX_STOP, MAX_TOKENS, Penalty, StopString, StrictBody
+
+MAX_EXAMPLES = 256
+MAX_COMPARED = 64
+MAX_REFERENCES = 16
+_MAX_INPUT = 1 << 17
+_MAX_OUTPUT = 1 << 14
+
+Metric = Literal["loss", "exact_match", "bleu", "rouge_l"]
+GateMetric = Literal["mean_logprob", "exact_match", "bleu", "rouge_l"]
+
+Selector = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Input = Annotated[str, Field(min_length=1, max_length=_MAX_INPUT)]
+Output = Annotated[str, Field(min_length=1, max_length=_MAX_OUTPUT, pattern=r"\S")]
+
+
+class ExampleBody(StrictBody):
+    """An input with the output that is right for it, or with several."""
+
+    input: Input
+    output: Output | Annotated[list[Output], Field(min_length=1, max_length=MAX_REFERENCES)]
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """All outputs that are right."""
+        return (self.output,) if isinstance(self.output, str) else tuple(self.output)
+
+
+class ComparedBody(StrictBody):
+    """An input and, if one is known, the output that is right for it."""
+
+    input: Input
+    output: Output | None = None
+
+
+class DecodingFields(StrictBody):
+    """How outputs are searched for; nothing is drawn at random. None: as the version says."""
+
+    max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
+    min_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10, allow_inf_nan=False)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    num_beams: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
+    length_penalty: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] | None = None
+    early_stopping: Literal[True, False, "never"] | None = None
+    no_repeat_ngram_size: Annotated[StrictInt, Field(ge=0, le=64)] | None = None
+    stop: Annotated[list[StopString], Field(max_length=MAX_STOP)] | None = None
+    timeout: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] | None = None
+    raw: StrictBool = False
+    truncate: StrictBool = False
+
+
+class EvaluateBody(DecodingFields):
+    """`POST …/evaluate`: which version, on what, by which metrics."""
+
+    version: Selector = "latest"
+    examples: Annotated[list[ExampleBody], Field(min_length=1, max_length=MAX_EXAMPLES)]
+    metrics: Annotated[list[Metric], Field(min_length=1, max_length=4)] = [
+        "loss",
+        "exact_match",
+        "bleu",
+        "rouge_l",
+    ]
+
+
+class CompareBody(DecodingFields):
+    """`POST …/compare`: two versions of one prefix."""
+
+    a: Selector
+    b: Selector
+    examples: Annotated[list[ComparedBody], Field(min_length=1, max_length=MAX_COMPARED)]
+
+
+class GateBody(StrictBody):
+    """`PUT …/aliases/{alias}/gate`: what a version must reach, and on what."""
+
+    metric: GateMetric
+    min_score: Annotated[float, Field(ge=-1e6, le=100, allow_inf_nan=False)]
+    examples: Annotated[list[ExampleBody], Field(min_length=1, max_length=MAX_EXAMPLES)]
+
+
+class FromTextBody(StrictBody):
+    """`POST …/from-text`: the words that become a prefix."""
+
+    text: Annotated[str, Field(min_length=1, max_length=1 << 20)]
+    alias: Annotated[str, Field(max_length=64)] | None = None
+    input_template: Annotated[str, Field(max_length=4096)] | None = None

@@ -1,0 +1,233 @@
+"""A version at work on examples: prompts, answers and the probability of targets.
+
+Answers, and targets where the engine can score them, run through the engine as this tenant's
+ordinary requests, a few at a time. Knows nothing about metrics or the shapes of replies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from app.api.beams import choose_beams
+from app.api.choosing import Choice
+from app.api.evaluation_schemas import DecodingFields
+from app.api.generation import Generation, Job
+from app.api.prompts import check_text, encode_prompt
+from app.api.sampling import room_for, sampling_params
+from app.api.schemas import SamplingFields
+from app.api.services import Services
+from app.engine.request import PromptScored, SamplingParams, TextDelta
+from app.errors import ContextLengthExceeded, DeadlineExceeded, GenerationFault, InvalidRequest
+from app.prefix.prefix import Prefix
+from app.tenancy.principal import Principal
+from app.training.data import TokenPair, answered_target, continued_target
+from app.training.likelihood import target_loss
+
+DEFAULT_MAX_TOKENS = 128
+_MAX_WAVE_ROWS = 32
+"""Rows that one evaluation has in the engine: it takes longer, and its tenant can do more."""
+_GREEDY = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a version said; `token_ids` has the token that ended it too."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass
+class Borrowed(Choice):
+    """A choice of prefixes that somebody else keeps on the device for as long as it is used."""
+
+    kept: tuple[Prefix, ...] = ()
+
+    @property
+    def prefixes(self) -> tuple[Prefix, ...]:
+        """The prefixes on the device."""
+        return self.kept
+
+
+def borrow(choice: Choice) -> Borrowed:
+    """The choice for any number of generations; whoever leased its prefixes releases them."""
+    return Borrowed(
+        choice.model_field,
+        digests=list(choice.digests),
+        names=list(choice.names),
+        kept=choice.prefixes,
+    )
+
+
+@dataclass
+class _Heard:
+    """What has come of one job."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float | None] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One version under one request: its caller, its options and its deadline.
+
+    `choice` holds exactly one prefix; `deadline` is on the clock of `time.monotonic`.
+    """
+
+    services: Services
+    principal: Principal
+    choice: Borrowed
+    options: DecodingFields
+    deadline: float
+
+    @property
+    def prefix(self) -> Prefix:
+        """The version's tensors, on the device."""
+        return self.choice.kept[0]
+
+    async def prompt(self, number: int, text: str) -> tuple[int, ...]:
+        """Token ids of example `number`'s input, exactly as a completion would read it.
+
+        InvalidRequest names the example.
+        """
+        spec = self.services.model.spec
+        if self.options.truncate and spec.source_limit is None:
+            raise InvalidRequest(
+                "truncate cuts what an encoder reads, and this model has none: shorten the inputs",
+                param="truncate",
+            )
+        cut_to = spec.source_limit if self.options.truncate else None
+        try:
+            ids = await encode_prompt(
+                self.services, self.choice, text, raw=self.options.raw, cut_to=cut_to
+            )
+            if not ids:
+                raise InvalidRequest("the prompt has no tokens")
+            room_for(self.services, self.choice, len(ids))
+        except InvalidRequest as error:
+            raise _about(error, number, "input") from error
+        return ids
+
+    def pair(self, number: int, prompt_ids: tuple[int, ...], target: str) -> TokenPair:
+        """A prompt with a target, exactly as prefixes are trained on them."""
+        text, start = self.services.model.text, self.services.model.start_tokens
+        try:
+            check_text(self.services, target)
+            written = (
+                continued_target(text, target)
+                if start is None
+                else answered_target(text, target, start.forced_first)
+            )
+        except InvalidRequest as error:
+            raise _about(error, number, "output") from error
+        return self.fitting(number, TokenPair(prompt_ids, written))
+
+    def fitting(self, number: int, pair: TokenPair) -> TokenPair:
+        """The pair, if prefix, prompt and target fit the context; ContextLengthExceeded."""
+        spec = self.services.model.spec
+        offset = self.prefix.metadata.position_offset
+        taken = len(pair) if spec.source_limit is None else len(pair.target_ids)
+        if offset + taken > spec.context_limit:
+            error = ContextLengthExceeded(
+                f"this model's context is {spec.context_limit} positions; with its output the "
+                f"example needs {offset + taken}"
+            )
+            raise _about(error, number, "output")
+        return pair
+
+    async def answers(self, prompts: Sequence[tuple[int, ...]]) -> list[Answer]:
+        """What the version says to each prompt, greedily or by beams."""
+        jobs = [Job(ids, self._sampling(len(ids))) for ids in prompts]
+        heard = await self._run(jobs)
+        return [Answer(one.text.strip(), tuple(one.token_ids)) for one in heard]
+
+    async def losses(self, pairs: Sequence[TokenPair]) -> list[float]:
+        """Each target's negative log-probability in nats, summed over its tokens."""
+        model = self.services.model
+        if model.encoder_decoder is not None:
+            run = self.services.aside.run
+            return [
+                await run(self.deadline, target_loss, model, self.prefix, pair) for pair in pairs
+            ]
+        scoring = SamplingParams(max_tokens=0, logprobs=0)
+        jobs = [Job(pair.prompt_ids + pair.target_ids, scoring, scored=True) for pair in pairs]
+        heard = await self._run(jobs)
+        return [_loss(one, pair) for one, pair in zip(heard, pairs, strict=True)]
+
+    def max_tokens(self, num_prompt: int) -> int:
+        """New tokens for a prompt: as asked, else as the version says, cut to what fits."""
+        asked = self.options.max_tokens
+        if asked is None:
+            asked = int(self.choice.decoding.get("max_tokens", DEFAULT_MAX_TOKENS))
+        return min(asked, room_for(self.services, self.choice, num_prompt))
+
+    def _sampling(self, num_prompt: int) -> SamplingParams:
+        given = self.options.model_dump(
+            include=SamplingFields.model_fields.keys() & DecodingFields.model_fields.keys()
+        )
+        fields = SamplingFields(**{**given, **_GREEDY})
+        max_tokens = self.max_tokens(num_prompt)
+        return sampling_params(
+            fields,
+            self.choice,
+            max_tokens=max_tokens,
+            defaults={},
+            stop=self.options.stop,
+            logprobs=None,
+            beam=choose_beams(fields, self.choice, max_tokens=max_tokens),
+        )
+
+    async def _run(self, jobs: Sequence[Job]) -> list[_Heard]:
+        """Everything that comes of the jobs, in their order; raises the error of one that fails."""
+        heard: list[_Heard] = []
+        for wave in self._waves(jobs):
+            heard += await self._run_wave(wave)
+        return heard
+
+    def _waves(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        most = self.principal.limits.max_rows or _MAX_WAVE_ROWS
+        room = min(_MAX_WAVE_ROWS, self.services.limits.max_request_rows, most)
+        wave: list[Job] = []
+        for job in jobs:
+            if wave and sum(other.num_rows for other in wave) + job.num_rows > room:
+                yield wave
+                wave = []
+            wave.append(job)
+        if wave:
+            yield wave
+
+    async def _run_wave(self, jobs: list[Job]) -> list[_Heard]:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceeded("the request's time is over")
+        heard = [_Heard() for _ in jobs]
+        generation = Generation(self.services, self.choice, self.principal, jobs, left, whole=True)
+        try:
+            await generation.start()
+            async for batch in generation.events():
+                for index, event in batch:
+                    if isinstance(event, TextDelta):
+                        heard[index].text += event.text
+                        heard[index].token_ids += [token.token_id for token in event.tokens]
+                    elif isinstance(event, PromptScored):
+                        heard[index].logprobs += [score.logprob for score in event.scores]
+        finally:
+            generation.close()
+        return heard
+
+
+def _loss(heard: _Heard, pair: TokenPair) -> float:
+    logprobs = heard.logprobs[len(pair.prompt_ids) :]
+    known = [value for value in logprobs if value is not None]
+    if len(known) != len(pair.target_ids):
+        raise GenerationFault("not every token of the target was scored")
+    return -sum(known)
+
+
+def _about(error: InvalidRequest, number: int, part: str) -> InvalidRequest:
+    """The error, saying which example it is about."""
+    where = f"examples.{number}.{part}"
+    return type(error)(f"{where}: {error.message}", param=where)
