@@ -10,6 +10,7 @@
     ├── Conflict                    409 conflict
     │   ├── BaseModelMismatch       409 base_model_mismatch
     │   ├── InUse                   409 in_use
+    │   ├── GateNotPassed           409 gate_not_passed
     │   └── QuotaExceeded           409 quota_exceeded
     ├── PreconditionFailed          412 precondition_failed
     ├── FileTooLarge                413 file_too_large
@@ -104,6 +105,12 @@ class InUse(Conflict):
     """What is to be deleted is still referred to."""
 
     code = "in_use"
+
+
+class GateNotPassed(Conflict):
+    """A version scores less than an alias demands; the message has the score and the bound."""
+
+    code = "gate_not_passed"
 
 
 class QuotaExceeded(Conflict):

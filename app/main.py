@@ -8,22 +8,32 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import TypedDict
 
 from fastapi import FastAPI
 
 from app.api import (
+    admin,
     aliases,
+    audit,
+    compare,
     completions,
+    description,
+    evaluate,
+    from_text,
     generate,
     health,
     models,
     prefixes,
+    publications,
     tokenize,
     uploads,
+    usage,
 )
+from app.api.auditing import Audited
+from app.api.background import Background
 from app.api.errors import StrictJSONResponse, install_error_handlers
+from app.api.gate import Gate
 from app.api.metrics import Metrics
 from app.api.middleware import BoundBodies, Observe
 from app.api.services import DEMO_TENANT, Limits, Services
@@ -41,11 +51,44 @@ from app.registry.opening import open_registry
 from app.registry.registry import Registry
 from app.registry.seed import seed
 from app.settings import Settings
+from app.tenancy.accounts import Accounts
+from app.tenancy.audit import AuditLog
+from app.tenancy.authenticator import Anonymous, Authentication, KeyAuthenticator
+from app.tenancy.books import WRITE_S, Books
+from app.tenancy.failures import Failures
+from app.tenancy.keyring import Keyring
+from app.tenancy.limiter import Limiter
+from app.tenancy.principal import Principal, Scope
+from app.tenancy.redis_limits import RedisLimits
 
 _log = logging.getLogger(__name__)
 
 _MIB = 1 << 20
-_ROUTERS = (completions, generate, models, tokenize, prefixes, uploads, aliases, health)
+_ROUTERS = (
+    completions,
+    generate,
+    models,
+    tokenize,
+    prefixes,
+    uploads,
+    aliases,
+    publications,
+    health,
+    admin,
+    audit,
+    usage,
+    description,
+    evaluate,
+    compare,
+    from_text,
+)
+_POLL_S = 0.45
+"""Seconds between two looks at the catalog: what others write is followed within one second."""
+_NOTE_USES_S = 5.0
+_HOW_TO_KEYS = (
+    "set POLYPREFIX_KEY_PEPPER to a random secret of 32 characters or more and make a key with "
+    "`polyprefix tenant create NAME` and `polyprefix key create NAME --admin`"
+)
 
 
 class State(TypedDict):
@@ -59,11 +102,12 @@ def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
 
     Raises InvalidRequest for settings under which the server must not start.
     """
-    if not settings.is_loopback and not settings.allow_anonymous:
+    if not (settings.is_loopback or settings.pepper or settings.allow_anonymous):
         raise InvalidRequest(
             f"refusing to listen on {settings.host!r}: there are no API keys, so anybody who "
-            "reaches the port could use and change everything; listen on 127.0.0.1, or set "
-            "allow_anonymous (POLYPREFIX_ALLOW_ANONYMOUS=true) if the network is trusted"
+            f"reaches the port could use and change everything; {_HOW_TO_KEYS}, or listen on "
+            "127.0.0.1, or set allow_anonymous (POLYPREFIX_ALLOW_ANONYMOUS=true) if the network "
+            "is trusted"
         )
 
     @asynccontextmanager
@@ -79,14 +123,19 @@ def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
         version=version("polyprefix"),
         lifespan=lifespan,
         default_response_class=StrictJSONResponse,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.services = None
     for module in _ROUTERS:
         app.include_router(module.router)
     install_error_handlers(app)
     app.add_middleware(BoundBodies, max_bytes=settings.max_body_kib * 1024)
+    app.add_middleware(Gate, services=lambda: app.state.services)
+    app.add_middleware(Audited, log=lambda: _audit_of(app))
+    app.add_middleware(Audited, log=lambda: _audit_of(app))
     app.add_middleware(Observe, metrics=lambda: _metrics_of(app))
     return app
 
@@ -103,22 +152,35 @@ def _metrics_of(app: FastAPI) -> Metrics | None:
     return None if services is None else services.metrics
 
 
+def _audit_of(app: FastAPI) -> AuditLog | None:
+    services: Services | None = app.state.services
+    return None if services is None else services.audit
+
+
 async def _acquire(
     settings: Settings, model: FrozenModel | None, stack: AsyncExitStack
 ) -> Services:
     """Everything in order; the stack releases it in reverse."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    registry = await asyncio.to_thread(
+        open_registry, settings.catalog_url, settings.store, settings.data_dir / "transit"
+    )
+    stack.callback(registry.close)
+    books = Books(registry.catalog, settings.replica, usage_days=settings.usage_days)
+    stack.push_async_callback(_close_books, books)
+    keyring = Keyring(registry.catalog, settings.pepper, registry.transaction)
+    await asyncio.to_thread(_check_keys, settings, keyring)
+    authentication = _authentication(settings, registry)
+
     engine = await asyncio.to_thread(in_passing_thread, _prepare, settings, model)
     model = engine.model
     engine.start()
     stack.callback(engine.stop)
 
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    registry = await asyncio.to_thread(open_registry, settings.catalog_url, settings.store)
-    stack.callback(registry.close)
     imported = await asyncio.to_thread(
         partial(seed, base_fingerprint=model.spec.fingerprint),
         registry,
-        settings.store,
+        settings.shipped,
         DEMO_TENANT,
     )
     _log.info("imported %d shipped prefixes", imported)
@@ -131,17 +193,62 @@ async def _acquire(
         dtype=model.dtype,
     )
     stack.push_async_callback(tiers.close)
-    for pinned in await asyncio.to_thread(registry.pinned, DEMO_TENANT):
+    for pinned in await asyncio.to_thread(registry.pinned):
         tiers.pin(PrefixKey(pinned.owner, pinned.digest))
+    _keep_doing(stack, "following the catalog", _POLL_S, registry.feed.poll)
+    _keep_doing(stack, "noting the use of keys", _NOTE_USES_S, authentication.note_uses)
+    books.usage.on_crowded = _keep_doing(stack, "writing down usage", WRITE_S, books.write).wake
+    limiter = _limiter(settings)
+    stack.push_async_callback(limiter.close)
+    await limiter.start()
     return Services(
         model=model,
         engine=engine,
         registry=registry,
+        authentication=authentication,
+        accounts=Accounts(registry.catalog, registry.transaction),
+        keyring=keyring,
+        usage=books.usage,
+        audit=books.audit,
         tiers=tiers,
-        metrics=Metrics(engine, tiers),
+        limiter=limiter,
+        metrics=Metrics(engine, tiers, limiter),
         limits=_limits(settings),
         version=version("polyprefix"),
     )
+
+
+def _check_keys(settings: Settings, keyring: Keyring) -> None:
+    """InvalidRequest if nobody could use a server that everybody can reach."""
+    if settings.pepper is None or keyring.has_live():
+        return
+    problem = f"there is no API key that could be used; {_HOW_TO_KEYS}"
+    if not settings.is_loopback:
+        raise InvalidRequest(f"refusing to listen on {settings.host!r}: {problem}")
+    _log.warning(problem)
+
+
+def _authentication(settings: Settings, registry: Registry) -> Authentication:
+    """By keys once there is a pepper; else everybody is the one tenant."""
+    if settings.pepper is None:
+        everybody = Principal(DEMO_TENANT, None, frozenset(Scope))
+        return Anonymous(registry.catalog, registry.feed, everybody)
+    failures = Failures(settings.auth_failures_per_minute)
+    return KeyAuthenticator(registry.catalog, registry.feed, settings.pepper, failures)
+
+
+def _keep_doing(
+    stack: AsyncExitStack, what: str, period_s: float, work: Callable[[], object]
+) -> Background:
+    background = Background(what, period_s, work)
+    background.start()
+    stack.push_async_callback(asyncio.to_thread, background.stop)
+    return background
+
+
+async def _close_books(books: Books) -> None:
+    await asyncio.sleep(0)  # first whoever was cut off when the engine stopped hears of it
+    await asyncio.to_thread(books.close)
 
 
 def _prepare(settings: Settings, model: FrozenModel | None) -> Engine:
@@ -169,6 +276,12 @@ def _engine_config(settings: Settings) -> EngineConfig:
     )
 
 
+def _limiter(settings: Settings) -> Limiter:
+    if settings.redis_url is None:
+        return Limiter()
+    return Limiter(RedisLimits(settings.redis_url, timeout=settings.redis_timeout))
+
+
 def _limits(settings: Settings) -> Limits:
     return Limits(
         max_body_bytes=settings.max_body_kib * 1024,
@@ -185,18 +298,18 @@ def _loader(
     """How the tiers read a version from the store: as unread as an upload."""
 
     def load(key: PrefixKey) -> Prefix:
-        path: Path | None = registry.objects.path(key.owner, key.digest)
-        if path is None:
-            raise PolyprefixError(f"the store has lost version {key.digest[:12]}")
-        try:
-            return decode(
-                path, model.spec, model.dtype, max_length=max_length, expect_digest=key.digest
-            )
-        except InvalidPrefix as error:
-            # it was valid when it was uploaded: the fault is the store's, not the client's
-            raise PolyprefixError(
-                f"the store's file of version {key.digest[:12]} is damaged ({error.message}); "
-                "delete the version and upload it again"
-            ) from error
+        with registry.objects.local(key.owner, key.digest) as path:
+            if path is None:
+                raise PolyprefixError(f"the store has lost version {key.digest[:12]}")
+            try:
+                return decode(
+                    path, model.spec, model.dtype, max_length=max_length, expect_digest=key.digest
+                )
+            except InvalidPrefix as error:
+                # it was valid when it was uploaded: the fault is the store's, not the client's
+                raise PolyprefixError(
+                    f"the store's file of version {key.digest[:12]} is damaged ({error.message}); "
+                    "delete the version and upload it again"
+                ) from error
 
     return load

@@ -6,13 +6,15 @@ line options of `polyprefix serve` come on top.
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _HERE = Path(__file__).parent
+_MIN_PEPPER = 32
 
 DEMO_MODEL = _HERE / "demo" / "models" / "demo-gpt2"
 SHIPPED_STORE = _HERE.parent / "prefixes"
@@ -22,7 +24,11 @@ class Settings(BaseSettings):
     """The server's settings; frozen. Sizes in MiB, times in seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix="POLYPREFIX_", frozen=True, extra="forbid", protected_namespaces=()
+        env_prefix="POLYPREFIX_",
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        hide_input_in_errors=True,
     )
 
     # The base model
@@ -36,10 +42,32 @@ class Settings(BaseSettings):
     )
 
     # Where things are kept
-    store: Path = Field(SHIPPED_STORE, description="folder of the prefixes' tensors")
+    store: Annotated[str, BeforeValidator(str)] = Field(
+        str(SHIPPED_STORE),
+        description="the prefixes' tensors: a folder, or s3://bucket/prefix?endpoint=…&region=…",
+    )
     data_dir: Path = Field(Path("data"), description="folder of the catalog")
     database_url: str | None = Field(
         None, description="catalog as an SQLAlchemy URL; SQLite in the data folder if not set"
+    )
+
+    usage_days: int = Field(400, ge=1, le=36500, description="days that usage is kept for")
+    replica: str = Field(
+        default_factory=lambda: (socket.gethostname() or "localhost")[:64],
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="name of this replica in the audit log; the machine's name if not set",
+    )
+
+    redis_url: str | None = Field(
+        None,
+        repr=False,
+        pattern="^(redis|rediss|unix)://",
+        description="Redis through which replicas share rate limits; each its own if not set",
+    )
+    redis_timeout: float = Field(
+        0.015, gt=0, le=1, description="longest that a request waits for Redis, then without it"
     )
 
     # The web server
@@ -47,6 +75,14 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     allow_anonymous: bool = Field(
         False, description="listen beyond loopback although there are no API keys"
+    )
+    key_pepper: SecretStr | None = Field(
+        None,
+        description="secret of 32 characters or more under which API keys are kept; once it is "
+        "set, every request needs a key",
+    )
+    auth_failures_per_minute: int = Field(
+        100, ge=1, le=10**9, description="requests with wrong keys that one address may send"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level of the log lines on stderr"
@@ -81,10 +117,27 @@ class Settings(BaseSettings):
     device_cache: int = Field(512, ge=1, description="prefixes kept on the device, MiB")
     host_cache: int = Field(2048, ge=1, description="prefixes kept in host memory, MiB")
 
+    @field_validator("key_pepper")
+    @classmethod
+    def _check_pepper(cls, pepper: SecretStr | None) -> SecretStr | None:
+        if pepper is not None and len(pepper.get_secret_value()) < _MIN_PEPPER:
+            raise ValueError(f"a pepper has at least {_MIN_PEPPER} characters")
+        return pepper
+
+    @property
+    def pepper(self) -> bytes | None:
+        """The key pepper as bytes."""
+        return None if self.key_pepper is None else self.key_pepper.get_secret_value().encode()
+
     @property
     def catalog_url(self) -> str:
         """The catalog's SQLAlchemy URL."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'catalog.sqlite'}"
+
+    @property
+    def shipped(self) -> Path:
+        """The folder of the prefixes that a catalog begins with: the store's own if it is one."""
+        return SHIPPED_STORE if "://" in self.store else Path(self.store)
 
     @property
     def is_loopback(self) -> bool:

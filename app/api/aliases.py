@@ -1,32 +1,37 @@
-"""`/v1/prefixes/{name}/aliases`: movable names for versions, with ETag, If-Match and rollback."""
+"""`/v1/prefixes/{name}/aliases`: movable names for versions, with ETag, If-Match and rollback.
+
+An alias may be split over several versions, to try a new one on a part of the users.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
 
-from app.api.auth import TenantDep
+from app.api.auth import TenantDep, requires
 from app.api.errors import StrictJSONResponse
-from app.api.prefix_objects import alias_object
+from app.api.prefix_objects import alias_object, change_object
 from app.api.schemas import AliasBody
 from app.api.services import ServicesDep
 from app.registry.records import Alias
+from app.tenancy.principal import Scope
 
 router = APIRouter(prefix="/v1/prefixes/{name}/aliases/{alias}")
 
 IfMatch = Annotated[str | None, Header(max_length=1024)]
 
 
-@router.get("")
+@router.get("", dependencies=requires(Scope.PREFIXES_READ))
 async def get_alias(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Where an alias points; its state is the ETag."""
-    found = await asyncio.to_thread(services.registry.get_alias, tenant, name, alias)
+    found = await asyncio.to_thread(services.registry.aliases.get, tenant, name, alias)
     return _reply(name, found)
 
 
-@router.put("")
+@router.put("", dependencies=requires(Scope.PREFIXES_WRITE))
 async def set_alias(
     name: str,
     alias: str,
@@ -35,22 +40,40 @@ async def set_alias(
     tenant: TenantDep,
     if_match: IfMatch = None,
 ) -> Response:
-    """Point an alias at a version; with `If-Match` only if nobody moved it meanwhile."""
-    moved = await asyncio.to_thread(
-        lambda: services.registry.set_alias(tenant, name, alias, body.version, if_match=if_match)
+    """Point an alias at a version, or split it; with `If-Match` only if nobody moved it meanwhile.
+
+    A `user` of requests stays with one version of a split; without one they are drawn.
+    """
+    book = services.registry.aliases
+    change = (
+        partial(book.set, digest=body.version)
+        if body.version
+        else partial(book.split, split=body.split or {})
     )
+    moved = await asyncio.to_thread(change, tenant, name, alias, if_match=if_match)
     return _reply(name, moved)
 
 
-@router.post("/rollback")
+@router.post("/rollback", dependencies=requires(Scope.PREFIXES_WRITE))
 async def rollback_alias(
     name: str, alias: str, services: ServicesDep, tenant: TenantDep, if_match: IfMatch = None
 ) -> Response:
     """Point an alias at the version before; again, further back."""
     moved = await asyncio.to_thread(
-        lambda: services.registry.rollback_alias(tenant, name, alias, if_match=if_match)
+        lambda: services.registry.aliases.rollback(tenant, name, alias, if_match=if_match)
     )
     return _reply(name, moved)
+
+
+@router.get("/history", dependencies=requires(Scope.PREFIXES_READ))
+async def alias_history(
+    name: str, alias: str, services: ServicesDep, tenant: TenantDep
+) -> Response:
+    """The alias's last moves, at most 100, the latest first."""
+    changes = await asyncio.to_thread(services.registry.aliases.history, tenant, name, alias)
+    return StrictJSONResponse(
+        {"object": "list", "data": [change_object(change) for change in changes]}
+    )
 
 
 def _reply(name: str, alias: Alias) -> Response:

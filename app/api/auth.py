@@ -1,29 +1,50 @@
-"""Who is asking: every route but a few depends on `get_principal`, and no path decides it.
+"""Who is asking and whether they may: each route says with `requires` what a key must allow.
 
-Knows nothing about how keys are stored.
+What the gate let in is in the request's state; no path and no header decides anything here. Knows
+nothing about keys.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request, params
 
-from app.api.services import DEMO_TENANT
+from app.tenancy.authenticator import refusal
 from app.tenancy.principal import Principal, Scope
 
 
-def get_principal() -> Principal:
-    """The caller. Without keys everybody is tenant `demo` and may do everything."""
-    return Principal(DEMO_TENANT, None, frozenset(Scope))
+async def get_principal(request: Request) -> Principal:
+    """The caller, as the gate knows them; InvalidKey if it has let nobody in."""
+    principal = getattr(request.state, "principal", None)
+    if not isinstance(principal, Principal):
+        raise refusal()
+    return principal
 
 
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
-def get_tenant(principal: PrincipalDep) -> str:
+async def get_tenant(principal: PrincipalDep) -> str:
     """The tenant that is asking. Every route that touches a tenant's things goes through here."""
     return principal.tenant
 
 
 TenantDep = Annotated[str, Depends(get_tenant)]
+
+
+class Requires:
+    """A dependency: the key must allow one of `scopes`; any valid key will do if there are none."""
+
+    def __init__(self, *scopes: Scope) -> None:
+        self.scopes = scopes
+
+    async def __call__(self, principal: PrincipalDep) -> None:
+        """InsufficientScope unless the caller's key allows one of them."""
+        principal.require(*self.scopes)
+
+
+def requires(*scopes: Scope) -> Sequence[params.Depends]:
+    """The `dependencies` of a route, or of a router, that wants one of these scopes."""
+    return [Depends(Requires(*scopes))]

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.auth import TenantDep
+from app.api.auth import PrincipalDep, requires
 from app.api.beams import check_alternatives, check_results, choose_beams
 from app.api.choosing import Choice, choose
 from app.api.completion_reply import (
@@ -28,8 +28,9 @@ from app.api.services import Services, ServicesDep
 from app.engine.beam import BeamParams
 from app.engine.request import RowFinished, TextDelta
 from app.errors import InvalidRequest
+from app.tenancy.principal import Scope
 
-router = APIRouter()
+router = APIRouter(dependencies=requires(Scope.GENERATE))
 
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 _DEFAULT_MAX_TOKENS = 16
@@ -37,26 +38,29 @@ _DEFAULT_MAX_TOKENS = 16
 
 @router.post("/v1/completions")
 async def create_completion(
-    body: CompletionBody, request: Request, services: ServicesDep, tenant: TenantDep
+    body: CompletionBody, request: Request, services: ServicesDep, principal: PrincipalDep
 ) -> Response:
     """OpenAI's completions; `model` names a prefix, or several joined by `+`."""
     _check(body, services)
-    choice = await choose(services, tenant, body.model, body.prefixes)
+    services.limiter.check(principal.tenant, principal.limits)
+    choice = await choose(services, principal.tenant, body.model, body.prefixes, user=body.user)
     try:
         jobs = [await _job(services, choice, body, prompt) for prompt in _prompts(body)]
-        generation = Generation(services, choice, tenant, jobs, body.timeout, whole=not body.stream)
-        generation.start()
+        generation = Generation(
+            services, choice, principal, jobs, body.timeout, whole=not body.stream
+        )
+        await generation.start()
     except BaseException:
         choice.release()
         raise
     reply = _Reply(body, generation, services)
     if body.stream:
-        return EventStream(reply.parts(), lambda: choice.headers, generation.close)
+        return EventStream(reply.parts(), lambda: generation.headers, generation.close)
     try:
         content = await unless_gone(request.receive, reply.whole())
     finally:
         generation.close()
-    return StrictJSONResponse(content, headers={**choice.headers, **generation.timings.headers})
+    return StrictJSONResponse(content, headers={**generation.headers, **generation.timings.headers})
 
 
 def _check(body: CompletionBody, services: Services) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.auth import TenantDep
+from app.api.auth import PrincipalDep, requires
 from app.api.beams import check_alternatives, check_results, choose_beams
 from app.api.choosing import Choice, choose
 from app.api.completion_reply import PromptReply, RowReply
@@ -20,8 +20,9 @@ from app.api.schemas import CompatGenerateBody, GenerateBody, TgiParameters
 from app.api.services import Services, ServicesDep
 from app.engine.request import FinishReason, RowFinished, TextDelta, TokenScore
 from app.errors import InvalidRequest
+from app.tenancy.principal import Principal, Scope
 
-router = APIRouter()
+router = APIRouter(dependencies=requires(Scope.GENERATE))
 
 _DEFAULT_MAX_TOKENS = 100
 _SAMPLED = {"temperature": 1.0}
@@ -39,48 +40,53 @@ _UNSUPPORTED = (
 
 @router.post("/generate")
 async def generate(
-    body: GenerateBody, request: Request, services: ServicesDep, tenant: TenantDep
+    body: GenerateBody, request: Request, services: ServicesDep, principal: PrincipalDep
 ) -> Response:
     """One text at once; `parameters.adapter_id` names the prefix."""
-    reply = await _begin(body, services, tenant)
+    reply = await _begin(body, services, principal)
     content = await _whole(reply, request)
     return StrictJSONResponse(content, headers=reply.headers)
 
 
 @router.post("/generate_stream")
-async def generate_stream(body: GenerateBody, services: ServicesDep, tenant: TenantDep) -> Response:
+async def generate_stream(
+    body: GenerateBody, services: ServicesDep, principal: PrincipalDep
+) -> Response:
     """One text as it grows, an event per token; no `[DONE]` at the end."""
     if (body.parameters.best_of or 1) > 1:
         raise InvalidRequest("best_of cannot be streamed", param="best_of")
-    reply = await _begin(body, services, tenant, streams=True)
+    reply = await _begin(body, services, principal, streams=True)
     return EventStream(reply.parts(), lambda: reply.headers, reply.generation.close)
 
 
 @router.post("/")
 async def compat_generate(
-    body: CompatGenerateBody, request: Request, services: ServicesDep, tenant: TenantDep
+    body: CompatGenerateBody, request: Request, services: ServicesDep, principal: PrincipalDep
 ) -> Response:
     """`/generate`, whose reply is then a list, or with `stream` `/generate_stream`."""
     if body.stream:
-        return await generate_stream(body, services, tenant)
-    reply = await _begin(body, services, tenant)
+        return await generate_stream(body, services, principal)
+    reply = await _begin(body, services, principal)
     content = await _whole(reply, request)
     return StrictJSONResponse([content], headers=reply.headers)
 
 
 async def _begin(
-    body: GenerateBody, services: Services, tenant: str, *, streams: bool = False
+    body: GenerateBody, services: Services, principal: Principal, *, streams: bool = False
 ) -> _Reply:
     """Choose the prefix and submit."""
     parameters = body.parameters
     _check(parameters, services)
-    choice = await choose(services, tenant, parameters.adapter_id, parameters.prefixes)
+    services.limiter.check(principal.tenant, principal.limits)
+    choice = await choose(
+        services, principal.tenant, parameters.adapter_id, parameters.prefixes, user=parameters.user
+    )
     try:
         job = await _job(services, choice, body)
         generation = Generation(
-            services, choice, tenant, [job], parameters.timeout, whole=not streams
+            services, choice, principal, [job], parameters.timeout, whole=not streams
         )
-        generation.start()
+        await generation.start()
     except BaseException:
         choice.release()
         raise
@@ -157,7 +163,7 @@ class _Reply:
     def headers(self) -> dict[str, str]:
         """Headers that say what served it and, once it is done, how long it took."""
         timings = self.generation.timings
-        return {**self.generation.choice.headers, **(timings.headers if timings.total_time else {})}
+        return {**self.generation.headers, **(timings.headers if timings.total_time else {})}
 
     async def whole(self) -> dict[str, Any]:
         """The reply that is not streamed."""

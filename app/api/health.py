@@ -7,8 +7,10 @@ from typing import Any
 from fastapi import APIRouter, Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from app.api.auth import requires
 from app.api.errors import StrictJSONResponse
 from app.api.services import Services, ServicesDep
+from app.tenancy.principal import Scope
 
 router = APIRouter()
 
@@ -27,13 +29,13 @@ async def ready(services: ServicesDep) -> Response:
     return _answer(_is_live(services) and not progress.draining and not full, services)
 
 
-@router.get("/health")
+@router.get("/health", dependencies=requires())
 async def health(services: ServicesDep) -> Response:
     """TGI's name for readiness."""
     return _answer(_is_live(services) and not services.engine.progress().draining, services)
 
 
-@router.get("/metrics")
+@router.get("/metrics", dependencies=requires(Scope.ADMIN))
 async def metrics(services: ServicesDep) -> Response:
     """Prometheus' text format."""
     return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)

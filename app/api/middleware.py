@@ -81,7 +81,7 @@ class BoundBodies:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        body = _Body(receive)
+        body = Body(receive)
         upload = _UPLOAD.fullmatch(scope["path"]) is not None
         try:
             _check_encoding(headers)
@@ -89,12 +89,12 @@ class BoundBodies:
             if content:
                 _check_json(headers)
         except PolyprefixError as error:
-            await self._refuse(error, body, scope, send)
+            await refuse(error, scope, body, send, linger_bytes=_LINGER_FACTOR * self._max_bytes)
             return
         if not body.gone:
             await self._app(scope, receive if upload else _replay(content, receive), send)
 
-    async def _read(self, headers: dict[bytes, bytes], body: _Body) -> bytes:
+    async def _read(self, headers: dict[bytes, bytes], body: Body) -> bytes:
         """The whole body, unless the client goes away while sending it."""
         declared = headers.get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self._max_bytes:
@@ -108,32 +108,35 @@ class BoundBodies:
                 raise self._too_large()
         return b"".join(parts)
 
-    async def _refuse(self, error: PolyprefixError, body: _Body, scope: Scope, send: Send) -> None:
-        """Answer at once, and let the client finish sending within bounds before the end.
-
-        A connection that is closed while its client still sends often loses the answer too.
-        """
-
-        async def send_without_end(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"connection", b"close")]
-            else:
-                message["more_body"] = True
-            await send(message)
-
-        await error_response(error, scope["path"])(scope, body.receive, send_without_end)
-        left = _LINGER_FACTOR * self._max_bytes
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LINGER_S):
-                while left > 0 and not body.complete:
-                    left -= len(await body.next())
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
     def _too_large(self) -> FileTooLarge:
         return FileTooLarge(f"the body is larger than {self._max_bytes} bytes")
 
 
-class _Body:
+async def refuse(
+    error: PolyprefixError, scope: Scope, body: Body, send: Send, *, linger_bytes: int
+) -> None:
+    """Answer at once, and let the client finish sending within bounds before the end.
+
+    A connection that is closed while its client still sends often loses the answer too.
+    """
+
+    async def send_without_end(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        else:
+            message["more_body"] = True
+        await send(message)
+
+    await error_response(error, scope["path"])(scope, body.receive, send_without_end)
+    left = linger_bytes
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while left > 0 and not body.complete:
+                left -= len(await body.next())
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Body:
     """A request's body as it comes; `gone` says that the client left before it was `complete`."""
 
     def __init__(self, receive: Receive) -> None:

@@ -1,4 +1,5 @@
-"""`/v1/models`: the base model and the caller's prefixes, as OpenAI lists models."""
+"""`/v1/models`: the base model, the caller's prefixes and those that are published to it, as
+OpenAI lists models."""
 
 from __future__ import annotations
 
@@ -7,41 +8,55 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from app.api.auth import TenantDep
+from app.api.auth import TenantDep, requires
 from app.api.choosing import resolve
 from app.api.errors import StrictJSONResponse
 from app.api.services import Services, ServicesDep
 from app.errors import InUse, InvalidRequest, PrefixNotFound
 from app.prefix.reference import parse_model_field
-from app.registry.records import PrefixRecord
+from app.registry.records import PublishedPrefix
+from app.tenancy.principal import Scope
 
 router = APIRouter()
 
-_MAX_LISTED = 1000
+_READING = requires(Scope.GENERATE, Scope.PREFIXES_READ)
+MAX_LISTED = 1000
+"""The caller's prefixes in the list, and others'."""
 _PAGE = 100
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", dependencies=_READING)
 async def list_models(services: ServicesDep, tenant: TenantDep) -> Response:
-    """The base model, then the caller's prefixes by name (at most 1,000; see `/v1/prefixes`)."""
-    records = await asyncio.to_thread(_all_prefixes, services, tenant)
-    data = [_base_card(services), *(_prefix_card(services, record) for record in records)]
+    """The base model, the caller's prefixes by name, and those published to it, as `acme/e2e`.
+
+    At most 1,000 of each; `/v1/prefixes` and `/v1/published` have all, in pages.
+    """
+    mine = await asyncio.to_thread(services.registry.list_names, tenant, MAX_LISTED)
+    others = await asyncio.to_thread(_published, services, tenant)
+    data = [_base_card(services)]
+    data += [_card(services, name, created, tenant) for name, created in mine]
+    data += [
+        _card(services, f"{prefix.tenant}/{prefix.name}", prefix.created_at, prefix.tenant)
+        for prefix in others
+    ]
     return StrictJSONResponse({"object": "list", "data": data})
 
 
-@router.get("/v1/models/{model_id:path}")
+@router.get("/v1/models/{model_id:path}", dependencies=_READING)
 async def get_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """One model: the base model, or a prefix by any form of its name."""
     if model_id == services.model.spec.model_id:
         return StrictJSONResponse(_base_card(services))
     versions = [
-        await resolve(services, tenant, reference) for reference in parse_model_field(model_id)
+        await resolve(services, tenant, reference, user="")  # of a split always the same one
+        for reference in parse_model_field(model_id)
     ]
     created = max(version.created_at for version in versions)
-    return StrictJSONResponse(_card(services, model_id, created, tenant))
+    owner = tenant if len(versions) > 1 else versions[0].tenant
+    return StrictJSONResponse(_card(services, model_id, created, owner))
 
 
-@router.delete("/v1/models/{model_id:path}")
+@router.delete("/v1/models/{model_id:path}", dependencies=requires(Scope.PREFIXES_WRITE))
 async def delete_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Delete a prefix with all its versions; the base model cannot be deleted."""
     if model_id == services.model.spec.model_id:
@@ -55,25 +70,21 @@ async def delete_model(model_id: str, services: ServicesDep, tenant: TenantDep) 
     return StrictJSONResponse({"id": model_id, "object": "model", "deleted": True})
 
 
-def _all_prefixes(services: Services, tenant: str) -> list[PrefixRecord]:
-    found: list[PrefixRecord] = []
+def _published(services: Services, tenant: str) -> list[PublishedPrefix]:
+    found: list[PublishedPrefix] = []
     cursor: str | None = None
-    while len(found) < _MAX_LISTED:
-        page = services.registry.list_prefixes(tenant, cursor, _PAGE)
+    while len(found) < MAX_LISTED:
+        page = services.registry.publications.offered(tenant, cursor, _PAGE)
         found.extend(page.items)
         cursor = page.next_cursor
         if cursor is None:
             break
-    return found[:_MAX_LISTED]
+    return found[:MAX_LISTED]
 
 
 def _base_card(services: Services) -> dict[str, Any]:
     card = _card(services, services.model.spec.model_id, 0, "polyprefix")
     return {**card, "parent": None}
-
-
-def _prefix_card(services: Services, record: PrefixRecord) -> dict[str, Any]:
-    return _card(services, record.name, record.created_at, record.tenant)
 
 
 def _card(services: Services, model_id: str, created: int, owner: str) -> dict[str, Any]:

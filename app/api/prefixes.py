@@ -9,23 +9,26 @@ from typing import Annotated, Any, BinaryIO
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.auth import TenantDep
+from app.api.auth import TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.lengths import module_lengths
 from app.api.prefix_objects import prefix_object, version_object
 from app.api.services import Services, ServicesDep
 from app.prefix.tiers import PrefixKey
 from app.registry.records import Version
+from app.tenancy.principal import Scope
 
 router = APIRouter(prefix="/v1/prefixes")
 
 Cursor = Annotated[str | None, Query(max_length=512)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
+_READING = requires(Scope.PREFIXES_READ)
+_WRITING = requires(Scope.PREFIXES_WRITE)
 _READ_BYTES = 1 << 18
 
 
-@router.get("")
+@router.get("", dependencies=_READING)
 async def list_prefixes(
     services: ServicesDep, tenant: TenantDep, cursor: Cursor = None, limit: Limit = 20
 ) -> Response:
@@ -35,21 +38,21 @@ async def list_prefixes(
     return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
 
 
-@router.get("/{name}")
+@router.get("/{name}", dependencies=_READING)
 async def get_prefix(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """One prefix with its aliases."""
     record = await asyncio.to_thread(services.registry.get_prefix, tenant, name)
     return StrictJSONResponse(prefix_object(record))
 
 
-@router.delete("/{name}")
+@router.delete("/{name}", dependencies=_WRITING)
 async def delete_prefix(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Delete a prefix with all its versions and aliases; rows that run finish with it."""
     await asyncio.to_thread(services.registry.delete_prefix, tenant, name)
     return StrictJSONResponse({"object": "prefix", "name": name, "deleted": True})
 
 
-@router.get("/{name}/versions")
+@router.get("/{name}/versions", dependencies=_READING)
 async def list_versions(
     name: str,
     services: ServicesDep,
@@ -63,7 +66,7 @@ async def list_versions(
     return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
 
 
-@router.get("/{name}/versions/{digest}")
+@router.get("/{name}/versions/{digest}", dependencies=_READING)
 async def get_version(name: str, digest: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """One version by its digest or a unique start of it."""
     version = await asyncio.to_thread(services.registry.get_version, tenant, name, digest)
@@ -71,7 +74,7 @@ async def get_version(name: str, digest: str, services: ServicesDep, tenant: Ten
     return StrictJSONResponse(content)
 
 
-@router.get("/{name}/versions/{digest}/content")
+@router.get("/{name}/versions/{digest}/content", dependencies=_READING)
 async def download_version(
     name: str, digest: str, services: ServicesDep, tenant: TenantDep
 ) -> Response:
@@ -86,7 +89,7 @@ async def download_version(
     return StreamingResponse(_pieces(file), 200, headers, "application/octet-stream")
 
 
-@router.delete("/{name}/versions/{digest}")
+@router.delete("/{name}/versions/{digest}", dependencies=_WRITING)
 async def delete_version(
     name: str, digest: str, services: ServicesDep, tenant: TenantDep
 ) -> Response:
@@ -98,7 +101,7 @@ async def delete_version(
     )
 
 
-@router.post("/{name}/versions/{digest}/pin")
+@router.post("/{name}/versions/{digest}/pin", dependencies=_WRITING)
 async def pin_version(name: str, digest: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Keep the version in memory once it has been used."""
     version = await asyncio.to_thread(services.registry.pin, tenant, name, digest)
@@ -107,7 +110,7 @@ async def pin_version(name: str, digest: str, services: ServicesDep, tenant: Ten
     return StrictJSONResponse(content)
 
 
-@router.delete("/{name}/versions/{digest}/pin")
+@router.delete("/{name}/versions/{digest}/pin", dependencies=_WRITING)
 async def unpin_version(
     name: str, digest: str, services: ServicesDep, tenant: TenantDep
 ) -> Response:

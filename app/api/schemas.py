@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+
+from app.registry.publications import MAX_GRANTEES
+from app.registry.splits import MAX_VERSIONS, MAX_WEIGHT, MIN_VERSIONS
+from app.tenancy.principal import TENANT_SCOPES, Scope
 
 MAX_TOKENS = 1_000_000
 MAX_STOP = 4
@@ -23,6 +27,10 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 ModelName = Annotated[str, Field(min_length=1, max_length=1024)]
+UserName = Annotated[str, Field(max_length=512)]
+DigestStart = Annotated[str, Field(min_length=6, max_length=64, pattern="^[0-9a-f]+$")]
+Weight = Annotated[StrictInt, Field(ge=1, le=MAX_WEIGHT)]
+TenantId = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 class OpenBody(BaseModel):
@@ -62,6 +70,7 @@ class SamplingFields(OpenBody):
     length_penalty: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] | None = None
     early_stopping: Literal[True, False, "never"] | None = None
     no_repeat_ngram_size: Annotated[StrictInt, Field(ge=0, le=64)] | None = None
+    user: UserName | None = None
 
 
 class CompletionBody(SamplingFields):
@@ -85,7 +94,6 @@ class CompletionBody(SamplingFields):
     stream_options: StreamOptions | None = None
     suffix: str | None = None
     truncate: StrictBool | None = None
-    user: Annotated[str, Field(max_length=512)] | None = None
 
 
 class TgiParameters(SamplingFields):
@@ -129,6 +137,7 @@ class TokenizeBody(OpenBody):
     inputs: PromptText | None = None
     prompt: PromptText | None = None
     model: ModelName | None = None
+    user: UserName | None = None
     raw: StrictBool = False
 
 
@@ -139,6 +148,61 @@ class DetokenizeBody(OpenBody):
 
 
 class AliasBody(StrictBody):
-    """`PUT …/aliases/{alias}`: the digest, or a unique start of it."""
+    """`PUT …/aliases/{alias}`: a version, or several with their weights; digests or unique starts
+    of them."""
 
-    version: Annotated[str, Field(min_length=6, max_length=64, pattern="^[0-9a-f]+$")]
+    version: DigestStart | None = None
+    split: (
+        Annotated[
+            dict[DigestStart, Weight], Field(min_length=MIN_VERSIONS, max_length=MAX_VERSIONS)
+        ]
+        | None
+    ) = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> AliasBody:
+        if (self.version is None) == (self.split is None):
+            raise ValueError("give either version or split")
+        return self
+
+
+class PublicationBody(StrictBody):
+    """`PUT …/publication`: the tenants by their ids, or everyone."""
+
+    tenants: Annotated[list[TenantId], Field(max_length=MAX_GRANTEES)] = []
+    everyone: StrictBool = False
+
+
+class LimitsBody(StrictBody):
+    """Limits of a tenant; null is no limit. Their bounds are the limits' own."""
+
+    requests_per_minute: StrictInt | None = None
+    tokens_per_minute: StrictInt | None = None
+    max_rows: StrictInt | None = None
+    max_queue: StrictInt | None = None
+    max_prefixes: StrictInt | None = None
+    max_bytes: StrictInt | None = None
+    weight: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
+
+
+class TenantBody(StrictBody):
+    """`POST /admin/tenants`."""
+
+    id: Annotated[str, Field(max_length=256)]
+    limits: LimitsBody = LimitsBody()
+
+
+class TenantPatchBody(StrictBody):
+    """`PATCH /admin/tenants/{id}`: what is left out stays."""
+
+    limits: LimitsBody | None = None
+    disabled: StrictBool | None = None
+
+
+class KeyBody(StrictBody):
+    """`POST …/keys`. Times are in seconds since 1970."""
+
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=16)] = sorted(TENANT_SCOPES)
+    label: Annotated[str, Field(max_length=128)] = ""
+    not_before: Annotated[StrictInt, Field(ge=0, le=2**40)] | None = None
+    expires_at: Annotated[StrictInt, Field(ge=0, le=2**40)] | None = None

@@ -5,16 +5,23 @@ Knows nothing about routes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.api.aside import Aside
 from app.api.metrics import Metrics
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
 from app.prefix.tiers import PrefixTiers
 from app.registry.registry import Registry
+from app.tenancy.accounts import Accounts
+from app.tenancy.audit import AuditLog
+from app.tenancy.authenticator import Authentication
+from app.tenancy.keyring import Keyring
+from app.tenancy.limiter import Limiter
+from app.tenancy.usage import UsageLedger
 
 DEMO_TENANT = "demo"
 
@@ -37,10 +44,17 @@ class Services:
     model: FrozenModel
     engine: Engine
     registry: Registry
+    authentication: Authentication
+    accounts: Accounts
+    keyring: Keyring
+    usage: UsageLedger
+    audit: AuditLog
     tiers: PrefixTiers
+    limiter: Limiter
     metrics: Metrics
     limits: Limits
     version: str
+    aside: Aside = field(default_factory=Aside)
 
     @property
     def system_fingerprint(self) -> str:
@@ -50,7 +64,7 @@ class Services:
         return "-".join((*parts, self.engine.decode_attention))
 
 
-def get_services(request: Request) -> Services:
+async def get_services(request: Request) -> Services:
     """The services of the app that serves `request`."""
     services: Services = request.state.services
     return services

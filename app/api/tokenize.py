@@ -6,24 +6,25 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Response
 
-from app.api.auth import TenantDep
+from app.api.auth import TenantDep, requires
 from app.api.choosing import choose
 from app.api.errors import StrictJSONResponse
 from app.api.prompts import encode_prompt
 from app.api.schemas import DetokenizeBody, TokenizeBody
 from app.api.services import ServicesDep
 from app.errors import InvalidRequest
+from app.tenancy.principal import Scope
 
 router = APIRouter()
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", dependencies=requires(Scope.GENERATE))
 async def tokenize(body: TokenizeBody, services: ServicesDep, tenant: TenantDep) -> Response:
     """The tokens that a prompt becomes; with `model`, through that prefix's template."""
     prompt = body.inputs if body.inputs is not None else body.prompt
     if prompt is None:
         raise InvalidRequest("give the text as inputs (or prompt)", param="inputs")
-    choice = await choose(services, tenant, body.model)
+    choice = await choose(services, tenant, body.model, user=body.user)
     try:
         ids = await encode_prompt(services, choice, prompt, raw=body.raw)
     finally:
@@ -33,8 +34,8 @@ async def tokenize(body: TokenizeBody, services: ServicesDep, tenant: TenantDep)
     return StrictJSONResponse({"count": len(ids), "tokens": list(ids), "pieces": pieces})
 
 
-@router.post("/detokenize")
-async def detokenize(body: DetokenizeBody, services: ServicesDep, tenant: TenantDep) -> Response:  # noqa: ARG001
+@router.post("/detokenize", dependencies=requires(Scope.GENERATE))
+async def detokenize(body: DetokenizeBody, services: ServicesDep) -> Response:
     """The text of token ids; special tokens are left out."""
     text = services.model.text
     if max(body.tokens) >= text.vocab_size:
@@ -44,8 +45,8 @@ async def detokenize(body: DetokenizeBody, services: ServicesDep, tenant: Tenant
     return StrictJSONResponse({"prompt": text.decode(body.tokens)})
 
 
-@router.get("/info")
-async def info(services: ServicesDep, tenant: TenantDep) -> Response:  # noqa: ARG001
+@router.get("/info", dependencies=requires())
+async def info(services: ServicesDep) -> Response:
     """What this server is: base model, shapes that prefixes must have, limits, version."""
     model, spec, config = services.model, services.model.spec, services.engine.config
     shape = spec.decoder

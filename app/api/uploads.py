@@ -10,7 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 
 from app.api.admitting import admit
-from app.api.auth import TenantDep
+from app.api.auth import PrincipalDep, requires
 from app.api.services import Services, ServicesDep
 from app.errors import (
     FileTooLarge,
@@ -21,6 +21,7 @@ from app.errors import (
 from app.prefix.codec import max_file_bytes
 from app.prefix.reference import check_alias, check_name
 from app.registry.objects import StagedFile
+from app.tenancy.principal import Scope
 
 router = APIRouter()
 
@@ -28,12 +29,12 @@ _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WRITE_BYTES = 1 << 20
 
 
-@router.post("/v1/prefixes/{name}/versions")
+@router.post("/v1/prefixes/{name}/versions", dependencies=requires(Scope.PREFIXES_WRITE))
 async def upload_version(
     name: str,
     request: Request,
     services: ServicesDep,
-    tenant: TenantDep,
+    principal: PrincipalDep,
     x_alias: Annotated[str | None, Header(max_length=64)] = None,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> Response:
@@ -49,7 +50,7 @@ async def upload_version(
     _check_type(request)
     with services.registry.stage() as staged:
         await _receive(request, staged, _limit(services))
-        admitted = await admit(services, tenant, name, staged.path, x_alias)
+        admitted = await admit(services, principal, name, staged.path, x_alias)
     return admitted.reply
 
 

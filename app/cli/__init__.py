@@ -10,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from app.cli import bench, prefix
+from app.cli import audit, bench, key, prefix, tenant
 from app.cli.console import Commands
 from app.cli.evaluate import evaluate
+from app.cli.migrate import migrate
 from app.cli.serve import serve
 from app.cli.train import train
 
@@ -31,7 +32,11 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(train)
 app.command()(evaluate)
+app.command()(migrate)
 app.add_typer(prefix.app, name="prefix")
+app.add_typer(tenant.app, name="tenant")
+app.add_typer(key.app, name="key")
+app.add_typer(audit.app, name="audit")
 app.add_typer(bench.app, name="bench")
 
 

@@ -6,10 +6,13 @@ Knows the terminal; knows nothing of servers, models or prefixes.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from rich.text import Text
 from typer.core import TyperGroup
 
@@ -65,3 +68,23 @@ def human_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.1f} GB"
+
+
+def plain(text: str) -> str:
+    """Text of others inside our markup: its brackets and control characters mean nothing."""
+    return escape(printable(text))
+
+
+def date(seconds: float | None) -> str:
+    """A time in seconds since 1970, where the reader is; empty for none."""
+    if seconds is None:
+        return ""
+    return datetime.fromtimestamp(int(seconds)).strftime("%Y-%m-%d %H:%M")
+
+
+def table(*columns: str) -> Table:
+    """An empty table for results."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made

@@ -7,18 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-from rich.table import Table
 from rich.text import Text
 
 from app.cli.client import Advance, Client
-from app.cli.console import Commands, human_bytes, print_json, printable, stderr, stdout
+from app.cli.console import (
+    Commands,
+    date,
+    human_bytes,
+    plain,
+    print_json,
+    printable,
+    stderr,
+    stdout,
+    table,
+)
 
 SHORT_DIGEST = 12
 """Digits of a digest that tables show; enough to name the version with."""
@@ -42,6 +49,7 @@ Key = Annotated[
     str | None,
     typer.Option(
         "--key",
+        "--api-key",
         envvar="POLYPREFIX_API_KEY",
         help="API key, if the server asks for one. Better set in the environment than typed.",
     ),
@@ -93,9 +101,9 @@ def push(
         return
     verb = "created" if version["created"] else "known already:"
     stdout().print(
-        f"{verb} [bold]{_plain(name)}@{_short(version['digest'])}[/bold]"
+        f"{verb} [bold]{plain(name)}@{_short(version['digest'])}[/bold]"
         f"  length {_lengths(version)}, {human_bytes(version['nbytes'])}"
-        + (f", alias {_plain(alias)}" if alias else "")
+        + (f", alias {plain(alias)}" if alias else "")
     )
 
 
@@ -110,15 +118,15 @@ def list_prefixes(server: Server = LOCAL, key: Key = None, as_json: AsJson = Fal
     if not prefixes:
         stderr().print("no prefixes yet; upload one with `polyprefix prefix push`")
         return
-    table = _table("prefix", "versions", "aliases", "since")
+    shown = table("prefix", "versions", "aliases", "since")
     for prefix in prefixes:
-        table.add_row(
-            _plain(prefix["name"]),
+        shown.add_row(
+            plain(prefix["name"]),
             str(prefix["versions"]),
             _aliases(prefix["aliases"]),
-            _date(prefix["created_at"]),
+            date(prefix["created_at"]),
         )
-    stdout().print(table)
+    stdout().print(shown)
 
 
 @app.command()
@@ -129,20 +137,20 @@ def show(name: Name, server: Server = LOCAL, key: Key = None, as_json: AsJson = 
     if as_json:
         print_json(prefix)
         return
-    table = _table("version", "aliases", "length", "dtype", "size", "base model", "created")
+    shown = table("version", "aliases", "length", "dtype", "size", "base model", "created")
     for version in prefix["versions_data"]:
         names = [alias for alias, to in prefix["aliases"].items() if to == version["digest"]]
-        base = _plain(str(version.get("base_model") or "unknown"))
-        table.add_row(
+        base = plain(str(version.get("base_model") or "unknown"))
+        shown.add_row(
             _short(version["digest"]),
-            _plain(", ".join(sorted(names))),
+            plain(", ".join(sorted(names))),
             _lengths(version),
-            _plain(version["dtype"]),
+            plain(version["dtype"]),
             human_bytes(version["nbytes"]),
             base if version["verified"] else f"{base} (unverified)",
-            _date(version["created_at"]),
+            date(version["created_at"]),
         )
-    stdout().print(table)
+    stdout().print(shown)
     template = prefix["versions_data"][0].get("input_template")
     if template is not None:
         stdout().print(Text.assemble("input template: ", (printable(repr(template)), "bold")))
@@ -171,7 +179,7 @@ def pull(
         digest = client.digest(name, selector or "latest")
         with _transfer(target.name, None) as advance:
             size = client.pull(name, digest, target, advance=advance)
-    stdout().print(f"{_plain(str(target))}  {human_bytes(size)}  version {_short(digest)}")
+    stdout().print(f"{plain(str(target))}  {human_bytes(size)}  version {_short(digest)}")
 
 
 @app.command()
@@ -192,7 +200,7 @@ def delete(
         if not yes:
             typer.confirm(f"Delete {printable(what)}?", abort=True)
         client.delete(name, digest)
-    stdout().print(f"deleted {_plain(what)}")
+    stdout().print(f"deleted {plain(what)}")
 
 
 @app.command()
@@ -224,7 +232,7 @@ def alias(
     if as_json:
         print_json(result)
     else:
-        stdout().print(f"{_plain(name)}@{_plain(alias)} → {_short(result['version'])}")
+        stdout().print(f"{plain(name)}@{plain(alias)} → {_short(result['version'])}")
 
 
 @contextmanager
@@ -239,7 +247,7 @@ def _transfer(title: str, total: int | None) -> Iterator[Advance]:
         transient=True,
         disable=not console.is_terminal,
     ) as progress:
-        task = progress.add_task(_plain(title), total=total)
+        task = progress.add_task(plain(title), total=total)
         yield lambda count: progress.advance(task, count)
 
 
@@ -248,32 +256,16 @@ def _split(reference: str) -> tuple[str, str | None]:
     return name, selector or None
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
 def _aliases(aliases: dict[str, Any]) -> str:
-    return "  ".join(f"{_plain(name)} → {_short(to)}" for name, to in sorted(aliases.items()))
+    return "  ".join(f"{plain(name)} → {_short(to)}" for name, to in sorted(aliases.items()))
 
 
 def _lengths(version: dict[str, Any]) -> str:
     """Positions in the decoder, and in other modules where the version has them."""
     lengths = version.get("lengths", {})
     others = [f"{name} {count}" for name, count in lengths.items() if name != "decoder"]
-    return _plain(str(version["length"]) + (f" ({', '.join(others)})" if others else ""))
-
-
-def _plain(text: str) -> str:
-    """Text of others inside our markup: its brackets and control characters mean nothing."""
-    return escape(printable(text))
+    return plain(str(version["length"]) + (f" ({', '.join(others)})" if others else ""))
 
 
 def _short(digest: Any) -> str:
-    return _plain(str(digest)[:SHORT_DIGEST])
-
-
-def _date(seconds: Any) -> str:
-    return datetime.fromtimestamp(int(seconds)).strftime("%Y-%m-%d %H:%M")
+    return plain(str(digest)[:SHORT_DIGEST])

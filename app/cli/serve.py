@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.base import base_model
+from app.cli.configuration import read_settings
 from app.cli.console import printable, stdout
-from app.errors import PolyprefixError
 
 if TYPE_CHECKING:
     from app.api.services import Services
@@ -109,23 +108,7 @@ def serve(
     given = {name: value for name, value in locals().items() if value is not None}
     if model is not None:
         given["model"] = base_model(model)
-    _run(_settings(given))
-
-
-def _settings(given: Mapping[str, Any]) -> Settings:
-    """Environment and options together; PolyprefixError names what is wrong."""
-    from pydantic import ValidationError
-
-    from app.settings import Settings
-
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise PolyprefixError(
-            f"setting {name} (POLYPREFIX_{name.upper()}): {first['msg']}"
-        ) from error
+    _run(read_settings(given))
 
 
 def _run(settings: Settings) -> None:

@@ -1,0 +1,147 @@
+"""`/admin/tenants`: who may use the server, with which keys and within which limits.
+
+Needs a key with the scope `admin`, of whatever tenant; on all other routes that key is its own
+tenant's alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+
+from app.api.auth import requires
+from app.api.errors import StrictJSONResponse
+from app.api.schemas import KeyBody, LimitsBody, TenantBody, TenantPatchBody
+from app.api.services import ServicesDep
+from app.tenancy.accounts import Account
+from app.tenancy.keyring import KeyInfo
+from app.tenancy.limits import TenantLimits
+from app.tenancy.principal import Scope
+
+router = APIRouter(prefix="/admin/tenants", dependencies=requires(Scope.ADMIN))
+
+Cursor = Annotated[str | None, Query(max_length=512)]
+Limit = Annotated[int, Query(ge=1, le=100)]
+
+
+@router.post("")
+async def create_tenant(body: TenantBody, services: ServicesDep) -> Response:
+    """A new tenant, which has no keys yet."""
+    limits = TenantLimits.from_json(_given(body.limits))
+    made = await asyncio.to_thread(services.accounts.create, body.id, limits)
+    return StrictJSONResponse(tenant_object(made), 201, {"location": f"/admin/tenants/{made.id}"})
+
+
+@router.get("")
+async def list_tenants(services: ServicesDep, cursor: Cursor = None, limit: Limit = 20) -> Response:
+    """Tenants by id, a page at a time."""
+    page = await asyncio.to_thread(services.accounts.list, cursor, limit)
+    data = [tenant_object(account) for account in page.items]
+    return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
+
+
+@router.get("/{tenant_id}")
+async def get_tenant(tenant_id: str, services: ServicesDep) -> Response:
+    """One tenant."""
+    return StrictJSONResponse(
+        tenant_object(await asyncio.to_thread(services.accounts.get, tenant_id))
+    )
+
+
+@router.patch("/{tenant_id}")
+async def change_tenant(tenant_id: str, body: TenantPatchBody, services: ServicesDep) -> Response:
+    """Change what is given: limits one by one (null is no limit), or whether it may act at all."""
+    limits = None if body.limits is None else _given(body.limits)
+    changed = await asyncio.to_thread(
+        lambda: services.accounts.change(tenant_id, limits=limits, disabled=body.disabled)
+    )
+    return StrictJSONResponse(tenant_object(changed))
+
+
+@router.delete("/{tenant_id}")
+async def delete_tenant(tenant_id: str, services: ServicesDep) -> Response:
+    """Delete a tenant with its keys and prefixes; what runs is finished."""
+    await asyncio.to_thread(services.accounts.delete, tenant_id)
+    return StrictJSONResponse({"object": "tenant", "id": tenant_id, "deleted": True})
+
+
+@router.post("/{tenant_id}/keys")
+async def create_key(tenant_id: str, body: KeyBody, services: ServicesDep) -> Response:
+    """A new key; the reply is the only place where it is ever shown."""
+    info, key = await asyncio.to_thread(
+        lambda: services.keyring.create(
+            tenant_id,
+            scopes=frozenset(body.scopes),
+            label=body.label,
+            not_before=body.not_before,
+            expires_at=body.expires_at,
+        )
+    )
+    return StrictJSONResponse(
+        {**key_object(info), "key": key.text},
+        201,
+        {
+            "location": f"/admin/tenants/{tenant_id}/keys/{info.kid}",
+            "cache-control": "no-store",
+        },
+    )
+
+
+@router.get("/{tenant_id}/keys")
+async def list_keys(
+    tenant_id: str, services: ServicesDep, cursor: Cursor = None, limit: Limit = 20
+) -> Response:
+    """A tenant's keys, revoked ones included, a page at a time."""
+    page = await asyncio.to_thread(services.keyring.list, tenant_id, cursor, limit)
+    data = [key_object(info) for info in page.items]
+    return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
+
+
+@router.get("/{tenant_id}/keys/{kid}")
+async def get_key(tenant_id: str, kid: str, services: ServicesDep) -> Response:
+    """What is known of one key."""
+    return StrictJSONResponse(
+        key_object(await asyncio.to_thread(services.keyring.get, tenant_id, kid))
+    )
+
+
+@router.delete("/{tenant_id}/keys/{kid}")
+async def revoke_key(tenant_id: str, kid: str, services: ServicesDep) -> Response:
+    """Revoke a key: refused here at once, and by every replica within a second."""
+    return StrictJSONResponse(
+        key_object(await asyncio.to_thread(services.keyring.revoke, tenant_id, kid))
+    )
+
+
+def tenant_object(account: Account) -> dict[str, Any]:
+    """A tenant as replies show it."""
+    return {
+        "object": "tenant",
+        "id": account.id,
+        "created_at": account.created_at,
+        "disabled": account.disabled_at is not None,
+        "disabled_at": account.disabled_at,
+        "limits": account.limits.to_json(),
+    }
+
+
+def key_object(info: KeyInfo) -> dict[str, Any]:
+    """A key as lists show it: everything but the key."""
+    return {
+        "object": "api_key",
+        "kid": info.kid,
+        "tenant": info.tenant,
+        "label": info.label,
+        "scopes": sorted(info.scopes),
+        "created_at": info.created_at,
+        "not_before": info.not_before,
+        "expires_at": info.expires_at,
+        "revoked_at": info.revoked_at,
+        "last_used_at": info.last_used_at,
+    }
+
+
+def _given(limits: LimitsBody) -> dict[str, object]:
+    return limits.model_dump(exclude_unset=True)

@@ -1,0 +1,92 @@
+"""What commands that work on the catalog itself have in common: which one, and opening it.
+
+No server need run, and one that does follows within a second. Knows nothing about what is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.configuration import read_settings
+
+if TYPE_CHECKING:
+    from app.registry.catalog import Catalog
+    from app.settings import Settings
+    from app.tenancy.accounts import Accounts
+    from app.tenancy.keyring import Keyring
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        envvar="POLYPREFIX_DATA_DIR",
+        help="Folder of the catalog, as the server has it; `data` if not given.",
+        show_default=False,
+    ),
+]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--database-url",
+        envvar="POLYPREFIX_DATABASE_URL",
+        help="Catalog of several servers: `postgresql://user@host/name`. Better set in the"
+        " environment than typed, if it holds a password.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Tenant = Annotated[str, typer.Argument(help="Id of the tenant.", show_default=False)]
+
+
+@dataclass(frozen=True)
+class Tenancy:
+    """What works on the tenants and keys of one catalog."""
+
+    accounts: Accounts
+    keyring: Keyring
+
+
+def catalog_settings(data_dir: Path | None, database_url: str | None) -> Settings:
+    """The settings that say where the catalog is; its folder is made if it is missing."""
+    settings = read_settings({"data_dir": data_dir, "database_url": database_url})
+    if settings.database_url is None:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+    return settings
+
+
+@contextmanager
+def opened(data_dir: Path | None, database_url: str | None) -> Iterator[tuple[Catalog, Settings]]:
+    """The catalog that the options name, to the end of the block."""
+    from app.registry.catalog import Catalog
+
+    settings = catalog_settings(data_dir, database_url)
+    catalog = Catalog(settings.catalog_url)
+    try:
+        yield catalog, settings
+    finally:
+        catalog.close()
+
+
+@contextmanager
+def tenancy(
+    data_dir: Path | None, database_url: str | None, command: str = "read"
+) -> Iterator[Tenancy]:
+    """The tenants and keys of the catalog that the options name, to the end of the block.
+
+    What is changed in it stands in the audit log as done by `command`.
+    """
+    from app.tenancy.accounts import Accounts
+    from app.tenancy.audit import AuditLog
+    from app.tenancy.audit_call import LocalCall, calling
+    from app.tenancy.keyring import Keyring
+
+    with opened(data_dir, database_url) as (catalog, settings):
+        AuditLog(catalog, settings.replica)
+        with calling(LocalCall(command)):
+            yield Tenancy(Accounts(catalog), Keyring(catalog, settings.pepper))

@@ -1,0 +1,236 @@
+"""`polyprefix tenant …`: who may use the server, and within which limits.
+
+Works on the catalog itself. Knows the terminal; the rules of tenants are `app.tenancy`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.cli.catalog import AsJson, DatabaseUrl, DataDir, Tenant, tenancy
+from app.cli.console import Commands, date, human_bytes, plain, print_json, stderr, stdout, table
+
+if TYPE_CHECKING:
+    from app.registry.records import Page
+    from app.tenancy.accounts import Account
+    from app.tenancy.limits import TenantLimits
+
+_PAGE = 100
+_NONE = "none"
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help=(
+        "Manage tenants: who owns prefixes and keys, and has limits.\n\n"
+        "Works on the catalog of `--data-dir` or `--database-url`, whether or not a server runs; a"
+        " running one follows within a second. A new tenant gets its keys from"
+        " `polyprefix key create`."
+    ),
+)
+
+
+def _limit(name: str, help_text: str) -> Any:
+    return typer.Option(f"--{name}", help=f"{help_text}; `none` for no limit.", show_default=False)
+
+
+Requests = Annotated[str | None, _limit("requests-per-minute", "Requests per minute")]
+Tokens = Annotated[
+    str | None, _limit("tokens-per-minute", "Tokens per minute, of prompts and answers")
+]
+Rows = Annotated[str | None, _limit("max-rows", "Rows that decode or wait at the same time")]
+Queue = Annotated[str | None, _limit("max-queue", "Requests that may wait in one server")]
+Prefixes = Annotated[str | None, _limit("max-prefixes", "Prefixes that it may have")]
+Bytes = Annotated[str | None, _limit("max-bytes", "Bytes of prefixes that it may store")]
+Weight = Annotated[
+    str | None,
+    typer.Option(
+        "--weight",
+        help="Share of the engine beside other busy tenants; `1` is usual.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def create(
+    tenant: Tenant,
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    max_rows: Rows = None,
+    max_queue: Queue = None,
+    max_prefixes: Prefixes = None,
+    max_bytes: Bytes = None,
+    weight: Weight = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a tenant, which has no keys yet.
+
+    Example: `polyprefix tenant create acme --max-rows 32 --tokens-per-minute 100000`
+    """
+    from app.tenancy.limits import TenantLimits
+
+    limits = TenantLimits.from_json(_given_limits(locals()))
+    with tenancy(data_dir, database_url, "tenant create") as works:
+        _report(works.accounts.create(tenant, limits), "created", as_json=as_json)
+
+
+@app.command("list")
+def list_tenants(
+    data_dir: DataDir = None, database_url: DatabaseUrl = None, as_json: AsJson = False
+) -> None:
+    """List all tenants with their limits."""
+    with tenancy(data_dir, database_url) as works:
+        accounts = every(works.accounts.list)
+    if as_json:
+        print_json([_as_json(account) for account in accounts])
+        return
+    if not accounts:
+        stderr().print("no tenants yet; make one with `polyprefix tenant create`")
+        return
+    shown = table("tenant", "state", "limits", "since")
+    for account in accounts:
+        shown.add_row(
+            plain(account.id),
+            _state(account),
+            plain(_limits_text(account.limits)),
+            date(account.created_at),
+        )
+    stdout().print(shown)
+
+
+@app.command()
+def show(
+    tenant: Tenant,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show one tenant."""
+    with tenancy(data_dir, database_url) as works:
+        _report(works.accounts.get(tenant), "", as_json=as_json)
+
+
+@app.command()
+def limits(
+    tenant: Tenant,
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    max_rows: Rows = None,
+    max_queue: Queue = None,
+    max_prefixes: Prefixes = None,
+    max_bytes: Bytes = None,
+    weight: Weight = None,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a tenant's limits; those that are not named stay as they are.
+
+    Example: `polyprefix tenant limits acme --max-rows 64 --tokens-per-minute none`
+    """
+    given = _given_limits(locals())
+    if not given:
+        raise typer.BadParameter("name at least one limit; `polyprefix tenant show` shows them")
+    with tenancy(data_dir, database_url, "tenant limits") as works:
+        changed = works.accounts.change(tenant, limits=given)
+        _report(changed, "changed", as_json=as_json)
+
+
+@app.command()
+def disable(tenant: Tenant, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Refuse all keys of a tenant until it is enabled again; nothing of it is lost."""
+    with tenancy(data_dir, database_url, "tenant disable") as works:
+        _report(works.accounts.change(tenant, disabled=True), "disabled", as_json=False)
+
+
+@app.command()
+def enable(tenant: Tenant, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Let a disabled tenant's keys in again."""
+    with tenancy(data_dir, database_url, "tenant enable") as works:
+        _report(works.accounts.change(tenant, disabled=False), "enabled", as_json=False)
+
+
+@app.command()
+def delete(
+    tenant: Tenant,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Delete a tenant with its keys, prefixes and versions. There is no way back."""
+    with tenancy(data_dir, database_url, "tenant delete") as works:
+        works.accounts.get(tenant)
+        if not yes:
+            typer.confirm(f"Delete tenant {tenant} with all its keys and prefixes?", abort=True)
+        works.accounts.delete(tenant)
+    stdout().print(f"deleted {plain(tenant)}")
+
+
+def every(read: Any) -> list[Any]:
+    """All items of a list that is read in pages of (cursor, limit)."""
+    items: list[Any] = []
+    cursor: str | None = None
+    while True:
+        page: Page[Any] = read(cursor, _PAGE)
+        items += page.items
+        cursor = page.next_cursor
+        if cursor is None:
+            return items
+
+
+def _given_limits(options: Mapping[str, Any]) -> dict[str, object]:
+    """The limits among the options of a command that were given, as the catalog's JSON."""
+    from dataclasses import fields
+
+    from app.tenancy.limits import TenantLimits
+
+    names = [field.name for field in fields(TenantLimits)]
+    return {name: _number(name, options[name]) for name in names if options[name] is not None}
+
+
+def _number(name: str, text: str) -> int | float | None:
+    if text == _NONE:
+        return None
+    try:
+        return float(text) if name == "weight" else int(text)
+    except ValueError:
+        option = f"--{name.replace('_', '-')}"
+        raise typer.BadParameter(f"{option} takes a number or `none`, not {text!r}") from None
+
+
+def _report(account: Account, verb: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_as_json(account))
+        return
+    head = f"{verb} [bold]{plain(account.id)}[/bold]" if verb else plain(account.id)
+    text = _limits_text(account.limits)
+    stdout().print(f"{head}  {_state(account)}  since {date(account.created_at)}  {plain(text)}")
+
+
+def _as_json(account: Account) -> dict[str, Any]:
+    return {
+        "id": account.id,
+        "created_at": account.created_at,
+        "disabled_at": account.disabled_at,
+        "limits": account.limits.to_json(),
+    }
+
+
+def _state(account: Account) -> str:
+    return "active" if account.disabled_at is None else f"disabled {date(account.disabled_at)}"
+
+
+def _limits_text(limits: TenantLimits) -> str:
+    shown: dict[str, object] = {**limits.to_json()}
+    if limits.max_bytes is not None:
+        shown["max_bytes"] = human_bytes(limits.max_bytes)
+    if limits.weight == 1:
+        del shown["weight"]
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items()) or "-"
