@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -33,6 +34,8 @@ from app.model.load import load_model
 from app.prefix.codec import encode
 
 _START_TIMEOUT_S = 300.0
+_END_OF_HEAD, _END_OF_CHUNKS = b"\r\n\r\n", b"\r\n0\r\n\r\n"
+_TOKEN = b'"text":'
 _SERVE = """
 import sys, torch
 from app.cli import main
@@ -147,21 +150,64 @@ def _load_server(url: str, load: Load, rounds: int) -> list[ClientFigures]:
 
 
 async def _rounds(url: str, load: Load, rounds: int) -> list[ClientFigures]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=url, limits=limits, timeout=_START_TIMEOUT_S) as client:
-        figures = [await _round(client, load) for _ in range(rounds + 1)]
+    connections = [await _Connection.open(url) for _ in load.items]
+    figures = [await _round(connections, load) for _ in range(rounds + 1)]
+    for connection in connections:
+        connection.close()
     return figures[1:]
 
 
-async def _round(client: httpx.AsyncClient, load: Load) -> ClientFigures:
+async def _round(connections: Sequence[_Connection], load: Load) -> ClientFigures:
+    requests = [_request(item) for item in load.items]
     started, cpu = time.perf_counter(), time.process_time()
-    rows = await asyncio.gather(*(_stream(client, item) for item in load.items))
+    streams = zip(connections, requests, load.items, strict=True)
+    rows = await asyncio.gather(
+        *(connection.complete(request, item.num_new) for connection, request, item in streams)
+    )
     return ClientFigures(time.perf_counter() - started, time.process_time() - cpu, rows)
 
 
-async def _stream(client: httpx.AsyncClient, item: Item) -> TokenTimes:
-    """One streamed completion; RuntimeError unless it has all its tokens."""
-    body = {
+class _Connection:
+    """A bare HTTP/1.1 connection that stays open: what a client library costs is not measured."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def open(cls, url: str) -> _Connection:
+        """Connect to the server at `url`."""
+        parts = urlsplit(url)
+        return cls(*await asyncio.open_connection(parts.hostname, parts.port))
+
+    def close(self) -> None:
+        """End the connection."""
+        self._writer.close()
+
+    async def complete(self, request: bytes, num_new: int) -> TokenTimes:
+        """One streamed completion; RuntimeError unless it has all its tokens."""
+        times = TokenTimes(time.perf_counter())
+        self._writer.write(request)
+        head = await self._reader.readuntil(_END_OF_HEAD)
+        if not head.startswith(b"HTTP/1.1 200 "):
+            raise RuntimeError(f"the server answered {head.splitlines()[0].decode()}")
+        tail = b""
+        while not tail.endswith(_END_OF_CHUNKS):
+            part = await self._reader.read(1 << 16)
+            if not part:
+                raise RuntimeError("the server closed the connection within a reply")
+            seen = tail[1 - len(_TOKEN) :] + part
+            times.tokens.extend([time.perf_counter()] * seen.count(_TOKEN))
+            tail = (tail + part)[-2000:]
+        usage = re.search(rb'"usage":\s*(\{[^{}]*\})', tail)
+        made = json.loads(usage[1])["completion_tokens"] if usage else 0
+        if made != num_new:
+            raise RuntimeError(f"the server made {made} tokens instead of {num_new}")
+        return times
+
+
+def _request(item: Item) -> bytes:
+    """The item as the bytes of an HTTP request for a stream."""
+    fields = {
         "model": _name(item.prefix),
         "prompt": list(item.prompt_ids),
         "max_tokens": item.num_new,
@@ -170,18 +216,12 @@ async def _stream(client: httpx.AsyncClient, item: Item) -> TokenTimes:
         "stream": True,
         "stream_options": {"include_usage": True},
     }
-    times = TokenTimes(time.perf_counter())
-    tail = b""
-    async with client.stream("POST", "/v1/completions", json=body) as reply:
-        reply.raise_for_status()
-        async for part in reply.aiter_raw():
-            tail = (tail + part)[-2000:]
-            times.tokens.extend([time.perf_counter()] * part.count(b'"text":'))
-    usage = re.search(rb'"usage":\s*(\{[^{}]*\})', tail)
-    made = json.loads(usage[1])["completion_tokens"] if usage else 0
-    if made != item.num_new:
-        raise RuntimeError(f"the server made {made} tokens instead of {item.num_new}")
-    return times
+    body = json.dumps(fields).encode()
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 def _name(index: int) -> str:
