@@ -15,7 +15,7 @@ from app.errors import BaseModelMismatch, InvalidRequest
 from app.prefix.prefix import Prefix
 from app.prefix.reference import MAX_PARTS, PrefixReference, parse_model_field
 from app.prefix.tiers import Lease, PrefixKey
-from app.registry.records import Version
+from app.registry.records import Resolved, Version
 
 _TIERS = ("device", "host", "store")
 
@@ -24,12 +24,14 @@ _TIERS = ("device", "host", "store")
 class Choice:
     """What answers a request: prefixes in their order, leased; none for the base model alone.
 
+    `names` are the prefixes' as this tenant calls them, those of others with their owner's id.
     `template` and `decoding` come from the prefixes' metadata; where several speak, the first.
     """
 
     model_field: str
     leases: list[Lease] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     @property
     def prefixes(self) -> tuple[Prefix, ...]:
@@ -67,9 +69,16 @@ class Choice:
 
 
 async def choose(
-    services: Services, tenant: str, model: str | None, prefixes: Sequence[str] | None = None
+    services: Services,
+    tenant: str,
+    model: str | None,
+    prefixes: Sequence[str] | None = None,
+    *,
+    user: str | None = None,
 ) -> Choice:
     """Resolve and lease what `model` names, or the base model with the list `prefixes`.
+
+    A `user` gets the same version of a split alias each time; without one it is drawn.
 
     Raises InvalidRequest, PrefixNotFound, BaseModelMismatch, or what loading raises.
     """
@@ -77,26 +86,30 @@ async def choose(
     choice = Choice(model or services.model.spec.model_id)
     try:
         for reference in references:
-            version = await resolve(services, tenant, reference)
+            version = await resolve(services, tenant, reference, user)
             key = PrefixKey(version.owner, version.digest)
             choice.leases.append(await services.tiers.acquire(key))
             choice.digests.append(version.digest)
+            owner = "" if version.tenant == tenant else f"{version.tenant}/"
+            choice.names.append(owner + version.name)
     except BaseException:
         choice.release()
         raise
     return choice
 
 
-async def resolve(services: Services, tenant: str, reference: PrefixReference) -> Version:
-    """The version that a reference stands for, for this base model."""
-    version = services.registry.resolve_cached(tenant, reference)
+async def resolve(
+    services: Services, tenant: str, reference: PrefixReference, user: str | None = None
+) -> Resolved:
+    """The version that a reference stands for, for this base model and this user."""
+    version = services.registry.resolve_cached(tenant, reference, user)
     if version is None:
-        version = await asyncio.to_thread(services.registry.resolve, tenant, reference)
+        version = await asyncio.to_thread(services.registry.resolve, tenant, reference, user)
     check_base(services, version)
     return version
 
 
-def check_base(services: Services, version: Version) -> None:
+def check_base(services: Services, version: Resolved | Version) -> None:
     """Raise BaseModelMismatch if the version names another base model than the served one."""
     spec = services.model.spec
     if version.base_fingerprint not in (None, spec.fingerprint):

@@ -1,7 +1,7 @@
 """How many positions a version has in each attention module.
 
-The catalog knows those of decoder self-attention; the others are read from the header of the
-version's file, and only where the base model has other modules.
+The catalog knows them since versions are stored with them; of older ones those beyond decoder
+self-attention are read from the header of the file, if the base model has other modules.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from app.registry.records import Version
 
 
 def module_lengths(services: Services, tenant: str, version: Version) -> Mapping[str, int]:
-    """Module → positions, of the modules that the version has; reads a file.
+    """Module → positions, of the modules that the version has; reads the start of a file.
 
     What is known without the file is answered if that is lost or damaged.
     """
+    if version.lengths is not None:
+        return version.lengths
     known = {"decoder": version.length}
     if services.model.spec.modules.keys() <= known.keys():
         return known
@@ -30,9 +32,9 @@ def module_lengths(services: Services, tenant: str, version: Version) -> Mapping
 
 
 def _from_header(services: Services, tenant: str, version: Version) -> Mapping[str, int]:
-    with services.registry.open_content(tenant, version) as file:
-        first = file.read(LENGTH_BYTES)
-        raw = file.read(header_length(first, MAX_HEADER_BYTES + LENGTH_BYTES))
+    start = services.registry.content_start(tenant, version, LENGTH_BYTES + MAX_HEADER_BYTES)
+    length = header_length(start[:LENGTH_BYTES], MAX_HEADER_BYTES + LENGTH_BYTES)
+    raw = start[LENGTH_BYTES : LENGTH_BYTES + length]
     header = parse_header(raw, LENGTH_BYTES + len(raw) + version.nbytes)
     keys = {module: header.tensors.get(f"{module}.keys") for module in MODULES}
     return {

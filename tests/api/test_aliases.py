@@ -116,9 +116,16 @@ def test_rollback_goes_back_step_by_step_and_then_refuses(
         {"version": "f" * 65},
         {"version": "ffffff", "more": 1},
         {"split": {"ffffff": 100}},
+        {"split": {"ffffff": 1, "eeeeee": 0}},
+        {"split": {"ffffff": 1, "eeeeee": 10001}},
+        {"split": {"ffffff": 1, "eeeeee": 1.5}},
+        {"split": {"ffffff": 1, "stable": 1}},
+        {"split": {f"{number:06x}": 1 for number in range(17)}},
+        {"version": "ffffff", "split": {"ffffff": 1, "eeeeee": 1}},
+        {"version": None},
         [],
     ],
-    ids=str,
+    ids=lambda body: str(body)[:40],
 )
 def test_a_wrong_body_or_an_unknown_field_is_refused(
     body: object, client: httpx.Client, digests: list[str]
@@ -146,3 +153,91 @@ def test_what_is_not_there_is_not_found(client: httpx.Client, digests: list[str]
     assert client.post(f"{URL}/nowhere/rollback").status_code == 404
     other = client.put("/v1/prefixes/nobody/aliases/stable", json={"version": digests[0]})
     assert (other.status_code, error_of(other)["code"]) == (404, "prefix_not_found")
+
+
+def split(
+    client: httpx.Client, weights: dict[str, int], alias: str = "stable", **headers: str
+) -> httpx.Response:
+    return client.put(f"{URL}/{alias}", json={"split": weights}, headers=headers)
+
+
+class TestSplits:
+    def test_a_split_is_shown_with_its_state_and_in_the_history(
+        self, client: httpx.Client, digests: list[str]
+    ) -> None:
+        one, two, _ = digests
+        move(client, one)
+        made = split(client, {one[:10]: 95, two[:10]: 5})
+        assert made.status_code == 200
+        assert (made.json()["version"], made.json()["split"]) == (one, {one: 95, two: 5})
+        shown = client.get(f"{URL}/stable")
+        assert (shown.json(), shown.headers["etag"]) == (made.json(), made.headers["etag"])
+        prefix = client.get(f"/v1/prefixes/{NAME}").json()
+        assert prefix["splits"] == {"stable": {one: 95, two: 5}}
+        assert prefix["aliases"]["stable"] == one
+        changes = client.get(f"{URL}/stable/history").json()["data"]
+        assert [(each["version"], each["split"], each["reason"]) for each in changes] == [
+            (one, {one: 95, two: 5}, "set"),
+            (one, None, "set"),
+        ]
+        back = client.post(f"{URL}/stable/rollback", headers={"if-match": made.headers["etag"]})
+        assert (back.json()["version"], back.json()["split"]) == (one, None)
+
+    def test_a_user_stays_with_one_version_and_users_are_shared_out(
+        self, client: httpx.Client, digests: list[str]
+    ) -> None:
+        one, two, _ = digests
+        split(client, {one: 1, two: 1})
+        model = f"{NAME}@stable"
+        served = {}
+        for user in map(str, range(20)):
+            reply = complete(client, model=model, user=user, max_tokens=1)
+            served[user] = reply.headers["x-prefix-version"]
+        assert set(served.values()) == {one, two}
+        for user, digest in served.items():
+            body = {"inputs": "the", "parameters": {"adapter_id": model, "user": user}}
+            assert client.post("/generate", json=body).headers["x-prefix-version"] == digest
+        # a change of weights takes users to what gained, and no other
+        split(client, {one: 1, two: 3})
+        for user, digest in served.items():
+            now = complete(client, model=model, user=user, max_tokens=1)
+            assert now.headers["x-prefix-version"] in (digest, two)
+
+    def test_without_a_user_requests_are_shared_out(
+        self, client: httpx.Client, digests: list[str]
+    ) -> None:
+        one, two, _ = digests
+        split(client, {one: 1, two: 1})
+        assert {served_by(client, f"{NAME}@stable") for _ in range(40)} == {one, two}
+
+    def test_a_split_is_a_part_of_a_composition(
+        self, client: httpx.Client, digests: list[str]
+    ) -> None:
+        one, two, three = digests
+        split(client, {one: 1, two: 1})
+        reply = complete(client, model=f"{NAME}+{NAME}@stable", user="a")
+        first, second = reply.headers["x-prefix-version"].split(",")
+        assert (first, second in (one, two)) == (three, True)
+
+    def test_a_version_of_a_split_cannot_be_deleted(
+        self, client: httpx.Client, digests: list[str]
+    ) -> None:
+        split(client, {digests[0]: 1, digests[1]: 1})
+        for digest in digests[:2]:
+            reply = client.delete(f"/v1/prefixes/{NAME}/versions/{digest}")
+            assert (reply.status_code, error_of(reply)["code"]) == (409, "in_use")
+
+    def test_a_split_that_was_moved_meanwhile_is_refused(
+        self, client: httpx.Client, digests: list[str]
+    ) -> None:
+        etag = move(client, digests[0]).headers["etag"]
+        weights = {digests[0]: 1, digests[1]: 1}
+        assert split(client, weights, **{"if-match": etag}).status_code == 200
+        assert split(client, weights, **{"if-match": etag}).status_code == 412
+
+    def test_unknown_versions_and_doubles_are_refused(
+        self, client: httpx.Client, digests: list[str]
+    ) -> None:
+        assert split(client, {digests[0]: 1, "0" * 64: 1}).status_code == 404
+        assert split(client, {digests[0]: 1, digests[0][:9]: 1}).status_code == 400
+        assert client.get(f"{URL}/stable").status_code == 404

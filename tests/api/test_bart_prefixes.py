@@ -9,6 +9,7 @@ import httpx
 import pytest
 import torch
 from safetensors.torch import load, save
+from sqlalchemy import null, update
 from typer.testing import CliRunner
 
 from app.cli import app as command_line
@@ -16,6 +17,7 @@ from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.metadata import render_metadata
 from app.prefix.prefix import KeyValues, Prefix
+from app.registry.schema import versions
 from tests.api.helpers import error_of, with_metadata
 from tests.server import RunningServer
 from tests.tiny import random_prefix
@@ -116,14 +118,33 @@ def test_every_module_changes_what_is_said(
     assert len(texts) == 3
 
 
-def test_a_file_that_is_lost_leaves_what_the_catalog_knows(
+def test_a_list_of_versions_reads_no_file(
     client: httpx.Client, bart_server: RunningServer, whole: Prefix
 ) -> None:
     bart_server.push(NAME, whole)
     [path] = (bart_server.root / "store").rglob(f"*{whole.digest}*")
     path.unlink()
     [listed] = client.get(f"{URL}/versions").json()["data"]
+    assert listed["lengths"] == {"decoder": 4, "encoder": 7, "cross": 2}
+
+
+def test_a_version_of_an_earlier_release_has_its_lengths_read_from_its_file(
+    client: httpx.Client, bart_server: RunningServer, whole: Prefix
+) -> None:
+    bart_server.push(NAME, whole)
+    with bart_server.services.registry.transaction() as (connection, _):
+        this = versions.c.digest == whole.digest
+        connection.execute(update(versions).where(this).values(lengths=null()))
+    [listed] = client.get(f"{URL}/versions").json()["data"]
+    assert listed["lengths"] == {"decoder": 4, "encoder": 7, "cross": 2}
+    [path] = (bart_server.root / "store").rglob(f"*{whole.digest}*")
+    path.unlink()
+    [listed] = client.get(f"{URL}/versions").json()["data"]
     assert listed["lengths"] == {"decoder": 4}
+    bart_server.push(NAME, whole)  # which puts the file back and tells its lengths
+    path.unlink()
+    [listed] = client.get(f"{URL}/versions").json()["data"]
+    assert listed["lengths"] == {"decoder": 4, "encoder": 7, "cross": 2}
 
 
 def test_a_decoder_alone_has_no_other_lengths(server: RunningServer) -> None:
