@@ -135,7 +135,6 @@ def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
     app.add_middleware(BoundBodies, max_bytes=settings.max_body_kib * 1024)
     app.add_middleware(Gate, services=lambda: app.state.services)
     app.add_middleware(Audited, log=lambda: _audit_of(app))
-    app.add_middleware(Audited, log=lambda: _audit_of(app))
     app.add_middleware(Observe, metrics=lambda: _metrics_of(app))
     return app
 

@@ -9,12 +9,14 @@ import json
 import logging
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from app.errors import NotFound, PolyprefixError, Unprocessable
 
@@ -36,6 +38,19 @@ class StrictJSONResponse(JSONResponse):
         return json.dumps(
             content, ensure_ascii=False, allow_nan=False, separators=(",", ":")
         ).encode()
+
+
+class ErrorResponse(StrictJSONResponse):
+    """An error as a response; it leaves its code in the scope for whoever keeps records."""
+
+    def __init__(self, error: PolyprefixError, path: str, headers: Mapping[str, str]) -> None:
+        super().__init__(error_body(error, path), error.status, headers)
+        self._code = error.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        scope["error_code"] = self._code
+        await super().__call__(scope, receive, send)
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -66,7 +81,7 @@ def error_response(error: PolyprefixError, path: str) -> Response:
     headers = dict(error.headers)
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
-    return StrictJSONResponse(error_body(error, path), error.status, headers)
+    return ErrorResponse(error, path, headers)
 
 
 def internal_error(error: Exception, path: str) -> Response:

@@ -25,6 +25,9 @@ from app.engine.request import (
 )
 from app.engine.router import RequestStream
 from app.errors import InvalidRequest, PolyprefixError, RequestCancelled
+from app.tenancy.limiter import Reservation
+from app.tenancy.principal import Principal
+from app.tenancy.sums import Sums
 
 Result = TypeVar("Result")
 
@@ -45,6 +48,11 @@ class Job:
     def num_rows(self) -> int:
         """Rows that it takes in the engine: its results, or its beams."""
         return self.rows if self.sampling.beam is None else self.sampling.beam.num_beams
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that it can take: its prompt, and the new ones of all its rows."""
+        return len(self.prompt_ids) + self.num_rows * self.sampling.max_tokens
 
 
 @dataclass
@@ -86,15 +94,32 @@ class Generation:
 
     services: Services
     choice: Choice
-    tenant: str
+    principal: Principal
     jobs: Sequence[Job]
     timeout: float | None
     whole: bool = False
     timings: Timings = field(default_factory=Timings)
     _streams: list[RequestStream] = field(default_factory=list)
+    _spent: Sums = field(default_factory=lambda: Sums(requests=1))
+    _num_ended: int = 0
+    _reservation: Reservation = field(default_factory=Reservation)
 
-    def start(self) -> None:
-        """Submit every job; raises what the engine refuses, and then nothing runs."""
+    @property
+    def tenant(self) -> str:
+        """Whose request it is."""
+        return self.principal.tenant
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The reply's headers that are known once it has started."""
+        return {**self.choice.headers, **self._reservation.headers}
+
+    async def start(self) -> None:
+        """Reserve and submit every job; raises RateLimited, or what the engine refuses.
+
+        After an error nothing runs. What was not used of the reservation comes free when the last
+        job has ended, whether anybody still reads or not.
+        """
         limit = self.services.limits.max_request_rows
         rows = sum(job.num_rows for job in self.jobs)
         if rows > limit:
@@ -104,12 +129,23 @@ class Generation:
                 "at once",
                 param="num_beams" if beams else "n",
             )
+        self._reservation = await self.services.limiter.reserve(
+            self.tenant,
+            self.principal.limits,
+            tokens=sum(job.most_tokens for job in self.jobs),
+            rows=rows,
+        )
         longest = self.services.limits.request_timeout
         deadline = time.monotonic() + min(self.timeout or longest, longest)
         try:
             for job in self.jobs:
-                self._streams.append(self.services.engine.submit(self._request(job, deadline)))
+                stream = self.services.engine.submit(self._request(job, deadline))
+                stream.when_ended(self._end)
+                self._streams.append(stream)
         except PolyprefixError:
+            self._spent.failed = 1
+            if not self._streams:
+                self._reservation.release()
             self.close()
             raise
 
@@ -120,9 +156,7 @@ class Generation:
             for _, event in batch:
                 if isinstance(event, RequestFailed):
                     raise event.error
-                if isinstance(event, RequestFinished):
-                    open_jobs -= 1
-                    self._note(event)
+                open_jobs -= isinstance(event, RequestFinished)
             yield batch
             if open_jobs == 0:
                 return
@@ -132,6 +166,27 @@ class Generation:
         for stream in self._streams:
             stream.cancel()
         self.choice.release()
+
+    def _end(self, event: RequestFinished | RequestFailed) -> None:
+        """One job has ended, whether anybody still reads or not; with the last one all is known."""
+        self._spent.tokens_in += event.work.prompt_tokens
+        self._spent.tokens_out += event.work.new_tokens
+        if isinstance(event, RequestFailed):
+            self._spent.failed = 1
+        else:
+            self._note(event)
+        self._num_ended += 1
+        if self._num_ended == len(self._streams):
+            self._settle()
+
+    def _settle(self) -> None:
+        """What the request has cost is final: it is noted, once."""
+        spent, timings = self._spent, self.timings
+        self._reservation.settle(spent.tokens_in + spent.tokens_out)
+        if not spent.failed:
+            spent.first_token_ms = round(1000 * timings.time_to_first_token)
+            spent.total_ms = round(1000 * timings.total_time)
+        self.services.usage.add(self.tenant, self.choice.names, self.choice.digests, spent)
 
     def _note(self, event: RequestFinished) -> None:
         self.timings.add(event)

@@ -28,10 +28,13 @@ def make_cursor(key: str | int) -> str:
     return base64.urlsafe_b64encode(str(key).encode()).decode().rstrip("=")
 
 
-def read_cursor(cursor: str) -> str:
-    """The key that a cursor was made of; InvalidRequest if it was not made here."""
+def read_cursor(cursor: str, *, longest: int = _MAX_CURSOR) -> str:
+    """The key that a cursor was made of; InvalidRequest if it was not made here.
+
+    A cursor has at most `longest` characters.
+    """
     refused = InvalidRequest("the cursor is not one that a list has given", param="cursor")
-    if len(cursor) > _MAX_CURSOR:
+    if len(cursor) > longest:
         raise refused
     try:
         key = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")

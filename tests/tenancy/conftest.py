@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from app.registry.catalog import Catalog, migrate
+from tests.postgres_server import PostgresServer, postgres_server
 from tests.redis_server import RedisServer, redis_server
 from tests.tenancy.house import House, open_house
 
@@ -31,3 +33,28 @@ def house(tmp_path: Path) -> Iterator[House]:
     house.accounts.create("acme")
     yield house
     house.catalog.close()
+
+
+@pytest.fixture(scope="session")
+def _postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new catalog's URL, of each kind of database."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/catalog.sqlite"
+    else:
+        url = request.getfixturevalue("_postgres").make_database()
+    migrate(url)
+    return url
+
+
+@pytest.fixture
+def any_catalog(catalog_url: str) -> Iterator[Catalog]:
+    """A fresh catalog, in each kind of database."""
+    catalog = Catalog(catalog_url)
+    yield catalog
+    catalog.close()

@@ -1,0 +1,66 @@
+"""A process that keeps books until it is killed: what it has counted and changed goes to stdout.
+
+Usage: book_driver URL usage|audit. A line is written after each act that it counts as done.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+from sqlalchemy import insert
+
+from app.registry.catalog import Catalog
+from app.registry.schema import tenants
+from app.tenancy.audit_call import LocalCall, calling
+from app.tenancy.books import WRITE_S, Books
+from app.tenancy.sums import Sums
+
+
+def main() -> None:
+    url, what = sys.argv[1:]
+    catalog = Catalog(url)
+    books = Books(catalog, "victim", usage_days=400)
+    say("ready")
+    if what == "usage":
+        count_usage(books)
+    change_things(catalog)
+
+
+def say(line: str) -> None:
+    """One line, at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def count_usage(books: Books) -> None:
+    """Count a request every millisecond, write as the server does; say what was counted when."""
+
+    def writing() -> None:
+        while True:
+            books.write()
+            time.sleep(WRITE_S)
+
+    threading.Thread(target=writing, daemon=True).start()
+    counted = 0
+    while True:
+        books.usage.add("acme", ["e2e"], ["aa"], Sums(1, 0, 2, 3, 4, 5))
+        counted += 1
+        say(f"{counted} {time.monotonic()}")
+        time.sleep(0.001)
+
+
+def change_things(catalog: Catalog) -> None:
+    """Make tenants, each as a call of its own."""
+    number = 0
+    while True:
+        name = f"{time.time_ns()}-{number}"
+        with calling(LocalCall("tenant create")), catalog.write() as (connection, _):
+            connection.execute(insert(tenants).values(id=name, owner=name, created_at=0))
+        say(name)
+        number += 1
+
+
+if __name__ == "__main__":
+    main()
