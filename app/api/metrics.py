@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from app.engine.engine import Engine
 from app.prefix.tiers import PrefixTiers
+from app.tenancy.limiter import Limiter
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -17,9 +18,10 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 class Metrics:
     """The metrics of one app; `render` gives the text that Prometheus scrapes."""
 
-    def __init__(self, engine: Engine, tiers: PrefixTiers) -> None:
+    def __init__(self, engine: Engine, tiers: PrefixTiers, limiter: Limiter) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(engine, tiers))
+        self._registry.register(_LimiterCollector(limiter))
         self.http_requests = Counter(
             "polyprefix_http_requests",
             "HTTP requests by route template, method and status",
@@ -49,6 +51,26 @@ class Metrics:
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self._registry)
+
+
+class _LimiterCollector(Collector):
+    """Says whether limits are shared as they should be."""
+
+    def __init__(self, limiter: Limiter) -> None:
+        self._limiter = limiter
+
+    def collect(self) -> Iterable[Metric]:
+        """One gauge and one counter."""
+        yield GaugeMetricFamily(
+            "polyprefix_limiter_degraded",
+            "1 while Redis fails and each replica applies the limits by itself",
+            value=float(self._limiter.is_degraded),
+        )
+        yield CounterMetricFamily(
+            "polyprefix_limiter_faults",
+            "Calls of Redis and attempts to reach it that failed",
+            value=float(self._limiter.faults),
+        )
 
 
 class _EngineCollector(Collector):
