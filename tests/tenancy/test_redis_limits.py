@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,25 +123,49 @@ def test_what_a_request_did_not_use_is_given_back(shared_redis: RedisServer) -> 
     asyncio.run(main())
 
 
+REPLICA = """
+import asyncio, sys
+from app.tenancy.limits import TenantLimits
+from app.tenancy.redis_limits import RedisLimits
+from app.tenancy.standing import Cost
+
+async def main():
+    one = RedisLimits(sys.argv[1], timeout=1, probe_seconds=0.05, lease_seconds=0.6)
+    await one.start()
+    _, standing = await one.take("acme", TenantLimits(max_rows=2), Cost(0, 1))
+    print(standing.granted, flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
 def test_a_killed_replicas_rows_come_free_and_a_living_ones_stay(
     shared_redis: RedisServer,
 ) -> None:
     limits = TenantLimits(max_rows=2)
 
-    async def main() -> None:
+    async def main(killed: subprocess.Popen[str]) -> None:
         options = {"lease_seconds": 0.6, "probe_seconds": 0.05}
-        async with replicas(shared_redis, 2, **options) as [one, two]:
+        async with replicas(shared_redis, **options) as [one]:
             await takes(one, limits, Cost(0, 1))
-            await takes(two, limits, Cost(0, 1))
-            one._watcher.cancel()  # as a killed process: it renews nothing and gives nothing back
-            assert not (await takes(two, limits, Cost(0, 1)))[1].granted
+            assert killed.stdout.readline() == "True\n"
             await asyncio.sleep(1.5)
-            _, standing = await takes(two, limits, Cost(0, 1))
+            # both live, and renew what they hold
+            assert not (await takes(one, limits, Cost(0, 1)))[1].granted
+            killed.kill()
+            await until(lambda: rows_of(shared_redis) == 1, 5)
+            _, standing = await takes(one, limits, Cost(0, 1))
             assert standing.granted
-            assert standing.rows == 2
-            assert not (await takes(two, limits, Cost(0, 1)))[1].granted
+            assert not (await takes(one, limits, Cost(0, 1)))[1].granted
 
-    asyncio.run(main())
+    command = [sys.executable, "-c", REPLICA, shared_redis.url]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as killed:
+        try:
+            asyncio.run(main(killed))
+        finally:
+            killed.kill()
 
 
 def test_flushall_loses_nothing_but_counts(shared_redis: RedisServer) -> None:
