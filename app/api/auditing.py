@@ -29,7 +29,7 @@ UNRECORDED = frozenset(
         "compat_generate",
         "tokenize",
         "detokenize",
-        "evaluate_prefix",
+        "evaluate_version",
         "compare_versions",
     }
 )
