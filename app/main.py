@@ -21,6 +21,7 @@ from app.api import (
     description,
     evaluate,
     from_text,
+    gates,
     generate,
     health,
     models,
@@ -80,6 +81,7 @@ _ROUTERS = (
     description,
     evaluate,
     compare,
+    gates,
     from_text,
 )
 _POLL_S = 0.45

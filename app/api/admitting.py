@@ -9,18 +9,25 @@ from __future__ import annotations
 import asyncio
 import secrets
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fastapi import Response
+from starlette.types import Receive
 
 from app.api.errors import StrictJSONResponse
+from app.api.gating import gate_score, past_gate
+from app.api.generation import unless_gone
+from app.api.judging import Borrowed
 from app.api.prefix_objects import version_object
 from app.api.services import Services
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
 from app.errors import GenerationFault, InvalidPrefix, PolyprefixError
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
-from app.registry.records import Version, VersionInfo
+from app.registry.gates import Gate
+from app.registry.records import Quota, Version, VersionInfo
+from app.tenancy.principal import Principal
 
 
 @dataclass(frozen=True)
@@ -43,15 +50,38 @@ class Admitted:
 
 
 async def admit(
-    services: Services, tenant: str, name: str, path: Path, alias: str | None
+    services: Services,
+    principal: Principal,
+    name: str,
+    path: Path,
+    alias: str | None,
+    receive: Receive,
 ) -> Admitted:
     """Make the file at `path` a version of `name`, and point `alias` at it if one is given.
 
-    Raises what the file's checks raise, and InvalidPrefix if the model cannot compute with it.
+    Raises what the file's checks raise, InvalidPrefix if the model cannot compute with it,
+    QuotaExceeded, and GateNotPassed if the alias demands more of it. Nothing is scored any more
+    once the client, which `receive` listens to, has gone away.
     """
+    tenant = principal.tenant
     prefix = await asyncio.to_thread(_decode, services, path)
-    await _probe(services, prefix.to(services.model.device, services.model.dtype), tenant)
-    version, created = await asyncio.to_thread(_commit, services, tenant, name, prefix, path, alias)
+    on_device = prefix.to(services.model.device, services.model.dtype)
+    await _probe(services, on_device, tenant)
+    commit = partial(
+        services.registry.add_version,
+        tenant,
+        name,
+        _info(prefix),
+        path,
+        alias=alias,
+        quota=Quota(principal.limits.max_prefixes, principal.limits.max_bytes),
+    )
+    unborn = Borrowed(name, digests=[prefix.digest], names=[name], kept=(on_device,))
+
+    async def score(_: str, gate: Gate) -> float:
+        return await gate_score(services, principal, unborn, gate)
+
+    version, created = await unless_gone(receive, past_gate(commit, score))
     return Admitted(version, prefix, created)
 
 
@@ -85,11 +115,9 @@ def _refusal(error: PolyprefixError) -> PolyprefixError:
     return error
 
 
-def _commit(
-    services: Services, tenant: str, name: str, prefix: Prefix, path: Path, alias: str | None
-) -> tuple[Version, bool]:
+def _info(prefix: Prefix) -> VersionInfo:
     metadata = prefix.metadata
-    info = VersionInfo(
+    return VersionInfo(
         digest=prefix.digest,
         length=prefix.length,
         position_offset=metadata.position_offset,
@@ -100,5 +128,5 @@ def _commit(
         input_template=metadata.input_template,
         decoding=metadata.decoding,
         provenance=metadata.provenance,
+        lengths={name: part.length for name, part in prefix.modules.items()},
     )
-    return services.registry.add_version(tenant, name, info, path, alias=alias)

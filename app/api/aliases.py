@@ -9,13 +9,16 @@ import asyncio
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 
-from app.api.auth import TenantDep, requires
+from app.api.auth import PrincipalDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
+from app.api.gating import past_gate, version_score
+from app.api.generation import unless_gone
 from app.api.prefix_objects import alias_object, change_object
 from app.api.schemas import AliasBody
 from app.api.services import ServicesDep
+from app.registry.gates import Gate
 from app.registry.records import Alias
 from app.tenancy.principal import Scope
 
@@ -36,13 +39,15 @@ async def set_alias(
     name: str,
     alias: str,
     body: AliasBody,
+    request: Request,
     services: ServicesDep,
-    tenant: TenantDep,
+    principal: PrincipalDep,
     if_match: IfMatch = None,
 ) -> Response:
     """Point an alias at a version, or split it; with `If-Match` only if nobody moved it meanwhile.
 
-    A `user` of requests stays with one version of a split; without one they are drawn.
+    A `user` of requests stays with one version of a split; without one they are drawn. Versions
+    that an alias with a gate does not serve yet are scored first.
     """
     book = services.registry.aliases
     change = (
@@ -50,7 +55,12 @@ async def set_alias(
         if body.version
         else partial(book.split, split=body.split or {})
     )
-    moved = await asyncio.to_thread(change, tenant, name, alias, if_match=if_match)
+    write = partial(change, principal.tenant, name, alias, if_match=if_match)
+
+    async def score(digest: str, gate: Gate) -> float:
+        return await version_score(services, principal, name, digest, gate)
+
+    moved = await unless_gone(request.receive, past_gate(write, score))
     return _reply(name, moved)
 
 

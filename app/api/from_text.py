@@ -54,7 +54,7 @@ async def make_from_text(
     with services.registry.stage() as staged:
         content = await asyncio.to_thread(encode, prefix)
         await asyncio.to_thread(staged.write, content)
-        admitted = await admit(services, principal, name, staged.path, body.alias)
+        admitted = await admit(services, principal, name, staged.path, body.alias, request.receive)
     return admitted.reply
 
 

@@ -50,7 +50,7 @@ async def upload_version(
     _check_type(request)
     with services.registry.stage() as staged:
         await _receive(request, staged, _limit(services))
-        admitted = await admit(services, principal, name, staged.path, x_alias)
+        admitted = await admit(services, principal, name, staged.path, x_alias, request.receive)
     return admitted.reply
 
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 
 from app.errors import InvalidRequest
 from app.prefix.reference import check_alias, check_name
-from app.registry import aliases, scope, versions
+from app.registry import aliases, gates, scope, versions
+from app.registry.gates import NO_SCORES, Scores
 from app.registry.records import Alias, AliasChange
 from app.registry.splits import check_split
 from app.registry.transactions import Transactions
@@ -28,11 +29,19 @@ class AliasBook:
             return aliases.get(connection, scope.get_prefix_id(connection, tenant, name), alias)
 
     def set(
-        self, tenant: str, name: str, alias: str, digest: str, *, if_match: str | None = None
+        self,
+        tenant: str,
+        name: str,
+        alias: str,
+        digest: str,
+        *,
+        if_match: str | None = None,
+        scores: Scores = NO_SCORES,
     ) -> Alias:
         """Points an alias at a version, named by its digest or a unique start of it.
 
         `if_match` lists etags, or is `*`: PreconditionFailed unless the alias is in that state.
+        `scores` are those by the alias's gate, if it has one: GateNotPassed, Unscored.
         InvalidRequest if the alias breaks the rules; PrefixNotFound.
         """
         _check_names(name, alias)
@@ -40,6 +49,7 @@ class AliasBook:
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             aliases.check_match(connection, prefix_id, alias, if_match)
             row = versions.get_row(connection, tenant, name, digest)
+            gates.check(connection, prefix_id, alias, [row.digest], scores)
             now = self._transactions.now()
             aliases.move(connection, epoch, row, alias, reason="set", now=now)
             return aliases.get(connection, prefix_id, alias)
@@ -52,6 +62,7 @@ class AliasBook:
         split: Mapping[str, int],
         *,
         if_match: str | None = None,
+        scores: Scores = NO_SCORES,
     ) -> Alias:
         """Splits an alias over versions, digests or unique starts of them, by integer weights.
 
@@ -69,6 +80,7 @@ class AliasBook:
             }
             if len(weights) < len(split):
                 raise InvalidRequest("the split names a version twice", param="split")
+            gates.check(connection, prefix_id, alias, weights, scores)
             now = self._transactions.now()
             aliases.split(connection, epoch, prefix_id, alias, weights, reason="set", now=now)
             return aliases.get(connection, prefix_id, alias)
@@ -76,6 +88,7 @@ class AliasBook:
     def rollback(self, tenant: str, name: str, alias: str, *, if_match: str | None = None) -> Alias:
         """Points an alias at where it pointed before, a split too; again, further back.
 
+        At once, whatever its gate says: it has served this before, and what it serves now is bad.
         Conflict if nothing before that is left; PreconditionFailed, PrefixNotFound, NotFound.
         """
         _check_names(name, alias)

@@ -146,6 +146,12 @@ def splitting_to(connection: Connection, version_id: int) -> list[str]:
     return sorted(connection.scalars(query))
 
 
+def served_by(connection: Connection, prefix_id: int, alias: str) -> Collection[str]:
+    """Digests of the versions that the alias stands for; none if there is no such alias."""
+    row = find_alias(connection, prefix_id, alias)
+    return () if row is None else tuple(_weights(connection, row))
+
+
 def forget_digest(connection: Connection, prefix_id: int, digest: str) -> None:
     """Takes a version that is about to go, and splits with it, out of reach of rollbacks."""
     mine = (alias_history.c.prefix_id == prefix_id) & alias_history.c.undoable

@@ -17,13 +17,15 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection
 
-from app.errors import InUse, PolyprefixError, Unavailable
+from app.errors import Conflict, InUse, PolyprefixError, Unavailable
 from app.prefix.reference import PrefixReference, check_alias, check_name
-from app.registry import aliases, contents, garbage, listing, quotas, scope, versions
+from app.registry import aliases, contents, garbage, gates, listing, quotas, scope, versions
 from app.registry.alias_book import AliasBook
 from app.registry.catalog import Catalog
 from app.registry.changes import ChangeKind, note
 from app.registry.feed import ChangeFeed
+from app.registry.gate_book import GateBook
+from app.registry.gates import NO_SCORES, Scores, Unscored
 from app.registry.objects import ObjectStore, StagedFile
 from app.registry.publications import Publications
 from app.registry.records import (
@@ -48,7 +50,8 @@ class Registry:
 
     Besides the errors that each method names, any may raise Unavailable (the catalog is busy) and
     the writing ones InsufficientStorage; then nothing has changed. `aliases` moves names,
-    `publications` shares prefixes with other tenants.
+    `publications` shares prefixes with other tenants, `gates` says which versions
+    aliases refuse.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Registry:
         self._transactions = Transactions(catalog, self.feed, clock)
         self.aliases = AliasBook(self._transactions)
         self.publications = Publications(self._transactions)
+        self.gates = GateBook(self._transactions)
 
     def close(self) -> None:
         """Closes the catalog's connections."""
@@ -102,17 +106,22 @@ class Registry:
         *,
         alias: str | None = None,
         quota: Quota = _NO_QUOTA,
+        scores: Scores = NO_SCORES,
     ) -> tuple[Version, bool]:
         """Makes a staged, validated file a version of the prefix, and whether it is a new one.
 
         `latest` and, if given, `alias` move to it, also if they were split. The same content again
         is the same version, whose file is put back if it is missing, cut short or altered.
-        InvalidRequest if the name or the alias breaks the rules; QuotaExceeded.
+        InvalidRequest if the name or the alias breaks the rules; QuotaExceeded; GateNotPassed or
+        Unscored if the alias has a gate and `scores` do not pass it.
         """
         check_name(name)
         if alias is not None:
             check_alias(alias)
         info.check()
+        with self.catalog.read() as connection:
+            prefix_id = scope.find_prefix_id(connection, tenant, name)
+            self._check_gate(connection, prefix_id, alias, info.digest, scores)
         owner, replaced = contents.put(self.catalog, self.objects, tenant, name, info, staged)
         now = self._transactions.now()
         with self._transactions.changing(tenant, name) as (connection, epoch):
@@ -131,9 +140,30 @@ class Registry:
                 replaced=replaced,
             )
             quotas.check(connection, tenant, quota, before)
+            self._check_gate(connection, row.prefix_id, alias, info.digest, scores, late=True)
             for moved in (LATEST,) if alias is None else (LATEST, alias):
                 aliases.move(connection, epoch, row, moved, reason="upload", now=now)
             return versions.to_version(row), created
+
+    def _check_gate(
+        self,
+        connection: Connection,
+        prefix_id: int | None,
+        alias: str | None,
+        digest: str,
+        scores: Scores,
+        *,
+        late: bool = False,
+    ) -> None:
+        """As `gates.check`; Conflict if it is too late for more scores: the file is put away."""
+        if prefix_id is None or alias is None:
+            return
+        try:
+            gates.check(connection, prefix_id, alias, [digest], scores)
+        except Unscored as error:
+            if not late:
+                raise
+            raise Conflict("the alias's gate was changed meanwhile; send it again") from error
 
     # Reading
 

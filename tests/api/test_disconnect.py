@@ -41,13 +41,13 @@ def engine(server: RunningServer) -> Iterator[Engine]:
     until_idle(server)
 
 
-def send(server: RunningServer, route: str, body: Json) -> socket.socket:
+def send(server: RunningServer, route: str, body: Json, method: str = "POST") -> socket.socket:
     """A request on a connection of its own, whose answer nobody has read yet."""
     url = httpx.URL(server.url)
     connection = socket.create_connection((url.host, url.port))
     content = json.dumps(body).encode()
     head = (
-        f"POST {route} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
+        f"{method} {route} HTTP/1.1\r\nhost: test\r\ncontent-type: application/json\r\n"
         f"content-length: {len(content)}\r\n\r\n"
     )
     connection.sendall(head.encode() + content)

@@ -1,0 +1,70 @@
+"""`/v1/prefixes/{name}/aliases/{alias}/gate`: what a version must score before the alias moves.
+
+Whoever then points the alias at a version that it does not serve yet, by itself, in a split or
+with an upload, is refused if that scores less: nothing moves. A rollback is never refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from app.api.auth import TenantDep, requires
+from app.api.errors import StrictJSONResponse
+from app.api.evaluation_schemas import GateBody
+from app.api.services import ServicesDep
+from app.errors import InvalidRequest
+from app.registry.gates import Gate
+from app.tenancy.principal import Scope
+
+router = APIRouter(prefix="/v1/prefixes/{name}/aliases/{alias}/gate")
+
+_MAX_CHARACTERS = 1 << 18
+"""Of all examples of one gate: they are kept in the catalog."""
+
+
+@router.get("", dependencies=requires(Scope.PREFIXES_READ))
+async def get_gate(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
+    """The alias's gate with its examples."""
+    found = await asyncio.to_thread(services.registry.gates.get, tenant, name, alias)
+    return StrictJSONResponse(_object(name, alias, found))
+
+
+@router.put("", dependencies=requires(Scope.PREFIXES_WRITE))
+async def set_gate(
+    name: str, alias: str, body: GateBody, services: ServicesDep, tenant: TenantDep
+) -> Response:
+    """Give the alias a gate, or another one; where it points now stays as it is."""
+    examples = [{"input": one.input, "output": list(one.references)} for one in body.examples]
+    size = sum(len(one.input) + sum(map(len, one.references)) for one in body.examples)
+    if size > _MAX_CHARACTERS:
+        raise InvalidRequest(
+            f"the examples have {size} characters; a gate takes {_MAX_CHARACTERS}",
+            param="examples",
+        )
+    gate = Gate(metric=body.metric, min_score=body.min_score, examples=examples)
+    made = await asyncio.to_thread(services.registry.gates.set, tenant, name, alias, gate)
+    return StrictJSONResponse(_object(name, alias, made))
+
+
+@router.delete("", dependencies=requires(Scope.PREFIXES_WRITE))
+async def remove_gate(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
+    """Take the alias's gate away."""
+    await asyncio.to_thread(services.registry.gates.remove, tenant, name, alias)
+    return StrictJSONResponse(
+        {"object": "prefix.alias.gate", "name": name, "alias": alias, "deleted": True}
+    )
+
+
+def _object(name: str, alias: str, gate: Gate) -> dict[str, Any]:
+    return {
+        "object": "prefix.alias.gate",
+        "name": name,
+        "alias": alias,
+        "metric": gate.metric,
+        "min_score": gate.min_score,
+        "examples": [dict(example) for example in gate.examples],
+        "updated_at": gate.updated_at,
+    }

@@ -1,0 +1,217 @@
+"""Gates: what lacks a score or scores too low moves no alias, whoever moves it and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from app.errors import Conflict, GateNotPassed, InvalidRequest, NotFound, PrefixNotFound
+from app.registry import gates
+from app.registry.gates import Gate, Scores, Unscored
+from app.registry.records import Version
+from app.registry.registry import Registry
+from tests.registry.conftest import Upload
+
+EXAMPLES = [{"input": "a", "output": ["b", "c"]}]
+GATE = Gate(metric="bleu", min_score=20.0, examples=EXAMPLES)
+
+
+@pytest.fixture
+def versions(registry: Registry, upload: Upload) -> list[Version]:
+    """Three versions of `e2e`, the first of them `stable`, which has a gate."""
+    made = [upload("e2e", data)[0] for data in (b"one", b"two", b"three")]
+    registry.aliases.set("demo", "e2e", "stable", made[0].digest)
+    registry.gates.set("demo", "e2e", "stable", GATE)
+    return made
+
+
+def scored(version: Version, score: float, gate: Gate = GATE) -> Scores:
+    return {(gate.measure, version.digest): score}
+
+
+def stable(registry: Registry) -> object:
+    found = registry.aliases.get("demo", "e2e", "stable")
+    return found.split or found.digest
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_gate_is_what_was_set(registry: Registry) -> None:
+    found = registry.gates.get("demo", "e2e", "stable")
+    assert (found.metric, found.min_score, found.examples) == ("bleu", 20.0, EXAMPLES)
+    assert found.measure == GATE.measure
+    registry.gates.set("demo", "e2e", "stable", Gate(metric="loss", min_score=1, examples=[]))
+    assert registry.gates.get("demo", "e2e", "stable").metric == "loss"
+
+
+@pytest.mark.parametrize("score", [20.0, 99.0])
+def test_a_version_that_scores_enough_passes(
+    registry: Registry, versions: list[Version], score: float
+) -> None:
+    moved = registry.aliases.set(
+        "demo", "e2e", "stable", versions[1].digest, scores=scored(versions[1], score)
+    )
+    assert moved.digest == versions[1].digest
+
+
+def test_a_version_that_scores_less_is_refused_with_score_and_bound(
+    registry: Registry, versions: list[Version]
+) -> None:
+    with pytest.raises(GateNotPassed, match=r"scores 19\.5 by bleu; .* takes 20 or more"):
+        registry.aliases.set(
+            "demo", "e2e", "stable", versions[1].digest, scores=scored(versions[1], 19.5)
+        )
+    assert stable(registry) == versions[0].digest
+
+
+def test_a_score_that_is_no_number_passes_nothing(
+    registry: Registry, versions: list[Version]
+) -> None:
+    with pytest.raises(GateNotPassed):
+        registry.aliases.set(
+            "demo", "e2e", "stable", versions[1].digest, scores=scored(versions[1], float("nan"))
+        )
+
+
+def test_without_a_score_the_write_says_what_is_missing(
+    registry: Registry, versions: list[Version]
+) -> None:
+    with pytest.raises(Unscored) as caught:
+        registry.aliases.set("demo", "e2e", "stable", versions[1].digest[:10])
+    assert caught.value.digests == (versions[1].digest,)
+    assert caught.value.gate.measure == GATE.measure
+    assert stable(registry) == versions[0].digest
+
+
+@pytest.mark.parametrize("other", ["version", "metric", "examples"])
+def test_the_score_of_something_else_does_not_count(
+    registry: Registry, versions: list[Version], other: str
+) -> None:
+    known = {
+        "version": scored(versions[2], 99),
+        "metric": scored(versions[1], 99, Gate(metric="loss", min_score=0, examples=EXAMPLES)),
+        "examples": scored(versions[1], 99, Gate(metric="bleu", min_score=20, examples=[])),
+    }[other]
+    with pytest.raises(Unscored):
+        registry.aliases.set("demo", "e2e", "stable", versions[1].digest, scores=known)
+
+
+def test_a_bound_that_is_raised_meanwhile_counts(
+    registry: Registry, versions: list[Version]
+) -> None:
+    """The score stays true, since only what must be reached has changed."""
+    scores = scored(versions[1], 25)
+    raised = Gate(metric="bleu", min_score=30, examples=EXAMPLES)
+    registry.gates.set("demo", "e2e", "stable", raised)
+    with pytest.raises(GateNotPassed, match="takes 30 or more"):
+        registry.aliases.set("demo", "e2e", "stable", versions[1].digest, scores=scores)
+
+
+def test_a_split_needs_a_score_of_every_version_that_is_new(
+    registry: Registry, versions: list[Version]
+) -> None:
+    split = {versions[0].digest: 90, versions[1].digest: 10}
+    with pytest.raises(Unscored) as caught:
+        registry.aliases.split("demo", "e2e", "stable", split)
+    assert caught.value.digests == (versions[1].digest,)
+    with pytest.raises(GateNotPassed):
+        registry.aliases.split("demo", "e2e", "stable", split, scores=scored(versions[1], 1))
+    assert stable(registry) == versions[0].digest
+    registry.aliases.split("demo", "e2e", "stable", split, scores=scored(versions[1], 50))
+    assert stable(registry) == split
+    halves = {versions[0].digest: 50, versions[1].digest: 50}
+    registry.aliases.split("demo", "e2e", "stable", halves)
+    registry.aliases.set("demo", "e2e", "stable", versions[1].digest)
+    assert stable(registry) == versions[1].digest
+
+
+def test_what_the_alias_serves_already_needs_no_score(
+    registry: Registry, versions: list[Version]
+) -> None:
+    assert registry.aliases.set("demo", "e2e", "stable", versions[0].digest)
+
+
+def test_a_rollback_is_never_refused(registry: Registry, versions: list[Version]) -> None:
+    registry.aliases.set(
+        "demo", "e2e", "stable", versions[1].digest, scores=scored(versions[1], 50)
+    )
+    assert registry.aliases.rollback("demo", "e2e", "stable").digest == versions[0].digest
+
+
+def test_an_upload_that_scores_less_leaves_nothing(
+    registry: Registry, upload: Upload, versions: list[Version]
+) -> None:
+    with pytest.raises(Unscored):
+        upload("e2e", b"four", alias="stable")
+    page = registry.list_versions("demo", "e2e")
+    assert {found.digest for found in page.items} == {version.digest for version in versions}
+    assert registry.get_prefix("demo", "e2e").latest == versions[2].digest
+    version, created = upload("e2e", b"four")
+    assert created
+    assert registry.aliases.get("demo", "e2e", "latest").digest == version.digest
+
+
+def test_other_aliases_are_free(registry: Registry, versions: list[Version]) -> None:
+    registry.aliases.set("demo", "e2e", "canary", versions[1].digest)
+    registry.aliases.set("demo", "e2e", "latest", versions[0].digest)
+
+
+def test_a_gate_can_stand_before_its_alias(registry: Registry, versions: list[Version]) -> None:
+    registry.gates.set("demo", "e2e", "new", GATE)
+    with pytest.raises(Unscored):
+        registry.aliases.set("demo", "e2e", "new", versions[0].digest)
+    with pytest.raises(NotFound):
+        registry.aliases.get("demo", "e2e", "new")
+
+
+def test_without_its_gate_an_alias_is_free(registry: Registry, versions: list[Version]) -> None:
+    registry.gates.remove("demo", "e2e", "stable")
+    registry.aliases.set("demo", "e2e", "stable", versions[1].digest)
+    with pytest.raises(NotFound):
+        registry.gates.get("demo", "e2e", "stable")
+    with pytest.raises(NotFound):
+        registry.gates.remove("demo", "e2e", "stable")
+
+
+@pytest.mark.usefixtures("versions")
+def test_latest_takes_no_gate(registry: Registry) -> None:
+    with pytest.raises(InvalidRequest, match="latest"):
+        registry.gates.set("demo", "e2e", "latest", GATE)
+
+
+@pytest.mark.usefixtures("versions")
+def test_gates_go_with_their_prefix(registry: Registry, upload: Upload) -> None:
+    registry.delete_prefix("demo", "e2e")
+    upload("e2e", b"one")
+    with pytest.raises(NotFound):
+        registry.gates.get("demo", "e2e", "stable")
+
+
+@pytest.mark.usefixtures("versions")
+def test_the_number_of_gates_is_bounded(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "MAX_GATES", 2)
+    registry.gates.set("demo", "e2e", "other", GATE)
+    with pytest.raises(Conflict):
+        registry.gates.set("demo", "e2e", "third", GATE)
+    registry.gates.set("demo", "e2e", "other", GATE)
+
+
+CALLS: dict[str, Callable[[Registry, str, str], object]] = {
+    "get": lambda registry, tenant, name: registry.gates.get(tenant, name, "stable"),
+    "set": lambda registry, tenant, name: registry.gates.set(tenant, name, "stable", GATE),
+    "remove": lambda registry, tenant, name: registry.gates.remove(tenant, name, "stable"),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.usefixtures("versions")
+def test_anothers_prefix_does_not_exist(registry: Registry, call: str) -> None:
+    messages = []
+    for tenant, name in (("other", "e2e"), ("demo", "e3e")):
+        with pytest.raises(PrefixNotFound) as caught:
+            CALLS[call](registry, tenant, name)
+        messages.append(caught.value.message.replace(name, "…"))
+    assert messages[0] == messages[1]
+    assert registry.gates.get("demo", "e2e", "stable").metric == "bleu"
