@@ -85,6 +85,10 @@ class _EngineCollector(Collector):
         gauges = {
             "polyprefix_rows_running": ("Rows being computed", progress.running),
             "polyprefix_requests_waiting": ("Requests that have no rows yet", progress.waiting),
+            "polyprefix_tenants_waiting": (
+                "Tenants with requests that have no rows yet",
+                self._engine.num_waiting_tenants,
+            ),
             "polyprefix_kv_bytes": (
                 "Memory allocated for keys and values",
                 self._engine.kv_bytes,

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from app.engine.beaming import BeamRows
 from app.engine.memory import Holding
-from app.engine.request import GenerationRequest, RequestFinished, RowFinished, TokenScore
+from app.engine.request import (
+    Event,
+    GenerationRequest,
+    PromptScored,
+    RequestFinished,
+    RowFinished,
+    TokenScore,
+)
 from app.engine.row import Occupant, Row, Source
 from app.engine.transcript import Transcript
 from app.model.encoder_decoder import StartTokens
@@ -18,6 +26,8 @@ class ActiveRequest:
     """Times are those of `time.monotonic`.
 
     `rows` hold slots, whether they decode or others attend to them; `beams` are those that search.
+    `share` is the part of the engine that the request takes while it runs, in parts per million;
+    `charged` and `served` are what its tenant was charged for it and what it got, as costs.
     """
 
     request: GenerationRequest
@@ -30,6 +40,9 @@ class ActiveRequest:
     source: Source | None = None
     scores: list[TokenScore] = field(default_factory=list)
     num_rows: int = 0
+    share: int = 0
+    charged: float = 0.0
+    served: float = 0.0
     holdings: tuple[Holding, ...] = ()
 
     @property
@@ -39,6 +52,20 @@ class ActiveRequest:
         for holding in self.holdings:
             held.extend(holding.segments)
         return held if self.source is None else [*held, self.source]
+
+    @property
+    def deadline(self) -> float:
+        """When it must have ended."""
+        return math.inf if self.request.deadline is None else self.request.deadline
+
+    def note_first_token(self, now: float) -> list[Event]:
+        """Its first logits were finite, and what it wanted scored is complete."""
+        if self.first_token_at is not None:
+            return []
+        self.first_token_at = now
+        if self.source is not None:
+            self.source.proven = True
+        return [PromptScored(tuple(self.scores))] if self.scores else []
 
     def distrust(self) -> None:
         """The request has failed: what it depends on may hold NaN, wherever it moves from now."""
@@ -82,6 +109,12 @@ class ActiveRequest:
             time_to_first_token=None if first is None else first - self.submitted_at,
             total_time=now - self.submitted_at,
         )
+
+
+def first_room(row: Row) -> int:
+    """Columns for a new row: its prompt and some tokens, so that it does not move at once."""
+    needed = row.num_cached + row.num_prompt
+    return min(row.max_columns, needed + needed // 4 + 16)
 
 
 def row_finished(row: Row) -> RowFinished | None:

@@ -6,21 +6,29 @@ Knows nothing about the order in which they run.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from app.engine.config import EngineConfig
 from app.engine.memory import Memories
 from app.engine.request import GenerationRequest
 from app.engine.slots import SlotTable
-from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded
+from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded, TenantQueueFull
 from app.model.text import Text
 from app.prefix.spec import BaseModelSpec
 
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 
-@dataclass
-class _Waiting:
+
+@dataclass(frozen=True)
+class _Noted:
+    """The scheduler's figures after a step: `active` requests have rows, by tenant."""
+
     requests: int = 0
     rows: int = 0
+    tenants: int = 0
+    active: Mapping[str, int] = field(default_factory=dict)
 
 
 class Admission:
@@ -37,9 +45,10 @@ class Admission:
         self._config, self._spec, self._text = config, spec, text
         self._memories = Memories(table, sources)
         self._lock = threading.Lock()
-        self._open: dict[str, int] = {}
+        self._open: dict[str, GenerationRequest] = {}
+        self._num_open_of: Counter[str] = Counter()
         self._tokens = 0
-        self._noted = _Waiting()
+        self._noted = _Noted()
 
     @property
     def num_open(self) -> int:
@@ -56,12 +65,21 @@ class Admission:
         """Rows being computed, as of the last step."""
         return self._noted.rows
 
-    def note_waiting(self, requests: int, rows: int) -> None:
-        """The scheduler's view after a step."""
-        self._noted = _Waiting(requests, rows)
+    @property
+    def num_waiting_tenants(self) -> int:
+        """Tenants with such requests, as of the last step."""
+        return self._noted.tenants
+
+    def note_waiting(
+        self, requests: int, rows: int, tenants: int = 0, active: Mapping[str, int] | None = None
+    ) -> None:
+        """The scheduler's view after a step; `active` counts requests with rows by tenant."""
+        self._noted = _Noted(requests, rows, tenants, active or {})
 
     def check(self, request: GenerationRequest) -> None:
         """Raise InvalidRequest or ContextLengthExceeded for what could never run."""
+        if not MIN_WEIGHT <= request.weight <= MAX_WEIGHT:
+            raise InvalidRequest(f"a tenant's weight is from {MIN_WEIGHT} to {MAX_WEIGHT}")
         self._check_tokens(request)
         self._check_context(request)
         self._check_rows(request)
@@ -75,10 +93,12 @@ class Admission:
         self._memories.check(request)
 
     def enter(self, request: GenerationRequest) -> None:
-        """Count a request in; raises Overloaded when too many are open."""
+        """Count a request in; raises Overloaded when too many are open, TenantQueueFull when as
+        many of its tenant wait as may."""
         tokens = len(request.prompt_ids)
         limit = self._config.max_waiting + self._config.max_rows
         with self._lock:
+            self._check_queue_of(request)
             if len(self._open) >= limit:
                 raise Overloaded(f"the server's queue is full ({limit} requests)")
             if self._open and self._tokens + tokens > self._config.max_waiting_tokens:
@@ -87,13 +107,32 @@ class Admission:
                 )
             if request.id in self._open:
                 raise InvalidRequest(f"a request with id {request.id!r} is open already")
-            self._open[request.id] = tokens
+            self._open[request.id] = request
+            self._num_open_of[request.tenant] += 1
             self._tokens += tokens
 
     def leave(self, request_id: str) -> None:
         """Count a request out; unknown ids are ignored."""
         with self._lock:
-            self._tokens -= self._open.pop(request_id, 0)
+            request = self._open.pop(request_id, None)
+            if request is None:
+                return
+            self._tokens -= len(request.prompt_ids)
+            self._num_open_of[request.tenant] -= 1
+            if not self._num_open_of[request.tenant]:
+                del self._num_open_of[request.tenant]
+
+    def _check_queue_of(self, request: GenerationRequest) -> None:
+        """The tenant's own bound; while nobody waits, as many more may enter as rows are free."""
+        if request.queue_cap is None:
+            return
+        noted = self._noted
+        waiting = self._num_open_of[request.tenant] - noted.active.get(request.tenant, 0)
+        free = 0 if noted.requests else self._config.max_rows - noted.rows
+        if waiting >= request.queue_cap + free:
+            raise TenantQueueFull(
+                f"{request.queue_cap} requests of this tenant may wait, and {waiting} do"
+            )
 
     def _check_tokens(self, request: GenerationRequest) -> None:
         if not request.prompt_ids:
@@ -110,6 +149,8 @@ class Admission:
 
     def _check_rows(self, request: GenerationRequest) -> None:
         limit, beam = self._config.max_rows, request.sampling.beam
+        if request.row_cap is not None:
+            limit = min(limit, request.row_cap)
         if not 1 <= request.n <= limit:
             raise InvalidRequest(f"n must be from 1 to {limit}, not {request.n}", param="n")
         if beam is None:

@@ -115,6 +115,11 @@ class Engine:
         return pool, SlotTable(capacities, max_bytes // column_bytes)
 
     @property
+    def num_waiting_tenants(self) -> int:
+        """Tenants with requests that wait for rows, as of the last step."""
+        return self._admission.num_waiting_tenants
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of K/V memory that are allocated now."""
         sources = 0 if self.source_pool is None else self.source_pool.nbytes
@@ -217,7 +222,12 @@ class Engine:
             self.counters.prompt_tokens += plan.num_prefill_tokens
             self.counters.generated_tokens += len(outcome.sampled) + len(outcome.candidates)
         self._deliver(deliveries)
-        self._admission.note_waiting(self._scheduler.num_waiting, self._scheduler.num_rows)
+        self._admission.note_waiting(
+            self._scheduler.num_waiting,
+            self._scheduler.num_rows,
+            self._scheduler.num_waiting_tenants,
+            self._scheduler.num_active_of,
+        )
         if self._scheduler.idle:
             self._step_started = None
 

@@ -113,6 +113,13 @@ class Memories:
         """Whether all that the request may come to use is free now."""
         return all(memory.fits(request, slots) for memory, slots in self._needs(request))
 
+    def fraction(self, request: GenerationRequest) -> float:
+        """The part that the request needs at most, of the memory of which it needs most."""
+        return max(
+            memory.most(request, slots) / memory.table.max_columns
+            for memory, slots in self._needs(request)
+        )
+
     def check(self, request: GenerationRequest) -> None:
         """Raise InvalidRequest for what would not even fit alone."""
         for memory, slots in self._needs(request):

@@ -8,6 +8,8 @@ Knows nothing about rows; it is told numbers.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 _FORGETTING = 0.97
@@ -21,6 +23,28 @@ _FIRST_GUESS = np.array([5e-3, 2e-3, 1e-3])
 """Seconds per step, per decoding row and per prompt token before anything was measured."""
 _ENOUGH_STEPS = 4.0
 """Recent steps without prompt tokens from which their own fit is believed."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A step of rows that decode takes `step_s` seconds and `row_s` more for each of them."""
+
+    step_s: float
+    row_s: float
+    max_rows: int
+
+    @property
+    def tokens_per_s(self) -> float:
+        """New tokens per second of a full batch."""
+        return self.max_rows / max(1e-6, self.step_s + self.row_s * self.max_rows)
+
+    def worth(self, part: float) -> float:
+        """Throughput of a batch with this part of the rows, relative to a full one: with every
+        row a step takes longer, so the first ones are worth most."""
+        part = min(1.0, part)
+        full = self.step_s + self.row_s * self.max_rows
+        some = self.step_s + self.row_s * self.max_rows * part
+        return part * full / some if some > 0 else part
 
 
 class PrefillPace:
@@ -50,6 +74,11 @@ class PrefillPace:
         per_token = max(1e-6, self._all.solution()[2], self._recent_token)
         return int(min(room, max(_MIN_TOKENS, share * self._alone(num_decode) / per_token)))
 
+    def speed(self, max_rows: int) -> Speed:
+        """How fast rows decode, of which there are `max_rows` at most."""
+        per_step, per_row = self._fit.solution()[:2]
+        return Speed(float(per_step), float(per_row), max_rows)
+
     def encoder_seconds(self, num_decode: int, num_waiting: int) -> float:
         """What an encoder's pass may take of a step, by the same weighing; without rows all."""
         if num_decode == 0:
@@ -68,9 +97,13 @@ class PrefillPace:
 
     def _alone(self, num_decode: int) -> float:
         """Seconds of a step without prompt tokens."""
-        fit = self._quiet if self._quiet.num_steps >= _ENOUGH_STEPS else self._all
-        per_step, per_row = fit.solution()[:2]
+        per_step, per_row = self._fit.solution()[:2]
         return float(per_step + per_row * num_decode)
+
+    @property
+    def _fit(self) -> _LinearFit:
+        """What is believed of steps without prompt tokens."""
+        return self._quiet if self._quiet.num_steps >= _ENOUGH_STEPS else self._all
 
 
 class _LinearFit:

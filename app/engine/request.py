@@ -64,6 +64,10 @@ class GenerationRequest:
     With `whole` a row's text comes in one piece when the row has ended, which spares its reader a
     wake-up per token. With `echo` and `logprobs` the prompt's tokens are scored as well. Row `i` of
     the request draws its noise from (seed, i, position).
+
+    The last four are what the tenant may have: `weight` is its share beside other tenants (twice
+    the weight, twice the tokens), `row_cap` its rows at the same time, `queue_cap` its requests
+    that may wait; of those the one of the highest `priority` is next.
     """
 
     id: str
@@ -75,6 +79,10 @@ class GenerationRequest:
     echo: bool = False
     deadline: float | None = None
     whole: bool = False
+    weight: float = 1.0
+    priority: int = 0
+    row_cap: int | None = None
+    queue_cap: int | None = None
 
     @property
     def num_rows(self) -> int:

@@ -1,29 +1,28 @@
 """Which tokens are computed next: queues, budgets and verbs; no tensor, no clock of its own.
 
-A request waits until all its rows fit (rows, K/V memory); then its prompt is computed in chunks
+A request waits for its tenant's turn and until all its rows fit (rows, K/V memory); then its prompt
+is computed in chunks
 under the step's token budget, its rows decode one token a step, and each ends by itself. Rows are
 never preempted: their worst case is reserved when they are admitted.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections import Counter
 from collections.abc import Collection, Iterable
 
-from app.engine.active import ActiveRequest, row_finished
+from app.engine.active import ActiveRequest, first_room, row_finished
 from app.engine.config import EngineConfig
+from app.engine.fairness import FairQueue
 from app.engine.memory import Memories
 from app.engine.pacing import PrefillPace
 from app.engine.plan import Chunk, Outcome, Sampled, StepPlan
-from app.engine.request import (
-    Event,
-    GenerationRequest,
-    PromptScored,
-    RequestFailed,
-)
+from app.engine.request import Event, GenerationRequest, RequestFailed
 from app.engine.row import Occupant, Row, Source
 from app.engine.slots import SlotTable, slot_order
 from app.engine.sources import SourceQueue
+from app.engine.tenant import WHOLE
 from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError
 from app.model.encoder_decoder import StartTokens
 from app.model.text import Text
@@ -52,7 +51,8 @@ class Scheduler:
         self._memories = Memories(table, sources)
         self._sources = SourceQueue(config.max_step_tokens)
         self._pace = PrefillPace(config.prefill_share, config.max_step_tokens)
-        self._waiting: deque[ActiveRequest] = deque()
+        self._queue = FairQueue()
+        self._first_deadline = math.inf
         self._active: dict[str, ActiveRequest] = {}
         self._prefilling: list[Row] = []
         self.num_rows = 0
@@ -60,51 +60,62 @@ class Scheduler:
     @property
     def num_waiting(self) -> int:
         """Requests that have not been admitted yet."""
-        return len(self._waiting)
+        return len(self._queue.waiting)
+
+    @property
+    def num_waiting_tenants(self) -> int:
+        """Tenants with such requests."""
+        return self._queue.num_waiting_tenants
+
+    @property
+    def num_active_of(self) -> dict[str, int]:
+        """Requests that have been admitted, by tenant."""
+        return Counter(entry.request.tenant for entry in self._active.values())
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
-        return not self._waiting and not self._active
+        return not self._queue.waiting and not self._active
 
     @property
     def request_ids(self) -> list[str]:
         """Ids of all requests that have not ended."""
-        return [entry.request.id for entry in self._waiting] + list(self._active)
+        return [*self._queue.waiting, *self._active]
 
     def add(self, request: GenerationRequest, seed: int, now: float) -> None:
         """Queue a request; `seed` is its noise key."""
-        self._waiting.append(ActiveRequest(request, seed, now))
+        share = max(request.num_rows / self._config.max_rows, self._memories.fraction(request))
+        entry = ActiveRequest(request, seed, now, share=math.ceil(share * WHOLE))
+        self._queue.add(entry, now)
+        self._first_deadline = min(self._first_deadline, entry.deadline)
 
     def cancel(self, request_id: str) -> bool:
         """Forget a request and free its rows; False if there is none (it may have ended)."""
         if request_id in self._active:
             self._end(self._active[request_id])
             return True
-        for entry in self._waiting:
-            if entry.request.id == request_id:
-                self._waiting.remove(entry)
-                return True
-        return False
+        return self._queue.remove(request_id)
 
     def expire(self, now: float) -> Deliveries:
         """End every request whose deadline has passed."""
-        late = [
-            entry
-            for entry in [*self._waiting, *self._active.values()]
-            if entry.request.deadline is not None and entry.request.deadline <= now
-        ]
-        for entry in late:
-            self.cancel(entry.request.id)
+        if now < self._first_deadline:
+            return []
+        entries = [*self._queue.waiting.values(), *self._active.values()]
+        late = [entry.request.id for entry in entries if entry.deadline <= now]
+        for request_id in late:
+            self.cancel(request_id)
+        others = (entry.deadline for entry in entries if entry.deadline > now)
+        self._first_deadline = min(others, default=math.inf)
         error = DeadlineExceeded("the request's deadline has passed")
-        return [(entry.request.id, RequestFailed(error)) for entry in late]
+        return [(request_id, RequestFailed(error)) for request_id in late]
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None if nothing is due."""
         self._admit(now)
         decode = self._decode_chunks()
-        prefill = self._prefill_chunks(self._pace.budget(len(decode), len(self._prefilling)))
-        encode = self._sources.begin(len(decode))
+        urgent = sum(not self._queue.is_held_back(row.request) for row in self._prefilling)
+        prefill = self._prefill_chunks(self._pace.budget(len(decode), urgent))
+        encode = self._sources.begin(len(decode), lambda one: self._queue.prompt_turn(one.request))
         num_sources = self._sources.num_waiting
         operations = self._table.take_operations()
         source_table = self._source_table
@@ -130,6 +141,8 @@ class Scheduler:
         for chunk in plan.chunks:
             if chunk.row not in outcome.faults:
                 chunk.row.num_computed += chunk.count
+            if chunk.samplers and chunk.row.request.id in self._active:
+                self._queue.serve(self._active[chunk.row.request.id], len(chunk.samplers))
         self._sources.end(outcome.encoded)
         # all before any of them frees a slot that another one would move into
         for entry in self._depending_on(outcome.faults):
@@ -151,14 +164,15 @@ class Scheduler:
     # --- admission -------------------------------------------------------------------------
 
     def _admit(self, now: float) -> None:
-        """Start waiting requests, first come first served, while all their rows fit."""
-        while self._waiting:
-            request = self._waiting[0].request
-            if self.num_rows + request.num_rows > self._config.max_rows:
-                return
-            if not self._memories.fits(request):
-                return
-            self._start(self._waiting.popleft(), now)
+        """Start waiting requests, each tenant in its turn, while all their rows fit."""
+        self._queue.begin(now, self._pace.speed(self._config.max_rows))
+        starts = self._queue.starts(self._fits)
+        while self.num_rows < self._config.max_rows and (entry := next(starts, None)):
+            self._start(entry, now)
+
+    def _fits(self, request: GenerationRequest) -> bool:
+        rows = self.num_rows + request.num_rows
+        return rows <= self._config.max_rows and self._memories.fits(request)
 
     def _start(self, entry: ActiveRequest, now: float) -> None:
         request = entry.request
@@ -184,14 +198,8 @@ class Scheduler:
     def _start_prompt(self, entry: ActiveRequest) -> None:
         columns = self._memories.row_slots(entry.request)[0]
         leader = entry.make_rows(columns, self._text, self._start_tokens)
-        self._table.place_with_prefixes(leader, self._first_room(leader))
+        self._table.place_with_prefixes(leader, first_room(leader))
         self._prefilling.append(leader)
-
-    @staticmethod
-    def _first_room(row: Row) -> int:
-        """Columns for a new row: its prompt and some tokens, so that it does not move at once."""
-        needed = row.num_cached + row.num_prompt
-        return min(row.max_columns, needed + needed // 4 + 16)
 
     # --- planning --------------------------------------------------------------------------
 
@@ -204,10 +212,11 @@ class Scheduler:
         return [Chunk(row, row.num_pending, (row,)) for row in rows]
 
     def _prefill_chunks(self, budget: int) -> list[Chunk]:
-        """Chunks of prompts, oldest request first, until the budget is spent."""
+        """Chunks of prompts until the budget is spent: the tenant that was served least comes
+        first, of its prompts the oldest."""
         chunks: list[Chunk] = []
         scorable = self._config.score_chunk
-        for row in self._prefilling:
+        for row in sorted(self._prefilling, key=lambda row: self._queue.prompt_turn(row.request)):
             if budget <= 0:
                 break
             scores = row.request.echo and row.request.sampling.logprobs is not None
@@ -237,7 +246,7 @@ class Scheduler:
                 continue
             for row in chunk.samplers[1:]:
                 row.num_computed = leader.num_computed
-                self._table.fork(leader, row, leader.num_cached, self._first_room(row))
+                self._table.fork(leader, row, leader.num_cached, first_room(row))
 
     def _collect_scores(self, row: Row, scored: Iterable[Sampled]) -> Deliveries:
         entry = self._active.get(row.request.id)
@@ -263,7 +272,7 @@ class Scheduler:
             return self._fail(row, GenerationFault(f"the row's text failed: {error}"))
         row.token_ids.append(sampled.token_id)
         events: list[Event] = []
-        events.extend(self._note_first_token(entry, now))
+        events.extend(entry.note_first_token(now))
         if delta is not None:
             events.append(delta)
         if row.transcript.finish_reason is not None:
@@ -284,22 +293,12 @@ class Scheduler:
         self._end(entry)
         return [finished, entry.finished(now)]
 
-    @staticmethod
-    def _note_first_token(entry: ActiveRequest, now: float) -> list[Event]:
-        """The first logits of a request were finite, and what it wanted scored is complete."""
-        if entry.first_token_at is not None:
-            return []
-        entry.first_token_at = now
-        if entry.source is not None:
-            entry.source.proven = True
-        return [PromptScored(tuple(entry.scores))] if entry.scores else []
-
     def _advance_beams(self, request_id: str, outcome: Outcome, now: float) -> Deliveries:
         """Let a request's search go on by one token; with its last one come all results."""
         entry = self._active.get(request_id)
         if entry is None or entry.beams is None:
             return []
-        events = self._note_first_token(entry, now)
+        events = entry.note_first_token(now)
         try:
             goes_on = entry.beams.advance(outcome.candidates, self._table)
             results = [] if goes_on else entry.beams.results()
@@ -347,4 +346,5 @@ class Scheduler:
             self._source_table.release(entry.source)
         self._prefilling = [row for row in self._prefilling if row.slot is not None]
         self._memories.let_go(entry.holdings)
+        self._queue.end(entry)
         del self._active[entry.request.id]

@@ -1,4 +1,4 @@
-"""Which sources the encoder reads next: one pass at a time, oldest first.
+"""Which sources the encoder reads next: one pass at a time, whose turn it is first.
 
 While rows decode a pass reads fewer tokens, since its slices are what they wait for. Knows nothing
 about tensors.
@@ -7,7 +7,7 @@ about tensors.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from app.engine.row import Source
 
@@ -37,10 +37,17 @@ class SourceQueue:
         if source in self._waiting:
             self._waiting.remove(source)
 
-    def begin(self, num_decode: int) -> tuple[Source, ...]:
-        """Sources for a new pass; none while one is under way."""
+    def begin(
+        self, num_decode: int, turn: Callable[[Source], tuple[bool, float]] | None = None
+    ) -> tuple[Source, ...]:
+        """Sources for a new pass; none while one is under way.
+
+        Those of the least `turn` come first, of equals the oldest.
+        """
         if self._in_pass:
             return ()
+        if turn is not None and len(self._waiting) > 1:
+            self._waiting = deque(sorted(self._waiting, key=turn))
         limit = self._max_pass_tokens
         if num_decode:
             limit = min(limit, _TOKENS_BESIDE_ROWS)

@@ -10,11 +10,12 @@ import torch
 from app.engine.admission import Admission
 from app.engine.config import EngineConfig
 from app.engine.slots import SlotTable, length_classes
-from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded
+from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded, TenantQueueFull
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import BaseModelSpec, ModuleShape
 from tests.engine.harness import make_request
 from tests.engine.rows import TEXT
+from tests.engine.timed import tenant_request
 
 CONTEXT = 128
 SPEC = BaseModelSpec("tiny", "0" * 64, {"decoder": ModuleShape(1, 1, 2)}, CONTEXT)
@@ -156,3 +157,47 @@ def test_figures_are_those_of_the_last_step() -> None:
     assert (admission.num_waiting, admission.num_running) == (0, 0)
     admission.note_waiting(3, 4)
     assert (admission.num_waiting, admission.num_running) == (3, 4)
+
+
+def test_a_tenants_full_queue_refuses_that_tenant_alone() -> None:
+    admission = make_admission()
+    admission.note_waiting(1, 4, 1, {"a": 2})
+    for index in range(2 + 3):
+        admission.enter(tenant_request("a", str(index), queue_cap=3))
+    with pytest.raises(TenantQueueFull, match="3 requests of this tenant may wait, and 3 do") as it:
+        admission.enter(tenant_request("a", "late", queue_cap=3))
+    assert (it.value.status, it.value.code, it.value.retry_after) == (429, "tenant_queue_full", 1.0)
+    admission.enter(tenant_request("b", "0", queue_cap=1))
+    admission.enter(tenant_request("c", "0"))
+    assert admission.num_open == 7
+    admission.leave("a0")
+    admission.enter(tenant_request("a", "late", queue_cap=3))
+
+
+def test_a_burst_that_finds_rows_free_is_not_a_queue() -> None:
+    admission = make_admission()
+    for index in range(4 + 1):
+        admission.enter(tenant_request("a", str(index), queue_cap=1))
+    with pytest.raises(TenantQueueFull):
+        admission.enter(tenant_request("a", "late", queue_cap=1))
+
+
+def test_tenants_without_open_requests_leave_no_count_behind() -> None:
+    admission = make_admission()
+    for name in ("a", "b"):
+        admission.enter(tenant_request(name, "0", queue_cap=5))
+        admission.leave(f"{name}0")
+    assert not admission._num_open_of
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), 1e4])
+def test_a_weight_that_is_none_is_refused(weight: float) -> None:
+    with pytest.raises(InvalidRequest, match="weight is from"):
+        make_admission().check(tenant_request("a", "0", weight=weight))
+
+
+def test_more_rows_than_the_tenant_may_hold_are_refused() -> None:
+    make_admission().check(tenant_request("a", "0", n=2, row_cap=2))
+    with pytest.raises(InvalidRequest, match="n must be from 1 to 2, not 3") as caught:
+        make_admission().check(tenant_request("a", "0", n=3, row_cap=2))
+    assert caught.value.param == "n"

@@ -372,7 +372,7 @@ def test_progress_shows_what_runs_and_waits_and_how_old_the_step_is(
         shown: list[tuple[int, int]] = []
         note: Callable[[int, int], None] = engine._admission.note_waiting
 
-        def noting(requests: int, rows: int) -> None:
+        def noting(requests: int, rows: int, *_: object) -> None:
             note(requests, rows)
             shown.append((engine.progress().running, engine.progress().waiting))
 

@@ -93,3 +93,11 @@ def test_every_source_is_read_once_in_order_whatever_is_forgotten(
         read.extend(chosen)
         queue.end(chosen)
     assert read == kept
+
+
+def test_whose_turn_it_is_is_read_first_and_equals_by_age() -> None:
+    queue, made = filled(50, 30, 40, 20)
+    turns = dict(zip(made, (1.0, 2.0, 0.0, 0.0), strict=True))
+    assert queue.begin(0, lambda source: (False, turns[source])) == (made[2], made[3])
+    queue.end(made[2:])
+    assert queue.begin(0, lambda source: (False, turns[source])) == (made[0], made[1])

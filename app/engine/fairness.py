@@ -1,0 +1,216 @@
+"""Whose request starts next: the queue of requests that wait for rows, fair between tenants.
+
+Every tenant has a virtual token counter: the cost of what it was served, over its weight (Sheng et
+al., "Fairness in Serving Large Language Models", OSDI 2024). The least counter is next. A request
+is charged when it starts, with the new tokens that its tenant's requests usually get, and put
+right by what it does get; charged as it goes, whoever has just come would be given all rows.
+
+*No credit for idling.* A tenant that has nothing waiting when it asks is lifted to the counter of
+the last one that started: the least of those that waited then, as in the paper, and still there
+when nobody waits. So is a tenant that a cap holds back while another one starts.
+
+*Isolation.* Rows are never taken away, so some must be free for those who come. A tenant is heavy
+if it wants more than twice, or gets 1.3 times, its fair share; else it is light. Heavy tenants
+together leave to light ones the part of the engine's throughput that these wanted at most in the
+last seconds and a quarter more, but may use half their own fair share. Where nobody or everybody
+is heavy, or a tenant is alone, there is no such limit, and every row is used.
+
+*Nobody starves.* A tenant without a row is held back by no cap. If the request whose turn it is
+does not fit, nobody else starts: what becomes free is kept for it, and if its tenant has no row it
+keeps the turn, whoever comes. Only tenants at a cap are overtaken. Inside a tenant the higher
+priority comes first, always, then the older request: a stream of high ones starves low ones.
+
+Knows nothing about slots, steps or time; it is told.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+from app.engine.active import ActiveRequest
+from app.engine.pacing import Speed
+from app.engine.request import GenerationRequest
+from app.engine.tenant import MEMORY_S, WHOLE, Tenant
+
+_HEAVY_DEMAND, _HEAVY_RATE = 2.0, 1.3
+"""Times its fair share that a tenant wants, or gets, from which on it is heavy."""
+_NEVER_HEAVY = 1 / 8
+"""Part of the engine up to which a tenant is light, however many there are."""
+_MARGIN = 1.25
+"""Times what light tenants wanted at most: the next peak may be higher."""
+_LEAST_FOR_HEAVY = 0.5
+"""Part of their own fair share that heavy tenants may use in any case."""
+_REBASE = 2.0**20
+"""Counters are made small again from here on."""
+_MAX_IDLE = 256
+"""Idle tenants that are remembered, for `MEMORY_S` at most."""
+
+
+class FairQueue:
+    """The requests that wait, by id and by tenant; one tenant's are in its own order."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, ActiveRequest] = {}
+        self._tenants: dict[str, Tenant] = {}
+        self._queued: dict[str, Tenant] = {}
+        self._idle_since: OrderedDict[str, float] = OrderedDict()
+        self._num_seen = 0
+        self._last_started = 0.0
+        self._turn: Tenant | None = None
+        self._now = 0.0
+        self._speed = Speed(0.0, 0.0, 1)
+        self._heavy: set[Tenant] = set()
+        self._room_for_heavy = math.inf
+
+    @property
+    def num_waiting_tenants(self) -> int:
+        """Tenants with a request that waits."""
+        return len(self._queued)
+
+    def add(self, entry: ActiveRequest, now: float) -> None:
+        """Queue a request that has its `share`."""
+        self._now = max(self._now, now)
+        name = entry.request.tenant
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            self._num_seen += 1
+            tenant = self._tenants[name] = Tenant(name, self._num_seen)
+            tenant.counter = self._last_started
+        self._idle_since.pop(name, None)
+        if name not in self._queued:
+            tenant.counter = max(tenant.counter, self._last_started)
+            self._queued[name] = tenant
+        tenant.add(entry, self._now)
+        self.waiting[entry.request.id] = entry
+
+    def remove(self, request_id: str) -> bool:
+        """Forget a request that waits; False if there is none."""
+        entry = self.waiting.get(request_id)
+        if entry is None:
+            return False
+        self._take(entry)
+        self._note_idle(self._tenants[entry.request.tenant])
+        return True
+
+    def begin(self, now: float, speed: Speed) -> None:
+        """A step begins: forget tenants that were idle for long, and see who is heavy."""
+        self._now, self._speed = max(self._now, now), speed
+        while self._idle_since:
+            name, since = next(iter(self._idle_since.items()))
+            if self._now - since < MEMORY_S and len(self._idle_since) <= _MAX_IDLE:
+                break
+            del self._idle_since[name], self._tenants[name]
+        if self._last_started > _REBASE:
+            for tenant in self._tenants.values():
+                tenant.counter -= self._last_started
+            self._last_started = 0.0
+        self._divide()
+
+    def starts(self, fits: Callable[[GenerationRequest], bool]) -> Iterator[ActiveRequest]:
+        """Requests that start now, each tenant in its turn; their rows are taken as they come."""
+        turns = [(*self._rank(tenant), tenant) for tenant in self._queued.values()]
+        heapq.heapify(turns)
+        passed: list[Tenant] = []
+        while turns:
+            tenant = turns[0][-1]
+            head = tenant.head
+            if head is None:
+                heapq.heappop(turns)
+            elif self._is_capped(tenant, head):
+                heapq.heappop(turns)
+                passed.append(tenant)
+            elif not fits(head.request):
+                if not tenant.running:
+                    self._turn = tenant
+                return
+            else:
+                self._start(tenant, head, passed)
+                heapq.heapreplace(turns, (*self._rank(tenant), tenant))
+                yield head
+
+    def serve(self, entry: ActiveRequest, num_tokens: int) -> None:
+        """A request that runs got new tokens."""
+        self._tenants[entry.request.tenant].serve(entry, num_tokens, self._now)
+
+    def end(self, entry: ActiveRequest) -> None:
+        """A request that ran has ended, in whatever way."""
+        tenant = self._tenants[entry.request.tenant]
+        tenant.end(entry)
+        self._note_idle(tenant)
+
+    def prompt_turn(self, request: GenerationRequest) -> tuple[bool, float]:
+        """Sorts requests that run: whose prompt is computed first."""
+        tenant = self._tenants[request.tenant]
+        return self.is_held_back(request), tenant.counter
+
+    def is_held_back(self, request: GenerationRequest) -> bool:
+        """Whether its tenant is heavy, and there are light ones."""
+        return self._tenants[request.tenant] in self._heavy and self._room_for_heavy < math.inf
+
+    # --- whose turn ------------------------------------------------------------------------
+
+    def _rank(self, tenant: Tenant) -> tuple[bool, float, int]:
+        return tenant is not self._turn, tenant.counter, tenant.order
+
+    def _start(self, tenant: Tenant, entry: ActiveRequest, passed: list[Tenant]) -> None:
+        self._last_started = tenant.counter
+        for other in passed:
+            other.counter = max(other.counter, tenant.counter)
+        self._turn = None
+        self._take(entry)
+        tenant.start(entry)
+
+    def _take(self, entry: ActiveRequest) -> None:
+        """Out of the queue."""
+        del self.waiting[entry.request.id]
+        tenant = self._tenants[entry.request.tenant]
+        tenant.remove(entry)
+        if tenant.head is None:
+            del self._queued[tenant.name]
+            if self._turn is tenant:
+                self._turn = None
+
+    def _note_idle(self, tenant: Tenant) -> None:
+        if tenant.idle:
+            self._idle_since[tenant.name] = self._now
+
+    # --- caps ------------------------------------------------------------------------------
+
+    def _is_capped(self, tenant: Tenant, head: ActiveRequest) -> bool:
+        if not tenant.running:
+            return False
+        cap = head.request.row_cap
+        if cap is not None and tenant.num_rows + head.request.num_rows > cap:
+            return True
+        if tenant not in self._heavy:
+            return False
+        used = sum(other.running_share for other in self._heavy) + head.share
+        return self._speed.worth(used / WHOLE) > self._room_for_heavy
+
+    def _divide(self) -> None:
+        """Tell heavy tenants from light ones, and how much room the heavy ones have."""
+        self._heavy.clear()
+        self._room_for_heavy = math.inf
+        if len(self._tenants) < 2:
+            return
+        weights = sum(tenant.weight for tenant in self._tenants.values())
+        wanted, fair_for_heavy = 0, 0.0
+        for tenant in self._tenants.values():
+            fair = tenant.weight / weights
+            if self._is_heavy(tenant, fair):
+                self._heavy.add(tenant)
+                fair_for_heavy += fair
+            else:
+                wanted += tenant.peak_demand(self._now)
+        if wanted:
+            left = 1 - self._speed.worth(_MARGIN * wanted / WHOLE)
+            self._room_for_heavy = max(_LEAST_FOR_HEAVY * fair_for_heavy, left)
+
+    def _is_heavy(self, tenant: Tenant, fair: float) -> bool:
+        if tenant.demand > WHOLE * max(_NEVER_HEAVY, _HEAVY_DEMAND * fair):
+            return True
+        rate = tenant.token_rate(self._now) / self._speed.tokens_per_s
+        return rate > max(_NEVER_HEAVY, _HEAVY_RATE * fair)
