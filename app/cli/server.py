@@ -19,6 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import PolyprefixError
+from app.tenancy.keys import PATTERN
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open between two requests."""
+
+_LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 CLOSE_TIMEOUT_S = 5
 """How long connections get to close once nothing is computed for them any more."""
@@ -233,13 +236,21 @@ def configuration(app: Any) -> uvicorn.Config:
     )
 
 
+class _Line(logging.Formatter):
+    """A log line in which nothing that looks like an API key is left whole."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with its traceback."""
+        return PATTERN.sub(r"pfx_\1_…", super().format(record))
+
+
 def configure_logging(level: str) -> None:
     """One line per event on stderr; the web server speaks up from WARNING."""
     logging.config.dictConfig(
         {
             "version": 1,
             "disable_existing_loggers": False,
-            "formatters": {"line": {"format": "%(asctime)s %(levelname)-7s %(name)s: %(message)s"}},
+            "formatters": {"line": {"()": _Line, "fmt": _LINE}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
             "root": {"level": level.upper(), "handlers": ["stderr"]},
             "loggers": {"uvicorn": {"level": "WARNING"}},
