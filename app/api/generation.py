@@ -196,6 +196,7 @@ class Generation:
             metrics.first_token_seconds.observe(event.time_to_first_token)
 
     def _request(self, job: Job, deadline: float) -> GenerationRequest:
+        limits = self.principal.limits
         return GenerationRequest(
             id=secrets.token_hex(12),
             tenant=self.tenant,
@@ -206,6 +207,9 @@ class Generation:
             echo=job.scored,
             deadline=deadline,
             whole=self.whole,
+            weight=limits.weight,
+            row_cap=limits.max_rows,
+            queue_cap=limits.max_queue,
         )
 
     async def _batches(self) -> AsyncIterator[list[tuple[int, Event]]]:

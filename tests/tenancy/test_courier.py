@@ -70,7 +70,7 @@ async def _cancelling(redis: RedisServer, calls: int) -> int:
 
     async with proxied(redis.port) as proxy:
         proxy.delay = 0.002
-        async with courier(proxy.url) as one:
+        async with courier(proxy.url, timeout=60) as one:
             for begin in range(0, calls, 100):
                 await asyncio.gather(*(one_call(one, begin + index) for index in range(100)))
     return answered
@@ -87,9 +87,9 @@ def test_cancelled_calls_leave_no_reply_to_others(shared_redis: RedisServer) -> 
 def test_a_hundred_thousand_cancelled_calls_leave_no_reply_to_others(
     shared_redis: RedisServer,
 ) -> None:
-    answered = asyncio.run(_cancelling(shared_redis, 150_000))
-    assert answered < 50_000
-    assert shared_redis.command("GET", "calls") == "150000"
+    answered = asyncio.run(_cancelling(shared_redis, 100_000))
+    assert 10_000 < answered < 90_000
+    assert shared_redis.command("GET", "calls") == "100000"
 
 
 def test_connecting_where_nobody_listens_is_a_fault() -> None:
