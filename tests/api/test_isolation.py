@@ -59,14 +59,15 @@ def body_of(world: World, endpoint: Endpoint, name: str) -> dict[str, Any]:
         "PATCH /admin/tenants/{tenant_id}": {"disabled": False},
         "PUT /v1/prefixes/{name}/publication": {"tenants": ["rival"]},
         "POST /v1/prefixes/{name}/compare": {
-            "versions": [world.digest, world.digest],
-            "examples": [{"input": "a", "target": "b"}],
+            "a": world.digest,
+            "b": world.digest,
+            "examples": [{"input": "a", "output": "b"}],
         },
-        "POST /v1/prefixes/{name}/evaluate": {"examples": [{"input": "a", "target": "b"}]},
+        "POST /v1/prefixes/{name}/evaluate": {"examples": [{"input": "a", "output": "b"}]},
         "PUT /v1/prefixes/{name}/aliases/{alias}/gate": {
-            "metric": "loss",
+            "metric": "bleu",
             "min_score": 0,
-            "examples": [{"input": "a", "target": "b"}],
+            "examples": [{"input": "a", "output": "b"}],
         },
     }
     if endpoint.id == "POST /v1/prefixes/{name}/versions":
