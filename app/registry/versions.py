@@ -75,12 +75,18 @@ def sibling_row(connection: Connection, tenant: str, name: str, digest: str) -> 
     found = connection.execute(mine).one_or_none()
     if found is not None:
         return found
-    # a tenant's contents are its own or came with the store; any row of thousands will do
-    owners = (scope.get_tenant(connection, tenant).owner, SHIPPED_OWNER)
-    query = scope.versions_of(tenant).where(
-        versions.c.owner.in_(owners), versions.c.digest == digest
-    )
-    return connection.execute(query.limit(1)).one_or_none()
+    owner = scope.get_tenant(connection, tenant).owner
+    for stored_under, most in ((owner, 1), (SHIPPED_OWNER, None)):
+        # first by the content alone: a tenant may have very many prefixes; of its own any will do
+        same = select(versions.c.id).where(
+            versions.c.owner == stored_under, versions.c.digest == digest
+        )
+        for number in connection.scalars(same.limit(most)).all():
+            query = scope.versions_of(tenant).where(versions.c.id == number)
+            found = connection.execute(query).one_or_none()
+            if found is not None:
+                return found
+    return None
 
 
 def publish(
