@@ -26,10 +26,14 @@ from app.errors import (
 )
 from app.prefix.reference import PrefixReference
 from app.registry.opening import open_registry
+from app.registry.quotas import stored
 from app.registry.records import VersionInfo
 from app.registry.registry import Registry
 
 Result = TypeVar("Result")
+
+State = frozenset[tuple[str, int]]
+"""Where an alias points: digests with weights, of one alone weight 1."""
 
 TENANTS = st.sampled_from(["demo", "acme"])
 NAMES = st.sampled_from(["a", "b"])
@@ -41,23 +45,39 @@ def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+SIZES = {digest_of(data): len(data) for data in (b"one", b"two", b"three")}
+
+
+def at(digest: str) -> State:
+    return frozenset({(digest, 1)})
+
+
+def main(state: State) -> str:
+    return min(state, key=lambda pair: (-pair[1], pair[0]))[0]
+
+
+def split(state: State) -> dict[str, int] | None:
+    return dict(state) if len(state) > 1 else None
+
+
 @dataclass
 class Prefix:
     """What the registry should know of one name: versions oldest first, aliases as stacks."""
 
     versions: list[str] = field(default_factory=list)
     pinned: set[str] = field(default_factory=set)
-    stacks: dict[str, list[str]] = field(default_factory=dict)
+    stacks: dict[str, list[State]] = field(default_factory=dict)
+    grantees: set[str] = field(default_factory=set)
 
-    def move(self, alias: str, digest: str) -> None:
+    def move(self, alias: str, state: State) -> None:
         stack = self.stacks.setdefault(alias, [])
-        if not stack or stack[-1] != digest:
-            stack.append(digest)
+        if not stack or stack[-1] != state:
+            stack.append(state)
 
-    def top(self, alias: str) -> str | None:
-        return self.stacks[alias][-1] if alias in self.stacks else None
+    def top(self, alias: str) -> State:
+        return self.stacks[alias][-1] if alias in self.stacks else frozenset()
 
-    def undo(self, alias: str) -> str | None:
+    def undo(self, alias: str) -> State | None:
         """Where a rollback leads, None if nowhere; moves there."""
         stack = self.stacks[alias]
         for depth in range(len(stack) - 1, -1, -1):
@@ -66,14 +86,21 @@ class Prefix:
                 return stack[-1]
         return None
 
+    def needs(self, digest: str) -> bool:
+        """Whether an alias keeps the version from being deleted."""
+        return any(
+            digest in dict(self.top(alias)) and (alias != "latest" or len(self.top(alias)) > 1)
+            for alias in self.stacks
+        )
+
     def forget(self, digest: str) -> None:
         self.versions.remove(digest)
         self.pinned.discard(digest)
         latest = self.top("latest")
         for alias, stack in self.stacks.items():
-            self.stacks[alias] = [each for each in stack if each != digest]
-        if latest == digest and self.versions:
-            self.stacks["latest"].append(self.versions[-1])
+            self.stacks[alias] = [state for state in stack if digest not in dict(state)]
+        if latest == at(digest) and self.versions:
+            self.stacks["latest"].append(at(self.versions[-1]))
 
 
 class RegistryMachine(RuleBasedStateMachine):
@@ -122,9 +149,9 @@ class RegistryMachine(RuleBasedStateMachine):
         assert (version.tenant, version.name, version.digest) == (tenant, name, digest)
         if created:
             prefix.versions.append(digest)
-        prefix.move("latest", digest)
+        prefix.move("latest", at(digest))
         if alias is not None:
-            prefix.move(alias, digest)
+            prefix.move(alias, at(digest))
 
     @rule(tenant=TENANTS, name=NAMES, alias=ALIASES, data=CONTENTS, condition=st.booleans())
     def set_alias(self, tenant: str, name: str, alias: str, data: bytes, condition: bool) -> None:
@@ -143,8 +170,42 @@ class RegistryMachine(RuleBasedStateMachine):
             lambda: self.registry.aliases.set(tenant, name, alias, digest, if_match=if_match),
         )
         if moved is not None and prefix is not None:
-            prefix.move(alias, digest)
+            prefix.move(alias, at(digest))
             self.etags[tenant, name, alias] = moved.etag
+
+    @rule(
+        tenant=TENANTS,
+        name=NAMES,
+        alias=ALIASES,
+        contents=st.lists(CONTENTS, min_size=2, max_size=3, unique=True),
+        weights=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    )
+    def split_alias(
+        self, tenant: str, name: str, alias: str, contents: list[bytes], weights: list[int]
+    ) -> None:
+        prefix = self.model[tenant].get(name)
+        wanted = dict(zip(map(digest_of, contents), weights, strict=False))
+        missing = prefix is None or not wanted.keys() <= set(prefix.versions)
+        moved = self.expect(
+            PrefixNotFound if missing else None,
+            lambda: self.registry.aliases.split(tenant, name, alias, wanted),
+        )
+        if moved is not None and prefix is not None:
+            prefix.move(alias, frozenset(wanted.items()))
+            self.etags[tenant, name, alias] = moved.etag
+            assert moved.split == wanted
+
+    @rule(tenant=TENANTS, name=NAMES, to=st.sampled_from([[], ["demo"], ["acme"], ["*"]]))
+    def publish(self, tenant: str, name: str, to: list[str]) -> None:
+        prefix = self.model[tenant].get(name)
+        grantees = [grantee for grantee in to if grantee not in ("*", tenant)]
+        everyone = "*" in to
+        self.expect(
+            PrefixNotFound if prefix is None else None,
+            lambda: self.registry.publications.set(tenant, name, grantees, everyone=everyone),
+        )
+        if prefix is not None:
+            prefix.grantees = {*grantees, "*"} if everyone else set(grantees)
 
     def present_etag(self, tenant: str, name: str, alias: str) -> str | None:
         try:
@@ -165,7 +226,8 @@ class RegistryMachine(RuleBasedStateMachine):
             target = prefix.undo(alias)
             error = Conflict if target is None else None
         moved = self.expect(error, lambda: self.registry.aliases.rollback(tenant, name, alias))
-        assert (moved and moved.digest) == target
+        assert (moved and moved.digest) == (target and main(target))
+        assert (moved and moved.split) == (target and split(target))
 
     @rule(tenant=TENANTS, name=NAMES, data=CONTENTS)
     def delete_version(self, tenant: str, name: str, data: bytes) -> None:
@@ -174,7 +236,7 @@ class RegistryMachine(RuleBasedStateMachine):
         error: type[PolyprefixError] | None = None
         if prefix is None or digest not in prefix.versions:
             error = PrefixNotFound
-        elif any(prefix.top(alias) == digest for alias in prefix.stacks if alias != "latest"):
+        elif prefix.needs(digest):
             error = InUse
         self.expect(error, lambda: self.registry.delete_version(tenant, name, digest))
         if error is None and prefix is not None:
@@ -215,24 +277,40 @@ class RegistryMachine(RuleBasedStateMachine):
         self.registry.close()
         self.registry = self.opened()
 
-    @rule(tenant=TENANTS, name=NAMES, selector=st.none() | ALIASES | CONTENTS.map(digest_of))
-    def resolve(self, tenant: str, name: str, selector: str | None) -> None:
+    @rule(
+        caller=TENANTS,
+        tenant=TENANTS,
+        name=NAMES,
+        selector=st.none() | ALIASES | CONTENTS.map(digest_of),
+        user=st.none() | st.just("user"),
+    )
+    def resolve(
+        self, caller: str, tenant: str, name: str, selector: str | None, user: str | None
+    ) -> None:
         prefix = self.model[tenant].get(name, Prefix())
-        wanted = selector if selector in prefix.versions else prefix.top(selector or "latest")
-        reference = PrefixReference(name, selector)
-        error = PrefixNotFound if wanted is None else None
+        wanted = dict(prefix.top(selector or "latest"))
+        if selector in prefix.versions:
+            wanted = {selector: 1}
+        if caller != tenant and not prefix.grantees & {caller, "*"}:
+            wanted = {}
+        reference = PrefixReference(name, selector, tenant)
+        error = None if wanted else PrefixNotFound
         for _ in range(2):
-            found = self.expect(error, lambda: self.registry.resolve(tenant, reference))
-            assert (found and found.digest) == wanted
+            found = self.expect(error, lambda: self.registry.resolve(caller, reference, user))
+            assert found is None or found.digest in wanted
 
     @invariant()
     def the_lists_are_the_models(self) -> None:
         for tenant, prefixes in self.model.items():
             records = self.registry.list_prefixes(tenant).items
             assert {record.name: dict(record.aliases) for record in records} == {
-                name: {alias: prefix.top(alias) for alias in prefix.stacks}
+                name: {alias: main(prefix.top(alias)) for alias in prefix.stacks}
                 for name, prefix in prefixes.items()
             }
+            contents = {digest for prefix in prefixes.values() for digest in prefix.versions}
+            with self.registry.catalog.read() as connection:
+                used = stored(connection, tenant)
+            assert used == (len(prefixes), sum(SIZES[digest] for digest in contents))
             for name, prefix in prefixes.items():
                 versions = self.registry.list_versions(tenant, name).items
                 assert [version.digest for version in versions] == prefix.versions[::-1]
