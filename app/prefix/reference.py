@@ -16,6 +16,7 @@ MAX_PARTS = 8
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _HEXADECIMAL = re.compile(r"[0-9a-f]{6,64}")
+_KEY = re.compile(r"pfx_\w+")
 _MAX_SHOWN = 80
 
 
@@ -84,5 +85,6 @@ def _parse_part(part: str) -> PrefixReference:
 
 
 def _shown(text: str) -> str:
-    """A client's text as part of a message: printable and short."""
+    """A client's text as part of a message: printable, short, and no key that got there."""
+    text = _KEY.sub("pfx_…", text)
     return ascii(text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + "…")
