@@ -1,0 +1,68 @@
+"""Work beside the requests: again and again, whatever it raises, until the end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import pytest
+
+from app.api.background import Background
+
+
+def test_it_is_done_at_once_and_then_in_each_period() -> None:
+    times: list[float] = []
+    done = threading.Event()
+
+    def work() -> None:
+        times.append(time.monotonic())
+        if len(times) == 4:
+            done.set()
+
+    background = Background("counting", 0.05, work)
+    begun = time.monotonic()
+    background.start()
+    assert done.wait(10)
+    background.stop()
+    assert times[0] - begun < 0.05 + 1
+    assert times[3] - times[0] >= 0.14
+
+
+def test_nothing_is_done_after_the_end() -> None:
+    calls: list[int] = []
+    background = Background("counting", 0.01, lambda: calls.append(1))
+    background.start()
+    time.sleep(0.05)
+    background.stop()
+    counted = len(calls)
+    time.sleep(0.05)
+    assert len(calls) == counted > 0
+
+
+def test_the_end_does_not_wait_for_a_long_period() -> None:
+    background = Background("sleeping", 3600, lambda: None)
+    background.start()
+    begun = time.monotonic()
+    background.stop()
+    assert time.monotonic() - begun < 5
+
+
+def test_what_fails_is_tried_again_and_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[int] = []
+    done = threading.Event()
+
+    def work() -> None:
+        calls.append(1)
+        if len(calls) <= 5:
+            raise ValueError("no luck")
+        if len(calls) > 8:
+            done.set()
+
+    with caplog.at_level(logging.INFO):
+        background = Background("trying", 0.001, work)
+        background.start()
+        assert done.wait(10)
+        background.stop()
+    said = [record.getMessage() for record in caplog.records if "trying" in record.getMessage()]
+    assert said == ["trying fails and is tried again: no luck", "trying works again"]
