@@ -188,11 +188,15 @@ class Judge:
         return heard
 
     def _waves(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
-        most = self.principal.limits.max_rows or _MAX_WAVE_ROWS
+        """Jobs that run together: no more than the tenant's own limits take at once."""
+        own = self.principal.limits
+        most = own.max_rows or _MAX_WAVE_ROWS
         room = min(_MAX_WAVE_ROWS, self.services.limits.max_request_rows, most)
+        longest = _MAX_WAVE_ROWS if own.max_queue is None else max(1, own.max_queue)
         wave: list[Job] = []
         for job in jobs:
-            if wave and sum(other.num_rows for other in wave) + job.num_rows > room:
+            rows = sum(other.num_rows for other in wave)
+            if wave and (rows + job.num_rows > room or len(wave) >= longest):
                 yield wave
                 wave = []
             wave.append(job)

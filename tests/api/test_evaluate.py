@@ -14,11 +14,18 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from sqlalchemy import update
 
+from app.api.choosing import Choice
+from app.api.evaluation_schemas import DecodingFields
+from app.api.generation import Job
+from app.api.scoring import judge_of
 from app.engine.engine import Engine
+from app.engine.request import SamplingParams
 from app.errors import GenerationFault
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
 from app.registry.schema import versions
+from app.tenancy.limits import TenantLimits
+from app.tenancy.principal import Principal, Scope
 from tests.api.helpers import Json, complete, error_of, slowed, text_of, until, until_idle
 from tests.api.plain_scores import (
     bart_ids,
@@ -170,6 +177,24 @@ def test_more_examples_than_rows_take_their_turns(client: httpx.Client) -> None:
         **one.json()["examples"][0],
         "loss": pytest.approx(one.json()["examples"][0]["loss"], abs=1e-4),
     }
+
+
+@pytest.mark.parametrize(
+    ("limits", "sizes"),
+    [
+        (TenantLimits(), [32, 8]),
+        (TenantLimits(max_rows=15), [15, 15, 10]),
+        (TenantLimits(max_queue=25), [25, 15]),
+        (TenantLimits(max_queue=0), [1] * 40),
+    ],
+)
+def test_no_more_run_together_than_the_tenant_may(
+    server: RunningServer, limits: TenantLimits, sizes: list[int]
+) -> None:
+    principal = Principal("demo", None, frozenset(Scope), limits)
+    judge = judge_of(server.services, principal, Choice("tone"), DecodingFields())
+    jobs = [Job((5,), SamplingParams(max_tokens=1)) for _ in range(40)]
+    assert [len(wave) for wave in judge._waves(jobs)] == sizes
 
 
 def test_others_are_served_meanwhile(server: RunningServer, client: httpx.Client) -> None:
