@@ -18,8 +18,9 @@ from sqlalchemy.exc import ArgumentError
 
 from app.errors import PolyprefixError, Unavailable
 from app.registry.changes import begin_epoch, end_epoch, read_epoch
-from app.registry.faults import catalog_faults, storage_faults
+from app.registry.faults import catalog_faults, is_lost, storage_faults
 from app.registry.migrate import is_current, upgrade
+from app.registry.outage import Outage
 from app.registry.postgres import make_postgres_engine
 from app.registry.schema import catalog_epoch
 
@@ -42,7 +43,11 @@ class _DriverConnection(Protocol):
 
 
 class Catalog:
-    """Transactions over one database. Thread-safe; one writer at a time."""
+    """Transactions over one database. Thread-safe; one writer at a time.
+
+    A database that does not answer is given up after seconds, and then refused at once until it
+    answers again.
+    """
 
     def __init__(self, url: str) -> None:
         """Opens the database: `sqlite:///file`, whose tables are brought up to date, or another
@@ -52,6 +57,7 @@ class Catalog:
         """
         self._engine = _make_engine(_parsed(url))
         self._writer = threading.Lock()
+        self._outage = Outage(is_lost)
         self._hooks: list[Callable[[Connection], None]] = []
         try:
             with catalog_faults():
@@ -67,7 +73,7 @@ class Catalog:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A transaction that sees one state and changes nothing."""
-        with catalog_faults(), self._engine.connect() as connection:
+        with self._connected() as connection:
             if connection.dialect.name == "postgresql":
                 # SQLite's readers see one state by themselves
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
@@ -102,12 +108,17 @@ class Catalog:
         if not self._writer.acquire(timeout=_WRITER_TIMEOUT_S):
             raise Unavailable("the catalog is busy: too many writers")
         try:
-            with catalog_faults(), self._engine.connect() as connection:
+            with self._connected() as connection:
                 connection = connection.execution_options(**_WRITING)
                 with connection.begin():
                     yield connection
         finally:
             self._writer.release()
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        with catalog_faults(), self._outage.watched(), self._engine.connect() as connection:
+            yield connection
 
     def epoch(self) -> int:
         """How many writing transactions the catalog has seen."""

@@ -69,6 +69,11 @@ def catalog_faults() -> Iterator[None]:
         raise
 
 
+def is_lost(fault: Exception) -> bool:
+    """Whether there was no connection to the database, or none any more."""
+    return isinstance(fault, DBAPIError) and _is_lost(fault, _code_of(fault))
+
+
 def _code_of(fault: DBAPIError) -> str:
     """What the database calls the fault, empty if it has not said."""
     names = ("sqlite_errorname", "sqlstate")

@@ -25,7 +25,8 @@ class ChangeFeed:
     """How recently this process has looked at the catalog, and who wants to know. Thread-safe.
 
     What listeners keep is true as of `epoch`. It may be used while `fresh`: `check_s` seconds after
-    the last look, or `stale_s` while the catalog does not answer.
+    the last look, or `stale_s` while the catalog does not answer. So long may what others have
+    written go unseen.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ChangeFeed:
         self._failing = False
         self._asking = 0
         self._doubts = 0
+        self._doubted = False
         self._lock = threading.RLock()
 
     @property
@@ -61,9 +63,23 @@ class ChangeFeed:
 
     def fresh(self) -> bool:
         """Whether what listeners keep may be used without another look."""
-        unanswered = self._failing or self._asking > 0
-        bound = self._stale_s if unanswered else self._check_s
-        return self._clock() - self._seen_at < bound
+        age = self._clock() - self._seen_at
+        if self._failing or self._asking > 0:
+            return age < self._stale_s
+        return not self._doubted and age < self._check_s
+
+    def refresh(self) -> None:
+        """Looks at the catalog unless what listeners keep is fresh.
+
+        Raises what the catalog raises if it does not answer and the last look is too old.
+        """
+        if self.fresh():
+            return
+        try:
+            self.poll()
+        except PolyprefixError:
+            if not self.fresh():
+                raise
 
     def poll(self) -> None:
         """Looks at the catalog now; raises what the catalog raises."""
@@ -81,6 +97,7 @@ class ChangeFeed:
                 self._failing = failed
                 if not failed and doubts == self._doubts:
                     self._seen_at = max(self._seen_at, asked_at)
+                    self._doubted = False
 
     def observe(self, connection: Connection) -> int:
         """Takes note of what this reading transaction sees; its epoch."""
@@ -91,18 +108,25 @@ class ChangeFeed:
             self._advance(epoch, changes)
         return epoch
 
-    def written(self) -> None:
-        """Notices what this process has just written; if that fails, at the next use."""
+    def written(self, changes: Sequence[Change] | None) -> None:
+        """Notices what this process has just written, `changes` among it, None if that may be
+        anything; listeners forget those alone if the catalog does not answer any more."""
         try:
             self.poll()
         except PolyprefixError:
             self.doubt()
+            with self._lock:
+                for listener in self._listeners:
+                    listener(self._epoch, changes)
 
     def doubt(self) -> None:
-        """A write ended in an unknown state: the catalog is to be asked before the next use."""
+        """A write ended in an unknown state: the catalog, if it answers, is asked at the next use.
+
+        Nobody was told that the write has succeeded, so it may be seen as late as those of others.
+        """
         with self._lock:
             self._doubts += 1
-            self._seen_at = float("-inf")
+            self._doubted = True
 
     def _advance(self, epoch: int, changes: Sequence[Change] | None) -> None:
         with self._lock:

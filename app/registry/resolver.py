@@ -80,8 +80,7 @@ class Resolver:
         PrefixNotFound, the same for what does not exist and for what is not the caller's;
         InvalidRequest if several versions begin with the digits given.
         """
-        if not self._feed.fresh():
-            self._feed.poll()
+        self._feed.refresh()
         known, entry = self._cache.get((tenant, reference))
         if not known:
             entry = self._look_up(tenant, reference)

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from app.prefix.reference import check_name
 from app.registry.catalog import Catalog
-from app.registry.changes import ChangeKind, note
+from app.registry.changes import Change, ChangeKind, note, read_changes
 from app.registry.feed import ChangeFeed
 
 
@@ -32,13 +32,15 @@ class Transactions:
     @contextmanager
     def writing(self) -> Iterator[tuple[Connection, int]]:
         """A writing transaction with its epoch; this process sees its changes at once."""
+        changes: list[Change] | None = None
         try:
             with self._catalog.write() as (connection, epoch):
                 yield connection, epoch
+                changes = read_changes(connection, epoch - 1, epoch)
         except BaseException:
             self._feed.doubt()
             raise
-        self._feed.written()
+        self._feed.written(changes)
 
     @contextmanager
     def changing(self, tenant: str, name: str) -> Iterator[tuple[Connection, int]]:

@@ -87,8 +87,7 @@ class KeyAuthenticator:
     def look_up(self, presented: str | None, peer: str) -> Principal:
         """As in `Authentication`."""
         kid = self._kid(presented, peer)
-        if not self._feed.fresh():
-            self._feed.poll()
+        self._feed.refresh()
         found, entry = self._cache.get(kid)
         if not found:
             self._failures.check(peer)
@@ -189,8 +188,7 @@ class Anonymous:
 
     def look_up(self, presented: str | None, peer: str) -> Principal:  # noqa: ARG002
         """As in `Authentication`."""
-        if not self._feed.fresh():
-            self._feed.poll()
+        self._feed.refresh()
         found, entry = self._cache.get("")
         return self._admit(entry if found else self._read())
 

@@ -12,6 +12,7 @@ from app.registry import changes as module
 from app.registry.catalog import Catalog
 from app.registry.changes import Change, ChangeKind, note
 from app.registry.feed import ChangeFeed
+from app.registry.transactions import Transactions
 
 
 class Listener:
@@ -45,6 +46,10 @@ def write(catalog: Catalog, *names: str) -> None:
     with catalog.write() as (connection, epoch):
         for name in names:
             note(connection, epoch, ChangeKind.PREFIX, "acme", name)
+
+
+def unreadable() -> None:
+    raise Unavailable("gone")
 
 
 def prefix(name: str) -> Change:
@@ -164,6 +169,47 @@ def test_a_look_from_before_a_doubt_does_not_settle_it(
     monkeypatch.undo()
     feed.poll()
     assert feed.fresh()
+
+
+def test_a_failing_look_is_no_fault_while_knowledge_may_be_used(
+    catalog: Catalog, feed: ChangeFeed, now: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed.poll()
+    now[0] += 2
+    monkeypatch.setattr(catalog, "read", unreadable)
+    feed.refresh()
+    now[0] += 28.5
+    with pytest.raises(Unavailable):
+        feed.refresh()
+
+
+def test_a_write_in_doubt_hides_nothing_while_the_catalog_does_not_answer(
+    catalog: Catalog, feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed.poll()
+    feed.doubt()
+    assert not feed.fresh()
+    with monkeypatch.context() as patch:
+        patch.setattr(catalog, "read", unreadable)
+        feed.refresh()
+        assert feed.fresh()
+    feed.poll()
+    assert feed.fresh()
+
+
+def test_what_was_written_last_is_forgotten_here_even_if_the_catalog_is_gone_then(
+    catalog: Catalog, feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listener = Listener()
+    feed.poll()
+    feed.subscribe(listener)
+    transactions = Transactions(catalog, feed, lambda: 0.0)
+    with transactions.changing("acme", "a"):
+        monkeypatch.setattr(catalog, "read", unreadable)
+    assert listener.told[1:] == [(0, [prefix("a")])]
+    monkeypatch.undo()
+    feed.poll()
+    assert listener.told[2:] == [(1, [prefix("a")])]
 
 
 def test_hooks_run_inside_every_write(catalog: Catalog) -> None:

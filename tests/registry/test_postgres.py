@@ -120,7 +120,10 @@ class TestFaults:
         catalog.epoch()
         server.freeze()
         assert unavailable_after(catalog.epoch) < 9
+        assert unavailable_after(catalog.epoch) < 0.1
+        assert unavailable_after(lambda: write(catalog)) < 0.1
         server.thaw()
+        time.sleep(1)
         assert catalog.epoch() == 0
 
     def test_a_transaction_that_loses_its_server_changes_nothing(
