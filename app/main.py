@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -196,9 +197,7 @@ async def _acquire(
     stack.push_async_callback(tiers.close)
     for pinned in await asyncio.to_thread(registry.pinned):
         tiers.pin(PrefixKey(pinned.owner, pinned.digest))
-    _keep_doing(stack, "following the catalog", _POLL_S, registry.feed.poll)
-    _keep_doing(stack, "noting the use of keys", _NOTE_USES_S, authentication.note_uses)
-    books.usage.on_crowded = _keep_doing(stack, "writing down usage", WRITE_S, books.write).wake
+    _keep_house(settings, registry, authentication, books, stack)
     limiter = _limiter(settings)
     stack.push_async_callback(limiter.close)
     await limiter.start()
@@ -238,10 +237,37 @@ def _authentication(settings: Settings, registry: Registry) -> Authentication:
     return KeyAuthenticator(registry.catalog, registry.feed, settings.pepper, failures)
 
 
+def _keep_house(
+    settings: Settings,
+    registry: Registry,
+    authentication: Authentication,
+    books: Books,
+    stack: AsyncExitStack,
+) -> None:
+    """What goes on beside the requests until the stack ends it."""
+    _keep_doing(stack, "following the catalog", _POLL_S, registry.feed.poll)
+    _keep_doing(stack, "noting the use of keys", _NOTE_USES_S, authentication.note_uses)
+    books.usage.on_crowded = _keep_doing(stack, "writing down usage", WRITE_S, books.write).wake
+    ended = threading.Event()
+    _keep_doing(
+        stack,
+        "collecting garbage",
+        settings.garbage_interval,
+        partial(registry.collect_garbage, settings.garbage_grace, ended.is_set),
+        delay_s=settings.garbage_interval / 10,
+    )
+    stack.callback(ended.set)
+
+
 def _keep_doing(
-    stack: AsyncExitStack, what: str, period_s: float, work: Callable[[], object]
+    stack: AsyncExitStack,
+    what: str,
+    period_s: float,
+    work: Callable[[], object],
+    *,
+    delay_s: float = 0.0,
 ) -> Background:
-    background = Background(what, period_s, work)
+    background = Background(what, period_s, work, delay_s=delay_s)
     background.start()
     stack.push_async_callback(asyncio.to_thread, background.stop)
     return background

@@ -46,6 +46,12 @@ class Settings(BaseSettings):
         str(SHIPPED_STORE),
         description="the prefixes' tensors: a folder, or s3://bucket/prefix?endpoint=…&region=…",
     )
+    garbage_interval: float = Field(
+        600, ge=1, le=604_800, description="time between two searches for tensors that nobody needs"
+    )
+    garbage_grace: float = Field(
+        3600, ge=60, le=31_536_000, description="time that tensors stay once nobody needs them"
+    )
     data_dir: Path = Field(Path("data"), description="folder of the catalog")
     database_url: str | None = Field(
         None, description="catalog as an SQLAlchemy URL; SQLite in the data folder if not set"

@@ -20,17 +20,19 @@ class Background:
     What it raises is logged once until it works again.
     """
 
-    def __init__(self, what: str, period_s: float, work: Callable[[], object]) -> None:
-        """`what` names the work in logs."""
+    def __init__(
+        self, what: str, period_s: float, work: Callable[[], object], *, delay_s: float = 0.0
+    ) -> None:
+        """`what` names the work in logs; the first call comes `delay_s` after the start."""
         self._what = what
-        self._period_s = period_s
+        self._period_s, self._delay_s = period_s, delay_s
         self._work = work
         self._ended, self._woken = threading.Event(), threading.Event()
         self._failing = False
         self._thread = threading.Thread(target=self._run, name=what, daemon=True)
 
     def start(self) -> None:
-        """Begin; the first call is at once."""
+        """Begin."""
         self._thread.start()
 
     def stop(self) -> None:
@@ -44,6 +46,7 @@ class Background:
         self._woken.set()
 
     def _run(self) -> None:
+        self._woken.wait(self._delay_s)
         while not self._ended.is_set():
             begun = time.monotonic()
             self._woken.clear()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from sqlalchemy import delete, select
@@ -29,8 +29,10 @@ _TURN_S = 0.25
 long: a store may be far away."""
 
 
-def collect(catalog: Catalog, objects: ObjectStore, grace_s: float) -> int:
-    """Removes unneeded contents older than the grace; how many.
+def collect(
+    catalog: Catalog, objects: ObjectStore, grace_s: float, is_over: Callable[[], bool]
+) -> int:
+    """Removes unneeded contents older than the grace, until `is_over`; how many.
 
     Several processes may collect at one time. Unavailable if the store or the catalog is; what was
     removed until then stays removed.
@@ -42,12 +44,12 @@ def collect(catalog: Catalog, objects: ObjectStore, grace_s: float) -> int:
         retired = connection.scalars(query.where(retired_owners.c.retired_at <= before)).all()
     removed = 0
     for owner in (*owners, *retired):
-        candidates = _unneeded(catalog, objects, owner, grace_s)
+        candidates = _unneeded(catalog, objects, owner, grace_s, is_over)
         while waiting := deque(islice(candidates, _BATCH)):
-            while waiting:
+            while waiting and not is_over():
                 removed += _remove_some(catalog, objects, owner, waiting, grace_s)
     for owner in retired:
-        if next(objects.objects(owner), None) is None:
+        if not is_over() and next(objects.objects(owner), None) is None:
             with catalog.write() as (connection, epoch):
                 note(connection, epoch, ChangeKind.CONTENT, "")
                 connection.execute(delete(retired_owners).where(retired_owners.c.owner == owner))
@@ -71,12 +73,20 @@ def _remove_some(
     return removed
 
 
-def _unneeded(catalog: Catalog, objects: ObjectStore, owner: str, grace_s: float) -> Iterator[str]:
+def _unneeded(
+    catalog: Catalog,
+    objects: ObjectStore,
+    owner: str,
+    grace_s: float,
+    is_over: Callable[[], bool],
+) -> Iterator[str]:
     """Digests that seem to be garbage, without keeping any writer waiting."""
+    if is_over():
+        return
     with catalog.read() as connection:
         needed = digests_of(connection, owner)
-    return (
-        stored.digest
-        for stored in objects.objects(owner)
-        if stored.age_s >= grace_s and stored.digest not in needed
-    )
+    for stored in objects.objects(owner):
+        if is_over():
+            return
+        if stored.age_s >= grace_s and stored.digest not in needed:
+            yield stored.digest

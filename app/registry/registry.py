@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
@@ -43,6 +43,8 @@ from app.registry.resolving import ResolveCache
 from app.registry.transactions import Transactions
 
 _NO_QUOTA = Quota()
+_TOUCH_S = 5.0
+"""How long deleting waits for the store."""
 
 
 class Registry:
@@ -231,6 +233,10 @@ class Registry:
         With its last version a prefix is gone. InUse if another alias, or a split, needs it;
         PrefixNotFound. The content follows at a later `collect_garbage`.
         """
+        check_name(name)
+        with self.catalog.read() as connection:
+            row = versions.get_row(connection, tenant, name, digest)
+        self._touch([(row.owner, row.digest)])
         with self._transactions.changing(tenant, name) as (connection, epoch):
             row = versions.get_row(connection, tenant, name, digest)
             pointing = aliases.pointing_at(connection, row.id)
@@ -238,7 +244,6 @@ class Registry:
             named += aliases.splitting_to(connection, row.id)
             if named:
                 raise InUse(f"alias '{named[0]}' of '{name}' points at this version")
-            self._touch(row.owner, row.digest)
             aliases.forget_digest(connection, row.prefix_id, row.digest)
             left = versions.newest_row(connection, row.prefix_id, without=row.id)
             if left is None:
@@ -253,23 +258,34 @@ class Registry:
     def delete_prefix(self, tenant: str, name: str) -> None:
         """Forgets a prefix with all its versions and aliases; PrefixNotFound."""
         check_name(name)
+        with self.catalog.read() as connection:
+            prefix_id = scope.get_prefix_id(connection, tenant, name)
+            doomed = versions.contents_of(connection, prefix_id)
+        self._touch(doomed)
         with self._transactions.changing(tenant, name) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
-            for owner, digest in versions.contents_of(connection, prefix_id):
-                self._touch(owner, digest)
             versions.delete_prefix(connection, tenant, prefix_id)
 
-    def collect_garbage(self, grace_s: float) -> int:
+    def collect_garbage(self, grace_s: float, is_over: Callable[[], bool] = lambda: False) -> int:
         """Removes contents that no version needs and that are older than the grace; how many.
 
-        The grace lets running requests finish with a version that was deleted under them.
+        The grace lets running requests finish with a version that was deleted under them. May be
+        called by many processes at once; returns soon after `is_over`.
         """
-        return garbage.collect(self.catalog, self.objects, grace_s)
+        return garbage.collect(self.catalog, self.objects, grace_s, is_over)
 
-    def _touch(self, owner: str, digest: str) -> None:
-        """Starts the grace of a content that is about to lose a row; only the grace is at stake."""
+    def _touch(self, doomed: Sequence[tuple[str, str]]) -> None:
+        """Starts the grace of contents, (owner, digest), that are about to lose a row.
+
+        Only the grace is at stake, so nobody waits long for a store that fails or is slow. Called
+        before the transaction, which would keep all writers waiting for the store.
+        """
+        end = time.monotonic() + _TOUCH_S
         with contextlib.suppress(PolyprefixError, OSError):
-            self.objects.touch(owner, digest)
+            for owner, digest in doomed:
+                self.objects.touch(owner, digest)
+                if time.monotonic() > end:
+                    return
 
     # Pins
 
