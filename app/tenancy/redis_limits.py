@@ -33,12 +33,13 @@ _START_PATIENCE = 1.0
 _END_PATIENCE = 0.25
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Held:
-    """Rows that run here, and whether Redis has counted their request and tokens."""
+    """Rows that run here; whether Redis has been told of them, and has counted their tokens."""
 
     call: Call
     is_charged: bool
+    is_told: bool
 
 
 class RedisLimits:
@@ -108,7 +109,7 @@ class RedisLimits:
         `give` ends it.
         """
         if not self.is_up:
-            return self._hold(tenant, limits, cost, is_charged=False), None
+            return self._hold(tenant, limits, cost), None
         lease = self._new_lease()
         call = Call(tenant, "take", lease, cost.rows, self._lease_seconds, limits, 1, cost.tokens)
         try:
@@ -117,12 +118,12 @@ class RedisLimits:
             self._breaker.trip(str(fault))
             # it may have been counted without telling us: given back when Redis works again
             self._owe(replace(call, mode="give"))
-            return self._hold(tenant, limits, cost, is_charged=False), None
+            return self._hold(tenant, limits, cost), None
         except asyncio.CancelledError:
             self._return(replace(call, mode="give"))
             raise
         if standing.granted:
-            self._live[lease] = _Held(call, is_charged=True)
+            self._live[lease] = _Held(call, is_charged=True, is_told=True)
         return lease, standing
 
     def give(self, lease: str, *, requests: int, tokens: int) -> None:
@@ -131,17 +132,18 @@ class RedisLimits:
         Sent as soon as possible; Redis counts it once.
         """
         held = self._live.pop(lease, None)
-        if held is not None:
+        if held is not None and held.is_told:
             back = (requests, tokens) if held.is_charged else (0, 0)
             self._return(replace(held.call, mode="give", requests=back[0], tokens=back[1]))
 
     def _new_lease(self) -> str:
         return f"{self._name}-{next(self._numbers)}"
 
-    def _hold(self, tenant: str, limits: TenantLimits, cost: Cost, *, is_charged: bool) -> str:
+    def _hold(self, tenant: str, limits: TenantLimits, cost: Cost) -> str:
+        """Rows that Redis learns of when it works again, if they run then."""
         lease = self._new_lease()
         call = Call(tenant, "keep", lease, cost.rows, self._lease_seconds, limits)
-        self._live[lease] = _Held(call, is_charged)
+        self._live[lease] = _Held(call, is_charged=False, is_told=False)
         return lease
 
     def _return(self, call: Call) -> None:
@@ -179,7 +181,9 @@ class RedisLimits:
             return
         fault = reply.exception()
         if fault is not None:
-            self._breaker.trip(str(fault))
+            # of all that was under way together, one tells it
+            if self.is_up:
+                self._breaker.trip(str(fault))
         elif self._owed.get(call.lease) is call:
             del self._owed[call.lease]
 
@@ -225,4 +229,5 @@ class RedisLimits:
         """Renew what runs here, or restore it where Redis has lost it."""
         self._kept_at = self._clock()
         for held in list(self._live.values()):
+            held.is_told = True
             self._send(replace(held.call, mode="keep"))

@@ -316,6 +316,26 @@ def test_redis_decides_as_one_process_does(
             assert here.tokens - 20 <= there.tokens <= here.tokens + 1e-6
 
 
+def test_what_came_and_went_without_redis_leaves_nothing_to_tell_it(tmp_path: Path) -> None:
+    async def main(redis: RedisServer) -> None:
+        async with replicas(redis, probe_seconds=0.05) as [one]:
+            before, _ = await takes(one, LIMITS, Cost(1, 1))
+            redis.stop()
+            await until(lambda: not one.is_up)
+            faults = one.faults
+            for _ in range(1000):
+                lease, _ = await one.take("acme", LIMITS, Cost(1, 1))
+                one.give(lease, requests=0, tokens=0)
+            one.give(before, requests=0, tokens=0)
+            assert list(one._owed) == [before]
+            assert one.faults - faults < 100
+            redis.start()
+            await until(lambda: one.is_up and not one._owed)
+
+    with redis_server(tmp_path) as redis:
+        asyncio.run(main(redis))
+
+
 @pytest.mark.parametrize("url", ["redis://host:port", "http://host", "", "redis://h/?db=x"])
 def test_what_is_no_url_of_redis_is_refused(url: str) -> None:
     async def main() -> None:
