@@ -216,3 +216,16 @@ def prefixes(
             new=new,
         )
     )
+
+
+@app.command()
+def catalog(
+    names: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Prefixes of one tenant.")
+    ] = 100_000,
+) -> None:
+    """What resolving a name costs where one tenant has very many; no model is needed."""
+    from app.bench.catalog_bench import run_catalog
+    from app.bench.report import print_result
+
+    print_result(run_catalog(names=names))

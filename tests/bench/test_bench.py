@@ -72,6 +72,15 @@ def test_prefixes_tells_the_throughput_of_each_count(folder: Path) -> None:
     assert 0 < result["resolve"]["warm_us"] < result["resolve"]["cold_us"]
 
 
+def test_catalog_tells_what_a_name_costs() -> None:
+    done = CliRunner().invoke(app, ["bench", "catalog", "--names", "60"])
+    assert done.exit_code == 0, done.output
+    ours = json.loads(done.stdout.splitlines()[-1])["ours"]
+    assert 0 < ours["resolve_warm_us"] < 1000 * ours["resolve_cold_ms"]
+    assert ours["resolve_cold_ms"] <= ours["resolve_cold_ms_p99"]
+    assert min(ours["create_us"], ours["startup_ms"], ours["startup_ms_without"]) > 0
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
 @pytest.mark.parametrize("name", PEERS)
 def test_a_peer_that_ends_a_row_early_would_be_noticed(name: str, folder: Path) -> None:
