@@ -27,7 +27,7 @@ ARROWS = {
     "engine": {"model", "prefix"},
     "registry": {"prefix"},
     "tenancy": {"prefix", "registry"},
-    "api": {"engine", "model", "prefix", "registry", "tenancy"},
+    "api": {"engine", "model", "prefix", "registry", "tenancy", "training"},
     "training": {"engine", "model", "prefix", "registry"},
     "bench": {"engine", "model", "prefix", "registry"},
     "demo": {"training", "model", "prefix"},
@@ -44,6 +44,7 @@ LIBRARIES = {
     "prometheus_client": {"api", "main"},
     "pydantic_settings": {"settings"},
     "sqlalchemy": {"registry", "tenancy"},
+    "obstore": {"registry"},
     "alembic": {"registry"},
     "redis": {"tenancy"},
     "typer": {"cli", "demo"},
@@ -67,12 +68,14 @@ TORCH_FREE = {
     "app.prefix.reference",
     "app.engine.request",
     "app.engine.scheduler",
+    "app.engine.fairness",
+    "app.engine.tenant",
     "app.engine.config",
     "app.engine.router",
 }
 """Modules of torch layers that decide without tensors, so that they are tested without any."""
 
-OPTIONAL = {"peft", "ctranslate2", "sacrebleu", "rouge_score"}
+OPTIONAL = {"peft", "ctranslate2"}
 """Heavy extras: the only libraries that a function may import (app.cli may import all late)."""
 
 BANNED_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 
-from app.errors import InvalidRequest, PolyprefixError
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics import BLEU
+
+from app.errors import InvalidRequest
 
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 
@@ -33,10 +36,6 @@ def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tu
     The number of references may differ from text to text.
     """
     _check(texts, references)
-    try:
-        from sacrebleu.metrics import BLEU
-    except ModuleNotFoundError as error:
-        raise PolyprefixError("BLEU needs sacrebleu: pip install 'polyprefix[train]'") from error
     most = max(len(of_text) for of_text in references)
     streams = [
         [of_text[number] if number < len(of_text) else None for of_text in references]
@@ -53,10 +52,6 @@ def mean_rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Rou
     Each text is compared with the reference that is best for it, in each of the three.
     """
     _check(texts, references)
-    try:
-        from rouge_score.rouge_scorer import RougeScorer
-    except ModuleNotFoundError as error:
-        raise PolyprefixError("ROUGE needs rouge-score: pip install 'polyprefix[train]'") from error
     scorer = RougeScorer(_ROUGE, use_stemmer=True)
     found = [
         scorer.score_multi(list(of_text), text)
