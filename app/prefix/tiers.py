@@ -147,6 +147,8 @@ class PrefixTiers:
         self._host, self._device = _Lru(host_bytes), _Lru(device_bytes)
         self._where, self._dtype = device, dtype
         self._threads = ThreadPoolExecutor(loaders, thread_name_prefix="prefix-loader")
+        # apart, so that what is in memory comes to the device while a store does not answer
+        self._movers = ThreadPoolExecutor(1, thread_name_prefix="prefix-mover")
         self._flights: dict[PrefixKey, _Flight] = {}
         self._pinned: set[PrefixKey] = set()
 
@@ -203,6 +205,7 @@ class PrefixTiers:
         flights = [flight.task for flight in self._flights.values()]
         await asyncio.gather(*flights, return_exceptions=True)
         self._threads.shutdown()
+        self._movers.shutdown()
 
     def _take_off(self, key: PrefixKey) -> _Flight:
         self._device.stats.misses += 1
@@ -226,7 +229,7 @@ class PrefixTiers:
             if self._host.make_room(held.prefix.nbytes, self._pinned):
                 self._host.put(key, held)
         host = held.prefix
-        prefix = await loop.run_in_executor(self._threads, host.to, self._where, self._dtype)
+        prefix = await loop.run_in_executor(self._movers, host.to, self._where, self._dtype)
         if not self._device.make_room(prefix.nbytes, self._pinned):
             raise Overloaded(
                 f"prefixes in use fill the device tier of {self._device.max_bytes} bytes"

@@ -7,7 +7,7 @@ import threading
 
 from app.errors import Overloaded, PolyprefixError
 from app.prefix.tiers import Lease, PrefixKey, PrefixTiers
-from tests.prefix.scenes import UNIT, A, B, Store, play, start, use
+from tests.prefix.scenes import UNIT, A, B, C, Store, play, start, use
 
 
 class TestOneLoadForAll:
@@ -155,6 +155,21 @@ class TestOneLoadForAll:
             (await slow).release()
 
         play(scene, loaders=1)
+
+
+def test_what_is_in_memory_comes_to_the_device_while_the_store_does_not_answer() -> None:
+    async def scene(tiers: PrefixTiers, store: Store) -> None:
+        assert await use(tiers, A, B) == ["store", "store"]
+        assert tiers.contains(A) == "host"
+        store.begun.clear()
+        store.gate.clear()
+        [waiting] = await start(tiers, C)
+        await store.has_begun()
+        assert await asyncio.wait_for(use(tiers, A), 10) == ["host"]
+        store.gate.set()
+        (await waiting).release()
+
+    play(scene, device_units=1, loaders=1)
 
 
 class TestClosing:
