@@ -29,6 +29,20 @@ def test_it_is_done_at_once_and_then_in_each_period() -> None:
     assert times[3] - times[0] >= 0.14
 
 
+def test_the_first_time_may_come_later_and_the_end_does_not_wait_for_it() -> None:
+    done = threading.Event()
+    soon = Background("counting", 60, done.set, delay_s=0.05)
+    late = Background("counting", 60, lambda: 1 / 0, delay_s=60)
+    begun = time.monotonic()
+    late.start()
+    soon.start()
+    assert done.wait(10)
+    assert time.monotonic() - begun >= 0.05
+    late.stop()
+    soon.stop()
+    assert time.monotonic() - begun < 10
+
+
 def test_nothing_is_done_after_the_end() -> None:
     calls: list[int] = []
     background = Background("counting", 0.01, lambda: calls.append(1))

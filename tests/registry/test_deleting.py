@@ -45,6 +45,29 @@ class TestDeleting:
             registry.get_prefix("demo", "e2e")
         assert registry.list_prefixes("demo").items == ()
 
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_writers_do_not_wait_for_a_store_that_is_slow(
+        self,
+        registry: Registry,
+        upload: Upload,
+        monkeypatch: pytest.MonkeyPatch,
+        whole: bool,
+    ) -> None:
+        version, _ = upload("e2e", b"one")
+        touched: list[str] = []
+
+        def touch(_owner: str, digest: str) -> None:
+            touched.append(digest)
+            upload("other", b"two")
+
+        monkeypatch.setattr(registry.objects, "touch", touch)
+        if whole:
+            registry.delete_prefix("demo", "e2e")
+        else:
+            registry.delete_version("demo", "e2e", version.digest)
+        assert touched == [version.digest]
+        assert [record.name for record in registry.list_prefixes("demo").items] == ["other"]
+
     def test_a_version_that_an_alias_points_at_stays(
         self, registry: Registry, upload: Upload
     ) -> None:

@@ -224,6 +224,12 @@ class TestCollections:
         assert replicas.two.collect_garbage(GRACE_S) == 70
         assert replicas.handles.stored() == [f"{replicas.owner}/{version.digest}.safetensors"]
 
+    def test_one_that_is_to_end_ends_after_the_turn_that_runs(self, replicas: Replicas) -> None:
+        replicas.leave_garbage()
+        assert replicas.two.collect_garbage(GRACE_S, lambda: True) == 0
+        assert len(replicas.handles.stored()) > 0
+        assert replicas.two.collect_garbage(GRACE_S) == 1
+
     def test_contents_of_a_tenant_that_is_gone_follow_it_and_then_its_trace(
         self, replicas: Replicas
     ) -> None:
