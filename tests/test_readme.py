@@ -25,7 +25,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 def blocks(language: str) -> list[str]:
     """The fenced blocks of one language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [text for found, text in fenced if found == language]
 
 
 def section(title: str) -> str:
@@ -99,8 +100,8 @@ def settings_table() -> list[str]:
     for name, field in Settings.model_fields.items():
         variable = f"POLYPREFIX_{name.upper()}"
         option = f"`--{name.replace('_', '-')}`" if variable in options else ""
-        default = str(field.default).replace(f"{ROOT}/", "")
-        default = "" if field.default is None else f"`{default}`"
+        is_plain = field.default is not None and field.default_factory is None
+        default = f"`{field.default}`".replace(f"{ROOT}/", "") if is_plain else ""
         lines.append(f"| `{variable}` | {option} | {default} | {field.description} |")
     return lines
 
