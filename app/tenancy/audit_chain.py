@@ -191,14 +191,11 @@ def _verify_chain(catalog: Catalog, replica: str, kept: Link | None) -> ChainRep
 
 
 def _page(catalog: Catalog, last: Link) -> list[Row[Any]]:
-    query = (
-        select(audit_log)
-        .where(audit_log.c.replica == last.replica, audit_log.c.sequence > last.sequence)
-        .order_by(audit_log.c.sequence)
-        .limit(_PAGE)
-    )
+    query = select(audit_log).where(audit_log.c.replica == last.replica)
+    if last.sequence:  # at the beginning there may be numbers below the first, which nobody gives
+        query = query.where(audit_log.c.sequence > last.sequence)
     with catalog.read() as connection:
-        return list(connection.execute(query))
+        return list(connection.execute(query.order_by(audit_log.c.sequence).limit(_PAGE)))
 
 
 def _fault(row: Row[Any], last: Link) -> str | None:

@@ -395,6 +395,13 @@ def is_found(catalog: Catalog, sequence: int, values: dict[str, object]) -> bool
     return found
 
 
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_last_record_with_a_number_below_the_first_is_found(
+    tampered: Catalog, number: int
+) -> None:
+    assert is_found(tampered, 10, {"sequence": number})
+
+
 @given(sequence=st.integers(1, 10), data=st.data())
 def test_a_change_of_any_column_is_found(
     tampered: Catalog, sequence: int, data: st.DataObject
