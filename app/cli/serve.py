@@ -120,7 +120,8 @@ def _run(settings: Settings) -> None:
     door = bind(settings.host, settings.port)
 
     def greet() -> None:
-        _greet(app.state.services, _url(settings.host, door.getsockname()[1]))
+        url = _url(settings.host, door.getsockname()[1])
+        _greet(app.state.services, url, with_keys=settings.pepper is not None)
 
     async def drain_and_stop() -> None:
         await drain(app, settings.drain_timeout)
@@ -138,21 +139,32 @@ def _url(host: str, port: int) -> str:
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
-def _greet(services: Services, url: str) -> None:
+def _greet(services: Services, url: str, *, with_keys: bool) -> None:
     """Say where the server is, what it serves, and a request to try."""
-    from app.api.services import DEMO_TENANT
-
     model = services.model
-    page = services.registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
-    names = [prefix.name for prefix in page.items if _fits(services, prefix)]
     dtype = str(model.dtype).removeprefix("torch.")
     facts = Table.grid(padding=(0, 2))
     facts.add_row("base model", Text(f"{model.spec.model_id} ({dtype}, {model.device})"))
-    facts.add_row("prefixes", ", ".join(names) + (", …" if page.next_cursor else "") or "none yet")
+    names: list[str] = []
+    if with_keys:
+        facts.add_row("keys", "every request needs one, made by `polyprefix key create`")
+    else:
+        names, shown = _prefixes(services)
+        facts.add_row("prefixes", shown)
     facts.add_row("try", "the command below")
+    command = example(url, names, model.spec.model_id, with_keys=with_keys)
     console = stdout()
     console.print(Panel(facts, title=f"polyprefix at {url}", expand=False))
-    console.print(Text(printable(example(url, names, model.spec.model_id))), soft_wrap=True)
+    console.print(Text(printable(command)), soft_wrap=True)
+
+
+def _prefixes(services: Services) -> tuple[list[str], str]:
+    """Names of the prefixes that everybody may use who needs no key, and how they are shown."""
+    from app.api.services import DEMO_TENANT
+
+    page = services.registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
+    names = [prefix.name for prefix in page.items if _fits(services, prefix)]
+    return names, ", ".join(names) + (", …" if page.next_cursor else "") or "none yet"
 
 
 def _fits(services: Services, prefix: PrefixRecord) -> bool:
@@ -163,10 +175,11 @@ def _fits(services: Services, prefix: PrefixRecord) -> bool:
     return version.base_fingerprint in (None, services.model.spec.fingerprint)
 
 
-def example(url: str, prefixes: list[str], model_id: str) -> str:
-    """A `curl` command, in one line, that the server answers well."""
+def example(url: str, prefixes: list[str], model_id: str, *, with_keys: bool = False) -> str:
+    """A `curl` command, in one line, that the server answers well; `with_keys` it sends one."""
     name = next((name for name in EXAMPLES if name in prefixes), None) or model_id
     prompt = EXAMPLES.get(name, "Once upon a time")
     body = {"model": name, "prompt": prompt, "max_tokens": 60, "temperature": 0}
     command = ["curl", f"{url}/v1/completions", "-H", "content-type: application/json"]
-    return shlex.join([*command, "-d", json.dumps(body, ensure_ascii=False)])
+    key = ' -H "authorization: Bearer $POLYPREFIX_API_KEY"' if with_keys else ""
+    return f"{shlex.join(command)}{key} -d {shlex.quote(json.dumps(body, ensure_ascii=False))}"

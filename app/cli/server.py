@@ -245,7 +245,7 @@ class _Line(logging.Formatter):
 
 
 def configure_logging(level: str) -> None:
-    """One line per event on stderr; the web server speaks up from WARNING."""
+    """One line per event on stderr; the web server and Alembic speak up from WARNING."""
     logging.config.dictConfig(
         {
             "version": 1,
@@ -253,6 +253,6 @@ def configure_logging(level: str) -> None:
             "formatters": {"line": {"()": _Line, "fmt": _LINE}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
             "root": {"level": level.upper(), "handlers": ["stderr"]},
-            "loggers": {"uvicorn": {"level": "WARNING"}},
+            "loggers": {"uvicorn": {"level": "WARNING"}, "alembic": {"level": "WARNING"}},
         }
     )

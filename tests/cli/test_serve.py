@@ -202,3 +202,10 @@ def test_help_is_quick_because_nothing_heavy_is_imported() -> None:
 def test_the_example_prefers_a_prefix_with_a_known_input() -> None:
     command = shlex.split(example("http://h:1", ["a", "e2e"], "base"))
     assert json.loads(command[-1])["model"] == "e2e"
+
+
+def test_the_example_sends_a_key_where_one_is_needed() -> None:
+    command = shlex.split(example("http://h:1", [], "base", with_keys=True))
+    assert "authorization: Bearer $POLYPREFIX_API_KEY" in command
+    assert '-H "authorization: Bearer $POLYPREFIX_API_KEY"' in example("u", [], "m", with_keys=True)
+    assert "authorization" not in example("http://h:1", [], "base")
