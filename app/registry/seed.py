@@ -46,10 +46,7 @@ def seed(
     manifest = read_manifest(folder)
     registry.ensure_tenant(tenant)
     with registry.catalog.read() as connection:
-        query = select(seeded.c.name, seeded.c.digest, seeded.c.added_at)
-        known = {
-            tuple(row) for row in connection.execute(query.where(seeded.c.tenant_id == tenant))
-        }
+        known = _known(connection, tenant)
     imported = 0
     for name, prefix in manifest.prefixes.items():
         new = [
@@ -62,9 +59,19 @@ def seed(
         if new:
             with registry.transaction() as (connection, epoch):
                 note(connection, epoch, ChangeKind.PREFIX, tenant, name)
+                # again, as another replica may have started at the same time
+                known = _known(connection, tenant)
+                new = [v for v in new if (name, v.digest, v.added_at) not in known]
                 _import(connection, epoch, tenant, name, prefix, new)
         imported += len(new)
     return imported
+
+
+def _known(connection: Connection, tenant: str) -> set[tuple[str, str, int]]:
+    """(name, digest, when it was added) of what was imported before."""
+    query = select(seeded.c.name, seeded.c.digest, seeded.c.added_at)
+    rows = connection.execute(query.where(seeded.c.tenant_id == tenant))
+    return {(row.name, row.digest, row.added_at) for row in rows}
 
 
 def _is_stored(registry: Registry, folder: Path, name: str, version: ShippedVersion) -> bool:

@@ -6,16 +6,19 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from app.errors import InvalidRequest, PolyprefixError, PrefixNotFound
 from app.registry.manifest import add_to_manifest, read_manifest, write_manifest
+from app.registry.opening import open_registry
 from app.registry.records import VersionInfo
 from app.registry.registry import Registry
 from app.registry.seed import seed
-from tests.registry.conftest import Upload
+from tests.registry.conftest import Upload, stored
+from tests.s3_server import S3Server
 
 Ship = Callable[..., str]
 
@@ -158,9 +161,25 @@ class TestImport:
         assert record.aliases == {"latest": two, "stable": one}
         version = registry.get_version("demo", "web", web)
         assert version.owner == "shipped"
-        assert registry.content_path("demo", version).read_bytes() == b"web"
+        assert stored(registry, version).read_bytes() == b"web"
         for field in VersionInfo.__dataclass_fields__:
             assert getattr(version, field) == getattr(info_of(b"web"), field)
+
+    def test_a_store_in_a_bucket_is_given_the_files(
+        self, s3: S3Server, store: Path, ship: Ship, tmp_path: Path
+    ) -> None:
+        digest, lost = ship("e2e", b"one"), ship("web", b"web")
+        (store / "shipped" / f"{lost}.safetensors").unlink()
+        url = s3.url(s3.new_bucket())
+        for number in (1, 2):
+            database = f"sqlite:///{tmp_path}/{number}.sqlite3"
+            with closing(open_registry(database, url, tmp_path / "transit")) as registry:
+                assert seed(registry, store) == 1
+                version = registry.get_version("demo", "e2e", digest)
+                with registry.open_content("demo", version) as file:
+                    assert file.read() == b"one"
+                assert registry.collect_garbage(0) == 0
+                assert [each.name for each in registry.list_prefixes("demo").items] == ["e2e"]
 
     def test_what_belongs_to_another_base_model_waits_for_it(
         self, registry: Registry, store: Path, ship: Ship, info_of: Callable[..., VersionInfo]
@@ -262,3 +281,25 @@ class TestImport:
         registry.delete_prefix("demo", "e2e")
         assert registry.collect_garbage(0) == 0
         assert (store / "shipped" / f"{digest}.safetensors").read_bytes() == b"one"
+
+
+def test_two_that_start_at_the_same_time_import_it_once(
+    registry: Registry,
+    open_again: Callable[[], Registry],
+    store: Path,
+    ship: Ship,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    digest = ship("e2e", b"one", "stable")
+    transaction, other = registry.transaction, open_again()
+    imported: list[int] = []
+
+    def after_the_other() -> object:
+        monkeypatch.undo()
+        imported.append(seed(other, store))
+        return transaction()
+
+    monkeypatch.setattr(registry, "transaction", after_the_other)
+    assert seed(registry, store) == 0
+    assert imported == [1]
+    assert registry.get_prefix("demo", "e2e").aliases == {"latest": digest, "stable": digest}
