@@ -57,8 +57,8 @@ class RunningServer:
 
 @contextmanager
 def serving(model: FrozenModel, root: Path, **settings: object) -> Iterator[RunningServer]:
-    """Serve `model` with an empty store under `root` until the block ends."""
-    chosen = Settings(store=root / "store", data_dir=root / "data", **settings)
+    """Serve `model` until the block ends: with an empty store under `root`, unless told another."""
+    chosen = Settings(**{"store": root / "store", "data_dir": root / "data", **settings})
     app = create_app(chosen, model)
     config = configuration(app)
     config.lifespan = "on"
