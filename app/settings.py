@@ -116,7 +116,9 @@ class Settings(BaseSettings):
     )
     kv_memory: int = Field(2048, ge=1, description="memory for keys and values, MiB")
     decode_attention: Literal["auto", "sdpa", "matmul", "native"] = Field(
-        "auto", description="attention of decoding rows; auto takes the faster one at start"
+        "auto",
+        description="attention of decoding rows; auto is native, or without a C compiler the "
+        "faster of torch's two",
     )
 
     # Prefixes in memory

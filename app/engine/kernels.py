@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.engine.decoding import DecodeKernel, DecodeStep, Part, load_decode_kernel
+from app.engine.decoding import DecodeKernel, load_decode_kernel
 from app.engine.native import NoNativeCode
 
 _log = logging.getLogger(__name__)
@@ -97,35 +97,31 @@ _CLEARLY = 0.7
 """The share of another's time below which a computation is chosen instead, so that replicas seldom
 choose differently."""
 
+_TRIAL_S = 0.1
 _ROWS, _COLUMNS, _CAPACITY = 16, 112, 128
-"""What a choice is made on: rows in slots of `_CAPACITY` columns, `_COLUMNS` of them in use."""
+"""How long each is tried, and on what: rows in slots of `_CAPACITY` columns, `_COLUMNS` of them in
+use."""
 
 
 def choose_attention(
     setting: str, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
 ) -> Attention:
-    """The attention for decoding rows: one of `NAMES`, or for `auto` what is fastest here.
+    """The attention for decoding rows: one of `NAMES`; `auto` is native code where there is any.
 
-    Where there is no native code, the log says why, and another one is taken.
+    That is not timed: beside other programs a trial of microseconds says nothing, and replicas
+    should choose alike. Without it the log says why, and the faster of torch's two is taken.
     """
     if device.type != "cpu":
         return PRODUCTS if setting == "matmul" else FUSED
     if setting in ("sdpa", "matmul"):
         return FUSED if setting == "sdpa" else PRODUCTS
-    native: Attention | None = None
     try:
-        kernel = load_decode_kernel(head_dim, dtype)
-        native = Attention("native", _fused, native=kernel)
+        return Attention("native", _fused, native=load_decode_kernel(head_dim, dtype))
     except NoNativeCode as error:
         _log.warning("decode attention: no native code, torch's is used: %s", error)
-    if native is not None and setting == "native":
-        return native
-    chosen = FUSED
-    times = _Trial(kv_heads, head_dim, dtype)
-    for other in (PRODUCTS, native):
-        if other is not None and times.seconds(other) < _CLEARLY * times.seconds(chosen):
-            chosen = other
-    return chosen
+    trial = _Trial(kv_heads, head_dim, dtype)
+    wins = trial.seconds(PRODUCTS) < _CLEARLY * trial.seconds(FUSED)
+    return PRODUCTS if wins else FUSED
 
 
 class _Trial:
@@ -139,27 +135,11 @@ class _Trial:
 
     @torch.inference_mode()
     def seconds(self, attention: Attention) -> float:
-        """The shortest of several runs."""
-        run = self._step(attention.native) if attention.native else self._whole(attention)
-        best = float("inf")
-        for _ in range(8):
-            started = time.perf_counter()
-            run()
+        """The shortest of many runs: beside other programs most take several times as long."""
+        columns = _CAPACITY if attention.whole_slots else _COLUMNS
+        seen = self._keys[:, :, :columns], self._values[:, :, :columns], self._mask[..., :columns]
+        best, end = float("inf"), time.perf_counter() + _TRIAL_S
+        while (started := time.perf_counter()) < end:
+            attention.compute(self._query, *seen, 1.0)
             best = min(best, time.perf_counter() - started)
         return best
-
-    def _whole(self, attention: Attention) -> Callable[[], object]:
-        columns = _CAPACITY if attention.whole_slots else _COLUMNS
-        keys, values = self._keys[:, :, :columns], self._values[:, :, :columns]
-        return lambda: attention.compute(self._query, keys, values, self._mask[..., :columns], 1.0)
-
-    def _step(self, kernel: DecodeKernel) -> Callable[[], object]:
-        slots = zip(self._keys, self._values, strict=True)
-        parts = [
-            [Part(keys.data_ptr(), values.data_ptr(), 0, keys.stride(0), _COLUMNS)]
-            for keys, values in slots
-        ]
-        step = DecodeStep(kernel, self._keys.shape[1], parts)
-        queries = self._query[:, :, 0]
-        output = torch.empty_like(queries)
-        return lambda: step.attend(0, queries, None, output, 1.0)
