@@ -1,52 +1,91 @@
 """Computation beside the engine: one piece at a time, in a thread that ends with it.
 
 The engine keeps the machine's other cores, and memory is that of one piece, however many requests
-ask. Pieces are short, so that all who wait get their turns. Knows nothing about what is computed.
+ask. Pieces are short, and tenants take turns, so that nobody who waits is kept from his own by how
+much another asks for. Knows nothing about what is computed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from app.errors import DeadlineExceeded, Overloaded
+from app.errors import DeadlineExceeded, Overloaded, TenantQueueFull
 from app.model.threads import in_passing_thread
 
 Result = TypeVar("Result")
 
-_MAX_WAITING = 64
+_MAX_WAITING = 128
+_MAX_WAITING_OF_TENANT = 16
 
 
 class Aside:
-    """Turns, in the order of coming; it belongs to one event loop."""
+    """Turns: those of one tenant in the order of coming. It belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._is_busy = False
+        self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
-    async def run(self, deadline: float, work: Callable[..., Result], *arguments: Any) -> Result:
+    async def run(
+        self, tenant: str, deadline: float, work: Callable[..., Result], *arguments: Any
+    ) -> Result:
         """`work(*arguments)` when its turn comes; `deadline` is on the clock of `time.monotonic`.
 
-        Raises Overloaded if too many wait, DeadlineExceeded if the turn comes too late. Who is
-        cancelled leaves at once; a piece that runs keeps its turn to its end.
+        Raises TenantQueueFull if too many of the tenant wait, Overloaded if too many of all do,
+        DeadlineExceeded if the turn comes too late. Who is cancelled leaves at once; a piece that
+        runs keeps its turn to its end.
         """
-        if self._waiting >= _MAX_WAITING:
-            raise Overloaded("too many evaluations wait for their turn")
-        self._waiting += 1
-        try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                await self._turn.acquire()
-        except TimeoutError as error:
-            raise DeadlineExceeded("the request's time is over") from error
-        finally:
-            self._waiting -= 1
+        if self._is_busy:
+            await self._wait(tenant, deadline)
+        self._is_busy = True
         running = asyncio.ensure_future(asyncio.to_thread(in_passing_thread, work, *arguments))
         running.add_done_callback(self._end)
         return await asyncio.shield(running)
 
+    async def _wait(self, tenant: str, deadline: float) -> None:
+        """Until it is handed the turn."""
+        if len(self._queues.get(tenant, ())) >= _MAX_WAITING_OF_TENANT:
+            raise TenantQueueFull("too many evaluations of this tenant wait for their turn")
+        if sum(map(len, self._queues.values())) >= _MAX_WAITING:
+            raise Overloaded("too many evaluations wait for their turn")
+        turn = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(tenant, deque()).append(turn)
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._hand_on()
+            else:
+                self._leave(tenant, turn)
+            if isinstance(error, TimeoutError):
+                raise DeadlineExceeded("the request's time is over") from error
+            raise
+
+    def _leave(self, tenant: str, turn: asyncio.Future[None]) -> None:
+        """Give up waiting."""
+        queue = self._queues.get(tenant)
+        if queue is not None and turn in queue:
+            queue.remove(turn)
+            if not queue:
+                del self._queues[tenant]
+
+    def _hand_on(self) -> None:
+        """The turn goes to the tenant that has waited longest for one, or is free."""
+        while self._queues:
+            tenant, queue = self._queues.popitem(last=False)
+            turn = queue.popleft()
+            if queue:
+                self._queues[tenant] = queue  # behind the others
+            if not turn.done():  # who was cancelled has not left yet
+                turn.set_result(None)
+                return
+        self._is_busy = False
+
     def _end(self, done: asyncio.Future[Any]) -> None:
-        self._turn.release()
+        self._hand_on()
         if not done.cancelled():
             done.exception()  # seen, though nobody may be left to hear of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.api.auth import PrincipalDep, requires
+from app.api.beside import Piece
 from app.api.errors import StrictJSONResponse
 from app.api.evaluation_schemas import CompareBody, ComparedBody
 from app.api.generation import unless_gone
@@ -19,6 +21,8 @@ from app.prefix.reference import check_name
 from app.tenancy.principal import Scope
 from app.training.data import TokenPair
 from app.training.likelihood import Contrast, contrast
+
+_Pairs = tuple[TokenPair, TokenPair]
 
 router = APIRouter(
     dependencies=[*requires(Scope.GENERATE), *requires(Scope.PREFIXES_READ)],
@@ -85,33 +89,52 @@ async def compare_versions(
 async def _compare(a: Judge, b: Judge, examples: Sequence[ComparedBody]) -> list[_Compared]:
     reads_a = [await a.prompt(at, one.input) for at, one in enumerate(examples)]
     reads_b = [await b.prompt(at, one.input) for at, one in enumerate(examples)]
-    given = [
+    # long texts take their time
+    given = await asyncio.to_thread(_given, a, b, reads_a, reads_b, examples)
+    said_a = await a.answers(reads_a)
+    # one version says one thing, whatever else is computed at the time
+    same = a.prefix.digest == b.prefix.digest
+    said_b = said_a if same else await b.answers(reads_b)
+    targets = list(given)
+    for at, pairs in enumerate(given):
+        if pairs is None and said_a[at].token_ids:
+            said = said_a[at].token_ids
+            targets[at] = (
+                a.fitting(at, TokenPair(reads_a[at], said)),
+                b.fitting(at, TokenPair(reads_b[at], said)),
+            )
+    contrasts = iter(await _contrasts(a, b, [pairs for pairs in targets if pairs is not None]))
+    return [
+        _Compared(
+            said_a[at],
+            said_b[at],
+            has_output=given[at] is not None,
+            contrast=None if pairs is None else next(contrasts),
+        )
+        for at, pairs in enumerate(targets)
+    ]
+
+
+def _given(
+    a: Judge,
+    b: Judge,
+    reads_a: Sequence[tuple[int, ...]],
+    reads_b: Sequence[tuple[int, ...]],
+    examples: Sequence[ComparedBody],
+) -> list[_Pairs | None]:
+    """The targets that were given, as each version reads them."""
+    return [
         None
         if one.output is None
         else (a.pair(at, reads_a[at], one.output), b.pair(at, reads_b[at], one.output))
         for at, one in enumerate(examples)
     ]
-    said_a = await a.answers(reads_a)
-    # one version says one thing, whatever else is computed at the time
-    same = a.prefix.digest == b.prefix.digest
-    said_b = said_a if same else await b.answers(reads_b)
-    compared = []
-    for at, pairs in enumerate(given):
-        known = pairs is not None
-        if pairs is None and said_a[at].token_ids:
-            said = said_a[at].token_ids
-            pairs = (
-                a.fitting(at, TokenPair(reads_a[at], said)),
-                b.fitting(at, TokenPair(reads_b[at], said)),
-            )
-        found = None if pairs is None else await _contrast(a, b, pairs)
-        compared.append(_Compared(said_a[at], said_b[at], known, found))
-    return compared
 
 
-async def _contrast(a: Judge, b: Judge, pairs: tuple[TokenPair, TokenPair]) -> Contrast:
-    model = a.services.model
-    return await a.services.aside.run(a.deadline, contrast, model, a.prefix, b.prefix, *pairs)
+async def _contrasts(a: Judge, b: Judge, targets: Sequence[_Pairs]) -> list[Contrast]:
+    shared = (a.services.model, a.prefix, b.prefix)
+    pieces = [Piece((*shared, *pairs), sum(map(len, pairs))) for pairs in targets]
+    return await a.beside(contrast, pieces)
 
 
 def _summary(compared: Sequence[_Compared]) -> dict[str, Any]:

@@ -15,13 +15,14 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.admitting import admit
 from app.api.auth import PrincipalDep, requires
+from app.api.beside import Account, Piece, beside
 from app.api.evaluation_schemas import FromTextBody
 from app.api.generation import unless_gone
 from app.api.services import Services, ServicesDep
 from app.errors import ContextLengthExceeded, Draining, InvalidRequest
 from app.model.text import INPUT_PLACEHOLDER
 from app.prefix.codec import encode
-from app.prefix.prefix import Prefix, PrefixMetadata
+from app.prefix.prefix import PrefixMetadata
 from app.prefix.reference import check_alias, check_name
 from app.tenancy.principal import Scope
 from app.training.words import words_prefix
@@ -49,8 +50,9 @@ async def make_from_text(
     ids = await asyncio.to_thread(_encode, services, body.text)
     metadata = _metadata(services, body, len(ids))
     deadline = time.monotonic() + services.limits.request_timeout
-    making = services.aside.run(deadline, words_prefix, services.model, ids, metadata)
-    prefix: Prefix = await unless_gone(request.receive, making)
+    piece = Piece((services.model, ids, metadata), len(ids))
+    making = beside(services, Account(principal), deadline, words_prefix, [piece])
+    [prefix] = await unless_gone(request.receive, making)
     with services.registry.stage() as staged:
         content = await asyncio.to_thread(encode, prefix)
         await asyncio.to_thread(staged.write, content)

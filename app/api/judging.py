@@ -1,16 +1,19 @@
 """A version at work on examples: prompts, answers and the probability of targets.
 
 Answers, and targets where the engine can score them, run through the engine as this tenant's
-ordinary requests, a few at a time. Knows nothing about metrics or the shapes of replies.
+ordinary requests, a few at a time; other targets beside it. Knows nothing about metrics or the
+shapes of replies.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from app.api.beams import choose_beams
+from app.api.beside import Account, Piece, beside
 from app.api.choosing import Choice
 from app.api.evaluation_schemas import DecodingFields
 from app.api.generation import Generation, Job
@@ -24,6 +27,8 @@ from app.prefix.prefix import Prefix
 from app.tenancy.principal import Principal
 from app.training.data import TokenPair, answered_target, continued_target
 from app.training.likelihood import target_loss
+
+Result = TypeVar("Result")
 
 DEFAULT_MAX_TOKENS = 128
 _MAX_WAVE_ROWS = 32
@@ -148,14 +153,18 @@ class Judge:
         """Each target's negative log-probability in nats, summed over its tokens."""
         model = self.services.model
         if model.encoder_decoder is not None:
-            run = self.services.aside.run
-            return [
-                await run(self.deadline, target_loss, model, self.prefix, pair) for pair in pairs
-            ]
+            return await self.beside(
+                target_loss, [Piece((model, self.prefix, pair), len(pair)) for pair in pairs]
+            )
         scoring = SamplingParams(max_tokens=0, logprobs=0)
         jobs = [Job(pair.prompt_ids + pair.target_ids, scoring, scored=True) for pair in pairs]
         heard = await self._run(jobs)
         return [_loss(one, pair) for one, pair in zip(heard, pairs, strict=True)]
+
+    async def beside(self, work: Callable[..., Result], pieces: Sequence[Piece]) -> list[Result]:
+        """`work` on each piece beside the engine, counted as this version's."""
+        account = Account(self.principal, self.choice.names, self.choice.digests)
+        return await beside(self.services, account, self.deadline, work, pieces)
 
     def max_tokens(self, num_prompt: int) -> int:
         """New tokens for a prompt: as asked, else as the version says, cut to what fits."""

@@ -5,9 +5,11 @@ Knows nothing about replies or about how answers are made.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from app.api.choosing import Choice, choose
 from app.api.evaluation_schemas import DecodingFields, ExampleBody
@@ -59,7 +61,10 @@ async def score(judge: Judge, examples: Sequence[ExampleBody], metrics: Collecti
     prompts = [await judge.prompt(at, example.input) for at, example in enumerate(examples)]
     if "rouge_l" in metrics:
         _check_rouge(judge, prompts, examples)
-    pairs = _pairs(judge, prompts, examples) if "loss" in metrics else None
+    pairs = None
+    if "loss" in metrics:
+        # long texts take their time
+        pairs = await asyncio.to_thread(_pairs, judge, prompts, examples)
     scores: dict[str, float] = {}
     answers = matches = losses = num_tokens = signature = None
     if not _WORDS.isdisjoint(metrics):
@@ -71,11 +76,11 @@ async def score(judge: Judge, examples: Sequence[ExampleBody], metrics: Collecti
                 for text, accepted in zip(texts, references, strict=True)
             ]
             scores["exact_match"] = 100 * sum(matches) / len(matches)
-        run, deadline = judge.services.aside.run, judge.deadline
+        run = partial(judge.services.aside.run, judge.principal.tenant, judge.deadline)
         if "bleu" in metrics:
-            scores["bleu"], signature = await run(deadline, corpus_bleu, texts, references)
+            scores["bleu"], signature = await run(corpus_bleu, texts, references)
         if "rouge_l" in metrics:
-            scores["rouge_l"] = (await run(deadline, mean_rouge, texts, references)).rougeL
+            scores["rouge_l"] = (await run(mean_rouge, texts, references)).rougeL
     if pairs is not None:
         losses, num_tokens, scores["loss"] = await _losses(judge, pairs)
     ordered = {metric: scores[metric] for metric in metrics}
