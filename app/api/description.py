@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, FastAPI, Request, Response
 
 from app.api.auth import requires
+from app.api.described.document import document
 from app.api.errors import StrictJSONResponse
 
 router = APIRouter(dependencies=requires())
-
-_BEARER = {"type": "http", "scheme": "bearer", "description": "an API key, `pfx_…`"}
 
 
 @router.get("/openapi.json", include_in_schema=False)
 async def describe(request: Request) -> Response:
     """The OpenAPI description of all routes."""
     app: FastAPI = request.app
-    content = dict(app.openapi())
-    components = {**content.get("components", {}), "securitySchemes": {"bearer": _BEARER}}
-    return StrictJSONResponse({**content, "components": components, "security": [{"bearer": []}]})
+    if getattr(app.state, "description", None) is None:
+        content = await asyncio.to_thread(document, app)
+        app.state.description = StrictJSONResponse(content).body
+    return Response(app.state.description, media_type="application/json")

@@ -46,15 +46,19 @@ class DecodingFields(StrictBody):
 
     max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
     min_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=10, allow_inf_nan=False)] | None = None
+    repetition_penalty: (
+        Annotated[float, Field(strict=True, ge=0.01, le=10, allow_inf_nan=False)] | None
+    ) = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     num_beams: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
-    length_penalty: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] | None = None
+    length_penalty: (
+        Annotated[float, Field(strict=True, ge=-10, le=10, allow_inf_nan=False)] | None
+    ) = None
     early_stopping: Literal[True, False, "never"] | None = None
     no_repeat_ngram_size: Annotated[StrictInt, Field(ge=0, le=64)] | None = None
     stop: Annotated[list[StopString], Field(max_length=MAX_STOP)] | None = None
-    timeout: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] | None = None
+    timeout: Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)] | None = None
     raw: StrictBool = False
     truncate: StrictBool = False
 
@@ -84,7 +88,7 @@ class GateBody(StrictBody):
     """`PUT …/aliases/{alias}/gate`: what a version must reach, and on what."""
 
     metric: GateMetric
-    min_score: Annotated[float, Field(ge=-1e6, le=100, allow_inf_nan=False)]
+    min_score: Annotated[float, Field(strict=True, ge=-1e6, le=100, allow_inf_nan=False)]
     examples: Annotated[list[ExampleBody], Field(min_length=1, max_length=MAX_EXAMPLES)]
 
 

@@ -23,9 +23,9 @@ TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=131072)]
 PromptText = Annotated[str, Field(max_length=1 << 21)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+Probability = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, Field(strict=True, ge=-2, le=2, allow_inf_nan=False)]
+Bias = Annotated[float, Field(strict=True, ge=-100, le=100, allow_inf_nan=False)]
 ModelName = Annotated[str, Field(min_length=1, max_length=1024)]
 UserName = Annotated[str, Field(max_length=512)]
 DigestStart = Annotated[str, Field(min_length=6, max_length=64, pattern="^[0-9a-f]+$")]
@@ -54,20 +54,24 @@ class StreamOptions(OpenBody):
 class SamplingFields(OpenBody):
     """Parameters of generation that both request shapes share; None means not given."""
 
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = None
+    temperature: Annotated[float, Field(strict=True, ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] | None = None
     top_k: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
     min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=10, allow_inf_nan=False)] | None = None
+    repetition_penalty: (
+        Annotated[float, Field(strict=True, ge=0.01, le=10, allow_inf_nan=False)] | None
+    ) = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     min_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
     seed: Annotated[StrictInt, Field(ge=-(2**63), le=MAX_SEED)] | None = None
-    timeout: Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)] | None = None
+    timeout: Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)] | None = None
     raw: StrictBool = False
     prefixes: Annotated[list[ModelName], Field(min_length=1, max_length=8)] | None = None
     num_beams: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
-    length_penalty: Annotated[float, Field(ge=-10, le=10, allow_inf_nan=False)] | None = None
+    length_penalty: (
+        Annotated[float, Field(strict=True, ge=-10, le=10, allow_inf_nan=False)] | None
+    ) = None
     early_stopping: Literal[True, False, "never"] | None = None
     no_repeat_ngram_size: Annotated[StrictInt, Field(ge=0, le=64)] | None = None
     user: UserName | None = None
