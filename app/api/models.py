@@ -11,6 +11,7 @@ from fastapi import APIRouter, Response
 from app.api.auth import TenantDep, requires
 from app.api.choosing import resolve
 from app.api.errors import StrictJSONResponse
+from app.api.prefixes import forget_prefix
 from app.api.services import Services, ServicesDep
 from app.errors import InUse, InvalidRequest, PrefixNotFound
 from app.prefix.reference import parse_model_field
@@ -66,7 +67,7 @@ async def delete_model(model_id: str, services: ServicesDep, tenant: TenantDep) 
         raise InvalidRequest("only a prefix as a whole can be deleted here", param="model")
     if reference.tenant not in (None, tenant):
         raise PrefixNotFound(f"prefix '{reference}' does not exist", param="model")
-    await asyncio.to_thread(services.registry.delete_prefix, tenant, reference.name)
+    await forget_prefix(services, tenant, reference.name)
     return StrictJSONResponse({"id": model_id, "object": "model", "deleted": True})
 
 

@@ -48,7 +48,7 @@ async def get_prefix(name: str, services: ServicesDep, tenant: TenantDep) -> Res
 @router.delete("/{name}", dependencies=_WRITING)
 async def delete_prefix(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Delete a prefix with all its versions and aliases; rows that run finish with it."""
-    await asyncio.to_thread(services.registry.delete_prefix, tenant, name)
+    await forget_prefix(services, tenant, name)
     return StrictJSONResponse({"object": "prefix", "name": name, "deleted": True})
 
 
@@ -119,6 +119,13 @@ async def unpin_version(
     services.tiers.unpin(PrefixKey(version.owner, version.digest))
     [content] = await asyncio.to_thread(_version_objects, services, tenant, [version])
     return StrictJSONResponse(content)
+
+
+async def forget_prefix(services: Services, tenant: str, name: str) -> None:
+    """Delete a prefix from the catalog and from memory."""
+    gone = await asyncio.to_thread(services.registry.delete_prefix, tenant, name)
+    for owner, digest in gone:
+        services.tiers.evict(PrefixKey(owner, digest))
 
 
 def _version_objects(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +19,9 @@ import torch
 
 from app.errors import Overloaded
 from app.prefix.prefix import Prefix
+
+MAX_PINNED = 10_000
+"""Pins that are remembered."""
 
 Tier = Literal["device", "host", "store"]
 
@@ -93,14 +96,17 @@ class _Lru:
             self.stats.entries -= 1
             self.stats.nbytes -= entry.prefix.nbytes
 
-    def make_room(self, needed: int, pinned: set[PrefixKey]) -> bool:
+    def make_room(self, needed: int, pinned: Container[PrefixKey]) -> bool:
         """Evict the least recently used until `needed` bytes are free; False if they can't be."""
         room = self.max_bytes - self.stats.nbytes
+        if room >= needed:
+            return True
+        kept = self._kept(pinned)
         victims: list[PrefixKey] = []
         for key, entry in self.entries.items():
             if room >= needed:
                 break
-            if entry.leases == 0 and key not in pinned:
+            if entry.leases == 0 and key not in kept:
                 victims.append(key)
                 room += entry.prefix.nbytes
         if room < needed:
@@ -109,6 +115,19 @@ class _Lru:
             self.remove(key)
             self.stats.evictions += 1
         return True
+
+    def _kept(self, pinned: Container[PrefixKey]) -> set[PrefixKey]:
+        """The pinned ones that were used last, as many as half of the tier has room for: pins are
+        any tenant's to set, and nobody's may shut others out."""
+        kept: set[PrefixKey] = set()
+        room = self.max_bytes // 2
+        for key, entry in reversed(self.entries.items()):
+            if key in pinned:
+                room -= entry.prefix.nbytes
+                if room < 0:
+                    break
+                kept.add(key)
+        return kept
 
 
 @dataclass(eq=False)
@@ -150,7 +169,7 @@ class PrefixTiers:
         # apart, so that what is in memory comes to the device while a store does not answer
         self._movers = ThreadPoolExecutor(1, thread_name_prefix="prefix-mover")
         self._flights: dict[PrefixKey, _Flight] = {}
-        self._pinned: set[PrefixKey] = set()
+        self._pinned: OrderedDict[PrefixKey, None] = OrderedDict()
 
     def try_acquire(self, key: PrefixKey) -> Lease | None:
         """A lease at once if the prefix is on the device, else None: the warm path."""
@@ -184,17 +203,23 @@ class PrefixTiers:
         return "host" if key in self._host.entries else None
 
     def evict(self, key: PrefixKey) -> None:
-        """Forget a prefix; rows that hold it keep it."""
+        """Forget a prefix, and its pin; rows that hold it keep it."""
+        self.unpin(key)
         self._device.remove(key)
         self._host.remove(key)
 
     def pin(self, key: PrefixKey) -> None:
-        """Keep the prefix once it is here."""
-        self._pinned.add(key)
+        """Keep the prefix once it is here, while pinned ones take no more than half of a tier.
+
+        Of too many pins the oldest are forgotten.
+        """
+        self._pinned[key] = None
+        if len(self._pinned) > MAX_PINNED:
+            self._pinned.popitem(last=False)
 
     def unpin(self, key: PrefixKey) -> None:
         """Let the prefix be evicted again."""
-        self._pinned.discard(key)
+        self._pinned.pop(key, None)
 
     def stats(self) -> dict[Tier, TierStats]:
         """Figures of both tiers, for metrics."""

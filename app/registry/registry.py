@@ -255,8 +255,11 @@ class Registry:
             versions.delete_version(connection, row)
             return versions.to_version(row)
 
-    def delete_prefix(self, tenant: str, name: str) -> None:
-        """Forgets a prefix with all its versions and aliases; PrefixNotFound."""
+    def delete_prefix(self, tenant: str, name: str) -> list[tuple[str, str]]:
+        """Forgets a prefix with all its versions and aliases; PrefixNotFound.
+
+        Returns the (owner, digest) of each version.
+        """
         check_name(name)
         with self.catalog.read() as connection:
             prefix_id = scope.get_prefix_id(connection, tenant, name)
@@ -264,7 +267,9 @@ class Registry:
         self._touch(doomed)
         with self._transactions.changing(tenant, name) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
+            gone = versions.contents_of(connection, prefix_id)
             versions.delete_prefix(connection, tenant, prefix_id)
+        return gone
 
     def collect_garbage(self, grace_s: float, is_over: Callable[[], bool] = lambda: False) -> int:
         """Removes contents that no version needs and that are older than the grace; how many.

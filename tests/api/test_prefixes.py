@@ -342,3 +342,18 @@ def test_a_pin_leaves_the_answers_as_they_were(
     before = text_of(complete(client, model=NAME))
     client.post(f"{URL}/versions/{digest}/pin")
     assert text_of(complete(client, model=NAME)) == before
+
+
+@pytest.mark.parametrize("path", ["/v1/prefixes/work", "/v1/models/work"])
+def test_a_deleted_prefix_leaves_memory_with_its_pins(
+    own_server: RunningServer, files: list[Prefix], path: str
+) -> None:
+    digest = own_server.push(NAME, files[0]).json()["digest"]
+    services = own_server.services
+    with own_server.client() as client:
+        client.post(f"{URL}/versions/{digest}/pin")
+        assert complete(client, model=NAME).status_code == 200
+        assert services.tiers.stats()["device"].entries == 1
+        assert client.delete(path).status_code == 200
+    assert services.tiers.stats()["device"].entries == services.tiers.stats()["host"].entries == 0
+    assert not services.tiers._pinned

@@ -225,6 +225,41 @@ class TestPins:
 
         play(scene, device_units=2, host_units=2)
 
+    def test_pins_of_one_owner_do_not_shut_others_out(self) -> None:
+        async def scene(tiers: PrefixTiers, store: Store) -> None:
+            for key in (A, B, C, D):
+                tiers.pin(key)
+            await use(tiers, A, B, C, D)
+            others = [PrefixKey("other", digit * 64) for digit in "ab"]
+            assert await use(tiers, *others) == ["store", "store"]
+            # half of the tier goes to the pins that were used last
+            assert [tiers.contains(key) for key in (A, B, C, D)] == [None, None, "device", "device"]
+            assert tiers.stats()["device"].nbytes <= 4 * UNIT
+            assert store.loads[others[0]] == 1
+
+        play(scene, device_units=4, host_units=4)
+
+    def test_what_is_forgotten_is_not_pinned_any_more(self) -> None:
+        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+            tiers.pin(A)
+            await use(tiers, A)
+            tiers.evict(A)
+            await use(tiers, A, B, C)
+            assert tiers.contains(A) is None
+
+        play(scene, device_units=2, host_units=2)
+
+    def test_pins_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("app.prefix.tiers.MAX_PINNED", 1)
+
+        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+            tiers.pin(A)
+            tiers.pin(B)
+            await use(tiers, A, B, C, D)
+            assert (tiers.contains(A), tiers.contains(B)) == (None, "device")
+
+        play(scene, device_units=2, host_units=2)
+
 
 _KEYS = [PrefixKey("owner", f"{index:064x}") for index in range(6)]
 _STEPS = st.lists(
