@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app.errors import NotFound, PolyprefixError, Unprocessable
+from app.tenancy.keys import strike
 
 _log = logging.getLogger(__name__)
 
@@ -61,16 +62,17 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def error_body(error: PolyprefixError, path: str) -> dict[str, Any]:
-    """The error as JSON content, in the shape that `path` speaks."""
+    """The error as JSON content, in the shape that `path` speaks; it repeats no key."""
+    message = strike(error.message)
     if path in TGI_PATHS:
-        return {"error": error.message, "error_type": _TGI_TYPES.get(error.status, "validation")}
+        return {"error": message, "error_type": _TGI_TYPES.get(error.status, "validation")}
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     if error.status == 429:
         kind = "rate_limit_error"
     fields = {
-        "message": error.message,
+        "message": message,
         "type": kind,
-        "param": error.param,
+        "param": error.param and strike(error.param),
         "code": error.code,
     }
     return {"error": fields}

@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from app.errors import PolyprefixError
-from app.tenancy.keys import PATTERN
+from app.tenancy.keys import strike
 
 logger = logging.getLogger(__name__)
 
@@ -241,7 +241,7 @@ class _Line(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, with its traceback."""
-        return PATTERN.sub(r"pfx_\1_…", super().format(record))
+        return strike(super().format(record))
 
 
 def configure_logging(level: str) -> None:

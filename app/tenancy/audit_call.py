@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from app.tenancy.audit_chain import Link
+from app.tenancy.keys import strike
 
 _MAX_VALUE = 128
 _PLAIN = re.compile(r"[A-Za-z0-9._@:+-]*", re.ASCII)
@@ -75,6 +76,8 @@ def shown(value: str) -> str:
     key = _KEY.fullmatch(value)
     if key is not None:
         return key[1]
+    if strike(value) != value:
+        return "?"
     return value if len(value) <= _MAX_VALUE and _PLAIN.fullmatch(value) else "?"
 
 

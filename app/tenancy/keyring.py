@@ -19,7 +19,7 @@ from app.registry.paging import check_limit, make_cursor, read_cursor
 from app.registry.records import Page
 from app.registry.schema import api_keys, tenants
 from app.tenancy.accounts import Transaction, get_account
-from app.tenancy.keys import ApiKey, digest, is_kid, mint
+from app.tenancy.keys import ApiKey, digest, is_kid, mint, strike
 from app.tenancy.principal import TENANT_SCOPES, Scope
 
 MAX_LIVE = 100
@@ -181,6 +181,8 @@ def _check(
         raise InvalidRequest("a key needs at least one scope", param="scopes")
     if len(label) > _MAX_LABEL or not label.isprintable():
         raise InvalidRequest(f"a label is at most {_MAX_LABEL} printable characters", param="label")
+    if strike(label) != label:
+        raise InvalidRequest("a label is for everybody to see and holds no key", param="label")
     times: Mapping[str, int | None] = {"not_before": not_before, "expires_at": expires_at}
     for name, value in times.items():
         if value is not None and not 0 <= value <= _MAX_TIME:

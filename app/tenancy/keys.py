@@ -23,6 +23,8 @@ PATTERN = re.compile(
 )
 """What a key looks like; the groups are its kid and its checksum."""
 
+_ANYWHERE = re.compile(rf"(pfx_[0-9A-Za-z]{{{_KID}}})_\w+")
+
 _KID_PATTERN = re.compile(rf"[0-9A-Za-z]{{{_KID}}}")
 
 
@@ -54,6 +56,11 @@ def read_kid(text: str) -> str | None:
 def is_kid(text: str) -> bool:
     """Whether a key may have this kid."""
     return _KID_PATTERN.fullmatch(text) is not None
+
+
+def strike(text: str) -> str:
+    """The text with nothing but the public part of every key in it, whole ones or cut ones."""
+    return _ANYWHERE.sub(r"\1_…", text)
 
 
 def digest(pepper: bytes, text: str) -> str:

@@ -89,8 +89,10 @@ def test_nothing_of_it_is_on_disk_either(guarded: Guarded) -> None:
 
 
 def test_a_key_that_a_client_puts_elsewhere_is_struck_out_of_logs(
-    guarded: Guarded, capsys: pytest.CaptureFixture[str]
+    guarded: Guarded, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # the handlers of the tests themselves are not to be closed
+    monkeypatch.setattr(logging, "_handlerList", [])
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
@@ -107,3 +109,26 @@ def test_a_key_that_a_client_puts_elsewhere_is_struck_out_of_logs(
     kid, secret = guarded.key().split("_")[1:3]
     assert secret not in shown
     assert shown.count(f"pfx_{kid}_…") >= 2
+
+
+def test_a_key_that_a_client_puts_elsewhere_is_not_repeated(guarded: Guarded) -> None:
+    key = guarded.key()
+    kid, secret = key.split("_")[1:3]
+    with guarded.client(key) as client:
+        replies = [
+            client.get(f"/admin/tenants/acme/keys/{key}"),
+            client.delete(f"/admin/tenants/acme/keys/key:{key}"),
+            client.post("/admin/tenants", json={"id": "other", "limits": {key: 1}}),
+            client.put("/v1/prefixes/mine/aliases/x", json={"split": {key: 1, "abcdef": 1}}),
+            client.post("/admin/tenants/acme/keys", json={"label": f"for {key}"}),
+            client.post("/generate", json={"inputs": "x", "parameters": {"adapter_id": key}}),
+        ]
+        records, query = "", {"limit": "100"}
+        while query:
+            page = client.get("/admin/audit", params=query)
+            records, cursor = records + page.text, page.json()["next_cursor"]
+            query = {"limit": "100", "cursor": cursor} if cursor else {}
+    assert all(400 <= reply.status_code < 500 for reply in replies)
+    for said in (*(reply.text for reply in replies), records):
+        assert secret[:6] not in said
+    assert f"pfx_{kid}_…" in replies[0].text

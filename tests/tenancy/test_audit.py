@@ -195,6 +195,7 @@ def test_refusals_that_cannot_be_written_are_counted_and_written_later(
         ("support-tone", "support-tone"),
         ("3f9a0c" * 10, "3f9a0c" * 10),
         ("pfx_hLgGlFxdxg9a_IfyMBGOWX6t6RB0fqzGYaZJ4YXaoAyE7_1pkWDP", "pfx_hLgGlFxdxg9a"),
+        ("key:pfx_hLgGlFxdxg9a_IfyMBGOWX6t6RB0fqzGYaZJ4YXaoAyE7_1pkWDP", "?"),
         ("a secret sentence", "?"),
         ("x" * 129, "?"),
         ("name\n", "?"),

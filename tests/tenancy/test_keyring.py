@@ -56,6 +56,7 @@ def test_a_key_may_do_all_but_administer_unless_it_is_said(house: House) -> None
         {"scopes": []},
         {"label": "a" * 129},
         {"label": "a\nb"},
+        {"label": "pfx_hLgGlFxdxg9a_IfyMBGOWX6t6RB0fqzGYaZJ4YXaoAyE7_1pkWDP"},
         {"expires_at": NOW},
         {"expires_at": NOW + 5, "not_before": NOW + 5},
         {"expires_at": -1},
