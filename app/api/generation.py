@@ -24,7 +24,7 @@ from app.engine.request import (
     SamplingParams,
 )
 from app.engine.router import RequestStream
-from app.errors import InvalidRequest, PolyprefixError, RequestCancelled
+from app.errors import InvalidRequest, RequestCancelled
 from app.tenancy.limiter import Reservation
 from app.tenancy.principal import Principal
 from app.tenancy.sums import Sums
@@ -142,7 +142,7 @@ class Generation:
                 stream = self.services.engine.submit(self._request(job, deadline))
                 stream.when_ended(self._end)
                 self._streams.append(stream)
-        except PolyprefixError:
+        except BaseException:
             self._spent.failed = 1
             if not self._streams:
                 self._reservation.release()

@@ -79,7 +79,10 @@ def date(seconds: float | None) -> str:
     """A time in seconds since 1970, where the reader is; empty for none."""
     if seconds is None:
         return ""
-    return datetime.fromtimestamp(int(seconds)).strftime("%Y-%m-%d %H:%M")
+    try:
+        return datetime.fromtimestamp(int(seconds)).strftime("%Y-%m-%d %H:%M")
+    except (OSError, OverflowError, ValueError):
+        return "after the year 9999"
 
 
 def table(*columns: str) -> Table:

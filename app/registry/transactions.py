@@ -33,12 +33,15 @@ class Transactions:
     def writing(self) -> Iterator[tuple[Connection, int]]:
         """A writing transaction with its epoch; this process sees its changes at once."""
         changes: list[Change] | None = None
+        is_ending = False
         try:
             with self._catalog.write() as (connection, epoch):
                 yield connection, epoch
                 changes = read_changes(connection, epoch - 1, epoch)
+                is_ending = True
         except BaseException:
-            self._feed.doubt()
+            if is_ending:  # what fails before is never committed
+                self._feed.doubt()
             raise
         self._feed.written(changes)
 

@@ -10,8 +10,10 @@ from typing import Any
 import httpx
 import pytest
 from openai import OpenAI, OpenAIError
+from sqlalchemy import update
 
 from app.model.frozen import FrozenModel
+from app.registry.schema import tenants
 from tests.api.guarded import EVERYTHING, Guarded, guarding
 from tests.api.helpers import BASE, NO_END, complete, slowed, until, until_idle
 from tests.tiny import random_prefix
@@ -209,3 +211,18 @@ def test_the_last_usage_is_written_when_the_server_stops(
         assert complete(client).status_code == 200
         ledger = guarded.server.services.usage
     assert not any(batch for _, batch in ledger.pending())
+
+
+def test_a_new_tenant_does_not_see_what_one_of_its_name_used_before(guarded: Guarded) -> None:
+    with new_tenant(guarded, "phoenix") as client:
+        complete(client)
+        assert counts(client)[0] == 1
+    catalog = guarded.server.services.registry.catalog
+    born = int(time.time()) // 3600 * 3600 + 3600
+    with catalog.append() as connection:
+        later = update(tenants).where(tenants.c.id == "phoenix").values(created_at=born)
+        connection.execute(later)
+    with guarded.client(guarded.key("phoenix", PLAIN)) as client:
+        assert usage(client, start=0, end=born + 7200) == []
+    with guarded.client(guarded.key("acme", ADMIN)) as admin:
+        assert counts(admin, start=0, tenant="phoenix")[0] == 1

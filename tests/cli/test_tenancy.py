@@ -67,6 +67,12 @@ def test_scopes_and_times_are_as_asked(run: Run) -> None:
     assert later["not_before"] - later["created_at"] == pytest.approx(7200, abs=2)
 
 
+def test_a_key_that_outlives_the_calendar_is_listed(run: Run) -> None:
+    run("tenant", "create", "acme")
+    run("key", "create", "acme", "--expires-in", "999999w")
+    assert "after the year 9999" in run("key", "list", "acme").stdout
+
+
 @pytest.mark.parametrize(
     ("options", "code"),
     [

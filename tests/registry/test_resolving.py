@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import Connection
 
 from app.errors import InsufficientStorage, InvalidRequest, PrefixNotFound
 from app.prefix.reference import PrefixReference
@@ -151,9 +152,25 @@ class TestCache:
         one, _ = upload("e2e", b"one")
         assert frozen.resolve("demo", ref("e2e")) == one.resolved
         two, _ = upload("e2e", b"two")
-        with pytest.raises(InsufficientStorage), frozen.transaction():
+
+        def fail(_: Connection) -> None:
             raise InsufficientStorage("who knows whether this was committed")
+
+        frozen.catalog.before_commit(fail)
+        with pytest.raises(InsufficientStorage), frozen.transaction():
+            pass
         assert frozen.resolve("demo", ref("e2e")) == two.resolved
+
+    def test_writes_that_are_refused_keep_nobody_from_the_cache(
+        self, frozen: Registry, upload: Upload, ref: Ref
+    ) -> None:
+        one, _ = upload("e2e", b"one")
+        assert frozen.resolve("demo", ref("e2e")) == one.resolved
+        with pytest.raises(PrefixNotFound):
+            frozen.aliases.set("demo", "nothing", "stable", one.digest)
+        with statements(frozen) as seen:
+            assert frozen.resolve("demo", ref("e2e")) == one.resolved
+        assert seen == []
 
     def test_a_flood_of_unknown_names_is_bounded_and_displaces_nothing(
         self, registry: Registry, upload: Upload, ref: Ref, clock: Clock
