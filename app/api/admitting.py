@@ -66,7 +66,7 @@ async def admit(
     tenant = principal.tenant
     prefix = await asyncio.to_thread(_decode, services, path)
     on_device = prefix.to(services.model.device, services.model.dtype)
-    await _probe(services, on_device, tenant)
+    await _probe(services, on_device, principal)
     commit = partial(
         services.registry.add_version,
         tenant,
@@ -90,14 +90,15 @@ def _decode(services: Services, path: Path) -> Prefix:
     return decode(path, model.spec, model.dtype, max_length=services.limits.max_prefix_length)
 
 
-async def _probe(services: Services, prefix: Prefix, tenant: str) -> None:
+async def _probe(services: Services, prefix: Prefix, principal: Principal) -> None:
     """One token with the prefix, as a row of its own: finite values may still overflow inside.
 
     Where there is an encoder it reads a token too, so that every module of the prefix is used.
     """
     request = GenerationRequest(
         id=f"probe-{secrets.token_hex(12)}",
-        tenant=tenant,
+        tenant=principal.tenant,
+        weight=principal.limits.weight,
         prompt_ids=(0,),
         sampling=SamplingParams(max_tokens=1),
         prefixes=(prefix,),

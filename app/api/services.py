@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 
 from app.api.aside import Aside
 from app.api.metrics import Metrics
+from app.api.open_uploads import OpenUploads
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
 from app.prefix.tiers import PrefixTiers
@@ -55,6 +56,7 @@ class Services:
     limits: Limits
     version: str
     aside: Aside = field(default_factory=Aside)
+    uploads: OpenUploads = field(default_factory=OpenUploads)
 
     @property
     def system_fingerprint(self) -> str:

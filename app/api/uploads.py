@@ -48,7 +48,7 @@ async def upload_version(
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters")
     _check_type(request)
-    with services.registry.stage() as staged:
+    with services.uploads.one_of(principal.tenant), services.registry.stage() as staged:
         await _receive(request, staged, _limit(services))
         admitted = await admit(services, principal, name, staged.path, x_alias, request.receive)
     return admitted.reply

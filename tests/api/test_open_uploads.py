@@ -1,0 +1,88 @@
+"""Uploads that are not complete: bounded for each tenant, given back however they end."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from app.api import open_uploads
+from app.api.open_uploads import OpenUploads
+from app.engine.request import GenerationRequest
+from app.engine.router import RequestStream
+from app.errors import TenantQueueFull
+from app.model.frozen import FrozenModel
+from tests.api.guarded import Guarded, guarding
+from tests.api.helpers import until
+from tests.tiny import random_prefix
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_gpt2: FrozenModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    with guarding(tiny_gpt2, tmp_path_factory.mktemp("uploads")) as guarded:
+        yield guarded
+
+
+def begin_upload(guarded: Guarded, tenant: str) -> socket.socket:
+    """A request whose body never ends."""
+    host, port = guarded.url.removeprefix("http://").split(":")
+    door = socket.create_connection((host, int(port)), timeout=30)
+    door.sendall(
+        b"POST /v1/prefixes/slow/versions HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n"
+        b"Authorization: Bearer " + guarded.key(tenant).encode() + b"\r\n\r\nx"
+    )
+    return door
+
+
+def test_a_tenant_has_so_many_open_and_others_have_theirs() -> None:
+    uploads = OpenUploads()
+    with ExitStack() as stack:
+        for _ in range(open_uploads.MAX_OPEN):
+            stack.enter_context(uploads.one_of("acme"))
+        with pytest.raises(TenantQueueFull), uploads.one_of("acme"):
+            pass
+        with uploads.one_of("rival"):
+            pass
+    with uploads.one_of("acme"):
+        pass
+    assert not uploads._open
+
+
+def test_uploads_that_never_end_keep_out_their_tenant_alone(
+    guarded: Guarded, tiny_gpt2: FrozenModel
+) -> None:
+    uploads = guarded.server.services.uploads
+    prefix = random_prefix(tiny_gpt2, 3)
+    doors = [begin_upload(guarded, "acme") for _ in range(open_uploads.MAX_OPEN)]
+    try:
+        until(lambda: uploads._open["acme"] == open_uploads.MAX_OPEN)
+        refused = guarded.push("mine", prefix, guarded.key("acme"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tenant_queue_full")
+        assert guarded.push("mine", prefix, guarded.key("rival")).status_code == 201
+    finally:
+        for door in doors:
+            door.close()
+    until(lambda: not uploads._open)
+    assert guarded.push("mine", prefix, guarded.key("acme")).status_code == 201
+
+
+def test_the_probe_of_an_upload_has_its_tenants_weight(
+    guarded: Guarded, tiny_gpt2: FrozenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, weights = guarded.server.services, list[float]()
+    submit = services.engine.submit
+
+    def noting(request: GenerationRequest) -> RequestStream:
+        weights.append(request.weight)
+        return submit(request)
+
+    monkeypatch.setattr(services.engine, "submit", noting)
+    services.accounts.change("acme", limits={"weight": 0.25})
+    try:
+        prefix = random_prefix(tiny_gpt2, 2, seed=9)
+        assert guarded.push("light", prefix, guarded.key("acme")).status_code == 201
+    finally:
+        services.accounts.change("acme", limits={"weight": None})
+    assert weights == [0.25]
