@@ -10,6 +10,8 @@ import ipaddress
 import threading
 from typing import NamedTuple
 
+from app.tenancy.failures import read_address
+
 SINGLY_PER_MINUTE = 60
 """Refusals of one key that get a record each."""
 MAX_KEYS = 1_000
@@ -89,9 +91,8 @@ class Denials:
 
 def network_of(peer: str | None) -> str | None:
     """The network of an address: /24 of IPv4, /64 of IPv6; what is no address is not repeated."""
-    try:
-        address = ipaddress.ip_address(peer or "")
-    except ValueError:
+    address = read_address(peer)
+    if address is None:
         return None
     length = 24 if address.version == 4 else 64
     return str(ipaddress.ip_network((address, length), strict=False))

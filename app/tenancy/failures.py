@@ -65,14 +65,21 @@ class Failures:
             )
 
 
+def read_address(peer: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """A peer's address, None if it is none; IPv4 as such also on a socket of both kinds."""
+    try:
+        address = ipaddress.ip_address((peer or "").partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
 def _network(peer: str) -> str:
     """What an address is counted under."""
-    try:
-        address = ipaddress.ip_address(peer.partition("%")[0])
-    except ValueError:
+    address = read_address(peer)
+    if address is None:
         return peer[:64]
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return peer
+    length = 32 if address.version == 4 else 64
+    return str(ipaddress.ip_network((address, length), strict=False))

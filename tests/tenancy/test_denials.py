@@ -76,6 +76,8 @@ def test_so_many_keys_a_minute_have_records() -> None:
     [
         ("192.0.2.77", "192.0.2.0/24"),
         ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.77", "192.0.2.0/24"),
         ("testclient", None),
         (None, None),
     ],
