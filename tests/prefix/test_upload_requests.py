@@ -242,7 +242,8 @@ class TestRetries:
         other = pack(dict(reversed(header().items())))
         replies = [client.post(_ROUTE, content=file) for file in (pack(header()), other)]
         assert [reply.status_code for reply in replies] == [201, 200]
-        assert client.get(f"{replies[1].headers['location']}/content").content == pack(header())
+        # the store cannot tell it from a damaged one, so the file that was just checked is kept
+        assert client.get(f"{replies[1].headers['location']}/content").content == other
 
     def test_many_at_once_make_one_version(
         self, server: RunningServer, client: httpx.Client
