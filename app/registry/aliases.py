@@ -14,7 +14,14 @@ from sqlalchemy import Connection, Row, delete, exists, insert, select, update
 
 from app.errors import Conflict, NotFound, PreconditionFailed
 from app.registry.records import LATEST, Alias, AliasChange
-from app.registry.schema import alias_history, alias_targets, aliases, versions
+from app.registry.schema import (
+    alias_history,
+    alias_targets,
+    aliases,
+    prefixes,
+    tenants,
+    versions,
+)
 
 MAX_HISTORY = 100
 """Moves that are remembered per alias."""
@@ -30,11 +37,13 @@ _IS_SPLIT = exists().where(
 
 
 def find_alias(connection: Connection, prefix_id: int, alias: str) -> Row[Any] | None:
-    """The alias with `digest`, that of its (main) version, and `is_split`; None if the prefix has
-    none of that name."""
+    """The alias with `digest`, that of its (main) version, `is_split` and its tenant's `owner` key;
+    None if the prefix has none of that name."""
     query = (
-        select(aliases, versions.c.digest, _IS_SPLIT.label("is_split"))
+        select(aliases, versions.c.digest, _IS_SPLIT.label("is_split"), tenants.c.owner)
         .join(versions, versions.c.id == aliases.c.version_id)
+        .join(prefixes, prefixes.c.id == aliases.c.prefix_id)
+        .join(tenants, tenants.c.id == prefixes.c.tenant_id)
         .where(aliases.c.prefix_id == prefix_id, aliases.c.name == alias)
     )
     return connection.execute(query).one_or_none()
@@ -179,8 +188,9 @@ def splits_of(
 
 
 def _etag(row: Row[Any]) -> str:
-    state = f"{row.prefix_id}/{row.name}/{row.revision}/{row.digest}"
-    return f'"{hashlib.sha256(state.encode()).hexdigest()[:16]}"'
+    # keyed, since revisions count what all tenants change and a few numbers are soon guessed
+    state = f"{row.prefix_id}/{row.name}/{row.revision}/{row.digest}".encode()
+    return f'"{hashlib.blake2b(state, digest_size=8, key=row.owner.encode()).hexdigest()}"'
 
 
 def _weights(connection: Connection, alias: Row[Any]) -> dict[str, int]:

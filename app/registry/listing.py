@@ -12,7 +12,13 @@ from sqlalchemy import Connection, Row, func, select
 
 from app.registry import scope
 from app.registry.aliases import splits_of
-from app.registry.paging import check_limit, make_cursor, read_cursor, read_number_cursor
+from app.registry.paging import (
+    check_limit,
+    make_cursor,
+    make_number_cursor,
+    read_cursor,
+    read_number_cursor,
+)
 from app.registry.records import LATEST, Page, PrefixRecord, Version
 from app.registry.schema import aliases, prefixes, versions
 from app.registry.versions import to_version
@@ -23,12 +29,13 @@ def list_versions(
 ) -> Page[Version]:
     """Versions of a prefix, the newest first; PrefixNotFound if there is no such prefix."""
     prefix_id = scope.get_prefix_id(connection, tenant, name)
+    owner = scope.get_tenant(connection, tenant).owner
     query = scope.versions_of(tenant).where(versions.c.prefix_id == prefix_id)
     if cursor is not None:
-        query = query.where(versions.c.id < read_number_cursor(cursor))
+        query = query.where(versions.c.id < read_number_cursor(cursor, owner))
     query = query.order_by(versions.c.id.desc()).limit(check_limit(limit) + 1)
     rows = connection.execute(query).all()
-    more = make_cursor(rows[limit - 1].id) if len(rows) > limit else None
+    more = make_number_cursor(rows[limit - 1].id, owner) if len(rows) > limit else None
     return Page(tuple(to_version(row) for row in rows[:limit]), more)
 
 

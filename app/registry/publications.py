@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Select, delete, insert, select, union
 from app.errors import InvalidRequest
 from app.prefix.reference import check_name
 from app.registry import scope
-from app.registry.paging import check_limit, make_cursor, read_number_cursor
+from app.registry.paging import check_limit, make_number_cursor, read_number_cursor
 from app.registry.records import Page, Publication, PublishedPrefix
 from app.registry.schema import prefixes, publications, tenants
 from app.registry.scope import EVERYONE
@@ -66,29 +66,35 @@ class Publications:
     ) -> Page[PublishedPrefix]:
         """What others publish to the tenant, in the order in which the prefixes were made.
 
-        InvalidRequest if the cursor or the limit is wrong.
+        InvalidRequest if the cursor or the limit is wrong; NotFound if there is no such tenant.
         """
-        after = 0 if cursor is None else read_number_cursor(cursor)
         count = check_limit(limit) + 1
-        ids = union(
-            *(
-                select(_published_to(grantee, tenant, after, count).subquery().c.id)
-                for grantee in (tenant, EVERYONE)
-            )
-        ).subquery()
-        query = (
-            select(prefixes.c.id, prefixes.c.tenant_id, prefixes.c.name, prefixes.c.created_at)
-            .join(ids, ids.c.id == prefixes.c.id)
-            .order_by(prefixes.c.id)
-            .limit(count)
-        )
         with self._transactions.reading() as connection:
-            rows = connection.execute(query).all()
+            owner = scope.get_tenant(connection, tenant).owner
+            after = 0 if cursor is None else read_number_cursor(cursor, owner)
+            rows = connection.execute(_offered(tenant, after, count)).all()
         found = tuple(
             PublishedPrefix(tenant=row.tenant_id, name=row.name, created_at=row.created_at)
             for row in rows[:limit]
         )
-        return Page(found, make_cursor(rows[limit - 1].id) if len(rows) > limit else None)
+        more = make_number_cursor(rows[limit - 1].id, owner) if len(rows) > limit else None
+        return Page(found, more)
+
+
+def _offered(tenant: str, after: int, count: int) -> Select[Any]:
+    """The next prefixes that others publish to the tenant or to everyone."""
+    ids = union(
+        *(
+            select(_published_to(grantee, tenant, after, count).subquery().c.id)
+            for grantee in (tenant, EVERYONE)
+        )
+    ).subquery()
+    return (
+        select(prefixes.c.id, prefixes.c.tenant_id, prefixes.c.name, prefixes.c.created_at)
+        .join(ids, ids.c.id == prefixes.c.id)
+        .order_by(prefixes.c.id)
+        .limit(count)
+    )
 
 
 def _published_to(grantee: str, caller: str, after: int, count: int) -> Select[Any]:

@@ -110,7 +110,7 @@ REPLIES: dict[str, Replies] = {
     "get_publication": _one("publications", "Publication"),
     "set_publication": _one("publications", "Publication"),
     "delete_publication": _one("publications", "PublicationDeleted"),
-    "list_published": _one("publications", "PublishedPage"),
+    "list_published": _one("publications", "PublishedPage", 404),
     "evaluate_version": _one("judging", "Evaluation", *_JUDGING, headers=_SERVED[:2]),
     "compare_versions": _one("judging", "Comparison", *_JUDGING),
     "create_tenant": _made("tenants", "Tenant", 409),
