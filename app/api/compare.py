@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,17 +65,13 @@ async def compare_versions(
     The target is the example's output or, where none is given, what `a` says.
     """
     check_name(name)
-    a = await choose_version(services, principal.tenant, name, body.a)
-    try:
+    with services.evaluations.one_of(principal.tenant), ExitStack() as stack:
+        a = await choose_version(services, principal.tenant, name, body.a)
+        stack.callback(a.release)
         b = await choose_version(services, principal.tenant, name, body.b)
-        try:
-            judges = judge_of(services, principal, a, body), judge_of(services, principal, b, body)
-            work = _compare(*judges, body.examples)
-            compared = await unless_gone(request.receive, work)
-        finally:
-            b.release()
-    finally:
-        a.release()
+        stack.callback(b.release)
+        judges = judge_of(services, principal, a, body), judge_of(services, principal, b, body)
+        compared = await unless_gone(request.receive, _compare(*judges, body.examples))
     content = {
         "object": "prefix.comparison",
         "name": name,

@@ -29,13 +29,14 @@ async def evaluate_version(
     The version's template is applied, and its decoding defaults but for what is drawn at random.
     """
     check_name(name)
-    choice = await choose_version(services, principal.tenant, name, body.version)
-    try:
-        judge = judge_of(services, principal, choice, body)
-        metrics = list(dict.fromkeys(body.metrics))
-        scored = await unless_gone(request.receive, score(judge, body.examples, metrics))
-    finally:
-        choice.release()
+    with services.evaluations.one_of(principal.tenant):
+        choice = await choose_version(services, principal.tenant, name, body.version)
+        try:
+            judge = judge_of(services, principal, choice, body)
+            metrics = list(dict.fromkeys(body.metrics))
+            scored = await unless_gone(request.receive, score(judge, body.examples, metrics))
+        finally:
+            choice.release()
     content = {
         "object": "prefix.evaluation",
         "name": name,

@@ -11,8 +11,8 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.aside import Aside
+from app.api.at_once import AtOnce
 from app.api.metrics import Metrics
-from app.api.open_uploads import OpenUploads
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
 from app.prefix.tiers import PrefixTiers
@@ -56,7 +56,8 @@ class Services:
     limits: Limits
     version: str
     aside: Aside = field(default_factory=Aside)
-    uploads: OpenUploads = field(default_factory=OpenUploads)
+    uploads: AtOnce = field(default_factory=lambda: AtOnce("uploads"))
+    evaluations: AtOnce = field(default_factory=lambda: AtOnce("evaluations"))
 
     @property
     def system_fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Uploads that are not complete: bounded for each tenant, given back however they end."""
+"""What tenants have open at a time: bounded for each of them, given back however it ends."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from app.api import open_uploads
-from app.api.open_uploads import OpenUploads
+from app.api import at_once
+from app.api.at_once import AtOnce
 from app.engine.request import GenerationRequest
 from app.engine.router import RequestStream
 from app.errors import TenantQueueFull
@@ -37,9 +37,9 @@ def begin_upload(guarded: Guarded, tenant: str) -> socket.socket:
 
 
 def test_a_tenant_has_so_many_open_and_others_have_theirs() -> None:
-    uploads = OpenUploads()
+    uploads = AtOnce("uploads")
     with ExitStack() as stack:
-        for _ in range(open_uploads.MAX_OPEN):
+        for _ in range(at_once.MAX_OPEN):
             stack.enter_context(uploads.one_of("acme"))
         with pytest.raises(TenantQueueFull), uploads.one_of("acme"):
             pass
@@ -55,9 +55,9 @@ def test_uploads_that_never_end_keep_out_their_tenant_alone(
 ) -> None:
     uploads = guarded.server.services.uploads
     prefix = random_prefix(tiny_gpt2, 3)
-    doors = [begin_upload(guarded, "acme") for _ in range(open_uploads.MAX_OPEN)]
+    doors = [begin_upload(guarded, "acme") for _ in range(at_once.MAX_OPEN)]
     try:
-        until(lambda: uploads._open["acme"] == open_uploads.MAX_OPEN)
+        until(lambda: uploads._open["acme"] == at_once.MAX_OPEN)
         refused = guarded.push("mine", prefix, guarded.key("acme"))
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tenant_queue_full")
         assert guarded.push("mine", prefix, guarded.key("rival")).status_code == 201
@@ -66,6 +66,25 @@ def test_uploads_that_never_end_keep_out_their_tenant_alone(
             door.close()
     until(lambda: not uploads._open)
     assert guarded.push("mine", prefix, guarded.key("acme")).status_code == 201
+
+
+def test_evaluations_are_refused_before_anything_is_done_for_them(
+    guarded: Guarded, tiny_gpt2: FrozenModel
+) -> None:
+    guarded.push("judged", random_prefix(tiny_gpt2, 3), guarded.key("acme"))
+    body = {"metrics": ["loss"], "examples": [{"input": "a", "output": "b"}]}
+    compared = {"a": "latest", "b": "latest", "examples": [{"input": "a"}]}
+    evaluations = guarded.server.services.evaluations
+    with guarded.client(guarded.key("acme")) as client, ExitStack() as stack:
+        for _ in range(at_once.MAX_OPEN):
+            stack.enter_context(evaluations.one_of("acme"))
+        refused = client.post("/v1/prefixes/judged/evaluate", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tenant_queue_full")
+        assert client.post("/v1/prefixes/judged/compare", json=compared).status_code == 429
+        stack.close()
+        assert client.post("/v1/prefixes/judged/evaluate", json=body).status_code == 200
+        assert client.post("/v1/prefixes/judged/compare", json=compared).status_code == 200
+    assert not evaluations._open
 
 
 def test_the_probe_of_an_upload_has_its_tenants_weight(
