@@ -11,6 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request, params
 
+from app.api.services import ServicesDep
 from app.tenancy.authenticator import refusal
 from app.tenancy.principal import Principal, Scope
 
@@ -45,6 +46,22 @@ class Requires:
         principal.require(*self.scopes)
 
 
+async def count_request(services: ServicesDep, principal: PrincipalDep) -> None:
+    """One of the tenant's requests per minute, for what no generation counts; RateLimited."""
+    reservation = await services.limiter.reserve(
+        principal.tenant, principal.limits, tokens=0, rows=0
+    )
+    reservation.settle(0)
+
+
+COUNTED: Sequence[params.Depends] = (Depends(count_request),)
+"""Further `dependencies` of a route that is counted without generating."""
+
+
 def requires(*scopes: Scope) -> Sequence[params.Depends]:
-    """The `dependencies` of a route, or of a router, that wants one of these scopes."""
-    return [Depends(Requires(*scopes))]
+    """The `dependencies` of a route, or of a router, that wants one of these scopes.
+
+    Routes that change prefixes are counted too: each leaves a record for ever.
+    """
+    counted = COUNTED if Scope.PREFIXES_WRITE in scopes else ()
+    return [Depends(Requires(*scopes)), *counted]

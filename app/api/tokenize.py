@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from fastapi import APIRouter, Response
 
-from app.api.auth import TenantDep, requires
+from app.api.auth import COUNTED, TenantDep, requires
 from app.api.choosing import choose
 from app.api.errors import StrictJSONResponse
 from app.api.prompts import encode_prompt
@@ -18,7 +18,7 @@ from app.tenancy.principal import Scope
 router = APIRouter()
 
 
-@router.post("/tokenize", dependencies=requires(Scope.GENERATE))
+@router.post("/tokenize", dependencies=[*requires(Scope.GENERATE), *COUNTED])
 async def tokenize(body: TokenizeBody, services: ServicesDep, tenant: TenantDep) -> Response:
     """The tokens that a prompt becomes; with `model`, through that prefix's template."""
     prompt = body.inputs if body.inputs is not None else body.prompt
@@ -34,7 +34,7 @@ async def tokenize(body: TokenizeBody, services: ServicesDep, tenant: TenantDep)
     return StrictJSONResponse({"count": len(ids), "tokens": list(ids), "pieces": pieces})
 
 
-@router.post("/detokenize", dependencies=requires(Scope.GENERATE))
+@router.post("/detokenize", dependencies=[*requires(Scope.GENERATE), *COUNTED])
 async def detokenize(body: DetokenizeBody, services: ServicesDep) -> Response:
     """The text of token ids; special tokens are left out."""
     text = services.model.text

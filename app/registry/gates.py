@@ -19,7 +19,7 @@ from app.errors import Conflict, GateNotPassed
 from app.registry import aliases
 from app.registry.schema import alias_gates
 
-MAX_GATES = 100
+MAX_GATES = 10
 """Gates that the aliases of one prefix may have."""
 
 Scores = Mapping[tuple[str, str], float]

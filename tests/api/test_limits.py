@@ -147,6 +147,28 @@ def test_too_many_requests_are_told_when_to_come_back(
     assert refused[2].json()["error_type"] == "overloaded"
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "/tokenize", {"inputs": "the"}),
+        ("POST", "/detokenize", {"tokens": [5]}),
+        ("PUT", "/v1/prefixes/e2e/publication", {"everyone": True}),
+        ("PUT", "/v1/prefixes/e2e/aliases/stable", {"version": "abcdef"}),
+        ("POST", "/v1/prefixes/e2e/versions", None),
+        ("DELETE", "/v1/prefixes/e2e", None),
+    ],
+)
+def test_what_changes_or_encodes_counts_as_a_request_and_reading_does_not(
+    method: str, path: str, body: object, server: RunningServer, client: httpx.Client
+) -> None:
+    limit(server, requests_per_minute=2)
+    codes = [client.request(method, path, json=body).status_code for _ in range(3)]
+    assert 429 not in codes[:2]
+    assert codes[2] == 429
+    assert client.get("/v1/prefixes").status_code == 200
+    assert complete(client).status_code == 429
+
+
 def test_openais_client_sees_its_own_error(server: RunningServer) -> None:
     limit(server, requests_per_minute=1)
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
