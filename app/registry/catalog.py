@@ -60,7 +60,8 @@ class Catalog:
         self._outage = Outage(is_lost)
         self._hooks: list[Callable[[Connection], None]] = []
         try:
-            with catalog_faults():
+            # revisions are files of the program, which a disk may fail to give
+            with catalog_faults(), storage_faults("preparing the catalog"):
                 self._prepare(_parsed(url))
         except BaseException:
             self.close()

@@ -12,6 +12,7 @@ from typing import BinaryIO
 from app.errors import PolyprefixError
 from app.registry import scope, versions
 from app.registry.catalog import Catalog
+from app.registry.faults import storage_faults
 from app.registry.objects import ObjectStore
 from app.registry.records import Version, VersionInfo
 
@@ -62,10 +63,18 @@ def _is_intact(objects: ObjectStore, owner: str, digest: str, nbytes: int, stage
     """Whether the file is as it was stored, as far as another of the same content can tell."""
     if objects.size(owner, digest) != nbytes:
         return False
-    if staged.stat().st_size != nbytes:
-        return True
-    with objects.local(owner, digest) as path:
-        return path is not None and filecmp.cmp(path, staged, shallow=False)
+    with storage_faults("comparing the prefix file"):
+        if staged.stat().st_size != nbytes:
+            return True
+        with objects.local(owner, digest) as path:
+            return path is not None and _are_equal(path, staged)
+
+
+def _are_equal(stored: Path, staged: Path) -> bool:
+    try:
+        return filecmp.cmp(stored, staged, shallow=False)
+    except FileNotFoundError:
+        return False  # garbage collection has come in between
 
 
 def _check_owned(tenant: str, version: Version) -> None:
