@@ -47,7 +47,13 @@ async def create_completion(
     try:
         jobs = [await _job(services, choice, body, prompt) for prompt in _prompts(body)]
         generation = Generation(
-            services, choice, principal, jobs, body.timeout, whole=not body.stream
+            services,
+            choice,
+            principal,
+            jobs,
+            body.timeout,
+            whole=not body.stream,
+            priority=body.priority or 0,
         )
         await generation.start()
     except BaseException:

@@ -84,7 +84,13 @@ async def _begin(
     try:
         job = await _job(services, choice, body)
         generation = Generation(
-            services, choice, principal, [job], parameters.timeout, whole=not streams
+            services,
+            choice,
+            principal,
+            [job],
+            parameters.timeout,
+            whole=not streams,
+            priority=parameters.priority or 0,
         )
         await generation.start()
     except BaseException:

@@ -98,6 +98,7 @@ class Generation:
     jobs: Sequence[Job]
     timeout: float | None
     whole: bool = False
+    priority: int = 0
     timings: Timings = field(default_factory=Timings)
     _streams: list[RequestStream] = field(default_factory=list)
     _spent: Sums = field(default_factory=lambda: Sums(requests=1))
@@ -208,6 +209,7 @@ class Generation:
             deadline=deadline,
             whole=self.whole,
             weight=limits.weight,
+            priority=self.priority,
             row_cap=limits.max_rows,
             queue_cap=limits.max_queue,
         )

@@ -74,6 +74,7 @@ class SamplingFields(OpenBody):
     ) = None
     early_stopping: Literal[True, False, "never"] | None = None
     no_repeat_ngram_size: Annotated[StrictInt, Field(ge=0, le=64)] | None = None
+    priority: Annotated[StrictInt, Field(ge=-100, le=100)] | None = None
     user: UserName | None = None
 
 

@@ -331,3 +331,25 @@ def test_weight_and_caps_reach_the_engine(
     request = call.args[0]
     assert (request.weight, request.row_cap, request.queue_cap) == (2.5, 7, 3)
     limit(server)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"model": BASE, "prompt": [5], "priority": -7}),
+        ("/generate", {"inputs": "the", "parameters": {"priority": -7}}),
+    ],
+)
+def test_a_priority_reaches_the_engine(
+    path: str,
+    body: dict[str, object],
+    server: RunningServer,
+    client: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    submit = Mock(wraps=server.services.engine.submit)
+    with monkeypatch.context() as patch:
+        patch.setattr(server.services.engine, "submit", submit)
+        assert client.post(path, json=body).status_code == 200
+    assert submit.call_args.args[0].priority == -7
+    assert complete(client, priority=101).status_code == 422
