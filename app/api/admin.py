@@ -117,30 +117,12 @@ async def revoke_key(tenant_id: str, kid: str, services: ServicesDep) -> Respons
 
 def tenant_object(account: Account) -> dict[str, Any]:
     """A tenant as replies show it."""
-    return {
-        "object": "tenant",
-        "id": account.id,
-        "created_at": account.created_at,
-        "disabled": account.disabled_at is not None,
-        "disabled_at": account.disabled_at,
-        "limits": account.limits.to_json(),
-    }
+    return {"object": "tenant", **account.to_json(), "disabled": account.disabled_at is not None}
 
 
 def key_object(info: KeyInfo) -> dict[str, Any]:
     """A key as lists show it: everything but the key."""
-    return {
-        "object": "api_key",
-        "kid": info.kid,
-        "tenant": info.tenant,
-        "label": info.label,
-        "scopes": sorted(info.scopes),
-        "created_at": info.created_at,
-        "not_before": info.not_before,
-        "expires_at": info.expires_at,
-        "revoked_at": info.revoked_at,
-        "last_used_at": info.last_used_at,
-    }
+    return {"object": "api_key", **info.to_json()}
 
 
 def _given(limits: LimitsBody) -> dict[str, object]:

@@ -26,8 +26,9 @@ from app.errors import GenerationFault, InvalidPrefix, PolyprefixError
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
 from app.registry.gates import Gate
-from app.registry.records import Quota, Version, VersionInfo
+from app.registry.records import Quota, Version
 from app.tenancy.principal import Principal
+from app.training.publish import describe
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ async def admit(
         services.registry.add_version,
         tenant,
         name,
-        _info(prefix),
+        describe(prefix),
         path,
         alias=alias,
         quota=Quota(principal.limits.max_prefixes, principal.limits.max_bytes),
@@ -114,20 +115,3 @@ def _refusal(error: PolyprefixError) -> PolyprefixError:
             "not a usable prefix: with it the model's next-token logits are not finite"
         )
     return error
-
-
-def _info(prefix: Prefix) -> VersionInfo:
-    metadata = prefix.metadata
-    return VersionInfo(
-        digest=prefix.digest,
-        length=prefix.length,
-        position_offset=metadata.position_offset,
-        dtype=str(prefix.decoder.keys.dtype).removeprefix("torch."),
-        nbytes=prefix.nbytes,
-        base_model=metadata.base_model,
-        base_fingerprint=metadata.base_fingerprint,
-        input_template=metadata.input_template,
-        decoding=metadata.decoding,
-        provenance=metadata.provenance,
-        lengths={name: part.length for name, part in prefix.modules.items()},
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -89,7 +89,7 @@ def create(
             hint = f"make it with `polyprefix tenant create {tenant}`"
             raise NotFound(f"{error.message}; {hint}") from error
     if as_json:
-        print_json({**_as_json(info), "key": key.text})
+        print_json({**info.to_json(), "key": key.text})
         return
     until = f", until {date(info.expires_at)}" if info.expires_at else ""
     stderr().print(
@@ -111,7 +111,7 @@ def list_keys(
         infos: list[KeyInfo] = every(partial(works.keyring.list, tenant))
     infos.sort(key=lambda info: (-info.created_at, info.kid))
     if as_json:
-        print_json([_as_json(info) for info in infos])
+        print_json([info.to_json() for info in infos])
         return
     if not infos:
         stderr().print(f"no keys; make one with `polyprefix key create {plain(tenant)}`")
@@ -170,17 +170,3 @@ def _seconds(text: str) -> int:
     if found is None:
         raise typer.BadParameter(f"{text!r} is no duration; write 30m, 12h, 90d or 52w")
     return int(found[1]) * _SECONDS[found[2]]
-
-
-def _as_json(info: KeyInfo) -> dict[str, Any]:
-    return {
-        "kid": info.kid,
-        "tenant": info.tenant,
-        "label": info.label,
-        "scopes": sorted(info.scopes),
-        "created_at": info.created_at,
-        "not_before": info.not_before,
-        "expires_at": info.expires_at,
-        "revoked_at": info.revoked_at,
-        "last_used_at": info.last_used_at,
-    }

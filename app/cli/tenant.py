@@ -89,7 +89,7 @@ def list_tenants(
     with tenancy(data_dir, database_url) as works:
         accounts = every(works.accounts.list)
     if as_json:
-        print_json([_as_json(account) for account in accounts])
+        print_json([account.to_json() for account in accounts])
         return
     if not accounts:
         stderr().print("no tenants yet; make one with `polyprefix tenant create`")
@@ -207,20 +207,11 @@ def _number(name: str, text: str) -> int | float | None:
 
 def _report(account: Account, verb: str, *, as_json: bool) -> None:
     if as_json:
-        print_json(_as_json(account))
+        print_json(account.to_json())
         return
     head = f"{verb} [bold]{plain(account.id)}[/bold]" if verb else plain(account.id)
     text = _limits_text(account.limits)
     stdout().print(f"{head}  {_state(account)}  since {date(account.created_at)}  {plain(text)}")
-
-
-def _as_json(account: Account) -> dict[str, Any]:
-    return {
-        "id": account.id,
-        "created_at": account.created_at,
-        "disabled_at": account.disabled_at,
-        "limits": account.limits.to_json(),
-    }
 
 
 def _state(account: Account) -> str:

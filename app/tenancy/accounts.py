@@ -43,6 +43,15 @@ class Account:
     disabled_at: int | None
     limits: TenantLimits = field(default_factory=TenantLimits)
 
+    def to_json(self) -> dict[str, Any]:
+        """As replies and commands show it."""
+        return {
+            "id": self.id,
+            "created_at": self.created_at,
+            "disabled_at": self.disabled_at,
+            "limits": self.limits.to_json(),
+        }
+
 
 class Accounts:
     """Makes, changes and removes tenants. Synchronous and thread-safe.

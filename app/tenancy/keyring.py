@@ -44,6 +44,20 @@ class KeyInfo:
     revoked_at: int | None
     last_used_at: int | None
 
+    def to_json(self) -> dict[str, Any]:
+        """As replies and commands show it."""
+        return {
+            "kid": self.kid,
+            "tenant": self.tenant,
+            "label": self.label,
+            "scopes": sorted(self.scopes),
+            "created_at": self.created_at,
+            "not_before": self.not_before,
+            "expires_at": self.expires_at,
+            "revoked_at": self.revoked_at,
+            "last_used_at": self.last_used_at,
+        }
+
     def state(self, now: float) -> str:
         """`revoked`, `expired`, `pending` or `live`."""
         if self.revoked_at is not None:

@@ -55,10 +55,10 @@ def write_prefix(prefix: Prefix, path: Path) -> None:
     path.write_bytes(encode(prefix))
 
 
-def add_to_store(prefix: Prefix, store: Path, name: str, *, alias: str | None = None) -> None:
-    """Put the prefix into a store's shipped list, from which servers import it at start."""
+def describe(prefix: Prefix) -> VersionInfo:
+    """What the registry is told of a prefix."""
     metadata = prefix.metadata
-    info = VersionInfo(
+    return VersionInfo(
         digest=prefix.digest,
         length=prefix.length,
         position_offset=metadata.position_offset,
@@ -71,6 +71,11 @@ def add_to_store(prefix: Prefix, store: Path, name: str, *, alias: str | None = 
         provenance=metadata.provenance,
         lengths={name: part.length for name, part in prefix.modules.items()},
     )
+
+
+def add_to_store(prefix: Prefix, store: Path, name: str, *, alias: str | None = None) -> None:
+    """Put the prefix into a store's shipped list, from which servers import it at start."""
+    info = describe(prefix)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prefix.safetensors"
         write_prefix(prefix, path)
