@@ -14,9 +14,6 @@ from app.engine.beam import BeamParams
 from app.errors import PolyprefixError
 from app.prefix.prefix import Prefix
 
-MAX_LOGPROBS = 5
-"""Alternatives per token that a request may ask for, as OpenAI's completions allow."""
-
 
 class FinishReason(StrEnum):
     """Why a row ended. `stop` covers the end-of-text token and stop strings."""
