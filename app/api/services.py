@@ -62,9 +62,17 @@ class Services:
     @property
     def system_fingerprint(self) -> str:
         """Replicas with the same one compute the same numbers."""
-        dtype = str(self.model.dtype).removeprefix("torch.")
-        parts = (self.model.spec.fingerprint[:12], self.model.device.type, dtype)
-        return "-".join((*parts, self.engine.decode_attention))
+        model = self.model
+        dtype = str(model.dtype).removeprefix("torch.")
+        parts = [
+            model.spec.fingerprint[:12],
+            model.device.type,
+            dtype,
+            self.engine.decode_attention,
+        ]
+        if "few_rows" in model.notes:
+            parts.append(f"{model.notes['few_rows']}-rows")
+        return "-".join(parts)
 
 
 async def get_services(request: Request) -> Services:

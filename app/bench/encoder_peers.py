@@ -22,7 +22,8 @@ from transformers import (
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from app.bench.load import Item, Load, random_modules
-from app.bench.peers import DTYPES, Round, batches, missing, token_names
+from app.bench.measure import Round
+from app.bench.peers import DTYPES, batches, missing, token_names
 from app.errors import InvalidRequest
 from app.model.attention import role_of
 from app.model.load import module_shapes

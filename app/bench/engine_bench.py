@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoConfig
+
+from app.bench.encoder_peers import ENCODER_PEERS
 from app.bench.load import Load, poisson_load
-from app.bench.measure import in_own_process, peer_tokens_per_s
-from app.bench.ours import engine_figures, stall_figures
+from app.bench.measure import Contender, Round, contest, in_own_process
+from app.bench.ours import Ours, engine_figures, stall_figures
+from app.bench.peers import PEERS
 from app.bench.report import with_ratios
 from app.bench.settings import BenchSettings
 from app.bench.shapes import model_folder
+from app.model.families import is_encoder_decoder
 
 _STATIC_BATCHES = (16, 32)
 
@@ -24,11 +30,7 @@ def run_engine(
 ) -> dict[str, Any]:
     """The whole load as one batch, prefill included."""
     rows = len(load.items)
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = model_folder(settings.model, Path(scratch))
-        ours = _ours(settings, folder, load, rows)
-        theirs = {name: _peer(settings, name, folder, load, rows) for name in peers}
-    return with_ratios("engine", settings.device, ours, theirs)
+    return _compare("engine", settings, load, rows, dict.fromkeys(peers, (rows,)))
 
 
 def run_continuous(
@@ -44,15 +46,34 @@ def run_continuous(
     PEFT is left out: it has no batch of mixed tasks.
     """
     load = poisson_load(requests=requests, per_second=per_second, prefixes=16)
+    batches = {name: _STATIC_BATCHES for name in peers if name != "peft"}
+    return _compare("continuous", settings, load, max_rows, batches)
+
+
+def _compare(
+    bench: str,
+    settings: BenchSettings,
+    load: Load,
+    max_rows: int,
+    batches: Mapping[str, Sequence[int]],
+) -> dict[str, Any]:
+    """Our engine and the peers in turns; each peer by its best batch size."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(settings.model, Path(scratch))
-        ours = _ours(settings, folder, load, max_rows)
+        ours = our_engine(settings, folder, load, max_rows)
         theirs = {
-            name: max(_peer(settings, name, folder, load, batch) for batch in _STATIC_BATCHES)
-            for name in peers
-            if name != "peft"
+            name: [_peer(settings, name, folder, load, size) for size in sizes]
+            for name, sizes in batches.items()
         }
-    return with_ratios("continuous", settings.device, ours, theirs)
+        peers = [contender for sizes in theirs.values() for contender in sizes]
+        with contest([ours, *peers], settings.rounds):
+            figures = ours.ask(engine_figures)
+    speeds = {
+        name: load.num_new / min(contender.median_seconds for contender in sizes)
+        for name, sizes in theirs.items()
+    }
+    own = {"tokens_per_s": load.num_new / ours.median_seconds, **figures}
+    return with_ratios(bench, settings.device, own, speeds)
 
 
 def run_stall(settings: BenchSettings, prompts: int) -> dict[str, Any]:
@@ -64,20 +85,21 @@ def run_stall(settings: BenchSettings, prompts: int) -> dict[str, Any]:
     return {"bench": "stall", "device": settings.device, "ours": ours}
 
 
-def _ours(settings: BenchSettings, folder: str, load: Load, rows: int) -> dict[str, float]:
-    return in_own_process(
-        engine_figures, folder, load, settings.dtype, settings.rounds, rows, settings.threads
-    )
+def our_engine(settings: BenchSettings, folder: str, load: Load, rows: int) -> Contender[Ours]:
+    """Our engine as a contender."""
+    return Contender(Ours, folder, load, settings.dtype, rows, settings.threads)
 
 
-def _peer(settings: BenchSettings, name: str, folder: str, load: Load, batch: int) -> float:
-    return in_own_process(
-        peer_tokens_per_s,
-        name,
-        folder,
-        load,
-        settings.dtype,
-        batch,
-        settings.rounds,
-        settings.threads,
-    )
+def _peer(
+    settings: BenchSettings, name: str, folder: str, load: Load, batch: int
+) -> Contender[Round]:
+    return Contender(_prepare_peer, name, folder, load, settings.dtype, batch, settings.threads)
+
+
+def _prepare_peer(
+    name: str, folder: str, load: Load, dtype: str, batch: int, threads: int
+) -> Round:
+    torch.set_num_threads(threads)
+    config = AutoConfig.from_pretrained(folder)
+    peers = ENCODER_PEERS if is_encoder_decoder(config) else PEERS
+    return peers[name](folder, load, dtype, batch)

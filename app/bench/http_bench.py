@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from app.bench.engine_bench import our_engine
 from app.bench.load import Item, Load, random_prefix
-from app.bench.measure import in_own_process, percentile
-from app.bench.ours import TokenTimes, engine_figures
+from app.bench.measure import Contender, contest, in_own_process, percentile
+from app.bench.ours import TokenTimes
 from app.bench.settings import BenchSettings
 from app.bench.shapes import model_folder
 from app.errors import PolyprefixError
@@ -58,21 +58,24 @@ def run_http(settings: BenchSettings, load: Load) -> dict[str, Any]:
     rows = len(load.items)
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(settings.model, Path(scratch))
-        engine = in_own_process(
-            engine_figures, folder, load, settings.dtype, settings.rounds, rows, settings.threads
-        )
+        engine = our_engine(settings, folder, load, rows)
         bodies = in_own_process(_prefix_files, folder, load)
         with _server(settings, folder, scratch, rows) as url:
             for index, body in enumerate(bodies):
                 _push(url, index, body)
-            figures = in_own_process(_load_server, url, load, settings.rounds)
-    return _result(settings, load, engine["tokens_per_s"], figures)
+            client = Contender(_Client, url, load)
+            with contest([engine, client], settings.rounds):
+                figures = client.ask(_Client.figures)
+    tokens_per_s, alone = (load.num_new / one.median_seconds for one in (client, engine))
+    return _result(settings, tokens_per_s, alone, figures)
 
 
 def _result(
-    settings: BenchSettings, load: Load, engine: float, rounds: Sequence[ClientFigures]
+    settings: BenchSettings,
+    tokens_per_s: float,
+    engine_tokens_per_s: float,
+    rounds: Sequence[ClientFigures],
 ) -> dict[str, Any]:
-    tokens_per_s = load.num_new / statistics.median(one.seconds for one in rounds)
     first = [row.tokens[0] - row.submitted for one in rounds for row in one.rows]
     gaps = [gap for one in rounds for row in one.rows for gap in row.gaps]
     cores = os.cpu_count() or 1
@@ -88,8 +91,8 @@ def _result(
             "inter_token_p99_ms": round(1000 * percentile(gaps, 0.99), 1),
             "client_share_of_machine": round(share, 3),
         },
-        "peers": {"engine": {"tokens_per_s": round(engine, 2)}},
-        "ratio": {"engine": round(tokens_per_s / engine, 3)},
+        "peers": {"engine": {"tokens_per_s": round(engine_tokens_per_s, 2)}},
+        "ratio": {"engine": round(tokens_per_s / engine_tokens_per_s, 3)},
     }
 
 
@@ -144,27 +147,33 @@ def _push(url: str, index: int, body: bytes) -> None:
     reply.raise_for_status()
 
 
-def _load_server(url: str, load: Load, rounds: int) -> list[ClientFigures]:
-    """Send the whole load, once to warm up and then `rounds` times; for a process of its own."""
-    return asyncio.run(_rounds(url, load, rounds))
+class _Client:
+    """Sends the whole load at once, over connections that stay open; for a process of its own."""
 
+    def __init__(self, url: str, load: Load) -> None:
+        self._url, self._load = url, load
+        self._loop = asyncio.Runner()
+        self._connections: list[_Connection] = []
+        self._figures: list[ClientFigures] = []
 
-async def _rounds(url: str, load: Load, rounds: int) -> list[ClientFigures]:
-    connections = [await _Connection.open(url) for _ in load.items]
-    figures = [await _round(connections, load) for _ in range(rounds + 1)]
-    for connection in connections:
-        connection.close()
-    return figures[1:]
+    def __call__(self) -> None:
+        """One round."""
+        self._figures.append(self._loop.run(self._round()))
 
+    def figures(self) -> list[ClientFigures]:
+        """Of all rounds but the first."""
+        return self._figures[1:]
 
-async def _round(connections: Sequence[_Connection], load: Load) -> ClientFigures:
-    requests = [_request(item) for item in load.items]
-    started, cpu = time.perf_counter(), time.process_time()
-    streams = zip(connections, requests, load.items, strict=True)
-    rows = await asyncio.gather(
-        *(connection.complete(request, item.num_new) for connection, request, item in streams)
-    )
-    return ClientFigures(time.perf_counter() - started, time.process_time() - cpu, rows)
+    async def _round(self) -> ClientFigures:
+        while len(self._connections) < len(self._load.items):
+            self._connections.append(await _Connection.open(self._url))
+        requests = [_request(item) for item in self._load.items]
+        started, cpu = time.perf_counter(), time.process_time()
+        streams = zip(self._connections, requests, self._load.items, strict=True)
+        rows = await asyncio.gather(
+            *(connection.complete(request, item.num_new) for connection, request, item in streams)
+        )
+        return ClientFigures(time.perf_counter() - started, time.process_time() - cpu, rows)
 
 
 class _Connection:
@@ -178,10 +187,6 @@ class _Connection:
         """Connect to the server at `url`."""
         parts = urlsplit(url)
         return cls(*await asyncio.open_connection(parts.hostname, parts.port))
-
-    def close(self) -> None:
-        """End the connection."""
-        self._writer.close()
 
     async def complete(self, request: bytes, num_new: int) -> TokenTimes:
         """One streamed completion; RuntimeError unless it has all its tokens."""

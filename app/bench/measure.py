@@ -1,52 +1,101 @@
-"""Measuring: each contender in a process of its own, warmed up, the median of several rounds."""
+"""Measuring: contenders in processes of their own, prepared and warmed up once, round by round.
+
+Contenders take turns, so that a machine that becomes slower does so for all of them; each one's
+median round counts. Knows nothing about loads or models.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any, TypeVar
-
-import torch
-from transformers import AutoConfig
-
-from app.bench.encoder_peers import ENCODER_PEERS
-from app.bench.load import Load
-from app.bench.peers import PEERS
-from app.model.families import is_encoder_decoder
+from contextlib import ExitStack, contextmanager
+from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
+Round = Callable[[], None]
+Kind = TypeVar("Kind", bound=Round)
 
 
 def in_own_process(work: Callable[..., Result], *arguments: Any) -> Result:
     """Run `work` in a fresh process, so that memory and thread pools do not interfere."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(work, *arguments).result()
+    with _fresh_process() as process:
+        return process.submit(work, *arguments).result()
 
 
-def peer_tokens_per_s(
-    name: str, folder: str, load: Load, dtype: str, batch: int, rounds: int, threads: int
-) -> float:
-    """New tokens per second of a peer over the whole load; for a process of its own."""
-    torch.set_num_threads(threads)
-    config = AutoConfig.from_pretrained(folder)
-    peers = ENCODER_PEERS if is_encoder_decoder(config) else PEERS
-    run = peers[name](folder, load, dtype, batch)
-    return load.num_new / median_seconds(run, rounds)
+class Contender(Generic[Kind]):
+    """Something that is measured: `prepare(*arguments)`, made in a process of its own.
+
+    What is prepared is called once a round; the first call does not count.
+    """
+
+    def __init__(self, prepare: Callable[..., Kind], *arguments: Any) -> None:
+        self._prepare, self._arguments = prepare, arguments
+        self._seconds: list[float] = []
+        self._process: ProcessPoolExecutor | None = None
+
+    @property
+    def median_seconds(self) -> float:
+        """Of the rounds that counted."""
+        return statistics.median(self._seconds)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """The process is there and warm inside."""
+        with _fresh_process() as self._process:
+            self._process.submit(_keep, self._prepare, self._arguments).result()
+            self._process.submit(_seconds_of_round).result()
+            yield
+
+    def play(self) -> None:
+        """A round that counts."""
+        self._seconds.append(self._there.submit(_seconds_of_round).result())
+
+    def ask(self, question: Callable[[Kind], Result]) -> Result:
+        """What `question` says of what was prepared."""
+        return self._there.submit(_answer, question).result()
+
+    @property
+    def _there(self) -> ProcessPoolExecutor:
+        if self._process is None:
+            raise RuntimeError("the contender is not ready")
+        return self._process
 
 
-def median_seconds(run: Callable[[], None], rounds: int) -> float:
-    """Median duration of `run` after one round that does not count."""
-    run()
-    seconds = []
-    for _ in range(rounds):
-        started = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
+@contextmanager
+def contest(contenders: Sequence[Contender[Any]], rounds: int) -> Iterator[None]:
+    """All contenders, in turns, `rounds` times; inside, the rounds are over."""
+    with ExitStack() as stack:
+        for contender in contenders:
+            stack.enter_context(contender.ready())
+        for _ in range(rounds):
+            for contender in contenders:
+                contender.play()
+        yield
+
+
+def _fresh_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+_kept: list[Any] = []
+"""What a contender's own process has prepared."""
+
+
+def _keep(prepare: Callable[..., Round], arguments: Sequence[Any]) -> None:
+    _kept[:] = [prepare(*arguments)]
+
+
+def _seconds_of_round() -> float:
+    started = time.perf_counter()
+    _kept[0]()
+    return time.perf_counter() - started
+
+
+def _answer(question: Callable[[Any], Result]) -> Result:
+    return question(_kept[0])
 
 
 def percentile(values: list[float], share: float) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 
 from app.bench.load import Item, Load, random_prefix
-from app.bench.measure import median_seconds, percentile
+from app.bench.measure import percentile
 from app.engine.beam import BeamParams
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
@@ -63,7 +63,7 @@ class Ours:
         """End the engine's thread."""
         self.engine.stop()
 
-    def run(self) -> None:
+    def __call__(self) -> None:
         """The whole load once."""
         asyncio.run(self.play(self._load.items))
 
@@ -118,22 +118,14 @@ def _prepare(folder: str, load: Load, dtype: str, max_rows: int) -> tuple[Engine
     return Engine(model, EngineConfig(max_rows=max_rows, kv_bytes=4 << 30)), prefixes
 
 
-def engine_figures(
-    folder: str, load: Load, dtype: str, rounds: int, max_rows: int, threads: int
-) -> dict[str, float]:
-    """Tokens per second over the whole load, and the median step; for a process of its own."""
-    ours = Ours(folder, load, dtype, max_rows, threads)
-    try:
-        seconds = median_seconds(ours.run, rounds)
-        counters = ours.engine.counters
-        return {
-            "tokens_per_s": load.num_new / seconds,
-            "mean_step_ms": 1000 * counters.step_seconds / max(1, counters.steps),
-            "mean_decode_step_ms": 1000 * counters.decode_seconds / max(1, counters.decode_steps),
-            "kv_mb": ours.engine.kv_bytes / 1e6,
-        }
-    finally:
-        ours.stop()
+def engine_figures(ours: Ours) -> dict[str, float]:
+    """What the engine tells of its steps, means over all rounds, and of its memory."""
+    counters = ours.engine.counters
+    return {
+        "mean_step_ms": 1000 * counters.step_seconds / max(1, counters.steps),
+        "mean_decode_step_ms": 1000 * counters.decode_seconds / max(1, counters.decode_steps),
+        "kv_mb": ours.engine.kv_bytes / 1e6,
+    }
 
 
 def stall_figures(folder: str, dtype: str, threads: int, prompts: int) -> dict[str, float]:

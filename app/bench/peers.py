@@ -17,9 +17,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from app.bench.load import Item, Load
+from app.bench.measure import Round
 from app.errors import InvalidRequest
-
-Round = Callable[[], None]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

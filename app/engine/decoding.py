@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.engine.native import NoNativeCode, default_folder, load_native
+from app.model.native import NoNativeCode, default_folder, load_native
 
 _SOURCE = Path(__file__).with_name("decode_attention.c")
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

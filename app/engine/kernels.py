@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from app.engine.decoding import DecodeKernel, load_decode_kernel
-from app.engine.native import NoNativeCode
+from app.model.native import NoNativeCode
 
 _log = logging.getLogger(__name__)
 

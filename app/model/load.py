@@ -61,7 +61,7 @@ def load_model(
     _use_our_attention(module)
     has_encoder = is_encoder_decoder(config)
     encoder_decoder = EncoderDecoder(module) if has_encoder else None
-    notes = {"packed_weights": pack_linear_layers(module) if packed else "off"}
+    notes = pack_linear_layers(module) if packed else {"packed_weights": "off"}
     served = served_name or Path(name_or_path).resolve().name
     if served_name is None and not Path(name_or_path).exists():
         served = name_or_path

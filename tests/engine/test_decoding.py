@@ -13,7 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from app.engine import decoding
 from app.engine.decoding import DecodeStep, Part, load_decode_kernel
-from app.engine.native import NoNativeCode
+from app.model.native import NoNativeCode
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
 """Largest difference from fp64 attention on the same (rounded) inputs, standard normal."""

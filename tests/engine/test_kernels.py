@@ -19,7 +19,7 @@ from app.engine.kernels import (
     choose_attention,
     merge,
 )
-from app.engine.native import NoNativeCode
+from app.model.native import NoNativeCode
 
 KERNELS = pytest.mark.parametrize("attention", [FUSED, PRODUCTS], ids=lambda one: one.name)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}

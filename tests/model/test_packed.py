@@ -12,7 +12,9 @@ from transformers.pytorch_utils import Conv1D
 
 from app.model import packed as packed_module
 from app.model.dense import dense_logits
+from app.model.few_rows import FewRowsKernel, FewRowsProduct, load_few_rows_kernel
 from app.model.load import load_model
+from app.model.native import NoNativeCode
 from app.model.packed import PackedLinear, pack_linear_layers
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -34,6 +36,19 @@ class Block(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.c_proj(self.act(self.c_fc(x)))
+
+
+def no_code() -> FewRowsKernel:
+    raise NoNativeCode("none here")
+
+
+def few_rows_by(with_code: bool) -> str:
+    """What multiplies few rows, where code may be compiled or not."""
+    try:
+        load_few_rows_kernel()
+    except NoNativeCode:
+        return "packed"
+    return "native" if with_code else "packed"
 
 
 def random_input(rows: int, width: int, dtype: torch.dtype) -> torch.Tensor:
@@ -72,7 +87,7 @@ def test_a_packed_block_equals_the_plain_one_whatever_its_activation(
             torch.nn.init.normal_(parameter)
     x = random_input(9, 32, dtype)
     expected = block(x)
-    assert pack_linear_layers(block) == "on"
+    assert pack_linear_layers(block)["packed_weights"] == "on"
     assert isinstance(block.c_fc, PackedLinear)
     assert isinstance(block.c_proj, PackedLinear)
     assert isinstance(block.act, torch.nn.Identity) == (activation != "relu")
@@ -88,6 +103,42 @@ def test_a_rows_product_does_not_depend_on_the_rows_beside_it(dtype: torch.dtype
     together = packed(x)
     for rows in (2, 3, 17, 64):
         assert torch.equal(packed(x[:, :rows]), together[:, :rows])
+
+
+@WITHOUT_BFLOAT16
+@pytest.mark.parametrize("rows", [1, 7, 300])
+@torch.inference_mode()
+def test_a_block_is_right_for_few_and_for_many_rows_with_native_code_and_without(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x = random_input(rows, 32, torch.bfloat16)
+    for with_code in (True, False):
+        block = Block("gelu_new").bfloat16()
+        expected = block(x)
+        if not with_code:
+            monkeypatch.setattr(packed_module, "load_few_rows_kernel", no_code)
+        notes = pack_linear_layers(block)
+        assert notes == {"packed_weights": "on", "few_rows": few_rows_by(with_code)}
+        assert relative_difference(block(x), expected) <= TOLERANCE[torch.bfloat16]
+
+
+@WITHOUT_BFLOAT16
+@torch.inference_mode()
+def test_native_code_whose_results_differ_is_not_used_and_the_layer_is_packed(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if few_rows_by(True) != "native":
+        pytest.skip("no native code here")
+    right = FewRowsProduct.__call__
+    monkeypatch.setattr(FewRowsProduct, "__call__", lambda self, x: right(self, x) + 1)
+    block = Block("relu").bfloat16()
+    x = random_input(5, 32, torch.bfloat16)
+    expected = block(x)
+    with caplog.at_level(logging.WARNING):
+        assert pack_linear_layers(block) == {"packed_weights": "on", "few_rows": "packed"}
+    assert "layer c_fc is not multiplied by native code: a packed layer differs" in caplog.text
+    assert relative_difference(block(x), expected) <= TOLERANCE[torch.bfloat16]
 
 
 @torch.inference_mode()

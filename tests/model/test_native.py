@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.engine import native
-from app.engine.native import NoNativeCode, default_folder, load_native
+from app.model import native
+from app.model.native import NoNativeCode, default_folder, load_native
 
 CODE = """
 #include <omp.h>

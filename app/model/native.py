@@ -133,11 +133,12 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _run(command: Sequence[str]) -> str:
-    """What the command prints; NoNativeCode with its last words if it fails."""
+    """What the command prints; NoNativeCode with its first error, or last words, if it fails."""
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_TIMEOUT_S
     )
     if done.returncode:
         said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise NoNativeCode(f"{command[0]} failed with {done.returncode}: {said[-1]}")
+        told = next((line for line in said if "error:" in line), said[-1])
+        raise NoNativeCode(f"{command[0]} failed with {done.returncode}: {told}")
     return done.stdout
