@@ -117,8 +117,8 @@ class Settings(BaseSettings):
     kv_memory: int = Field(2048, ge=1, description="memory for keys and values, MiB")
     decode_attention: Literal["auto", "sdpa", "matmul", "native"] = Field(
         "auto",
-        description="attention of decoding rows; auto is native, or without a C compiler the "
-        "faster of torch's two",
+        description="attention; auto is native, or without a C compiler the faster of torch's two "
+        "for rows that decode",
     )
 
     # Prefixes in memory

@@ -1,4 +1,4 @@
-"""How decoding rows attend: equal computations, of which the fastest one is chosen at start.
+"""How rows attend: equal computations, of which the fastest one is chosen at start.
 
 On a CPU torch's fused attention is several times off the memory limit for one-token queries in
 bfloat16. Plain products are nearer to it, but only over whole slots: a view of fewer columns is
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.engine.decoding import DecodeKernel, load_decode_kernel
+from app.engine.native_attention import AttentionKernel, load_attention_kernel
 from app.model.native import NoNativeCode
 
 _log = logging.getLogger(__name__)
@@ -30,13 +30,13 @@ Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, floa
 class Attention:
     """A computation; `whole_slots` says that it wants all columns of its slots, masked.
 
-    With `native` the rows that decode are computed by that, and `compute` is for what is left.
+    With `native` all tokens of a step are computed by that; else prompts by torch's own kernel.
     """
 
     name: str
     compute: Compute
     whole_slots: bool = False
-    native: DecodeKernel | None = None
+    native: AttentionKernel | None = None
 
 
 def _fused(
@@ -106,7 +106,7 @@ use."""
 def choose_attention(
     setting: str, kv_heads: int, head_dim: int, device: torch.device, dtype: torch.dtype
 ) -> Attention:
-    """The attention for decoding rows: one of `NAMES`; `auto` is native code where there is any.
+    """The attention of a step: one of `NAMES`; `auto` is native code where there is any.
 
     That is not timed: beside other programs a trial of microseconds says nothing, and replicas
     should choose alike. Without it the log says why, and the faster of torch's two is taken.
@@ -116,9 +116,9 @@ def choose_attention(
     if setting in ("sdpa", "matmul"):
         return FUSED if setting == "sdpa" else PRODUCTS
     try:
-        return Attention("native", _fused, native=load_decode_kernel(head_dim, dtype))
+        return Attention("native", _fused, native=load_attention_kernel(head_dim, dtype))
     except NoNativeCode as error:
-        _log.warning("decode attention: no native code, torch's is used: %s", error)
+        _log.warning("attention: no native code, torch's is used: %s", error)
     trial = _Trial(kv_heads, head_dim, dtype)
     wins = trial.seconds(PRODUCTS) < _CLEARLY * trial.seconds(FUSED)
     return PRODUCTS if wins else FUSED

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-from app.engine.decoding import Part
 from app.engine.encoding import Encoded
+from app.engine.native_attention import Part
 from app.engine.row import Slot
 from app.engine.slots import ClearSlot, CopyColumns, LoadPrefixes, PoolOperation, StoreSource
 from app.errors import GenerationFault

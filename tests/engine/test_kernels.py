@@ -253,7 +253,7 @@ def test_without_native_code_another_computation_is_taken_and_the_log_says_why(
     def refuse(*_: object) -> None:
         raise NoNativeCode("no C compiler is installed")
 
-    monkeypatch.setattr(kernels, "load_decode_kernel", refuse)
+    monkeypatch.setattr(kernels, "load_attention_kernel", refuse)
     assert choose_attention(setting, 2, 16, CPU, torch.float32).name in ("sdpa", "matmul")
     [line] = caplog.messages
     assert "no C compiler is installed" in line
@@ -273,7 +273,7 @@ def test_without_native_code_products_are_chosen_if_they_win_clearly(
         raise NoNativeCode("no C compiler is installed")
 
     times = {"sdpa": 1.0, "matmul": products}
-    monkeypatch.setattr(kernels, "load_decode_kernel", refuse)
+    monkeypatch.setattr(kernels, "load_attention_kernel", refuse)
     monkeypatch.setattr(kernels._Trial, "seconds", lambda _, one: times[one.name])
     assert choose_attention("auto", 2, 16, CPU, torch.float32).name == chosen
 

@@ -1,9 +1,9 @@
-/* Attention of rows that decode: one query token each, to columns of K/V memory.
+/* Attention of a step's tokens to columns of K/V memory.
 
    Compiled at start for one machine, one element type (BFLOAT16 or float) and one HEAD_DIM; called
    once per layer for all rows. A token attends to one or several parts, columns that stand together
-   in memory, under one softmax; only columns in use are read, each once. Sums are in fp32, and
-   nothing of one token reaches another.
+   in memory, under one softmax; only columns in use are read, once for a group of tokens of one row.
+   Sums are in fp32, and nothing of one token reaches another.
 
    OpenMP's symbols are left open when this is linked, so that they are those of the library that
    torch has loaded: its workers do this work too. */
@@ -37,12 +37,18 @@ struct part {
     int64_t layer_stride, head_stride, columns;
 };
 
-/* What a call computes. `firsts` [tokens + 1] says which of `parts` are whose; `new_keys` (or NULL)
-   and `new_values` are written to the last column of each token's last part before it is read.
+/* Tokens of one row that follow each other, `count` of them from `first` on. They attend to `parts`
+   from `begin` to before `end`, of the last one to `columns` alone; with new keys each token to one
+   column more than the token before it, which is its own. */
+struct group {
+    int64_t first, count, begin, end, columns;
+};
+
+/* What a call computes. `new_keys` (or NULL) and `new_values` are written before anything is read.
    Queries, new keys and values have strides for tokens and heads; `output` is dense. */
 struct call {
-    int64_t tokens, kv_heads, heads_per_kv, layer;
-    const int64_t *firsts;
+    int64_t groups, kv_heads, heads_per_kv, layer;
+    const struct group *group;
     const struct part *parts;
     const element *queries, *new_keys, *new_values;
     int64_t query_token, query_head, key_token, key_head, value_token, value_head;
@@ -131,7 +137,7 @@ static inline vector score(const vector query[VECTORS], const element *keys, int
     vector parts[LANES];
     for (int c = 0; c < LANES; c++) {
         vector key[VECTORS], sum = {0};
-        fetch(keys + ahead + c * HEAD_DIM);
+        if (ahead) fetch(keys + ahead + c * HEAD_DIM);
         load_head(keys + (c < columns ? c : columns - 1) * HEAD_DIM, key);
         for (int v = 0; v < VECTORS; v++) sum += query[v] * key[v];
         parts[c] = sum;
@@ -140,7 +146,8 @@ static inline vector score(const vector query[VECTORS], const element *keys, int
 }
 
 /* Adds a block of at most BLOCK columns to what a head has: the largest score so far, the sum of
-   exponentials, and the weighted sum of values. What is `ahead` elements on is fetched. */
+   exponentials, and the weighted sum of values. What is `ahead` elements on is fetched,
+   unless that is 0. */
 static inline void add_block(const vector query[VECTORS], const element *keys,
                              const element *values, int columns, int64_t ahead, float *largest,
                              float *total, vector sum[VECTORS]) {
@@ -164,7 +171,7 @@ static inline void add_block(const vector query[VECTORS], const element *keys,
     for (int v = 0; v < VECTORS; v++) local[v] = sum[v] * shrink;
     for (int c = 0; c < columns; c++) {
         vector value[VECTORS];
-        fetch(values + ahead + c * HEAD_DIM);
+        if (ahead) fetch(values + ahead + c * HEAD_DIM);
         load_head(values + c * HEAD_DIM, value);
         for (int v = 0; v < VECTORS; v++) local[v] += scores[c] * value[v];
     }
@@ -173,56 +180,75 @@ static inline void add_block(const vector query[VECTORS], const element *keys,
     *largest = most;
 }
 
-static void write_column(const struct call *call, const struct part *own, int64_t token,
-                         int64_t head) {
-    int64_t at = call->layer * own->layer_stride + head * own->head_stride +
-                 (own->columns - 1) * HEAD_DIM;
-    memcpy(own->keys + at, call->new_keys + token * call->key_token + head * call->key_head,
-           HEAD_DIM * sizeof(element));
-    memcpy(own->values + at, call->new_values + token * call->value_token + head * call->value_head,
-           HEAD_DIM * sizeof(element));
+/* The part's columns of one layer and head: keys, and values by the same offset. */
+static inline int64_t place_of(const struct call *call, const struct part *part, int64_t head) {
+    return call->layer * part->layer_stride + head * part->head_stride;
 }
 
-/* One token and the query heads that share one K/V head. */
-static void attend(const struct call *call, int64_t token, int64_t head) {
-    int64_t count = call->heads_per_kv, first = head * count;
+static void write_columns(const struct call *call, const struct group *group, int64_t head) {
+    const struct part *own = call->parts + group->end - 1;
+    int64_t at = place_of(call, own, head) + (group->columns - 1) * HEAD_DIM;
+    for (int64_t t = 0; t < group->count; t++, at += HEAD_DIM) {
+        int64_t token = group->first + t;
+        memcpy(own->keys + at, call->new_keys + token * call->key_token + head * call->key_head,
+               HEAD_BYTES);
+        memcpy(own->values + at,
+               call->new_values + token * call->value_token + head * call->value_head, HEAD_BYTES);
+    }
+}
+
+/* A group's tokens and the query heads that share one K/V head. */
+static void attend(const struct call *call, const struct group *group, int64_t head) {
+    int64_t heads = call->heads_per_kv, count = group->count * heads;
     vector query[count][VECTORS], sum[count][VECTORS];
     float largest[count], total[count];
-    for (int64_t h = 0; h < count; h++) {
-        load_head(call->queries + token * call->query_token + (first + h) * call->query_head,
-                  query[h]);
+    for (int64_t q = 0; q < count; q++) {
+        load_head(call->queries + (group->first + q / heads) * call->query_token +
+                      (head * heads + q % heads) * call->query_head,
+                  query[q]);
         for (int v = 0; v < VECTORS; v++) {
-            query[h][v] *= call->scaling;
-            sum[h][v] = (vector){0};
+            query[q][v] *= call->scaling;
+            sum[q][v] = (vector){0};
         }
-        largest[h] = -3.4e38f;
-        total[h] = 0;
+        largest[q] = -3.4e38f;
+        total[q] = 0;
     }
-    int64_t begin = call->firsts[token], end = call->firsts[token + 1];
-    if (call->new_keys) write_column(call, call->parts + end - 1, token, head);
-    for (int64_t p = begin; p < end; p++) {
+    for (int64_t p = group->begin; p < group->end; p++) {
         const struct part *part = call->parts + p;
-        int64_t at = call->layer * part->layer_stride + head * part->head_stride;
-        for (int64_t c = 0; c < part->columns; c += BLOCK) {
-            int columns = part->columns - c < BLOCK ? (int)(part->columns - c) : BLOCK;
+        int is_last = p == group->end - 1, grows = is_last && call->new_keys != NULL;
+        int64_t first = is_last ? group->columns : part->columns;
+        int64_t most = grows ? first + group->count - 1 : first;
+        int64_t at = place_of(call, part, head);
+        for (int64_t c = 0; c < most; c += BLOCK) {
             const element *keys = part->keys + at + c * HEAD_DIM;
             const element *values = part->values + at + c * HEAD_DIM;
-            for (int64_t h = 0; h < count; h++)
-                add_block(query[h], keys, values, columns, part->head_stride, largest + h,
-                          total + h, sum[h]);
+            for (int64_t q = 0; q < count; q++) {
+                int64_t columns = (grows ? first + q / heads : first) - c;
+                if (columns <= 0) continue;
+                add_block(query[q], keys, values, columns < BLOCK ? (int)columns : BLOCK,
+                          q ? 0 : part->head_stride, largest + q, total + q, sum[q]);
+            }
         }
     }
-    element *to = call->output + (token * call->kv_heads + head) * count * HEAD_DIM;
-    for (int64_t h = 0; h < count; h++) {
-        for (int v = 0; v < VECTORS; v++) sum[h][v] /= total[h];
-        store_head(sum[h], to + h * HEAD_DIM);
+    for (int64_t q = 0; q < count; q++) {
+        for (int v = 0; v < VECTORS; v++) sum[q][v] /= total[q];
+        int64_t place = (group->first + q / heads) * call->kv_heads + head;
+        store_head(sum[q], call->output + (place * heads + q % heads) * HEAD_DIM);
     }
 }
 
-void polyprefix_decode_attention(const struct call *call) {
-    int64_t tasks = call->tokens * call->kv_heads;
+void polyprefix_attention(const struct call *call) {
+    int64_t tasks = call->groups * call->kv_heads;
     int64_t share = tasks / 32 > 0 ? tasks / 32 : 1;
-#pragma omp parallel for schedule(dynamic, share)
-    for (int64_t task = 0; task < tasks; task++)
-        attend(call, task / call->kv_heads, task % call->kv_heads);
+#pragma omp parallel
+    {
+        if (call->new_keys) {
+#pragma omp for schedule(static)
+            for (int64_t task = 0; task < tasks; task++)
+                write_columns(call, call->group + task / call->kv_heads, task % call->kv_heads);
+        }
+#pragma omp for schedule(dynamic, share)
+        for (int64_t task = 0; task < tasks; task++)
+            attend(call, call->group + task / call->kv_heads, task % call->kv_heads);
+    }
 }

@@ -1,6 +1,6 @@
-"""Decoding rows of a step in native code: one call a layer writes keys and values and attends.
+"""Attention of a step in native code: one call a layer writes keys and values and attends.
 
-A row's token attends to parts, columns of slots that stand together in memory: what it shares with
+A row's tokens attend to parts, columns of slots that stand together in memory: what it shares with
 others and its own. Only columns in use are read. Knows nothing about how rows got their slots.
 """
 
@@ -16,9 +16,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from app.model.native import NoNativeCode, default_folder, load_native
 
-_SOURCE = Path(__file__).with_name("decode_attention.c")
+_SOURCE = Path(__file__).with_name("attention.c")
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Largest difference from the plain computation that the start-up check allows."""
+
+
+_GROUP = 8
+"""Tokens of one row that are computed together: a block of columns is read once for all of them."""
 
 
 class Part(NamedTuple):
@@ -32,12 +36,23 @@ class Part(NamedTuple):
     columns: int
 
 
+class Run(NamedTuple):
+    """`num_tokens` of one row, one after the other, and the parts that they attend to.
+
+    With new keys and values the first token's are the last column of the last part, and each
+    further token has one column more.
+    """
+
+    parts: Sequence[Part]
+    num_tokens: int = 1
+
+
 class _Call(ctypes.Structure):
     """The C code's `struct call`."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("tokens", "kv_heads", "heads_per_kv", "layer")),
-        *((name, ctypes.c_void_p) for name in ("firsts", "parts", "queries", "new_keys")),
+        *((name, ctypes.c_int64) for name in ("groups", "kv_heads", "heads_per_kv", "layer")),
+        *((name, ctypes.c_void_p) for name in ("group", "parts", "queries", "new_keys")),
         ("new_values", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("query_token", "query_head", "key_token")),
         *((name, ctypes.c_int64) for name in ("key_head", "value_token", "value_head")),
@@ -46,12 +61,12 @@ class _Call(ctypes.Structure):
     )
 
 
-class DecodeKernel:
+class AttentionKernel:
     """The compiled attention for one dtype and head size."""
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, head_dim: int) -> None:
         self.dtype, self.head_dim = dtype, head_dim
-        self._function = library.polyprefix_decode_attention
+        self._function = library.polyprefix_attention
         self._function.argtypes, self._function.restype = (ctypes.POINTER(_Call),), None
 
     def run(self, call: _Call) -> None:
@@ -59,28 +74,35 @@ class DecodeKernel:
         self._function(ctypes.byref(call))
 
 
-class DecodeStep:
-    """One-token queries of a step: token i attends to `parts[i]`.
+class NativeAttention:
+    """The tokens of a step, run by run; `grows` says that they bring new keys and values.
 
-    With new keys and values, each token's are the last column of its last part. The memory that
-    the parts name must stay where it is as long as this is used.
+    The memory that the parts name must stay where it is as long as this is used.
     """
 
     def __init__(
-        self, kernel: DecodeKernel, kv_heads: int, parts: Sequence[Sequence[Part]]
+        self, kernel: AttentionKernel, kv_heads: int, runs: Sequence[Run], *, grows: bool
     ) -> None:
-        firsts = [0]
-        for listed in parts:
-            firsts.append(firsts[-1] + len(listed))
+        groups: list[tuple[int, int, int, int, int]] = []
+        parts: list[Part] = []
+        token = 0
+        for run in runs:
+            begin, columns = len(parts), run.parts[-1].columns
+            parts.extend(run.parts)
+            for done in range(0, run.num_tokens, _GROUP):
+                count = min(_GROUP, run.num_tokens - done)
+                seen = columns + done if grows else columns
+                groups.append((token, count, begin, len(parts), seen))
+                token += count
         self._kernel = kernel
         # held because the call has their addresses
-        self._firsts = torch.tensor(firsts)
-        self._parts = torch.tensor([part for listed in parts for part in listed])
+        self._groups = torch.tensor(groups)
+        self._parts = torch.tensor(parts)
         self._kv_heads = kv_heads
         self._call = _Call(
-            tokens=len(parts),
+            groups=len(groups),
             kv_heads=kv_heads,
-            firsts=self._firsts.data_ptr(),
+            group=self._groups.data_ptr(),
             parts=self._parts.data_ptr(),
         )
 
@@ -109,18 +131,18 @@ class DecodeStep:
         self._kernel.run(call)
 
 
-def load_decode_kernel(
+def load_attention_kernel(
     head_dim: int, dtype: torch.dtype, folder: Path | None = None
-) -> DecodeKernel:
+) -> AttentionKernel:
     """Compile, or take from `folder` (the user's cache if None), and check on a small mix.
 
     Raises NoNativeCode where there is no such kernel, or its results are not the plain ones.
     """
     if dtype not in _TOLERANCE:
-        raise NoNativeCode(f"there is no native decode attention for {dtype}")
+        raise NoNativeCode(f"there is no native attention for {dtype}")
     constants = {"HEAD_DIM": head_dim, "BFLOAT16": 1 if dtype == torch.bfloat16 else 0}
     library = load_native(_SOURCE, constants, folder or default_folder())
-    kernel = DecodeKernel(library, dtype, head_dim)
+    kernel = AttentionKernel(library, dtype, head_dim)
     difference = _difference_from_plain(kernel)
     if not difference <= _TOLERANCE[dtype]:
         raise NoNativeCode(f"native attention differs from the plain one by {difference:.1e}")
@@ -137,7 +159,7 @@ def _part_of(pool: torch.Tensor, slot: int, columns: int) -> Part:
 
 
 @torch.inference_mode()
-def _difference_from_plain(kernel: DecodeKernel) -> float:
+def _difference_from_plain(kernel: AttentionKernel) -> float:
     """Largest difference over rows of 1 to 300 columns in two parts, two query heads a K/V head."""
     kv_heads, lengths, before = 3, (1, 17, 130, 300), 21
     size = (2, 1, len(lengths) + 1, kv_heads, max(lengths), kernel.head_dim)
@@ -148,10 +170,12 @@ def _difference_from_plain(kernel: DecodeKernel) -> float:
     new = torch.randn(2, *rows, generator=generator).to(kernel.dtype)
     output, scaling = torch.empty_like(queries), kernel.head_dim**-0.5
     parts = [
-        (_part_of(pool, len(lengths), before), _part_of(pool, row, length))
+        Run((_part_of(pool, len(lengths), before), _part_of(pool, row, length)))
         for row, length in enumerate(lengths)
     ]
-    DecodeStep(kernel, kv_heads, parts).attend(0, queries, (new[0], new[1]), output, scaling)
+    NativeAttention(kernel, kv_heads, parts, grows=True).attend(
+        0, queries, (new[0], new[1]), output, scaling
+    )
     worst = 0.0
     for row, length in enumerate(lengths):
         seen = [

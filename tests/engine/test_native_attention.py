@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.engine import decoding
-from app.engine.decoding import DecodeStep, Part, load_decode_kernel
+from app.engine import native_attention
+from app.engine.native_attention import NativeAttention, Part, Run, load_attention_kernel
 from app.model.native import NoNativeCode
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1e-2}
@@ -43,11 +43,20 @@ class Memory:
         return Part(keys.data_ptr(), values.data_ptr(), *keys.stride()[:2], columns)
 
     def attend(
-        self, tokens: Sequence[Sequence[tuple[int, int]]], *, layer: int = 1, write: bool = True
+        self,
+        rows: Sequence[Sequence[tuple[int, int]]],
+        counts: Sequence[int] | None = None,
+        *,
+        layer: int = 1,
+        write: bool = True,
     ) -> torch.Tensor:
-        """Native attention; each token sees (slot, columns) pairs, the last one is its own."""
-        parts = [[self.part(*pair) for pair in pairs] for pairs in tokens]
-        step = DecodeStep(load_decode_kernel(self.head_dim, self.dtype), self.kv_heads, parts)
+        """Native attention; a row's first token sees (slot, columns) pairs, the last is its own."""
+        runs = [
+            Run([self.part(*pair) for pair in pairs], count)
+            for pairs, count in zip(rows, counts or [1] * len(rows), strict=True)
+        ]
+        kernel = load_attention_kernel(self.head_dim, self.dtype)
+        step = NativeAttention(kernel, self.kv_heads, runs, grows=write)
         output = torch.full(self.queries.shape, 77.0, dtype=self.dtype)
         new = (self.keys, self.values) if write else None
         step.attend(layer, self.queries, new, output, SCALE)
@@ -70,9 +79,13 @@ class Memory:
 
 
 @DTYPES
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    columns=st.lists(st.integers(1, CAPACITY), min_size=1, max_size=6),
+    own=st.lists(
+        st.tuples(st.integers(1, CAPACITY - 40), st.sampled_from((1, 1, 1, 2, 7, 8, 9, 40))),
+        min_size=1,
+        max_size=6,
+    ),
     before=st.lists(st.integers(0, CAPACITY), max_size=2),
     kv_heads=st.integers(1, 4),
     shared=st.sampled_from((1, 2, 5)),
@@ -80,27 +93,54 @@ class Memory:
 )
 def test_it_equals_plain_attention_over_what_is_shared_and_own_and_new(
     dtype: torch.dtype,
-    columns: list[int],
+    own: list[tuple[int, int]],
     before: list[int],
     kv_heads: int,
     shared: int,
     head_dim: int,
 ) -> None:
-    rows = len(columns)
-    memory = Memory(dtype, rows + len(before), rows, kv_heads, shared, head_dim)
+    rows, counts = len(own), [count for _, count in own]
+    memory = Memory(dtype, rows + len(before), sum(counts), kv_heads, shared, head_dim)
     segments = [(rows + index, length) for index, length in enumerate(before)]
-    tokens = [[*segments, (row, length)] for row, length in enumerate(columns)]
-    untouched = memory.pool.clone()
-    got = memory.attend(tokens)
+    tokens = [
+        [*segments, (row, columns + index)]
+        for row, (columns, count) in enumerate(own)
+        for index in range(count)
+    ]
+    expected_pool = memory.pool.clone()
+    got = memory.attend(
+        [[*segments, (row, columns)] for row, (columns, _) in enumerate(own)], counts
+    )
     difference = (got.double() - memory.plain(tokens)).abs().max()
     # the outputs are about as large as one value, and bfloat16 has 8 bits of it
     assert float(difference) <= TOLERANCE[dtype] * max(1.0, float(got.abs().max()))
-    for row, length in enumerate(columns):
-        assert torch.equal(memory.pool[0, 1, row, :, length - 1], memory.keys[row])
-        assert torch.equal(memory.pool[1, 1, row, :, length - 1], memory.values[row])
-        untouched[0, 1, row, :, length - 1] = memory.keys[row]
-        untouched[1, 1, row, :, length - 1] = memory.values[row]
-    assert torch.equal(memory.pool, untouched)
+    for token, [*_, (row, columns)] in enumerate(tokens):
+        expected_pool[0, 1, row, :, columns - 1] = memory.keys[token]
+        expected_pool[1, 1, row, :, columns - 1] = memory.values[token]
+    assert torch.equal(memory.pool, expected_pool)
+
+
+@DTYPES
+def test_tokens_of_a_row_that_go_across_all_see_the_same_columns(dtype: torch.dtype) -> None:
+    memory = Memory(dtype, 2, 11, 2, 2, 16)
+    got = memory.attend([[(1, 9), (0, 33)], [(1, 150)]], [10, 1], write=False)
+    expected = memory.plain([[(1, 9), (0, 33)]] * 10 + [[(1, 150)]])
+    assert torch.allclose(got.double(), expected, atol=TOLERANCE[dtype] * 2)
+
+
+@DTYPES
+def test_a_prompt_has_the_same_bits_in_one_chunk_and_in_many(dtype: torch.dtype) -> None:
+    together = Memory(dtype, 1, 40, 2, 2, 16)
+    in_chunks = Memory(dtype, 1, 40, 2, 2, 16)
+    tokens = in_chunks.queries, in_chunks.keys, in_chunks.values
+    expected, done = together.attend([[(0, 21)]], [40]), 0
+    for count in (1, 15, 8, 16):
+        in_chunks.queries, in_chunks.keys, in_chunks.values = (
+            tensor[done : done + count] for tensor in tokens
+        )
+        got = in_chunks.attend([[(0, 21 + done)]], [count])
+        assert torch.equal(got, expected[done : done + count])
+        done += count
 
 
 @DTYPES
@@ -172,18 +212,18 @@ def test_strided_queries_and_transposed_heads_are_read_where_they_are() -> None:
 def test_a_result_that_differs_from_the_plain_one_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = decoding.DecodeKernel.run
+    run = native_attention.AttentionKernel.run
 
-    def wrong(kernel: decoding.DecodeKernel, call: decoding._Call) -> None:
+    def wrong(kernel: native_attention.AttentionKernel, call: native_attention._Call) -> None:
         call.scaling *= 1.5
         run(kernel, call)
 
-    monkeypatch.setattr(decoding.DecodeKernel, "run", wrong)
+    monkeypatch.setattr(native_attention.AttentionKernel, "run", wrong)
     with pytest.raises(NoNativeCode, match="differs from the plain one"):
-        load_decode_kernel(16, torch.float32)
+        load_attention_kernel(16, torch.float32)
 
 
 @pytest.mark.parametrize(("head_dim", "dtype"), [(16, torch.float16), (7, torch.bfloat16)])
 def test_what_it_cannot_do_is_refused(head_dim: int, dtype: torch.dtype) -> None:
     with pytest.raises(NoNativeCode):
-        load_decode_kernel(head_dim, dtype)
+        load_attention_kernel(head_dim, dtype)
