@@ -7,6 +7,7 @@ line options of `polyprefix serve` come on top.
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -90,6 +91,11 @@ class Settings(BaseSettings):
     auth_failures_per_minute: int = Field(
         100, ge=1, le=10**9, description="requests with wrong keys that one address may send"
     )
+    trusted_proxies: str | None = Field(
+        None,
+        description="addresses and networks, by commas, of proxies whose `X-Forwarded-For` is "
+        "believed: who is limited for wrong keys, and named in the audit log",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level of the log lines on stderr"
     )
@@ -131,6 +137,14 @@ class Settings(BaseSettings):
         if pepper is not None and len(pepper.get_secret_value()) < _MIN_PEPPER:
             raise ValueError(f"a pepper has at least {_MIN_PEPPER} characters")
         return pepper
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_proxies(cls, proxies: str | None) -> str | None:
+        # what is no address would be compared as a name, and never be met
+        for proxy in filter(None, (part.strip() for part in (proxies or "").split(","))):
+            ip_network(proxy)
+        return proxies
 
     @property
     def pepper(self) -> bytes | None:

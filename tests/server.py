@@ -60,7 +60,7 @@ def serving(model: FrozenModel, root: Path, **settings: object) -> Iterator[Runn
     """Serve `model` until the block ends: with an empty store under `root`, unless told another."""
     chosen = Settings(**{"store": root / "store", "data_dir": root / "data", **settings})
     app = create_app(chosen, model)
-    config = configuration(app)
+    config = configuration(app, chosen.trusted_proxies)
     config.lifespan = "on"
     server = uvicorn.Server(config)
     door = bind("127.0.0.1", 0)

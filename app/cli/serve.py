@@ -130,7 +130,8 @@ def _run(settings: Settings) -> None:
         )  # what runs still ends with an error
 
     lifespan = app.router.lifespan_context(app)
-    Server(configuration(app), lifespan=lifespan, ready=greet, drain=drain_and_stop).run([door])
+    config = configuration(app, settings.trusted_proxies)
+    Server(config, lifespan=lifespan, ready=greet, drain=drain_and_stop).run([door])
 
 
 def _url(host: str, port: int) -> str:

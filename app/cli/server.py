@@ -218,8 +218,11 @@ def bind(host: str, port: int) -> socket.socket:
     return door
 
 
-def configuration(app: Any) -> uvicorn.Config:
-    """How uvicorn runs here: one process, no websockets, no trust in proxy headers."""
+def configuration(app: Any, trusted_proxies: str | None = None) -> uvicorn.Config:
+    """How uvicorn runs here: one process, no websockets.
+
+    Forwarding headers are believed of `trusted_proxies`, addresses and networks, and no others.
+    """
     return uvicorn.Config(
         app,
         loop="uvloop",
@@ -229,7 +232,8 @@ def configuration(app: Any) -> uvicorn.Config:
         workers=1,
         access_log=False,
         log_config=None,
-        proxy_headers=False,
+        proxy_headers=trusted_proxies is not None,
+        forwarded_allow_ips=trusted_proxies or "",
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_TIMEOUT_S,

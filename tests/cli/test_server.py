@@ -14,11 +14,13 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import ValidationError
 from uvicorn.server import ServerState
 
 from app.cli import server
 from app.cli.server import BoundedHttpProtocol, bind, configuration
 from app.errors import PolyprefixError
+from app.settings import Settings
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Scope]]
@@ -37,6 +39,13 @@ async def echo_length(scope: Scope, receive: Receive, send: Send) -> None:
         for _ in range(1024):
             await send({"type": "http.response.body", "body": bytes(65536), "more_body": True})
     await send({"type": "http.response.body", "body": str(length).encode()})
+
+
+async def tell_client(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the client's address."""
+    del receive
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": scope["client"][0].encode()})
 
 
 @asynccontextmanager
@@ -232,3 +241,44 @@ def test_a_port_that_is_taken_is_told_before_anything_is_loaded(host: str) -> No
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(PolyprefixError, match="cannot listen on 192.0.2.1 port 0"):
         bind("192.0.2.1", 0)
+
+
+FORWARDED = b"198.51.100.7, 203.0.113.9, 192.0.2.1"
+"""Whom a caller may claim to be, who called the first proxy, and that proxy as the next saw it."""
+
+
+@pytest.mark.parametrize(
+    ("trusted", "seen"),
+    [
+        (None, b"127.0.0.1"),
+        ("", b"127.0.0.1"),
+        ("192.0.2.0/24", b"127.0.0.1"),
+        ("127.0.0.1", b"192.0.2.1"),
+        ("127.0.0.0/8, 192.0.2.0/24", b"203.0.113.9"),
+    ],
+)
+def test_a_forwarded_address_is_believed_of_trusted_proxies_alone(
+    trusted: str | None, seen: bytes
+) -> None:
+    config = configuration(tell_client, trusted)
+    config.load()
+
+    async def scene() -> bytes:
+        listener = await asyncio.get_running_loop().create_server(
+            lambda: BoundedHttpProtocol(config=config, server_state=ServerState(), app_state={}),
+            "127.0.0.1",
+            0,
+        )
+        async with listener:
+            head = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-forwarded-for: "
+            port = listener.sockets[0].getsockname()[1]
+            return await talk(port, head + FORWARDED + b"\r\n\r\n")
+
+    # the body, one chunk
+    assert b"\r\n%s\r\n" % seen in asyncio.run(scene())
+
+
+@pytest.mark.parametrize("wrong", ["*", "localhost", "10.0.0.1/8", "10.0.0.0/8, haproxy"])
+def test_a_trusted_proxy_that_is_no_address_is_refused(wrong: str) -> None:
+    with pytest.raises(ValidationError, match="trusted_proxies"):
+        Settings(trusted_proxies=wrong)
