@@ -10,7 +10,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -28,7 +28,7 @@ def in_own_process(work: Callable[..., Result], *arguments: Any) -> Result:
 class Contender(Generic[Kind]):
     """Something that is measured: `prepare(*arguments)`, made in a process of its own.
 
-    What is prepared is called once a round; the first call does not count.
+    What is prepared is called once a round.
     """
 
     def __init__(self, prepare: Callable[..., Kind], *arguments: Any) -> None:
@@ -42,12 +42,14 @@ class Contender(Generic[Kind]):
         return statistics.median(self._seconds)
 
     @contextmanager
-    def ready(self) -> Iterator[None]:
-        """The process is there and warm inside."""
+    def preparing(self) -> Iterator[Future[None]]:
+        """The process is there inside; what is prepared is when the future is done."""
         with _fresh_process() as self._process:
-            self._process.submit(_keep, self._prepare, self._arguments).result()
-            self._process.submit(_seconds_of_round).result()
-            yield
+            yield self._process.submit(_keep, self._prepare, self._arguments)
+
+    def warm_up(self) -> None:
+        """A round that does not count."""
+        self._there.submit(_seconds_of_round).result()
 
     def play(self) -> None:
         """A round that counts."""
@@ -66,10 +68,12 @@ class Contender(Generic[Kind]):
 
 @contextmanager
 def contest(contenders: Sequence[Contender[Any]], rounds: int) -> Iterator[None]:
-    """All contenders, in turns, `rounds` times; inside, the rounds are over."""
+    """All contenders, in turns, once to warm up and then `rounds` times; inside, that is over."""
     with ExitStack() as stack:
+        for done in [stack.enter_context(contender.preparing()) for contender in contenders]:
+            done.result()
         for contender in contenders:
-            stack.enter_context(contender.ready())
+            contender.warm_up()
         for _ in range(rounds):
             for contender in contenders:
                 contender.play()
