@@ -24,6 +24,7 @@ enum {
     LANES = BYTES / 4,
     VECTORS = HEAD_DIM / LANES,
     BLOCK = 128,
+    QUERIES = 64,
     LINE = 64 / sizeof(element)
 };
 
@@ -197,8 +198,8 @@ static void write_columns(const struct call *call, const struct group *group, in
     }
 }
 
-/* A group's tokens and the query heads that share one K/V head. */
-static void attend(const struct call *call, const struct group *group, int64_t head) {
+/* Some tokens of one row and the query heads that share one K/V head. */
+static void attend_some(const struct call *call, const struct group *group, int64_t head) {
     int64_t heads = call->heads_per_kv, count = group->count * heads;
     vector query[count][VECTORS], sum[count][VECTORS];
     float largest[count], total[count];
@@ -234,6 +235,18 @@ static void attend(const struct call *call, const struct group *group, int64_t h
         for (int v = 0; v < VECTORS; v++) sum[q][v] /= total[q];
         int64_t place = (group->first + q / heads) * call->kv_heads + head;
         store_head(sum[q], call->output + (place * heads + q % heads) * HEAD_DIM);
+    }
+}
+
+/* A group's tokens, as many at once as leave room on a thread's stack. */
+static void attend(const struct call *call, const struct group *group, int64_t head) {
+    int64_t most = QUERIES / call->heads_per_kv > 0 ? QUERIES / call->heads_per_kv : 1;
+    for (int64_t done = 0; done < group->count; done += most) {
+        struct group some = *group;
+        some.first += done;
+        some.count = group->count - done < most ? group->count - done : most;
+        some.columns += call->new_keys ? done : 0;
+        attend_some(call, &some, head);
     }
 }
 

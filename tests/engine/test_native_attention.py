@@ -88,7 +88,7 @@ class Memory:
     ),
     before=st.lists(st.integers(0, CAPACITY), max_size=2),
     kv_heads=st.integers(1, 4),
-    shared=st.sampled_from((1, 2, 5)),
+    shared=st.sampled_from((1, 2, 5, 20, 70)),
     head_dim=st.sampled_from((8, 16, 64, 80)),
 )
 def test_it_equals_plain_attention_over_what_is_shared_and_own_and_new(
