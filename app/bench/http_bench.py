@@ -148,12 +148,11 @@ def _push(url: str, index: int, body: bytes) -> None:
 
 
 class _Client:
-    """Sends the whole load at once, over connections that stay open; for a process of its own."""
+    """Sends the whole load at once, over connections that are open; for a process of its own."""
 
     def __init__(self, url: str, load: Load) -> None:
         self._url, self._load = url, load
         self._loop = asyncio.Runner()
-        self._connections: list[_Connection] = []
         self._figures: list[ClientFigures] = []
 
     def __call__(self) -> None:
@@ -165,19 +164,22 @@ class _Client:
         return self._figures[1:]
 
     async def _round(self) -> ClientFigures:
-        while len(self._connections) < len(self._load.items):
-            self._connections.append(await _Connection.open(self._url))
+        # new ones for each round: the server ends what idles while others have their turn
+        connections = [await _Connection.open(self._url) for _ in self._load.items]
         requests = [_request(item) for item in self._load.items]
         started, cpu = time.perf_counter(), time.process_time()
-        streams = zip(self._connections, requests, self._load.items, strict=True)
+        streams = zip(connections, requests, self._load.items, strict=True)
         rows = await asyncio.gather(
             *(connection.complete(request, item.num_new) for connection, request, item in streams)
         )
-        return ClientFigures(time.perf_counter() - started, time.process_time() - cpu, rows)
+        figures = ClientFigures(time.perf_counter() - started, time.process_time() - cpu, rows)
+        for connection in connections:
+            connection.close()
+        return figures
 
 
 class _Connection:
-    """A bare HTTP/1.1 connection that stays open: what a client library costs is not measured."""
+    """A bare HTTP/1.1 connection: what a client library costs is not measured."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -187,6 +189,10 @@ class _Connection:
         """Connect to the server at `url`."""
         parts = urlsplit(url)
         return cls(*await asyncio.open_connection(parts.hostname, parts.port))
+
+    def close(self) -> None:
+        """End the connection."""
+        self._writer.close()
 
     async def complete(self, request: bytes, num_new: int) -> TokenTimes:
         """One streamed completion; RuntimeError unless it has all its tokens."""

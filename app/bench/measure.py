@@ -1,7 +1,7 @@
 """Measuring: contenders in processes of their own, prepared and warmed up once, round by round.
 
 Contenders take turns, so that a machine that becomes slower does so for all of them; each one's
-median round counts. Knows nothing about loads or models.
+median round counts; all of them are in memory at once. Knows nothing about loads or models.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class TokenTimes:
 
 
 class Ours:
-    """A loaded model with a started engine and the load's prefixes; stop it in the end.
+    """A loaded model with a started engine and the load's prefixes; its process ends it, or `stop`.
 
     `max_rows` counts requests; each may have several beams. With `timed` every token is told at
     once, also one without text, which costs its log-probability.

@@ -78,7 +78,8 @@ class FewRowsProduct:
 
     def takes(self, x: torch.Tensor) -> bool:
         """Whether `x`, [..., inputs], has few enough rows."""
-        return 0 < x.numel() <= self._kernel.max_rows * self._inputs and x.dtype == torch.bfloat16
+        fits = x.shape[-1] == self._inputs and x.dtype == torch.bfloat16
+        return fits and 0 < x.numel() <= self._kernel.max_rows * self._inputs
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output, [..., outputs], for an `x` that is taken."""

@@ -68,7 +68,7 @@ def pack_linear_layers(module: torch.nn.Module) -> dict[str, str]:
     """Replace the linear layers inside `module` by packed ones; says what was done, for `/info`.
 
     `packed_weights` is on, partial, off (not on a CPU) or unavailable (no oneDNN); `few_rows` says
-    what multiplies few rows: native (in all layers) or packed.
+    what multiplies few rows: native, partial or packed.
     """
     parameter = next(module.parameters())
     if parameter.device.type != "cpu":
@@ -86,10 +86,10 @@ def pack_linear_layers(module: torch.nn.Module) -> dict[str, str]:
     packed = [_pack(parent, name, child, few_rows) for parent, name, child in linear]
     done = [layer for layer in packed if layer is not None]
     _log.info("packed weights: %d of %d layers", len(done), len(linear))
-    native = few_rows is not None and all(layer.is_native for layer in done)
+    native = sum(layer.is_native for layer in done)
     return {
         "packed_weights": "on" if len(done) == len(linear) else "partial",
-        "few_rows": "native" if native else "packed",
+        "few_rows": "packed" if native == 0 else "native" if native == len(done) else "partial",
     }
 
 
@@ -118,7 +118,7 @@ def _pack(
     for kernel in dict.fromkeys((few_rows, None)):
         try:
             replacement = PackedLinear(weight.contiguous(), layer.bias, gelu=gelu, few_rows=kernel)
-            for rows in (3, kernel.max_rows + 1) if kernel else (3,):
+            for rows in (3, kernel.max_rows, kernel.max_rows + 1) if kernel else (3,):
                 _check_equal(plain, replacement, rows, weight.shape[1], weight.dtype)
         # AttributeError: a torch without the private operators
         except (NoNativeCode, RuntimeError, AttributeError, ArithmeticError) as error:

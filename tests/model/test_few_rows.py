@@ -94,6 +94,7 @@ def test_as_many_rows_as_are_taken_equal_the_exact_product_and_more_are_not_take
     assert not layer.native.takes(layer.randn(most + 1, 64))
     assert not layer.native.takes(layer.randn(0, 64))
     assert not layer.native.takes(x.float())
+    assert not layer.native.takes(layer.randn(2, 128))
 
 
 @NATIVE
