@@ -143,7 +143,7 @@ def load_attention_kernel(
     constants = {"HEAD_DIM": head_dim, "BFLOAT16": 1 if dtype == torch.bfloat16 else 0}
     library = load_native(_SOURCE, constants, folder or default_folder())
     kernel = AttentionKernel(library, dtype, head_dim)
-    difference = _difference_from_plain(kernel)
+    difference = max(_difference_from_plain(kernel), _difference_in_a_prompt(kernel))
     if not difference <= _TOLERANCE[dtype]:
         raise NoNativeCode(f"native attention differs from the plain one by {difference:.1e}")
     return kernel
@@ -189,3 +189,28 @@ def _difference_from_plain(kernel: AttentionKernel) -> float:
         plain = scaled_dot_product_attention(query, keys, values, scale=scaling)[:, 0]
         worst = max(worst, float((output[row].float() - plain).abs().nan_to_num(nan=9.9).max()))
     return worst
+
+
+@torch.inference_mode()
+def _difference_in_a_prompt(kernel: AttentionKernel) -> float:
+    """The same for tokens of one row that follow each other, in more than one group."""
+    kv_heads, before, tokens = 2, 125, _GROUP + 3
+    generator = torch.Generator().manual_seed(1)
+    size = (2, 1, 1, kv_heads, before + tokens, kernel.head_dim)
+    pool = torch.randn(size, generator=generator).to(kernel.dtype)
+    rows = (3, tokens, kv_heads, kernel.head_dim)
+    queries, *new = torch.randn(rows, generator=generator).to(kernel.dtype)
+    output, scaling = torch.empty_like(queries), kernel.head_dim**-0.5
+    run = Run((_part_of(pool, 0, before + 1),), tokens)
+    NativeAttention(kernel, kv_heads, [run], grows=True).attend(
+        0, queries, (new[0], new[1]), output, scaling
+    )
+    keys, values = (
+        torch.cat([half[0, 0, :, :before], added.transpose(0, 1)], 1).float()
+        for half, added in zip(pool, new, strict=True)
+    )
+    visible = torch.ones(tokens, before + tokens, dtype=torch.bool).tril(before)
+    plain = scaled_dot_product_attention(
+        queries.transpose(0, 1).float(), keys, values, attn_mask=visible, scale=scaling
+    ).transpose(0, 1)
+    return float((output.float() - plain).abs().nan_to_num(nan=9.9).max())
