@@ -32,90 +32,10 @@ class _Write:
 
 
 class GroupedAttention:
-    """Attention of a step's chunks, by role; `sources` is there for a model with an encoder."""
+    """Attention of a step's tokens to one memory: a part that all have, and shared parts.
 
-    def __init__(
-        self,
-        chunks: Sequence[Chunk],
-        pool: KVPool,
-        sources: KVPool | None,
-        kernel: Attention,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
-        self._pool, self._device = pool, device
-        spans = list(_spans(chunks))
-        self._writes = list(self._plan_writes(chunks))
-        self._attentions = {
-            "decoder": _MemoryAttention(
-                pool,
-                Grouping(pool, device, dtype, kernel),
-                _own_shares(chunks, spans),
-                _segment_shares(chunks, spans),
-            )
-        }
-        if sources is not None:
-            self._attentions["cross"] = _MemoryAttention(
-                sources,
-                Grouping(sources, device, dtype, kernel),
-                _source_shares(chunks, spans),
-                _source_segment_shares(chunks, spans),
-            )
-
-    def attend(
-        self,
-        role: str,
-        layer: int,
-        queries: torch.Tensor,
-        new: tuple[torch.Tensor, torch.Tensor] | None,
-        scaling: float,
-    ) -> torch.Tensor:
-        """Output [tokens, heads, head_dim] for `queries` of that shape; see `RaggedPlan`."""
-        if new is not None:
-            self._write(layer, *new)
-        return self._attentions[role].attend(layer, queries, scaling)
-
-    def _write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
-        """Put the step's keys and values, [tokens, kv_heads, head_dim], into the pool."""
-        for write in self._writes:
-            place = (write.slots, slice(None), write.columns)
-            self._pool.keys(write.length_class, layer)[place] = keys[write.first : write.last]
-            self._pool.values(write.length_class, layer)[place] = values[write.first : write.last]
-
-    def _plan_writes(self, chunks: Sequence[Chunk]) -> Iterator[_Write]:
-        """One write per run of chunks of the same class."""
-        first, index = 0, 0
-        while index < len(chunks):
-            length_class = slot_of(chunks[index].row).length_class
-            slots: list[int] = []
-            columns: list[int] = []
-            while index < len(chunks):
-                chunk = chunks[index]
-                slot = slot_of(chunk.row)
-                if slot.length_class != length_class:
-                    break
-                slots.extend([slot.index] * chunk.count)
-                start = chunk.row.num_cached
-                columns.extend(range(start, start + chunk.count))
-                index += 1
-            last = first + len(slots)
-            yield _Write(length_class, first, last, self._tensor(slots), self._tensor(columns))
-            first = last
-
-    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, device=self._device)
-
-
-def _spans(chunks: Sequence[Chunk]) -> Iterator[range]:
-    """Where each chunk's tokens stand in the step."""
-    first = 0
-    for chunk in chunks:
-        yield range(first, first + chunk.count)
-        first += chunk.count
-
-
-class _MemoryAttention:
-    """Attention of a step's tokens to one memory: a part that all have, and shared parts."""
+    `writes` says where the tokens' new keys and values go, if they bring any.
+    """
 
     def __init__(
         self,
@@ -123,16 +43,25 @@ class _MemoryAttention:
         grouping: Grouping,
         base: Sequence[Share],
         shared: Sequence[Share],
+        writes: Sequence[_Write] = (),
     ) -> None:
-        self._pool = pool
+        self._pool, self._writes = pool, writes
         self._base = grouping.groups(base)
         self._shared = grouping.groups(shared)
         firsts = [group.tokens.start for group in self._base if isinstance(group.tokens, slice)]
         # whether the groups' outputs can simply be laid end to end
         self._in_order = len(firsts) == len(self._base) and firsts == sorted(firsts)
 
-    def attend(self, layer: int, queries: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Output [tokens, heads, head_dim] for `queries` of the same shape."""
+    def attend(
+        self,
+        layer: int,
+        queries: torch.Tensor,
+        new: tuple[torch.Tensor, torch.Tensor] | None,
+        scaling: float,
+    ) -> torch.Tensor:
+        """See `NativeAttention.attend`."""
+        if new is not None:
+            self._write(layer, *new)
         if self._shared:
             return self._attend_in_parts(layer, queries, scaling)
         parts = [group.attend(self._pool, layer, queries, scaling) for group in self._base]
@@ -142,6 +71,13 @@ class _MemoryAttention:
         for group, part in zip(self._base, parts, strict=True):
             output[group.tokens] = part
         return output
+
+    def _write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Put the step's keys and values, [tokens, kv_heads, head_dim], into the pool."""
+        for write in self._writes:
+            place = (write.slots, slice(None), write.columns)
+            self._pool.keys(write.length_class, layer)[place] = keys[write.first : write.last]
+            self._pool.values(write.length_class, layer)[place] = values[write.first : write.last]
 
     def _attend_in_parts(self, layer: int, queries: torch.Tensor, scaling: float) -> torch.Tensor:
         output = torch.empty(queries.shape, dtype=torch.float32, device=queries.device)
@@ -159,6 +95,65 @@ class _MemoryAttention:
             part, part_weight = group.attend_to_part(self._pool, layer, queries, scaling)
             output[at], weight[at] = merge(output[at], weight[at], part, part_weight)
         return output.to(queries.dtype)
+
+
+def by_groups(
+    chunks: Sequence[Chunk],
+    pool: KVPool,
+    sources: KVPool | None,
+    kernel: Attention,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> dict[str, GroupedAttention]:
+    """Attention of a step's chunks by role; `sources` is there for a model with an encoder."""
+    spans = list(_spans(chunks))
+    found = {
+        "decoder": GroupedAttention(
+            pool,
+            Grouping(pool, device, dtype, kernel),
+            _own_shares(chunks, spans),
+            _segment_shares(chunks, spans),
+            list(_plan_writes(chunks, device)),
+        )
+    }
+    if sources is not None:
+        found["cross"] = GroupedAttention(
+            sources,
+            Grouping(sources, device, dtype, kernel),
+            _source_shares(chunks, spans),
+            _source_segment_shares(chunks, spans),
+        )
+    return found
+
+
+def _plan_writes(chunks: Sequence[Chunk], device: torch.device) -> Iterator[_Write]:
+    """One write per run of chunks of the same class."""
+    first, index = 0, 0
+    while index < len(chunks):
+        length_class = slot_of(chunks[index].row).length_class
+        slots: list[int] = []
+        columns: list[int] = []
+        while index < len(chunks):
+            chunk = chunks[index]
+            slot = slot_of(chunk.row)
+            if slot.length_class != length_class:
+                break
+            slots.extend([slot.index] * chunk.count)
+            start = chunk.row.num_cached
+            columns.extend(range(start, start + chunk.count))
+            index += 1
+        last = first + len(slots)
+        places = (torch.tensor(values, device=device) for values in (slots, columns))
+        yield _Write(length_class, first, last, *places)
+        first = last
+
+
+def _spans(chunks: Sequence[Chunk]) -> Iterator[range]:
+    """Where each chunk's tokens stand in the step."""
+    first = 0
+    for chunk in chunks:
+        yield range(first, first + chunk.count)
+        first += chunk.count
 
 
 def _own_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> list[Share]:

@@ -20,7 +20,6 @@ _SOURCE = Path(__file__).with_name("attention.c")
 _TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """Largest difference from the plain computation that the start-up check allows."""
 
-
 _GROUP = 8
 """Tokens of one row that are computed together: a block of columns is read once for all of them."""
 
@@ -111,14 +110,14 @@ class NativeAttention:
         layer: int,
         queries: torch.Tensor,
         new: tuple[torch.Tensor, torch.Tensor] | None,
-        output: torch.Tensor,
         scaling: float,
-    ) -> None:
-        """Fill `output` [tokens, heads, head_dim], which is dense, for `queries` of that shape.
+    ) -> torch.Tensor:
+        """Output [tokens, heads, head_dim], dense, for `queries` of that shape.
 
         `new` are keys and values [tokens, kv_heads, head_dim] to be written, None across.
         """
         call, queries = self._call, _dense_heads(queries)
+        output = torch.empty(queries.shape, dtype=queries.dtype)
         call.layer, call.scaling = layer, scaling
         call.heads_per_kv = queries.shape[1] // self._kv_heads
         call.queries, call.output = queries.data_ptr(), output.data_ptr()
@@ -129,6 +128,7 @@ class NativeAttention:
             call.key_token, call.key_head = keys.stride()[:2]
             call.value_token, call.value_head = values.stride()[:2]
         self._kernel.run(call)
+        return output
 
 
 def load_attention_kernel(
@@ -168,13 +168,13 @@ def _difference_from_plain(kernel: AttentionKernel) -> float:
     rows = (len(lengths), kv_heads, kernel.head_dim)
     queries = torch.randn(rows[0], 2 * kv_heads, rows[2], generator=generator).to(kernel.dtype)
     new = torch.randn(2, *rows, generator=generator).to(kernel.dtype)
-    output, scaling = torch.empty_like(queries), kernel.head_dim**-0.5
-    parts = [
+    scaling = kernel.head_dim**-0.5
+    runs = [
         Run((_part_of(pool, len(lengths), before), _part_of(pool, row, length)))
         for row, length in enumerate(lengths)
     ]
-    NativeAttention(kernel, kv_heads, parts, grows=True).attend(
-        0, queries, (new[0], new[1]), output, scaling
+    output = NativeAttention(kernel, kv_heads, runs, grows=True).attend(
+        0, queries, (new[0], new[1]), scaling
     )
     worst = 0.0
     for row, length in enumerate(lengths):
@@ -200,10 +200,10 @@ def _difference_in_a_prompt(kernel: AttentionKernel) -> float:
     pool = torch.randn(size, generator=generator).to(kernel.dtype)
     rows = (3, tokens, kv_heads, kernel.head_dim)
     queries, *new = torch.randn(rows, generator=generator).to(kernel.dtype)
-    output, scaling = torch.empty_like(queries), kernel.head_dim**-0.5
+    scaling = kernel.head_dim**-0.5
     run = Run((_part_of(pool, 0, before + 1),), tokens)
-    NativeAttention(kernel, kv_heads, [run], grows=True).attend(
-        0, queries, (new[0], new[1]), output, scaling
+    output = NativeAttention(kernel, kv_heads, [run], grows=True).attend(
+        0, queries, (new[0], new[1]), scaling
     )
     keys, values = (
         torch.cat([half[0, 0, :, :before], added.transpose(0, 1)], 1).float()

@@ -10,11 +10,10 @@ scheduling.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
 
 import torch
 
-from app.engine.grouped import GroupedAttention
+from app.engine.grouped import GroupedAttention, by_groups
 from app.engine.kernels import FUSED, Attention
 from app.engine.native_attention import AttentionKernel, NativeAttention, Part, Run
 from app.engine.plan import Chunk
@@ -22,23 +21,6 @@ from app.engine.pool import KVPool
 from app.engine.row import Occupant
 from app.engine.slots import slot_of
 from app.errors import UnsupportedModel
-
-
-class _StepAttention(Protocol):
-    """How a step's tokens attend."""
-
-    def attend(
-        self,
-        role: str,
-        layer: int,
-        queries: torch.Tensor,
-        new: tuple[torch.Tensor, torch.Tensor] | None,
-        scaling: float,
-    ) -> torch.Tensor:
-        """Output [tokens, heads, head_dim] for `queries` of that shape.
-
-        `new` keys and values [tokens, kv_heads, head_dim] are written first; None across.
-        """
 
 
 class RaggedPlan:
@@ -70,14 +52,11 @@ class RaggedPlan:
             self.last_tokens.append(len(ids) - 1)
         self.input_ids = torch.tensor([ids], device=device)
         self.position_ids = torch.tensor([positions], device=device)
-        self._roles = ("decoder",) if sources is None else ("decoder", "cross")
-        self._attention: _StepAttention
+        self._by_role: Mapping[str, NativeAttention | GroupedAttention]
         if decode_attention.native is not None:
-            self._attention = _ByNativeCode(decode_attention.native, chunks, pool, sources)
+            self._by_role = _by_native_code(decode_attention.native, chunks, pool, sources)
         else:
-            self._attention = GroupedAttention(
-                chunks, pool, sources, decode_attention, device, dtype
-            )
+            self._by_role = by_groups(chunks, pool, sources, decode_attention, device, dtype)
 
     def attend(
         self,
@@ -89,58 +68,38 @@ class RaggedPlan:
         scaling: float,
     ) -> torch.Tensor:
         """See `AttentionPlan`; the batch is one long row."""
-        if role not in self._roles:
+        if role not in self._by_role:
             raise UnsupportedModel(f"a decoding step asks for attention of the kind {role!r}")
         queries = query[0].transpose(0, 1)  # [tokens, heads, head_dim]
         new = None
         if role == "decoder":
             new = key[0].transpose(0, 1), value[0].transpose(0, 1)
-        return self._attention.attend(role, layer, queries, new, scaling)[None]
+        return self._by_role[role].attend(layer, queries, new, scaling)[None]
 
 
-class _ByNativeCode:
-    """By role; what rows share comes before their own columns."""
-
-    def __init__(
-        self,
-        kernel: AttentionKernel,
-        chunks: Sequence[Chunk],
-        pool: KVPool,
-        sources: KVPool | None,
-    ) -> None:
-        own = [
-            Run(
-                (
-                    *_parts(chunk.row.segments, pool),
-                    pool.part(slot_of(chunk.row), chunk.row.num_cached + 1),
-                ),
-                chunk.count,
-            )
+def _by_native_code(
+    kernel: AttentionKernel, chunks: Sequence[Chunk], pool: KVPool, sources: KVPool | None
+) -> dict[str, NativeAttention]:
+    """Attention by role; what rows share comes before their own columns."""
+    own = [
+        Run(
+            (
+                *_parts(chunk.row.segments, pool),
+                pool.part(slot_of(chunk.row), chunk.row.num_cached + 1),
+            ),
+            chunk.count,
+        )
+        for chunk in chunks
+    ]
+    found = {"decoder": NativeAttention(kernel, pool.kv_heads, own, grows=True)}
+    if sources is not None:
+        across = [
+            Run(_parts((*source.segments, source), sources), chunk.count)
             for chunk in chunks
+            if (source := chunk.row.source) is not None
         ]
-        self._by_role: Mapping[str, NativeAttention] = {
-            "decoder": NativeAttention(kernel, pool.kv_heads, own, grows=True)
-        }
-        if sources is not None:
-            across = [
-                Run(_parts((*source.segments, source), sources), chunk.count)
-                for chunk in chunks
-                if (source := chunk.row.source) is not None
-            ]
-            self._by_role["cross"] = NativeAttention(kernel, sources.kv_heads, across, grows=False)
-
-    def attend(
-        self,
-        role: str,
-        layer: int,
-        queries: torch.Tensor,
-        new: tuple[torch.Tensor, torch.Tensor] | None,
-        scaling: float,
-    ) -> torch.Tensor:
-        """See `_StepAttention`."""
-        output = torch.empty(queries.shape, dtype=queries.dtype)
-        self._by_role[role].attend(layer, queries, new, output, scaling)
-        return output
+        found["cross"] = NativeAttention(kernel, sources.kv_heads, across, grows=False)
+    return found
 
 
 def _parts(occupants: Iterable[Occupant], pool: KVPool) -> list[Part]:

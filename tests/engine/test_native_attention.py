@@ -57,10 +57,8 @@ class Memory:
         ]
         kernel = load_attention_kernel(self.head_dim, self.dtype)
         step = NativeAttention(kernel, self.kv_heads, runs, grows=write)
-        output = torch.full(self.queries.shape, 77.0, dtype=self.dtype)
         new = (self.keys, self.values) if write else None
-        step.attend(layer, self.queries, new, output, SCALE)
-        return output
+        return step.attend(layer, self.queries, new, SCALE)
 
     def plain(self, tokens: Sequence[Sequence[tuple[int, int]]], layer: int = 1) -> torch.Tensor:
         """The same in fp64, once all is written."""
