@@ -180,7 +180,7 @@ async def _acquire(
     stack.callback(engine.stop)
 
     imported = await asyncio.to_thread(
-        partial(seed, base_fingerprint=model.spec.fingerprint),
+        partial(seed, base_fingerprint=model.spec.fingerprint, publish=settings.pepper is not None),
         registry,
         settings.shipped,
         DEMO_TENANT,

@@ -149,9 +149,10 @@ def _greet(services: Services, url: str, *, with_keys: bool) -> None:
     names: list[str] = []
     if with_keys:
         facts.add_row("keys", "every request needs one, made by `polyprefix key create`")
+        names, shown = _published(services)
     else:
         names, shown = _prefixes(services)
-        facts.add_row("prefixes", shown)
+    facts.add_row("prefixes", shown)
     facts.add_row("try", "the command below")
     command = example(url, names, model.spec.model_id, with_keys=with_keys)
     console = stdout()
@@ -168,6 +169,20 @@ def _prefixes(services: Services) -> tuple[list[str], str]:
     return names, ", ".join(names) + (", …" if page.next_cursor else "") or "none yet"
 
 
+def _published(services: Services) -> tuple[list[str], str]:
+    """The shipped prefixes that every tenant may use, by the names that other tenants call them."""
+    from app.api.services import DEMO_TENANT
+
+    page = services.registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
+    names = [
+        f"{DEMO_TENANT}/{prefix.name}"
+        for prefix in page.items
+        if _fits(services, prefix)
+        and services.registry.publications.get(DEMO_TENANT, prefix.name).everyone
+    ]
+    return names, "for all tenants: " + ", ".join(names) if names else "none for all tenants"
+
+
 def _fits(services: Services, prefix: PrefixRecord) -> bool:
     """Whether it was trained on this base model; a catalog may have served another one."""
     from app.api.services import DEMO_TENANT
@@ -178,8 +193,10 @@ def _fits(services: Services, prefix: PrefixRecord) -> bool:
 
 def example(url: str, prefixes: list[str], model_id: str, *, with_keys: bool = False) -> str:
     """A `curl` command, in one line, that the server answers well; `with_keys` it sends one."""
-    name = next((name for name in EXAMPLES if name in prefixes), None) or model_id
-    prompt = EXAMPLES.get(name, "Once upon a time")
+    known = {name.rpartition("/")[2]: name for name in prefixes}
+    shipped = next((name for name in EXAMPLES if name in known), None)
+    name = known[shipped] if shipped else model_id
+    prompt = EXAMPLES.get(shipped or "", "Once upon a time")
     body = {"model": name, "prompt": prompt, "max_tokens": 60, "temperature": 0}
     command = ["curl", f"{url}/v1/completions", "-H", "content-type: application/json"]
     key = ' -H "authorization: Bearer $POLYPREFIX_API_KEY"' if with_keys else ""

@@ -203,7 +203,8 @@ seeded = Table(
     Column("digest", String(64), primary_key=True),
     Column("added_at", BigInteger, primary_key=True, autoincrement=False),
 )
-"""What was imported from the store's manifest: what a user deletes then does not come back."""
+"""What was imported from the store's manifest: what a user deletes then does not come back. With
+`published` in the place of a digest: the name was published to all tenants."""
 
 usage_hours = Table(
     "usage_hours",

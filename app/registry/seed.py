@@ -1,15 +1,17 @@
 """Imports the prefixes that are shipped with a store into a catalog that lacks them.
 
-Each addition to the manifest is imported once: what a user deletes or moves afterwards stays as the
-user left it. Knows nothing about tensors; contents are checked when they are loaded.
+Each addition to the manifest is imported once, and each name is published to all tenants once: what
+a user deletes, moves or withdraws afterwards stays as the user left it. Contents are checked when
+they are loaded.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, exists, insert, select
 
 from app.registry import aliases, versions
 from app.registry.changes import ChangeKind, note
@@ -17,12 +19,16 @@ from app.registry.folder import FolderStore
 from app.registry.manifest import ShippedPrefix, ShippedVersion, read_manifest
 from app.registry.records import LATEST, SHIPPED_OWNER
 from app.registry.registry import Registry
-from app.registry.schema import seeded
+from app.registry.schema import prefixes, publications, seeded
+from app.registry.schema import versions as version_rows
+from app.registry.scope import EVERYONE, get_prefix_id
 
 DEFAULT_TENANT = "demo"
 """The tenant that exists without being made by an administrator."""
 
 _COPY_BYTES = 2**20
+_PUBLISHED = "published"
+"""Stands in the place of a digest among what was imported: the name has been published once."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +39,7 @@ def seed(
     tenant: str = DEFAULT_TENANT,
     *,
     base_fingerprint: str | None = None,
+    publish: bool = True,
 ) -> int:
     """Makes the tenant if it is new and imports what it lacks of the manifest; how many versions.
 
@@ -40,13 +47,14 @@ def seed(
     that it lacks or has cut short is stored there first. With `base_fingerprint`, what names
     another base model is left for a server that has that one. `latest` moves to what was added
     after it last moved; other aliases are made if they are missing. A file that is missing or has
-    another size is reported in the log and left out. PolyprefixError if the manifest is not
-    understood.
+    another size is reported in the log and left out. With `publish`, all tenants may use the names
+    that hold nothing but shipped versions. PolyprefixError if the manifest is not understood.
     """
     manifest = read_manifest(folder)
     registry.ensure_tenant(tenant)
     with registry.catalog.read() as connection:
         known = _known(connection, tenant)
+        private = _unpublished(connection, tenant) if publish else set()
     imported = 0
     for name, prefix in manifest.prefixes.items():
         new = [
@@ -56,13 +64,15 @@ def seed(
             and base_fingerprint in (None, version.base_fingerprint or base_fingerprint)
             and _is_stored(registry, folder, name, version)
         ]
-        if new:
+        if new or name in private:
             with registry.transaction() as (connection, epoch):
                 note(connection, epoch, ChangeKind.PREFIX, tenant, name)
                 # again, as another replica may have started at the same time
                 known = _known(connection, tenant)
                 new = [v for v in new if (name, v.digest, v.added_at) not in known]
                 _import(connection, epoch, tenant, name, prefix, new)
+                if publish and name in _unpublished(connection, tenant):
+                    _publish(connection, tenant, name, int(time.time()))
         imported += len(new)
     return imported
 
@@ -72,6 +82,32 @@ def _known(connection: Connection, tenant: str) -> set[tuple[str, str, int]]:
     query = select(seeded.c.name, seeded.c.digest, seeded.c.added_at)
     rows = connection.execute(query.where(seeded.c.tenant_id == tenant))
     return {(row.name, row.digest, row.added_at) for row in rows}
+
+
+def _unpublished(connection: Connection, tenant: str) -> set[str]:
+    """Names of the tenant's prefixes that were not published yet and hold shipped versions alone:
+    an upload of the tenant's own must not become everybody's."""
+    mine = version_rows.c.prefix_id == prefixes.c.id
+    query = select(prefixes.c.name).where(
+        prefixes.c.tenant_id == tenant,
+        ~exists().where(mine, version_rows.c.owner != SHIPPED_OWNER),
+        ~exists().where(
+            seeded.c.tenant_id == tenant,
+            seeded.c.name == prefixes.c.name,
+            seeded.c.digest == _PUBLISHED,
+        ),
+    )
+    return set(connection.scalars(query))
+
+
+def _publish(connection: Connection, tenant: str, name: str, now: int) -> None:
+    """Lets all tenants use the prefix unless somebody has said who may; done once for each name."""
+    prefix_id = get_prefix_id(connection, tenant, name)
+    if connection.execute(select(publications).filter_by(prefix_id=prefix_id)).first() is None:
+        row = {"prefix_id": prefix_id, "grantee": EVERYONE, "created_at": now}
+        connection.execute(insert(publications).values(row))
+    key = {"tenant_id": tenant, "name": name, "digest": _PUBLISHED, "added_at": 0}
+    connection.execute(insert(seeded).values(key))
 
 
 def _is_stored(registry: Registry, folder: Path, name: str, version: ShippedVersion) -> bool:

@@ -209,3 +209,9 @@ def test_the_example_sends_a_key_where_one_is_needed() -> None:
     assert "authorization: Bearer $POLYPREFIX_API_KEY" in command
     assert '-H "authorization: Bearer $POLYPREFIX_API_KEY"' in example("u", [], "m", with_keys=True)
     assert "authorization" not in example("http://h:1", [], "base")
+
+
+def test_the_example_with_keys_names_a_shipped_prefix_as_every_tenant_calls_it() -> None:
+    command = shlex.split(example("http://h:1", ["demo/e2e"], "base", with_keys=True))
+    body = json.loads(command[-1])
+    assert (body["model"], body["prompt"][:18]) == ("demo/e2e", "name : Blue Spice ")

@@ -282,6 +282,58 @@ class TestImport:
         assert registry.collect_garbage(0) == 0
         assert (store / "shipped" / f"{digest}.safetensors").read_bytes() == b"one"
 
+    def test_every_tenant_may_use_what_is_shipped(
+        self, registry: Registry, store: Path, ship: Ship
+    ) -> None:
+        ship("e2e", b"one")
+        seed(registry, store)
+        registry.ensure_tenant("acme")
+        offered = registry.publications.offered("acme").items
+        assert [(found.tenant, found.name) for found in offered] == [("demo", "e2e")]
+
+    def test_what_an_earlier_program_imported_is_published_once_there_are_keys(
+        self, registry: Registry, store: Path, ship: Ship
+    ) -> None:
+        ship("e2e", b"one")
+        assert seed(registry, store, publish=False) == 1
+        assert not registry.publications.get("demo", "e2e").everyone
+        assert seed(registry, store) == 0
+        assert registry.publications.get("demo", "e2e").everyone
+
+    def test_a_publication_that_was_withdrawn_does_not_come_back(
+        self, registry: Registry, store: Path, ship: Ship
+    ) -> None:
+        ship("e2e", b"one")
+        seed(registry, store)
+        registry.publications.withdraw("demo", "e2e")
+        ship("e2e", b"two")
+        assert seed(registry, store) == 1
+        assert not registry.publications.get("demo", "e2e").everyone
+
+    def test_a_publication_that_was_there_stays_as_it_is_and_ends_for_good(
+        self, registry: Registry, store: Path, ship: Ship
+    ) -> None:
+        ship("e2e", b"one")
+        seed(registry, store, publish=False)
+        registry.publications.set("demo", "e2e", ["acme"], everyone=False)
+        seed(registry, store)
+        assert registry.publications.get("demo", "e2e").tenants == ("acme",)
+        assert not registry.publications.get("demo", "e2e").everyone
+        registry.publications.withdraw("demo", "e2e")
+        seed(registry, store)
+        assert not registry.publications.get("demo", "e2e").everyone
+
+    def test_a_name_with_an_upload_of_the_tenant_is_not_published(
+        self, registry: Registry, store: Path, ship: Ship, upload: Upload
+    ) -> None:
+        ship("e2e", b"one")
+        seed(registry, store, publish=False)
+        upload("e2e", b"secret")
+        epoch = registry.catalog.epoch()
+        assert seed(registry, store) == 0
+        assert not registry.publications.get("demo", "e2e").everyone
+        assert registry.catalog.epoch() == epoch
+
 
 def test_two_that_start_at_the_same_time_import_it_once(
     registry: Registry,
