@@ -8,6 +8,7 @@ twice. Knows nothing about models.
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +19,26 @@ _SOURCE = Path(__file__).with_name("few_rows.c")
 _PANEL = 64
 """Outputs that stand together in the blocked layout."""
 
+_PANELS = (16, 32, 48, 64)
+"""How many outputs a panel may have on some processor."""
+
+_ASKED = ((40, 24), (96, 130), (320, 256))
+"""Shapes of weights, (outputs, inputs), whose layouts are looked at."""
+
 _GELU = {None: 0, "none": 1, "tanh": 2}
+
+
+class UnsuitedProcessor(NoNativeCode):
+    """The code is not for this processor: nothing is missing, and there is nothing to install."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """What decides whether the code serves: products of bfloat16 vectors (AVX512-BF16), and the
+    outputs in a panel of oneDNN's layout, None if that is another one."""
+
+    multiplies_vectors: bool
+    panel: int | None
 
 
 class _Call(ctypes.Structure):
@@ -108,6 +128,58 @@ class FewRowsProduct:
 def load_few_rows_kernel(folder: Path | None = None) -> FewRowsKernel:
     """Compile the code, or take it from `folder` (the user's cache if None).
 
-    Raises NoNativeCode, also where the processor has no product of bfloat16 vectors.
+    Raises UnsuitedProcessor where oneDNN's own products are to be used, and else NoNativeCode.
     """
+    check_processor(this_processor())
     return FewRowsKernel(load_native(_SOURCE, {}, folder or default_folder()))
+
+
+def check_processor(processor: Processor) -> None:
+    """Raise UnsuitedProcessor, with the reason, unless the code can multiply there."""
+    if not processor.multiplies_vectors:
+        raise UnsuitedProcessor("the processor has no AVX512-BF16")
+    if processor.panel != _PANEL:
+        found = f"panels of {processor.panel} outputs" if processor.panel else "another layout"
+        raise UnsuitedProcessor(
+            f"oneDNN lays bfloat16 weights out in {found} here; the code reads panels of {_PANEL}"
+        )
+
+
+def this_processor() -> Processor:
+    """Ask torch, and oneDNN by small weights that it lays out."""
+    ask = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    if ask is None or not ask():
+        return Processor(False, None)
+    try:
+        panels = {_panel_of_a_weight(shape) for shape in _ASKED}
+    except (RuntimeError, AttributeError):  # no such layout, or no such operator in this torch
+        return Processor(True, None)
+    return Processor(True, panels.pop() if len(panels) == 1 else None)
+
+
+def _panel_of_a_weight(shape: tuple[int, int]) -> int | None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    reordered = torch.ops.mkldnn._reorder_linear_weight(weight, _PANEL)
+    size = int(torch.ops.mkldnn._nbytes(reordered))
+    memory = ctypes.string_at(int(torch.ops.mkldnn.data_ptr(reordered)), size)
+    return outputs_per_panel(weight, memory)
+
+
+def outputs_per_panel(weight: torch.Tensor, memory: bytes) -> int | None:
+    """How many outputs of `weight`, [outputs, inputs] bfloat16, a panel has in `memory`.
+
+    Panels stand one after the other, each [pairs of inputs, outputs, 2]. None for other layouts.
+    """
+    outputs, inputs = weight.shape
+    if len(memory) < weight.nbytes:
+        return None
+    held = torch.frombuffer(bytearray(memory), dtype=torch.bfloat16)
+    for panel in _PANELS:
+        panels = -(-outputs // panel)
+        pairs, rest = divmod(held.numel(), panels * panel * 2)
+        if rest or 2 * pairs < inputs:
+            continue
+        rows = held.view(panels, pairs, panel, 2).transpose(1, 2).reshape(panels * panel, 2 * pairs)
+        if torch.equal(rows[:outputs, :inputs], weight):
+            return panel
+    return None

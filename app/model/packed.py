@@ -14,7 +14,12 @@ import torch
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from app.model.few_rows import FewRowsKernel, FewRowsProduct, load_few_rows_kernel
+from app.model.few_rows import (
+    FewRowsKernel,
+    FewRowsProduct,
+    UnsuitedProcessor,
+    load_few_rows_kernel,
+)
 from app.model.native import NoNativeCode
 
 _log = logging.getLogger(__name__)
@@ -67,14 +72,19 @@ class PackedLinear(torch.nn.Module):
 def pack_linear_layers(module: torch.nn.Module) -> dict[str, str]:
     """Replace the linear layers inside `module` by packed ones; says what was done, for `/info`.
 
-    `packed_weights` is on, partial, off (not on a CPU) or unavailable (no oneDNN); `few_rows` says
-    what multiplies few rows: native, partial or packed.
+    `packed_weights` is on, partial, off (not on a CPU) or unavailable (oneDNN packs nothing of this
+    dtype here); `few_rows` says what multiplies few rows: native, partial or packed.
     """
     parameter = next(module.parameters())
     if parameter.device.type != "cpu":
         return {"packed_weights": "off"}
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         _log.warning("packed weights: oneDNN is not available; plain layers are used")
+        return {"packed_weights": "unavailable"}
+    if parameter.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        _log.info(
+            "packed weights: oneDNN packs no bfloat16 on this processor, plain layers are used"
+        )
         return {"packed_weights": "unavailable"}
     linear = [
         (parent, name, child)
@@ -83,7 +93,9 @@ def pack_linear_layers(module: torch.nn.Module) -> dict[str, str]:
         if isinstance(child, torch.nn.Linear | Conv1D)
     ]
     few_rows = _few_rows_kernel(parameter.dtype)
-    packed = [_pack(parent, name, child, few_rows) for parent, name, child in linear]
+    failures = _Failures()
+    packed = [_pack(parent, name, child, few_rows, failures) for parent, name, child in linear]
+    failures.log(len(linear))
     done = [layer for layer in packed if layer is not None]
     _log.info("packed weights: %d of %d layers", len(done), len(linear))
     native = sum(layer.is_native for layer in done)
@@ -99,9 +111,37 @@ def _few_rows_kernel(dtype: torch.dtype) -> FewRowsKernel | None:
         return None
     try:
         return load_few_rows_kernel()
+    except UnsuitedProcessor as error:
+        _log.info("products of few rows: oneDNN's are used: %s", error)
+        return None
     except NoNativeCode as error:
         _log.warning("products of few rows: no native code, oneDNN's are used: %s", error)
         return None
+
+
+class _Failures:
+    """Layers that could not be replaced as they should, told once a kind: a model has dozens."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+        self._reasons: dict[str, Exception] = {}
+
+    def note(self, instead: str, name: str, error: Exception) -> None:
+        """Layer `name` does what `instead` says, because of `error`."""
+        self._names.setdefault(instead, []).append(name)
+        self._reasons.setdefault(instead, error)
+
+    def log(self, num_layers: int) -> None:
+        """One warning for each kind: the first layer with its reason, and how many others."""
+        for instead, names in self._names.items():
+            _log.warning(
+                "packed weights: layer %s %s: %s (%d of %d layers)",
+                names[0],
+                instead,
+                self._reasons[instead],
+                len(names),
+                num_layers,
+            )
 
 
 def _pack(
@@ -109,8 +149,9 @@ def _pack(
     name: str,
     layer: torch.nn.Linear | Conv1D,
     few_rows: FewRowsKernel | None,
+    failures: _Failures,
 ) -> PackedLinear | None:
-    """Put a packed layer in the place of child `name`; None, with a warning, if it stays plain."""
+    """Put a packed layer in the place of child `name`; None if it stays plain."""
     activation, gelu = _fusible(parent, name)
     weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
     same = torch.nn.Identity()
@@ -123,7 +164,7 @@ def _pack(
         # AttributeError: a torch without the private operators
         except (NoNativeCode, RuntimeError, AttributeError, ArithmeticError) as error:
             instead = "stays plain" if kernel is None else "is not multiplied by native code"
-            _log.warning("packed weights: layer %s %s: %s", name, instead, error)
+            failures.note(instead, name, error)
             continue
         setattr(parent, name, replacement)
         if gelu:

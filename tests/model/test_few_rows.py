@@ -10,22 +10,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import gelu as plain_gelu
 
-from app.model.few_rows import FewRowsProduct, load_few_rows_kernel
+from app.model import few_rows as few_rows_module
+from app.model.few_rows import (
+    FewRowsProduct,
+    Processor,
+    UnsuitedProcessor,
+    check_processor,
+    load_few_rows_kernel,
+    outputs_per_panel,
+    this_processor,
+)
 from app.model.native import NoNativeCode
 
 HALF_A_UNIT = 2.0**-8
 """Largest relative difference from fp64 that rounding to bfloat16 explains."""
 
 
-def has_kernel() -> bool:
+def why_none() -> str | None:
+    """Why a server would have no such product here; None if it would."""
     try:
         load_few_rows_kernel()
-    except NoNativeCode:
-        return False
-    return True
+    except NoNativeCode as error:
+        return str(error)
+    return None
 
 
-NATIVE = pytest.mark.skipif(not has_kernel(), reason="no AVX512-BF16, or no compiler")
+NATIVE = pytest.mark.skipif(why_none() is not None, reason=f"oneDNN multiplies: {why_none()}")
 ACTIVATIONS = (None, "none", "tanh")
 
 
@@ -157,7 +167,73 @@ def test_a_weight_in_another_layout_is_refused() -> None:
         FewRowsProduct(load_few_rows_kernel(), reordered, (64, 512), None, None)
 
 
-def test_without_a_place_for_the_library_there_is_none(tmp_path: Path) -> None:
+def test_without_a_place_for_the_library_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(few_rows_module, "this_processor", lambda: Processor(True, 64))
     (tmp_path / "file").write_text("")
     with pytest.raises(NoNativeCode, match=r"few_rows\.c"):
         load_few_rows_kernel(tmp_path / "file" / "folder")
+
+
+def laid_out(weight: torch.Tensor, panel: int, block: int = 32) -> bytes:
+    """`weight`, [outputs, inputs], in panels, padded with zeros to whole ones and whole blocks."""
+    outputs, inputs = weight.shape
+    panels, pairs = -(-outputs // panel), -(-inputs // block) * block // 2
+    padded = torch.zeros(panels * panel, 2 * pairs, dtype=weight.dtype)
+    padded[:outputs, :inputs] = weight
+    panelled = padded.view(panels, panel, pairs, 2).transpose(1, 2)
+    return panelled.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+SHAPES = pytest.mark.parametrize("shape", [(40, 24), (96, 130), (320, 256), (64, 64), (1, 1)])
+
+
+@SHAPES
+@pytest.mark.parametrize("panel", [16, 32, 48, 64])
+def test_the_outputs_in_a_panel_are_read_from_memory(shape: tuple[int, int], panel: int) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    found = outputs_per_panel(weight, laid_out(weight, panel))
+    if shape[0] > panel or shape == (40, 24):
+        assert found == panel
+    else:  # one panel of any width may hold it
+        assert found is not None
+
+
+def test_a_layout_without_panels_is_none_of_them() -> None:
+    weight = torch.randn(320, 256, generator=torch.Generator().manual_seed(1)).bfloat16()
+    plain = weight.view(torch.uint8).numpy().tobytes()
+    transposed = weight.t().contiguous().view(torch.uint8).numpy().tobytes()
+    for memory in (plain, transposed, plain[:1000], b""):
+        assert outputs_per_panel(weight, memory) is None
+
+
+@pytest.mark.parametrize(
+    ("processor", "reason"),
+    [
+        (Processor(False, None), "no AVX512-BF16"),
+        (Processor(False, 64), "no AVX512-BF16"),
+        (Processor(True, 32), "panels of 32 outputs here; the code reads panels of 64"),
+        (Processor(True, None), "another layout"),
+    ],
+)
+def test_a_processor_that_the_code_is_not_for_is_told_why(
+    processor: Processor, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UnsuitedProcessor, match=reason):
+        check_processor(processor)
+    monkeypatch.setattr(few_rows_module, "this_processor", lambda: processor)
+    with pytest.raises(UnsuitedProcessor, match=reason):
+        load_few_rows_kernel()
+
+
+def test_a_processor_that_the_code_is_for_passes() -> None:
+    check_processor(Processor(True, 64))
+
+
+def test_what_is_asked_of_this_processor_decides_what_a_server_has() -> None:
+    processor = this_processor()
+    suited = processor == Processor(True, 64)
+    assert suited or why_none() is not None
+    if why_none() is None:
+        assert suited

@@ -10,9 +10,11 @@ import torch
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
+from app.engine.probe import probe
+from app.model import few_rows as few_rows_module
 from app.model import packed as packed_module
 from app.model.dense import dense_logits
-from app.model.few_rows import FewRowsKernel, FewRowsProduct, load_few_rows_kernel
+from app.model.few_rows import FewRowsKernel, FewRowsProduct, Processor, load_few_rows_kernel
 from app.model.load import load_model
 from app.model.native import NoNativeCode
 from app.model.packed import PackedLinear, pack_linear_layers
@@ -139,6 +141,46 @@ def test_native_code_whose_results_differ_is_not_used_and_the_layer_is_packed(
         assert pack_linear_layers(block) == {"packed_weights": "on", "few_rows": "packed"}
     assert "layer c_fc is not multiplied by native code: a packed layer differs" in caplog.text
     assert relative_difference(block(x), expected) <= TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.parametrize("processor", [Processor(True, 32), Processor(True, None)])
+def test_where_onednn_has_another_layout_its_products_are_used_and_said_so_once(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on processors that multiply tiles (AMX): two panels of 32 have the size of one of 64."""
+    monkeypatch.setattr(few_rows_module, "this_processor", lambda: processor)
+    with caplog.at_level(logging.INFO):
+        assert packed_module._few_rows_kernel(torch.bfloat16) is None
+    [record] = caplog.records
+    assert record.levelno == logging.INFO
+    assert "oneDNN's are used: oneDNN lays bfloat16 weights out in" in record.getMessage()
+
+
+@pytest.mark.parametrize("folder", ["tiny_gpt2_folder", "tiny_bart_folder"])
+def test_a_bfloat16_model_loads_without_a_warning_and_is_right_whatever_the_processor(
+    folder: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        model = load_model(str(request.getfixturevalue(folder)), device="cpu", dtype="bfloat16")
+    packed = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert model.notes["packed_weights"] == ("on" if packed else "unavailable")
+    if packed:
+        assert model.notes["few_rows"] == few_rows_by(True)
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+    about = [record for record in caplog.records if record.name == packed_module.__name__]
+    assert len(about) <= 2
+    probe(model)
+
+
+def test_what_befalls_every_layer_is_told_once(
+    tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(packed_module._TOLERANCE, torch.float32, -1.0)
+    with caplog.at_level(logging.WARNING):
+        load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32")
+    [record] = caplog.records
+    assert "stays plain: a packed layer differs from the plain one" in record.getMessage()
+    assert "(9 of 9 layers)" in record.getMessage()
 
 
 @torch.inference_mode()
