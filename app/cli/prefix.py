@@ -26,6 +26,7 @@ from app.cli.console import (
     stdout,
     table,
 )
+from app.errors import InvalidPrefix, InvalidRequest
 
 SHORT_DIGEST = 12
 """Digits of a digest that tables show; enough to name the version with."""
@@ -74,9 +75,6 @@ def push(
         Path,
         typer.Argument(
             help="The prefix: a safetensors file in the format polyprefix/1.",
-            exists=True,
-            dir_okay=False,
-            readable=True,
             show_default=False,
         ),
     ],
@@ -94,7 +92,7 @@ def push(
 
     Example: `polyprefix prefix push e2e.safetensors --name e2e --alias stable`
     """
-    with Client(server, key) as client, _transfer(file.name, file.stat().st_size) as advance:
+    with Client(server, key) as client, _transfer(file.name, _size(file)) as advance:
         version = client.push(file, name, alias=alias, advance=advance)
     if as_json:
         print_json(version)
@@ -105,6 +103,19 @@ def push(
         f"  length {_lengths(version)}, {human_bytes(version['nbytes'])}"
         + (f", alias {plain(alias)}" if alias else "")
     )
+
+
+def _size(file: Path) -> int:
+    """Bytes of the file to send; InvalidPrefix for a foreign file, named by its look."""
+    from app.prefix.foreign import looks_like_file
+
+    look = looks_like_file(file)
+    if look is not None:
+        raise InvalidPrefix(f"{file}: not a prefix file. {look}")
+    if not file.is_file():
+        state = "is a folder" if file.is_dir() else "does not exist"
+        raise InvalidRequest(f"{file} {state}; name the safetensors file of a prefix")
+    return file.stat().st_size
 
 
 @app.command("list")

@@ -8,15 +8,17 @@ the serving dtype.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from app.errors import BaseModelMismatch, FileTooLarge, InvalidPrefix
+from app.prefix.foreign import START_BYTES, looks_like
 from app.prefix.header import LENGTH_BYTES, Header, header_length, parse_header
 from app.prefix.metadata import parse_metadata, render_metadata
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
@@ -61,7 +63,10 @@ def decode(
     """
     limit = max_file_bytes(spec, max_length)
     # Path.open would follow a symlink planted in a store
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+    with (
+        os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file,
+        _named_by_its_look(file),
+    ):
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise FileTooLarge(f"a prefix file for this model has at most {limit} bytes")
@@ -75,6 +80,19 @@ def decode(
     if expect_digest is not None and prefix.digest != expect_digest:
         _refuse(f"its content is version {prefix.digest[:12]}, not {expect_digest[:12]}")
     return prefix
+
+
+@contextmanager
+def _named_by_its_look(file: BinaryIO) -> Iterator[None]:
+    """Adds to a refusal inside the block what kind of file this is, if that is known."""
+    try:
+        yield
+    except (FileTooLarge, InvalidPrefix) as error:
+        file.seek(0)
+        look = looks_like(file.read(START_BYTES))
+        if look is None:
+            raise
+        raise type(error)(f"{error.message}. {look}") from error
 
 
 def _check_header(header: Header, spec: BaseModelSpec, max_length: int) -> PrefixMetadata:
