@@ -54,7 +54,6 @@ from app.registry.registry import Registry
 from app.registry.seed import seed
 from app.settings import Settings
 from app.tenancy.accounts import Accounts
-from app.tenancy.audit import AuditLog
 from app.tenancy.authenticator import Anonymous, Authentication, KeyAuthenticator
 from app.tenancy.books import WRITE_S, Books
 from app.tenancy.failures import Failures
@@ -62,6 +61,7 @@ from app.tenancy.keyring import Keyring
 from app.tenancy.limiter import Limiter
 from app.tenancy.principal import Principal, Scope
 from app.tenancy.redis_limits import RedisLimits
+from app.workers import Workers
 
 _log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
     install_error_handlers(app)
     app.add_middleware(BoundBodies, max_bytes=settings.max_body_kib * 1024)
     app.add_middleware(Gate, services=lambda: app.state.services)
-    app.add_middleware(Audited, log=lambda: _audit_of(app))
+    app.add_middleware(Audited, services=lambda: app.state.services)
     app.add_middleware(Observe, metrics=lambda: _metrics_of(app))
     return app
 
@@ -154,20 +154,17 @@ def _metrics_of(app: FastAPI) -> Metrics | None:
     return None if services is None else services.metrics
 
 
-def _audit_of(app: FastAPI) -> AuditLog | None:
-    services: Services | None = app.state.services
-    return None if services is None else services.audit
-
-
 async def _acquire(
     settings: Settings, model: FrozenModel | None, stack: AsyncExitStack
 ) -> Services:
     """Everything in order; the stack releases it in reverse."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
+    workers = Workers()
     registry = await asyncio.to_thread(
         open_registry, settings.catalog_url, settings.store, settings.data_dir / "transit"
     )
     stack.callback(registry.close)
+    stack.push_async_callback(workers.close)
     books = Books(registry.catalog, settings.replica, usage_days=settings.usage_days)
     stack.push_async_callback(_close_books, books)
     keyring = Keyring(registry.catalog, settings.pepper, registry.transaction)
@@ -214,6 +211,7 @@ async def _acquire(
         limiter=limiter,
         metrics=Metrics(engine, tiers, limiter),
         limits=_limits(settings),
+        workers=workers,
         version=version("polyprefix"),
     )
 

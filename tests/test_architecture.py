@@ -22,16 +22,17 @@ MAX_FUNCTION_LINES = 60
 ARROWS = {
     "errors": set(),
     "settings": set(),
-    "prefix": set(),
+    "workers": set(),
+    "prefix": {"workers"},
     "model": {"prefix"},
     "engine": {"model", "prefix"},
     "registry": {"prefix"},
     "tenancy": {"prefix", "registry"},
-    "api": {"engine", "model", "prefix", "registry", "tenancy", "training"},
+    "api": {"engine", "model", "prefix", "registry", "tenancy", "training", "workers"},
     "training": {"engine", "model", "prefix", "registry"},
     "bench": {"engine", "model", "prefix", "registry"},
     "demo": {"training", "model", "prefix"},
-    "main": {"settings", "api", "engine", "model", "prefix", "registry", "tenancy"},
+    "main": {"settings", "api", "engine", "model", "prefix", "registry", "tenancy", "workers"},
     "cli": {"main", "settings", "api", "engine", "model", "prefix", "registry", "tenancy"}
     | {"training", "bench", "demo"},
 }

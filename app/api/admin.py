@@ -6,12 +6,11 @@ tenant's alone.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from app.api.auth import requires
+from app.api.auth import TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.schemas import KeyBody, LimitsBody, TenantBody, TenantPatchBody
 from app.api.services import ServicesDep
@@ -27,57 +26,62 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 @router.post("")
-async def create_tenant(body: TenantBody, services: ServicesDep) -> Response:
+async def create_tenant(body: TenantBody, services: ServicesDep, caller: TenantDep) -> Response:
     """A new tenant, which has no keys yet."""
     limits = TenantLimits.from_json(_given(body.limits))
-    made = await asyncio.to_thread(services.accounts.create, body.id, limits)
+    made = await services.workers.writes.finish(caller, services.accounts.create, body.id, limits)
     return StrictJSONResponse(tenant_object(made), 201, {"location": f"/admin/tenants/{made.id}"})
 
 
 @router.get("")
-async def list_tenants(services: ServicesDep, cursor: Cursor = None, limit: Limit = 20) -> Response:
+async def list_tenants(
+    services: ServicesDep, caller: TenantDep, cursor: Cursor = None, limit: Limit = 20
+) -> Response:
     """Tenants by id, a page at a time."""
-    page = await asyncio.to_thread(services.accounts.list, cursor, limit)
+    page = await services.workers.catalog.run(caller, services.accounts.list, cursor, limit)
     data = [tenant_object(account) for account in page.items]
     return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
 
 
 @router.get("/{tenant_id}")
-async def get_tenant(tenant_id: str, services: ServicesDep) -> Response:
+async def get_tenant(tenant_id: str, services: ServicesDep, caller: TenantDep) -> Response:
     """One tenant."""
-    return StrictJSONResponse(
-        tenant_object(await asyncio.to_thread(services.accounts.get, tenant_id))
-    )
+    found = await services.workers.catalog.run(caller, services.accounts.get, tenant_id)
+    return StrictJSONResponse(tenant_object(found))
 
 
 @router.patch("/{tenant_id}")
-async def change_tenant(tenant_id: str, body: TenantPatchBody, services: ServicesDep) -> Response:
+async def change_tenant(
+    tenant_id: str, body: TenantPatchBody, services: ServicesDep, caller: TenantDep
+) -> Response:
     """Change what is given: limits one by one (null is no limit), or whether it may act at all."""
     limits = None if body.limits is None else _given(body.limits)
-    changed = await asyncio.to_thread(
-        lambda: services.accounts.change(tenant_id, limits=limits, disabled=body.disabled)
+    changed = await services.workers.writes.finish(
+        caller, services.accounts.change, tenant_id, limits=limits, disabled=body.disabled
     )
     return StrictJSONResponse(tenant_object(changed))
 
 
 @router.delete("/{tenant_id}")
-async def delete_tenant(tenant_id: str, services: ServicesDep) -> Response:
+async def delete_tenant(tenant_id: str, services: ServicesDep, caller: TenantDep) -> Response:
     """Delete a tenant with its keys and prefixes; what runs is finished."""
-    await asyncio.to_thread(services.accounts.delete, tenant_id)
+    await services.workers.writes.finish(caller, services.accounts.delete, tenant_id)
     return StrictJSONResponse({"object": "tenant", "id": tenant_id, "deleted": True})
 
 
 @router.post("/{tenant_id}/keys")
-async def create_key(tenant_id: str, body: KeyBody, services: ServicesDep) -> Response:
+async def create_key(
+    tenant_id: str, body: KeyBody, services: ServicesDep, caller: TenantDep
+) -> Response:
     """A new key; the reply is the only place where it is ever shown."""
-    info, key = await asyncio.to_thread(
-        lambda: services.keyring.create(
-            tenant_id,
-            scopes=frozenset(body.scopes),
-            label=body.label,
-            not_before=body.not_before,
-            expires_at=body.expires_at,
-        )
+    info, key = await services.workers.writes.finish(
+        caller,
+        services.keyring.create,
+        tenant_id,
+        scopes=frozenset(body.scopes),
+        label=body.label,
+        not_before=body.not_before,
+        expires_at=body.expires_at,
     )
     return StrictJSONResponse(
         {**key_object(info), "key": key.text},
@@ -91,28 +95,34 @@ async def create_key(tenant_id: str, body: KeyBody, services: ServicesDep) -> Re
 
 @router.get("/{tenant_id}/keys")
 async def list_keys(
-    tenant_id: str, services: ServicesDep, cursor: Cursor = None, limit: Limit = 20
+    tenant_id: str,
+    services: ServicesDep,
+    caller: TenantDep,
+    cursor: Cursor = None,
+    limit: Limit = 20,
 ) -> Response:
     """A tenant's keys, revoked ones included, a page at a time."""
-    page = await asyncio.to_thread(services.keyring.list, tenant_id, cursor, limit)
+    page = await services.workers.catalog.run(
+        caller, services.keyring.list, tenant_id, cursor, limit
+    )
     data = [key_object(info) for info in page.items]
     return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
 
 
 @router.get("/{tenant_id}/keys/{kid}")
-async def get_key(tenant_id: str, kid: str, services: ServicesDep) -> Response:
+async def get_key(tenant_id: str, kid: str, services: ServicesDep, caller: TenantDep) -> Response:
     """What is known of one key."""
-    return StrictJSONResponse(
-        key_object(await asyncio.to_thread(services.keyring.get, tenant_id, kid))
-    )
+    found = await services.workers.catalog.run(caller, services.keyring.get, tenant_id, kid)
+    return StrictJSONResponse(key_object(found))
 
 
 @router.delete("/{tenant_id}/keys/{kid}")
-async def revoke_key(tenant_id: str, kid: str, services: ServicesDep) -> Response:
+async def revoke_key(
+    tenant_id: str, kid: str, services: ServicesDep, caller: TenantDep
+) -> Response:
     """Revoke a key: refused here at once, and by every replica within a second."""
-    return StrictJSONResponse(
-        key_object(await asyncio.to_thread(services.keyring.revoke, tenant_id, kid))
-    )
+    revoked = await services.workers.writes.finish(caller, services.keyring.revoke, tenant_id, kid)
+    return StrictJSONResponse(key_object(revoked))
 
 
 def tenant_object(account: Account) -> dict[str, Any]:

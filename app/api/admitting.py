@@ -6,8 +6,9 @@ about where the file came from.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,6 @@ from starlette.types import Receive
 
 from app.api.errors import StrictJSONResponse
 from app.api.gating import gate_score, past_gate
-from app.api.generation import unless_gone
 from app.api.judging import Borrowed
 from app.api.prefix_objects import version_object
 from app.api.services import Services
@@ -26,6 +26,7 @@ from app.errors import GenerationFault, InvalidPrefix, PolyprefixError
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
 from app.registry.gates import Gate
+from app.registry.objects import StagedFile
 from app.registry.records import Quota, Version
 from app.tenancy.principal import Principal
 from app.training.publish import describe
@@ -65,8 +66,7 @@ async def admit(
     once the client, which `receive` listens to, has gone away.
     """
     tenant = principal.tenant
-    prefix = await asyncio.to_thread(_decode, services, path)
-    on_device = prefix.to(services.model.device, services.model.dtype)
+    prefix, on_device = await services.workers.files.run(tenant, _decode, services, path)
     await _probe(services, on_device, principal)
     commit = partial(
         services.registry.add_version,
@@ -82,13 +82,27 @@ async def admit(
     async def score(_: str, gate: Gate) -> float:
         return await gate_score(services, principal, unborn, gate)
 
-    version, created = await unless_gone(receive, past_gate(commit, score))
+    pool = services.workers.store
+    version, created = await past_gate(partial(pool.finish, tenant, commit), score, receive)
     return Admitted(version, prefix, created)
 
 
-def _decode(services: Services, path: Path) -> Prefix:
+@asynccontextmanager
+async def staging(services: Services, tenant: str) -> AsyncIterator[StagedFile]:
+    """A file to receive a version into; gone at the end of the block unless it was admitted."""
+    files, context = services.workers.files, services.registry.stage()
+    staged = await files.finish(tenant, context.__enter__)
+    try:
+        yield staged
+    finally:
+        await files.finish(tenant, context.__exit__, None, None, None)
+
+
+def _decode(services: Services, path: Path) -> tuple[Prefix, Prefix]:
+    """The prefix as the file has it, and on the device."""
     model = services.model
-    return decode(path, model.spec, model.dtype, max_length=services.limits.max_prefix_length)
+    prefix = decode(path, model.spec, model.dtype, max_length=services.limits.max_prefix_length)
+    return prefix, prefix.to(model.device, model.dtype)
 
 
 async def _probe(services: Services, prefix: Prefix, principal: Principal) -> None:

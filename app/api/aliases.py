@@ -5,7 +5,6 @@ An alias may be split over several versions, to try a new one on a part of the u
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 from typing import Annotated
 
@@ -14,7 +13,6 @@ from fastapi import APIRouter, Header, Request, Response
 from app.api.auth import PrincipalDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.gating import past_gate, version_score
-from app.api.generation import unless_gone
 from app.api.prefix_objects import alias_object, change_object
 from app.api.schemas import AliasBody
 from app.api.services import ServicesDep
@@ -30,7 +28,9 @@ IfMatch = Annotated[str | None, Header(max_length=1024)]
 @router.get("", dependencies=requires(Scope.PREFIXES_READ))
 async def get_alias(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Where an alias points; its state is the ETag."""
-    found = await asyncio.to_thread(services.registry.aliases.get, tenant, name, alias)
+    found = await services.workers.catalog.run(
+        tenant, services.registry.aliases.get, tenant, name, alias
+    )
     return _reply(name, found)
 
 
@@ -60,7 +60,8 @@ async def set_alias(
     async def score(digest: str, gate: Gate) -> float:
         return await version_score(services, principal, name, digest, gate)
 
-    moved = await unless_gone(request.receive, past_gate(write, score))
+    pool = services.workers.writes
+    moved = await past_gate(partial(pool.finish, principal.tenant, write), score, request.receive)
     return _reply(name, moved)
 
 
@@ -69,8 +70,8 @@ async def rollback_alias(
     name: str, alias: str, services: ServicesDep, tenant: TenantDep, if_match: IfMatch = None
 ) -> Response:
     """Point an alias at the version before; again, further back."""
-    moved = await asyncio.to_thread(
-        lambda: services.registry.aliases.rollback(tenant, name, alias, if_match=if_match)
+    moved = await services.workers.writes.finish(
+        tenant, services.registry.aliases.rollback, tenant, name, alias, if_match=if_match
     )
     return _reply(name, moved)
 
@@ -80,7 +81,9 @@ async def alias_history(
     name: str, alias: str, services: ServicesDep, tenant: TenantDep
 ) -> Response:
     """The alias's last moves, at most 100, the latest first."""
-    changes = await asyncio.to_thread(services.registry.aliases.history, tenant, name, alias)
+    changes = await services.workers.catalog.run(
+        tenant, services.registry.aliases.history, tenant, name, alias
+    )
     return StrictJSONResponse(
         {"object": "list", "data": [change_object(change) for change in changes]}
     )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Response
 
-from app.api.auth import requires
+from app.api.auth import TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.services import ServicesDep
 from app.tenancy.audit_chain import list_records
@@ -22,6 +20,7 @@ Seconds = Annotated[int | None, Query(ge=0, le=2**40)]
 @router.get("/admin/audit")
 async def list_audit(
     services: ServicesDep,
+    caller: TenantDep,
     tenant: Annotated[str | None, Query(max_length=64)] = None,
     start: Seconds = None,
     end: Seconds = None,
@@ -29,16 +28,15 @@ async def list_audit(
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> Response:
     """Records of the audit log by time (seconds since 1970), a page at a time."""
-    page = await asyncio.to_thread(
-        partial(
-            list_records,
-            services.registry.catalog,
-            tenant=tenant,
-            start=start or 0,
-            end=end,
-            cursor=cursor,
-            limit=limit,
-        )
+    page = await services.workers.catalog.run(
+        caller,
+        list_records,
+        services.registry.catalog,
+        tenant=tenant,
+        start=start or 0,
+        end=end,
+        cursor=cursor,
+        limit=limit,
     )
     data = [dict(record) for record in page.items]
     return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})

@@ -5,15 +5,14 @@ Knows nothing about how records are kept.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import error_response
+from app.api.services import Services
 from app.errors import PolyprefixError, Unavailable
-from app.tenancy.audit import AuditLog
 from app.tenancy.audit_call import calling, shown
 from app.tenancy.audit_chain import Link
 from app.tenancy.principal import Principal
@@ -103,13 +102,13 @@ class HttpCall:
 class Audited:
     """Lets no call that changes something be answered before it is on record."""
 
-    def __init__(self, app: ASGIApp, log: Callable[[], AuditLog | None]) -> None:
-        self._app, self._log = app, log
+    def __init__(self, app: ASGIApp, services: Callable[[], Services | None]) -> None:
+        self._app, self._services = app, services
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        log = self._log()
-        if scope["type"] != "http" or log is None:
+        services = self._services()
+        if scope["type"] != "http" or services is None:
             await self._app(scope, receive, send)
             return
         call = HttpCall(scope)
@@ -119,7 +118,7 @@ class Audited:
             nonlocal begun, replaced
             if message["type"] == "http.response.start" and not begun:
                 begun = True
-                error = await _conclude(log, call, message["status"])
+                error = await _conclude(services, call, message["status"])
                 if error is not None:
                     replaced = True
                     await error_response(error, scope["path"])(scope, receive, send)
@@ -131,17 +130,18 @@ class Audited:
                 await self._app(scope, receive, send_audited)
             except Exception:
                 if not begun:
-                    await _conclude(log, call, 500)
+                    await _conclude(services, call, 500)
                 raise
 
 
-async def _conclude(log: AuditLog, call: HttpCall, status: int) -> PolyprefixError | None:
+async def _conclude(services: Services, call: HttpCall, status: int) -> PolyprefixError | None:
     """Sees to the call's record; the error to answer instead if there can be none."""
+    log, writes = services.audit, services.workers.writes
     if status < 400:
         if not call.mutates:
             return None
         try:
-            await asyncio.to_thread(log.granted, call)
+            await writes.finish(call.tenant, log.granted, call)
         except PolyprefixError:
             return Unavailable("the audit log cannot be written; nothing was changed")
         return None
@@ -149,5 +149,5 @@ async def _conclude(log: AuditLog, call: HttpCall, status: int) -> PolyprefixErr
         if status in _DENIED or (call.tenant and status not in _NO_ROUTE):
             log.count(call, status, call.code)
     elif call.mutates or status == 403:
-        await asyncio.to_thread(log.refused, call, status, call.code)
+        await writes.finish(call.tenant, log.refused, call, status, call.code)
     return None

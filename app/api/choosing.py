@@ -5,7 +5,6 @@ A name that does not resolve is an error; the base model never answers in its st
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -104,7 +103,9 @@ async def resolve(
     """The version that a reference stands for, for this base model and this user."""
     version = services.registry.resolve_cached(tenant, reference, user)
     if version is None:
-        version = await asyncio.to_thread(services.registry.resolve, tenant, reference, user)
+        version = await services.workers.catalog.run(
+            tenant, services.registry.resolve, tenant, reference, user
+        )
     check_base(services, version)
     return version
 

@@ -7,13 +7,12 @@ download the prefix may know the text.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import time
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.admitting import admit
+from app.api.admitting import admit, staging
 from app.api.auth import PrincipalDep, requires
 from app.api.beside import Account, Piece, beside
 from app.api.evaluation_schemas import FromTextBody
@@ -22,8 +21,9 @@ from app.api.services import Services, ServicesDep
 from app.errors import ContextLengthExceeded, Draining, InvalidRequest
 from app.model.text import INPUT_PLACEHOLDER
 from app.prefix.codec import encode
-from app.prefix.prefix import PrefixMetadata
+from app.prefix.prefix import Prefix, PrefixMetadata
 from app.prefix.reference import check_alias, check_name
+from app.registry.objects import StagedFile
 from app.tenancy.principal import Scope
 from app.training.words import words_prefix
 
@@ -47,17 +47,20 @@ async def make_from_text(
         check_alias(body.alias)
     if services.engine.progress().draining:
         raise Draining("the server is shutting down")
-    ids = await asyncio.to_thread(_encode, services, body.text)
+    ids = await services.workers.text.run(principal.tenant, _encode, services, body.text)
     metadata = _metadata(services, body, len(ids))
     deadline = time.monotonic() + services.limits.request_timeout
     piece = Piece((services.model, ids, metadata), len(ids))
     making = beside(services, Account(principal), deadline, words_prefix, [piece])
     [prefix] = await unless_gone(request.receive, making)
-    with services.registry.stage() as staged:
-        content = await asyncio.to_thread(encode, prefix)
-        await asyncio.to_thread(staged.write, content)
+    async with staging(services, principal.tenant) as staged:
+        await services.workers.files.run(principal.tenant, _write, prefix, staged)
         admitted = await admit(services, principal, name, staged.path, body.alias, request.receive)
     return admitted.reply
+
+
+def _write(prefix: Prefix, staged: StagedFile) -> None:
+    staged.write(encode(prefix))
 
 
 def _encode(services: Services, text: str) -> list[int]:

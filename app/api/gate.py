@@ -6,7 +6,6 @@ included. What a key allows is then each route's to say. Knows nothing about sco
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -58,7 +57,9 @@ class Gate:
         principal = services.authentication.recall(presented, peer)
         if principal is not None:
             return principal
-        return await asyncio.to_thread(services.authentication.look_up, presented, peer)
+        return await services.workers.keys.run(
+            peer, services.authentication.look_up, presented, peer
+        )
 
 
 def _is_open(scope: Scope) -> bool:

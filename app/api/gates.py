@@ -6,7 +6,6 @@ with an upload, is refused if that scores less: nothing moves. A rollback is nev
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -28,7 +27,9 @@ _MAX_CHARACTERS = 1 << 18
 @router.get("", dependencies=requires(Scope.PREFIXES_READ))
 async def get_gate(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """The alias's gate with its examples."""
-    found = await asyncio.to_thread(services.registry.gates.get, tenant, name, alias)
+    found = await services.workers.catalog.run(
+        tenant, services.registry.gates.get, tenant, name, alias
+    )
     return StrictJSONResponse(_object(name, alias, found))
 
 
@@ -45,14 +46,18 @@ async def set_gate(
             param="examples",
         )
     gate = Gate(metric=body.metric, min_score=body.min_score, examples=examples)
-    made = await asyncio.to_thread(services.registry.gates.set, tenant, name, alias, gate)
+    made = await services.workers.writes.finish(
+        tenant, services.registry.gates.set, tenant, name, alias, gate
+    )
     return StrictJSONResponse(_object(name, alias, made))
 
 
 @router.delete("", dependencies=requires(Scope.PREFIXES_WRITE))
 async def remove_gate(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Take the alias's gate away."""
-    await asyncio.to_thread(services.registry.gates.remove, tenant, name, alias)
+    await services.workers.writes.finish(
+        tenant, services.registry.gates.remove, tenant, name, alias
+    )
     return StrictJSONResponse(
         {"object": "prefix.alias.gate", "name": name, "alias": alias, "deleted": True}
     )

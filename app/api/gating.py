@@ -6,12 +6,14 @@ again. Knows nothing about HTTP.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from starlette.types import Receive
+
 from app.api.choosing import Choice
 from app.api.evaluation_schemas import DecodingFields, ExampleBody
+from app.api.generation import unless_gone
 from app.api.scoring import choose_version, judge_of, score
 from app.api.services import Services
 from app.errors import Conflict
@@ -26,21 +28,24 @@ _TRIES = 4
 
 
 async def past_gate(
-    write: Callable[..., Result], score_of: Callable[[str, Gate], Awaitable[float]]
+    write: Callable[..., Awaitable[Result]],
+    score_of: Callable[[str, Gate], Awaitable[float]],
+    receive: Receive,
 ) -> Result:
     """What `write(scores=…)` answers, once it has the scores that it asks for.
 
-    `score_of` computes the score of a version, named by its digest. Raises what both raise, and
-    Conflict if the gate changes again and again meanwhile.
+    `score_of` computes the score of a version, named by its digest; no longer once the client,
+    which `receive` listens to, has gone away: RequestCancelled. A write that has begun is waited
+    for. Raises what both raise, and Conflict if the gate changes again and again meanwhile.
     """
     scores: dict[tuple[str, str], float] = {}
     for _ in range(_TRIES):
         try:
-            return await asyncio.to_thread(write, scores=dict(scores))
+            return await write(scores=dict(scores))
         except Unscored as missing:
             gate, digests = missing.gate, missing.digests
         for digest in digests:
-            scores[gate.measure, digest] = await score_of(digest, gate)
+            scores[gate.measure, digest] = await unless_gone(receive, score_of(digest, gate))
     raise Conflict("the alias's gate is being changed; try again", param="alias")
 
 

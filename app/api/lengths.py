@@ -20,15 +20,21 @@ def module_lengths(services: Services, tenant: str, version: Version) -> Mapping
 
     What is known without the file is answered if that is lost or damaged.
     """
-    if version.lengths is not None:
-        return version.lengths
-    known = {"decoder": version.length}
-    if services.model.spec.modules.keys() <= known.keys():
+    known = known_lengths(services, version)
+    if known is not None:
         return known
     try:
         return _from_header(services, tenant, version)
     except PolyprefixError:
-        return known
+        return {"decoder": version.length}
+
+
+def known_lengths(services: Services, version: Version) -> Mapping[str, int] | None:
+    """As `module_lengths`, without any I/O; None if that needs the file."""
+    if version.lengths is not None:
+        return version.lengths
+    is_decoder_alone = services.model.spec.modules.keys() <= {"decoder"}
+    return {"decoder": version.length} if is_decoder_alone else None
 
 
 def _from_header(services: Services, tenant: str, version: Version) -> Mapping[str, int]:

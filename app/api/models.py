@@ -3,7 +3,6 @@ OpenAI lists models."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -32,8 +31,10 @@ async def list_models(services: ServicesDep, tenant: TenantDep) -> Response:
 
     At most 1,000 of each; `/v1/prefixes` and `/v1/published` have all, in pages.
     """
-    mine = await asyncio.to_thread(services.registry.list_names, tenant, MAX_LISTED)
-    others = await asyncio.to_thread(_published, services, tenant)
+    mine = await services.workers.catalog.run(
+        tenant, services.registry.list_names, tenant, MAX_LISTED
+    )
+    others = await services.workers.catalog.run(tenant, _published, services, tenant)
     data = [_base_card(services)]
     data += [_card(services, name, created, tenant) for name, created in mine]
     data += [

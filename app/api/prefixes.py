@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query, Response
@@ -11,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from app.api.auth import TenantDep, requires
 from app.api.errors import StrictJSONResponse
-from app.api.lengths import module_lengths
+from app.api.lengths import known_lengths, module_lengths
 from app.api.prefix_objects import prefix_object, version_object
 from app.api.services import Services, ServicesDep
 from app.prefix.tiers import PrefixKey
@@ -33,7 +32,9 @@ async def list_prefixes(
     services: ServicesDep, tenant: TenantDep, cursor: Cursor = None, limit: Limit = 20
 ) -> Response:
     """The caller's prefixes by name, a page at a time."""
-    page = await asyncio.to_thread(services.registry.list_prefixes, tenant, cursor, limit)
+    page = await services.workers.catalog.run(
+        tenant, services.registry.list_prefixes, tenant, cursor, limit
+    )
     data = [prefix_object(record) for record in page.items]
     return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
 
@@ -41,7 +42,7 @@ async def list_prefixes(
 @router.get("/{name}", dependencies=_READING)
 async def get_prefix(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """One prefix with its aliases."""
-    record = await asyncio.to_thread(services.registry.get_prefix, tenant, name)
+    record = await services.workers.catalog.run(tenant, services.registry.get_prefix, tenant, name)
     return StrictJSONResponse(prefix_object(record))
 
 
@@ -61,16 +62,20 @@ async def list_versions(
     limit: Limit = 20,
 ) -> Response:
     """A prefix's versions, the newest first, a page at a time."""
-    page = await asyncio.to_thread(services.registry.list_versions, tenant, name, cursor, limit)
-    data = await asyncio.to_thread(_version_objects, services, tenant, page.items)
+    page = await services.workers.catalog.run(
+        tenant, services.registry.list_versions, tenant, name, cursor, limit
+    )
+    data = await _version_objects(services, tenant, page.items)
     return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
 
 
 @router.get("/{name}/versions/{digest}", dependencies=_READING)
 async def get_version(name: str, digest: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """One version by its digest or a unique start of it."""
-    version = await asyncio.to_thread(services.registry.get_version, tenant, name, digest)
-    [content] = await asyncio.to_thread(_version_objects, services, tenant, [version])
+    version = await services.workers.catalog.run(
+        tenant, services.registry.get_version, tenant, name, digest
+    )
+    [content] = await _version_objects(services, tenant, [version])
     return StrictJSONResponse(content)
 
 
@@ -79,14 +84,18 @@ async def download_version(
     name: str, digest: str, services: ServicesDep, tenant: TenantDep
 ) -> Response:
     """The version's file, as it was uploaded; always whole."""
-    version = await asyncio.to_thread(services.registry.get_version, tenant, name, digest)
-    file = await asyncio.to_thread(services.registry.open_content, tenant, version)
+    version = await services.workers.catalog.run(
+        tenant, services.registry.get_version, tenant, name, digest
+    )
+    file = await services.workers.store.run(tenant, services.registry.open_content, tenant, version)
     headers = {
         "content-disposition": f'attachment; filename="{name}-{version.digest[:12]}.safetensors"',
         "etag": f'"{version.digest}"',
         "accept-ranges": "none",
     }
-    return StreamingResponse(_pieces(file), 200, headers, "application/octet-stream")
+    return StreamingResponse(
+        _pieces(services, tenant, file), 200, headers, "application/octet-stream"
+    )
 
 
 @router.delete("/{name}/versions/{digest}", dependencies=_WRITING)
@@ -94,7 +103,9 @@ async def delete_version(
     name: str, digest: str, services: ServicesDep, tenant: TenantDep
 ) -> Response:
     """Delete one version; `latest` falls back to the newest that is left."""
-    version = await asyncio.to_thread(services.registry.delete_version, tenant, name, digest)
+    version = await services.workers.writes.finish(
+        tenant, services.registry.delete_version, tenant, name, digest
+    )
     services.tiers.evict(PrefixKey(version.owner, version.digest))
     return StrictJSONResponse(
         {"object": "prefix.version", "name": name, "digest": version.digest, "deleted": True}
@@ -104,9 +115,11 @@ async def delete_version(
 @router.post("/{name}/versions/{digest}/pin", dependencies=_WRITING)
 async def pin_version(name: str, digest: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Keep the version in memory once it has been used."""
-    version = await asyncio.to_thread(services.registry.pin, tenant, name, digest)
+    version = await services.workers.writes.finish(
+        tenant, services.registry.pin, tenant, name, digest
+    )
     services.tiers.pin(PrefixKey(version.owner, version.digest))
-    [content] = await asyncio.to_thread(_version_objects, services, tenant, [version])
+    [content] = await _version_objects(services, tenant, [version])
     return StrictJSONResponse(content)
 
 
@@ -115,28 +128,39 @@ async def unpin_version(
     name: str, digest: str, services: ServicesDep, tenant: TenantDep
 ) -> Response:
     """Let the version be evicted from memory again."""
-    version = await asyncio.to_thread(services.registry.unpin, tenant, name, digest)
+    version = await services.workers.writes.finish(
+        tenant, services.registry.unpin, tenant, name, digest
+    )
     services.tiers.unpin(PrefixKey(version.owner, version.digest))
-    [content] = await asyncio.to_thread(_version_objects, services, tenant, [version])
+    [content] = await _version_objects(services, tenant, [version])
     return StrictJSONResponse(content)
 
 
 async def forget_prefix(services: Services, tenant: str, name: str) -> None:
     """Delete a prefix from the catalog and from memory."""
-    gone = await asyncio.to_thread(services.registry.delete_prefix, tenant, name)
+    gone = await services.workers.writes.finish(
+        tenant, services.registry.delete_prefix, tenant, name
+    )
     for owner, digest in gone:
         services.tiers.evict(PrefixKey(owner, digest))
 
 
-def _version_objects(
+async def _version_objects(
     services: Services, tenant: str, versions: Sequence[Version]
 ) -> list[dict[str, Any]]:
-    return [
-        version_object(version, module_lengths(services, tenant, version)) for version in versions
-    ]
+    """As replies show them; the store is asked only for what the catalog does not know."""
+    found = []
+    for version in versions:
+        lengths = known_lengths(services, version)
+        if lengths is None:
+            lengths = await services.workers.store.run(
+                tenant, module_lengths, services, tenant, version
+            )
+        found.append(version_object(version, lengths))
+    return found
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
+async def _pieces(services: Services, tenant: str, file: BinaryIO) -> AsyncIterator[bytes]:
     with file:
-        while piece := file.read(_READ_BYTES):
+        while piece := await services.workers.files.run(tenant, file.read, _READ_BYTES):
             yield piece

@@ -6,8 +6,6 @@ download, list or change versions.
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Response
 
 from app.api.auth import TenantDep, requires
@@ -26,7 +24,9 @@ _PATH = "/v1/prefixes/{name}/publication"
 @router.get(_PATH, dependencies=requires(Scope.PREFIXES_READ))
 async def get_publication(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Who may use the prefix besides its owner."""
-    found = await asyncio.to_thread(services.registry.publications.get, tenant, name)
+    found = await services.workers.catalog.run(
+        tenant, services.registry.publications.get, tenant, name
+    )
     return StrictJSONResponse(publication_object(found))
 
 
@@ -35,8 +35,13 @@ async def set_publication(
     name: str, body: PublicationBody, services: ServicesDep, tenant: TenantDep
 ) -> Response:
     """Let these tenants use the prefix, or everyone, and nobody else any more."""
-    made = await asyncio.to_thread(
-        services.registry.publications.set, tenant, name, body.tenants, everyone=body.everyone
+    made = await services.workers.writes.finish(
+        tenant,
+        services.registry.publications.set,
+        tenant,
+        name,
+        body.tenants,
+        everyone=body.everyone,
     )
     return StrictJSONResponse(publication_object(made))
 
@@ -44,7 +49,9 @@ async def set_publication(
 @router.delete(_PATH, dependencies=requires(Scope.PREFIXES_WRITE))
 async def delete_publication(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Let nobody else use the prefix any more; rows that run finish with it."""
-    await asyncio.to_thread(services.registry.publications.withdraw, tenant, name)
+    await services.workers.writes.finish(
+        tenant, services.registry.publications.withdraw, tenant, name
+    )
     return StrictJSONResponse({"object": "prefix.publication", "name": name, "deleted": True})
 
 
@@ -53,6 +60,8 @@ async def list_published(
     services: ServicesDep, tenant: TenantDep, cursor: Cursor = None, limit: Limit = 20
 ) -> Response:
     """What others publish to the caller, in the order in which it was made, a page at a time."""
-    page = await asyncio.to_thread(services.registry.publications.offered, tenant, cursor, limit)
+    page = await services.workers.catalog.run(
+        tenant, services.registry.publications.offered, tenant, cursor, limit
+    )
     data = [published_object(prefix) for prefix in page.items]
     return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})

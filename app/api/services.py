@@ -23,6 +23,7 @@ from app.tenancy.authenticator import Authentication
 from app.tenancy.keyring import Keyring
 from app.tenancy.limiter import Limiter
 from app.tenancy.usage import UsageLedger
+from app.workers import Workers
 
 DEMO_TENANT = "demo"
 
@@ -54,6 +55,7 @@ class Services:
     limiter: Limiter
     metrics: Metrics
     limits: Limits
+    workers: Workers
     version: str
     aside: Aside = field(default_factory=Aside)
     uploads: AtOnce = field(default_factory=lambda: AtOnce("uploads"))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from app.api.admitting import admit
+from app.api.admitting import admit, staging
 from app.api.auth import PrincipalDep, requires
 from app.api.services import Services, ServicesDep
 from app.errors import (
@@ -48,9 +47,11 @@ async def upload_version(
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters")
     _check_type(request)
-    with services.uploads.one_of(principal.tenant), services.registry.stage() as staged:
-        await _receive(request, staged, _limit(services))
-        admitted = await admit(services, principal, name, staged.path, x_alias, request.receive)
+    tenant = principal.tenant
+    with services.uploads.one_of(tenant):
+        async with staging(services, tenant) as staged:
+            await _receive(services, tenant, request, staged)
+            admitted = await admit(services, principal, name, staged.path, x_alias, request.receive)
     return admitted.reply
 
 
@@ -64,8 +65,9 @@ def _limit(services: Services) -> int:
     return max_file_bytes(services.model.spec, services.limits.max_prefix_length)
 
 
-async def _receive(request: Request, staged: StagedFile, limit: int) -> None:
+async def _receive(services: Services, tenant: str, request: Request, staged: StagedFile) -> None:
     """Stream the body to disk; what the client declares about its length is not believed."""
+    limit = _limit(services)
     error = FileTooLarge(f"a prefix file for this model has at most {limit} bytes")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
@@ -78,9 +80,9 @@ async def _receive(request: Request, staged: StagedFile, limit: int) -> None:
             raise error
         pending += part
         if len(pending) >= _WRITE_BYTES:
-            await asyncio.to_thread(staged.write, bytes(pending))
+            await services.workers.files.run(tenant, staged.write, bytes(pending))
             pending.clear()
-    await asyncio.to_thread(staged.write, bytes(pending))
+    await services.workers.files.run(tenant, staged.write, bytes(pending))
 
 
 async def _body_parts(request: Request) -> AsyncIterator[bytes]:

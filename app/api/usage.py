@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import time
 from datetime import UTC, datetime
@@ -52,7 +51,9 @@ async def get_usage(
     now = int(time.time())
     since = _read_time(start, "start", now - _DEFAULT_S)
     if Scope.ADMIN not in principal.scopes:
-        own = await asyncio.to_thread(services.accounts.get, principal.tenant)
+        own = await services.workers.catalog.run(
+            principal.tenant, services.accounts.get, principal.tenant
+        )
         since = max(since, own.created_at)
     query = UsageQuery(
         tenant or principal.tenant,
@@ -61,8 +62,14 @@ async def get_usage(
         groups=_read_groups(group_by),
         prefix=prefix,
     )
-    page = await asyncio.to_thread(
-        read_usage, services.registry.catalog, services.usage, query, cursor, limit
+    page = await services.workers.catalog.run(
+        principal.tenant,
+        read_usage,
+        services.registry.catalog,
+        services.usage,
+        query,
+        cursor,
+        limit,
     )
     data = [_usage_object(row) for row in page.items]
     return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
