@@ -96,6 +96,19 @@ class Settings(BaseSettings):
         description="addresses and networks, by commas, of proxies whose `X-Forwarded-For` is "
         "believed: who is limited for wrong keys, and named in the audit log",
     )
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        le=60_000,
+        description="connections open at a time; fewer where the system allows fewer open files",
+    )
+    max_connections_per_address: int = Field(
+        512,
+        ge=1,
+        le=60_000,
+        description="of these, from one address or IPv6 /64, but for `trusted_proxies`; idle ones "
+        "are closed for new ones",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level of the log lines on stderr"
     )

@@ -112,6 +112,7 @@ def serve(
 
 
 def _run(settings: Settings) -> None:
+    from app.cli.connections import connections_within
     from app.cli.server import Server, bind, configuration, configure_logging
     from app.main import create_app, drain
 
@@ -130,7 +131,10 @@ def _run(settings: Settings) -> None:
         )  # what runs still ends with an error
 
     lifespan = app.router.lifespan_context(app)
-    config = configuration(app, settings.trusted_proxies)
+    connections = connections_within(
+        settings.max_connections, settings.max_connections_per_address, settings.trusted_proxies
+    )
+    config = configuration(app, settings.trusted_proxies, connections=connections)
     Server(config, lifespan=lifespan, ready=greet, drain=drain_and_stop).run([door])
 
 

@@ -1,4 +1,4 @@
-"""The web server's process: bounded request heads, logs, and an orderly end.
+"""The web server's process: bounded connections, logs, and an orderly end.
 
 Knows uvicorn and an ASGI application; knows nothing of prefixes, models or settings.
 """
@@ -16,20 +16,18 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.cli.connections import Connections
+from app.cli.http_protocol import BoundedConfig, bounded_config
 from app.errors import PolyprefixError
 from app.tenancy.keys import strike
 
 logger = logging.getLogger(__name__)
 
-MAX_HEAD_BYTES = 64 * 1024
-"""A request line with its headers; beyond it the connection ends with 431."""
-
-CLIENT_TIMEOUT_S = 30.0
-"""How long a client may take over a whole request head, pause in a body, or not read a reply."""
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+MAX_CONNECTIONS = 1000
+"""Open connections where nothing else is said."""
 
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open between two requests."""
@@ -38,98 +36,6 @@ _LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 CLOSE_TIMEOUT_S = 5
 """How long connections get to close once nothing is computed for them any more."""
-
-
-class BoundedHttpProtocol(HttpToolsProtocol):
-    """HTTP/1.1 in which no client can send an endless head, fall silent, or stop reading.
-
-    The parser by itself buffers a header of any size, and the transport waits for ever.
-    """
-
-    _write_timer: asyncio.TimerHandle | None = None
-    _timer: asyncio.TimerHandle | None = None
-    _in_body = False
-    _head_bytes = 0
-    _progress = 0
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the clock of the first head."""
-        super().connection_made(transport)
-        self._start_timer()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Stop every clock."""
-        self._stop_timer()
-        self._stop_write_timer()
-        super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Feed the parser; count the bytes of a head that is not complete yet."""
-        if self._in_body or self._timer is None:
-            self._start_timer()
-        progress = self._progress
-        super().data_received(data)
-        if progress != self._progress or self._in_body:
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._refuse(b"431 Request Header Fields Too Large")
-
-    def on_headers_complete(self) -> None:
-        """The head is whole: from here on the body's pauses are timed."""
-        self._progress += 1
-        self._head_bytes = 0
-        self._in_body = True
-        super().on_headers_complete()
-
-    def on_message_complete(self) -> None:
-        """The request is whole: the client owes nothing."""
-        self._progress += 1
-        self._in_body = False
-        self._stop_timer()
-        super().on_message_complete()
-
-    def pause_writing(self) -> None:
-        """The client does not read what it asked for: it has a while to go on."""
-        super().pause_writing()
-        if self._write_timer is None:
-            self._write_timer = self.loop.call_later(CLIENT_TIMEOUT_S, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """The client has read on."""
-        self._stop_write_timer()
-        super().resume_writing()
-
-    def _stop_write_timer(self) -> None:
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
-
-    def _start_timer(self) -> None:
-        self._stop_timer()
-        self._timer = self.loop.call_later(CLIENT_TIMEOUT_S, self._on_silence)
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _on_silence(self) -> None:
-        if self._in_body and self.flow.read_paused:  # it is us who do not read
-            self._start_timer()
-        else:
-            self._refuse(b"408 Request Timeout")
-
-    def _refuse(self, status: bytes) -> None:
-        self._stop_timer()
-        if self.transport.is_closing():
-            return
-        cycle = self.cycle
-        if cycle is None or cycle.response_complete or not cycle.response_started:
-            self.transport.write(
-                b"HTTP/1.1 " + status + b"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-            )
-        self.transport.close()
 
 
 class Server(uvicorn.Server):
@@ -218,15 +124,17 @@ def bind(host: str, port: int) -> socket.socket:
     return door
 
 
-def configuration(app: Any, trusted_proxies: str | None = None) -> uvicorn.Config:
-    """How uvicorn runs here: one process, no websockets.
+def configuration(
+    app: Any, trusted_proxies: str | None = None, *, connections: Connections | None = None
+) -> BoundedConfig:
+    """How uvicorn runs here: one process, no websockets, connections counted in `connections`.
 
     Forwarding headers are believed of `trusted_proxies`, addresses and networks, and no others.
     """
-    return uvicorn.Config(
+    return bounded_config(
         app,
+        connections or Connections(MAX_CONNECTIONS, MAX_CONNECTIONS, trusted_proxies),
         loop="uvloop",
-        http=BoundedHttpProtocol,
         ws="none",
         lifespan="off",
         workers=1,

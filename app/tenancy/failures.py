@@ -40,12 +40,12 @@ class Failures:
     def check(self, peer: str) -> None:
         """RateLimited if the address has no failure left."""
         with self._lock:
-            self._refuse_above(self._level(_network(peer)), self._limit - 1)
+            self._refuse_above(self._level(client_network(peer)), self._limit - 1)
 
     def count(self, peer: str) -> None:
         """Counts a failure; RateLimited if the address had none left."""
         with self._lock:
-            network = _network(peer)
+            network = client_network(peer)
             level = self._level(network)
             self._levels[network] = (min(level + 1, self._limit), self._clock())
             self._levels.move_to_end(network)
@@ -76,8 +76,8 @@ def read_address(peer: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
     return address
 
 
-def _network(peer: str) -> str:
-    """What an address is counted under."""
+def client_network(peer: str) -> str:
+    """What an address is counted under: itself, of IPv6 its /64."""
     address = read_address(peer)
     if address is None:
         return peer[:64]
