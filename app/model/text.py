@@ -1,75 +1,131 @@
-"""Text ↔ token ids: what the user wrote stays text, and no half character is ever sent.
+"""Text ↔ token ids: what the user wrote stays text unless it is asked for to be more.
 
 Encoders are immutable, one per mode: switching a shared tokenizer's special-token mode per call
-would be a race in which a user's `<|endoftext|>` becomes the real one. Knows nothing about models
-or requests.
+would be a race in which a user's `<|endoftext|>` becomes the real one.
 """
 
 from __future__ import annotations
 
-import codecs
 import json
+import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from app.errors import InvalidRequest
+from app.model.detokenizer import (
+    ByteDetokenizer,
+    CleanedDetokenizer,
+    Detokenizer,
+    Vocabulary,
+    WindowDetokenizer,
+    clean_up,
+)
 
 INPUT_PLACEHOLDER = "{input}"
+_SPECIAL_LOOK = re.compile(
+    r"<\|[^\s|<>]+\|>|</?s>|<(?:bos|eos|pad|unk|sep|cls|mask|start_of_turn|end_of_turn)>"
+    r"|\[(?:BOS|EOS|PAD|UNK|SEP|CLS|MASK)\]"
+)
+"""How special tokens of common vocabularies look."""
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-class Detokenizer(Protocol):
-    """Turns a row's tokens into text piece by piece."""
+@dataclass(frozen=True)
+class TokenizerFacts:
+    """What a tokenizer's configuration says besides its `tokenizer.json`.
 
-    def push(self, token_id: int) -> str:
-        """The text that is certain now; may be empty while a character is incomplete."""
+    `bos` to `unk` are texts of special tokens. With `cleans_up` blanks before punctuation are taken
+    out of what is decoded.
+    """
 
-    def flush(self) -> str:
-        """What remains at the row's end; incomplete characters become U+FFFD."""
+    bos: str | None = None
+    eos: str | None = None
+    pad: str | None = None
+    unk: str | None = None
+    cleans_up: bool = False
+    chat_template: str | None = None
+    kind: str = "PreTrainedTokenizerFast"
 
 
 class Text:
     """The tokenizer of a base model.
 
     `tokenizer_json` is the content of a `tokenizer.json`; `vocab_size` is the model's, and bounds
-    the token ids that requests may name.
+    the token ids that requests may name. Any of `eos_token_ids` ends a reply.
     """
 
     def __init__(
-        self, tokenizer_json: str, *, vocab_size: int, eos_token_ids: Sequence[int]
+        self,
+        tokenizer_json: str,
+        *,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        facts: TokenizerFacts | None = None,
     ) -> None:
         self._tokenizer = _plain_tokenizer(tokenizer_json)
+        self._parser = _plain_tokenizer(tokenizer_json, parses_special=True)
         self.vocab_size = vocab_size
         self.eos_token_ids = frozenset(eos_token_ids)
+        self.facts = facts or TokenizerFacts()
         self._specials = _special_tokens(self._tokenizer)
         self.special_ids = frozenset(self._specials.values())
+        self._special_texts = {token_id: text for text, token_id in self._specials.items()}
         self._token_bytes = _byte_table(tokenizer_json, self._tokenizer, self.special_ids)
+        self._vocabulary = Vocabulary(
+            self._tokenizer, _byte_tokens(tokenizer_json, self._tokenizer)
+        )
+        self.end_id = _end_id(eos_token_ids, self._specials.get(self.facts.eos or ""))
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def starts_with_blank(self) -> bool:
+        """Whether the tokenizer puts a blank before every text by itself, as SentencePiece does."""
+        first = self._tokenizer.encode("a", add_special_tokens=False).ids[:1]
+        return bool(first) and self.token_text(first[0]).startswith(" ")
+
+    def special_text(self, token_id: int | None) -> str | None:
+        """How a special token is written in a template; None if it is no special token."""
+        return None if token_id is None else self._special_texts.get(token_id)
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = False
+    ) -> list[int]:
         """Token ids of user text: special tokens in it are ordinary characters.
 
-        Adds what the tokenizer adds by itself to every input (Llama's first token, for example).
+        With `add_special_tokens` come those that the tokenizer adds to every input (Llama's first
+        token, for example); with `parse_special` those in the text are parsed. InvalidRequest if
+        the text has a token that the model has not.
         """
-        return list(self._tokenizer.encode(text, add_special_tokens=True).ids)
+        tokenizer = self._parser if parse_special else self._tokenizer
+        return self._known(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
-    def render(self, template: str, text: str) -> list[int]:
+    def render(self, template: str, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of `template` with `text` in the place of `{input}`.
 
-        Special tokens of the template are parsed, those of `text` are not; what stands between two
-        special tokens is encoded as one piece. Nothing is added.
+        Special tokens of the template are parsed, those of `text` with `parse_special` alone; what
+        stands between two special tokens is encoded as one piece. Nothing is added. InvalidRequest
+        as above.
         """
         if template.count(INPUT_PLACEHOLDER) != 1:
             raise InvalidRequest(f"an input template must contain {INPUT_PLACEHOLDER} exactly once")
+        if parse_special:
+            template, text = template.replace(INPUT_PLACEHOLDER, text), ""
         ids: list[int] = []
         for piece, special in self._split_specials(template):
             if special is not None:
                 ids.append(special)
             elif piece:
-                filled = piece.replace(INPUT_PLACEHOLDER, text)
+                filled = piece if parse_special else piece.replace(INPUT_PLACEHOLDER, text)
                 ids.extend(self._tokenizer.encode(filled, add_special_tokens=False).ids)
-        return ids
+        return self._known(ids)
+
+    def unknown_specials(self, template: str) -> list[str]:
+        """Parts of a template that look like special tokens and are none of this tokenizer's."""
+        found = dict.fromkeys(_SPECIAL_LOOK.findall(template))
+        return [part for part in found if part not in self._specials]
 
     def cut_source(self, token_ids: Sequence[int], room: int | None) -> tuple[int, ...]:
         """What an encoder with `room` tokens reads of a source: its beginning.
@@ -83,20 +139,63 @@ class Text:
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """The text of a whole row; special tokens are left out."""
+        text = self._decode(list(token_ids))
+        return clean_up(text) if self.facts.cleans_up else text
+
+    def spell(self, token_ids: Sequence[int]) -> tuple[str, list[int]]:
+        """The text of a whole row, and where in it each token's part begins."""
         detokenizer = self.detokenizer()
-        return "".join([detokenizer.push(token) for token in token_ids]) + detokenizer.flush()
+        parts, starts = [], []
+        for token_id in token_ids:
+            parts.append(detokenizer.push(token_id))
+            starts.append(detokenizer.start)
+        return "".join(parts) + detokenizer.flush(), starts
 
     def token_text(self, token_id: int) -> str:
-        """What one token alone stands for, special tokens included."""
-        if self._token_bytes is None or token_id in self.special_ids:
-            return self._tokenizer.decode([token_id], skip_special_tokens=False)
-        return self._bytes_of(token_id).decode("utf-8", errors="replace")
+        """What one token adds to a text, special tokens included.
 
-    def detokenizer(self) -> Detokenizer:
-        """A fresh incremental detokenizer for one row."""
+        `bytes:\\xf0` and the like for bytes that are no whole character.
+        """
+        special = self._special_texts.get(token_id)
+        if special is not None:
+            return special
         if self._token_bytes is not None:
-            return _ByteDetokenizer(self._token_bytes)
-        return _WindowDetokenizer(self._tokenizer)
+            return _shown_bytes(self._bytes_of(token_id))
+        value = self._vocabulary.bytes_of.get(token_id)
+        if value is not None:
+            return _shown_bytes(bytes([value]))
+        return self._vocabulary.text_within(token_id)
+
+    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> Detokenizer:
+        """A fresh incremental detokenizer for one row: what it adds to the prompt's text.
+
+        The pieces together are the text of prompt and row without what it shares with the text of
+        the prompt.
+        """
+        plain: Detokenizer
+        if self._token_bytes is not None:
+            plain = ByteDetokenizer(self._token_bytes, prompt_ids)
+        else:
+            plain = WindowDetokenizer(self._vocabulary, prompt_ids)
+        if not self.facts.cleans_up:
+            return plain
+        return CleanedDetokenizer(plain, self._decode(list(prompt_ids)))
+
+    def _known(self, token_ids: Sequence[int]) -> list[int]:
+        for token_id in token_ids:
+            if token_id >= self.vocab_size:
+                token = self._tokenizer.id_to_token(token_id)
+                raise InvalidRequest(
+                    f"the text has the token {token!r}, whose id is {token_id}; this model's "
+                    f"embedding ends at {self.vocab_size - 1}, so that it cannot read the token"
+                )
+        return list(token_ids)
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        if self._token_bytes is None:
+            return self._vocabulary.decode(token_ids)
+        data = b"".join([self._bytes_of(token_id) for token_id in token_ids])
+        return data.decode("utf-8", errors="replace")
 
     def _bytes_of(self, token_id: int) -> bytes:
         table = self._token_bytes or ()
@@ -118,51 +217,27 @@ class Text:
         return pieces
 
 
-class _ByteDetokenizer:
-    """Byte-level vocabularies: look up the token's bytes, decode them as they complete."""
-
-    def __init__(self, table: Sequence[bytes]) -> None:
-        self._table = table
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token_id: int) -> str:
-        data = self._table[token_id] if token_id < len(self._table) else b""
-        return self._decoder.decode(data)
-
-    def flush(self) -> str:
-        return self._decoder.decode(b"", final=True)
-
-
-class _WindowDetokenizer:
-    """Other vocabularies: decode a window of tokens and send what no longer changes."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._sent_from, self._sent_to = 0, 0
-
-    def push(self, token_id: int) -> str:
-        self._ids.append(token_id)
-        before = self._tokenizer.decode(self._ids[self._sent_from : self._sent_to])
-        now = self._tokenizer.decode(self._ids[self._sent_from :])
-        if len(now) <= len(before) or now.endswith("\ufffd"):
-            return ""
-        self._sent_from, self._sent_to = self._sent_to, len(self._ids)
-        return now[len(before) :]
-
-    def flush(self) -> str:
-        before = self._tokenizer.decode(self._ids[self._sent_from : self._sent_to])
-        now = self._tokenizer.decode(self._ids[self._sent_from :])
-        self._sent_from = self._sent_to = len(self._ids)
-        return now[len(before) :]
-
-
-def _plain_tokenizer(tokenizer_json: str) -> Tokenizer:
+def _plain_tokenizer(tokenizer_json: str, *, parses_special: bool = False) -> Tokenizer:
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
+    tokenizer.encode_special_tokens = not parses_special
     return tokenizer
+
+
+def _end_id(eos_token_ids: Sequence[int], own: int | None) -> int | None:
+    """What ends a text that is written down: the tokenizer's own token if that ends a reply."""
+    if own is not None and own in eos_token_ids:
+        return own
+    return next(iter(eos_token_ids), None)
+
+
+def _shown_bytes(data: bytes) -> str:
+    """Bytes as OpenAI shows them: as text if they are characters, else spelled out."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + data.decode(errors="backslashreplace")
 
 
 def _special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
@@ -178,21 +253,39 @@ def _byte_table(
     if not _is_byte_level(json.loads(tokenizer_json).get("decoder")):
         return None
     alphabet = _byte_alphabet()
-    added = tokenizer.get_added_tokens_decoder()
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     table = [b""] * (max(vocabulary.values(), default=-1) + 1)
     for token, token_id in vocabulary.items():
         if token_id in special_ids:
             continue
-        if token_id in added or not alphabet.keys() >= set(token):
+        if not alphabet.keys() >= set(token):
             table[token_id] = token.encode()
         else:
             table[token_id] = bytes(alphabet[character] for character in token)
     return table
 
 
+def _decoders(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps by which tokens become text."""
+    if decoder is None:
+        return []
+    if decoder.get("type") == "Sequence":
+        return [step for part in decoder["decoders"] for step in _decoders(part)]
+    return [decoder]
+
+
 def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
-    return decoder is not None and decoder.get("type") == "ByteLevel"
+    return [step.get("type") for step in _decoders(decoder)] == ["ByteLevel"]
+
+
+def _byte_tokens(tokenizer_json: str, tokenizer: Tokenizer) -> dict[int, int]:
+    """Token id → the byte that it stands for, where the decoder joins such tokens."""
+    content = json.loads(tokenizer_json)
+    if not any(step.get("type") == "ByteFallback" for step in _decoders(content.get("decoder"))):
+        return {}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    found = ((token_id, _BYTE_TOKEN.fullmatch(token)) for token, token_id in vocabulary.items())
+    return {token_id: int(match[1], 16) for token_id, match in found if match}
 
 
 @lru_cache(maxsize=1)

@@ -197,9 +197,9 @@ def test_special_tokens_have_no_text_in_a_row_but_one_alone() -> None:
     assert TEXT.token_text(END) == END_OF_TEXT
 
 
-def test_a_token_alone_shows_broken_characters_for_half_ones() -> None:
+def test_a_token_alone_spells_out_the_bytes_of_half_characters() -> None:
     first = TEXT._tokenizer.token_to_id(byte_tokens("€")[0])
-    assert TEXT.token_text(first) == "\ufffd"
+    assert TEXT.token_text(first) == "bytes:\\xe2"
     assert TEXT.token_text(TEXT.encode("the")[0]) in "the"
 
 
@@ -232,11 +232,9 @@ def test_an_added_token_that_is_not_special_is_shown() -> None:
 
 
 @given(st.lists(st.integers(0, SENTENCEPIECE.vocab_size - 1), max_size=30))
-def test_sentencepiece_pieces_join_to_the_whole_where_it_is_valid(ids: list[int]) -> None:
+def test_sentencepiece_pieces_join_to_the_whole(ids: list[int]) -> None:
     whole = SENTENCEPIECE_WHOLE.decode(ids)
-    joined = "".join(pieces_of(SENTENCEPIECE, ids))
-    if "\ufffd" not in whole:
-        assert joined == whole
+    assert "".join(pieces_of(SENTENCEPIECE, ids)) == whole
 
 
 @given(st.text(alphabet="ab cdé日€😀.,\n", max_size=25))
