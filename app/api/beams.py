@@ -10,14 +10,21 @@ from app.api.choosing import Choice
 from app.api.schemas import SamplingFields
 from app.engine.beam import BeamParams, beam_params
 from app.errors import InvalidRequest
+from app.model.generation_defaults import GenerationDefaults
 
 _OPTIONS = ("num_beams", "length_penalty", "early_stopping")
 
 
 def choose_beams(
-    fields: SamplingFields, choice: Choice, *, max_tokens: int, do_sample: bool = False
+    fields: SamplingFields,
+    choice: Choice,
+    generation: GenerationDefaults,
+    *,
+    max_tokens: int,
+    do_sample: bool = False,
 ) -> BeamParams | None:
-    """How a request searches: as it says, else as its prefix does; None for one row per result.
+    """How a request searches: as it says, else as its prefix does, else as the model's generation
+    config does (whose number of beams does not count); None for one row per result.
 
     A prefix's default of beams gives way to a request that asks to sample, and to one that wants no
     new tokens. Raises InvalidRequest where a request asks for beams and for sampling.
@@ -27,7 +34,7 @@ def choose_beams(
         return None
     given = {name: getattr(fields, name) for name in _OPTIONS}
     asked = {name: value for name, value in given.items() if value is not None}
-    beam = beam_params({**choice.decoding, **asked})
+    beam = beam_params({**generation.decoding, **choice.decoding, **asked})
     if beam is not None and sampler is not None:
         raise InvalidRequest(
             f"{sampler} asks to sample and num_beams {beam.num_beams} to search; give one of the "

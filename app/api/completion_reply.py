@@ -75,12 +75,21 @@ class RowReply:
 
 @dataclass
 class PromptReply:
-    """The rows of one prompt and, with `echo`, the prompt itself."""
+    """The rows of one prompt and, with `echo`, the prompt itself.
+
+    `echo_starts` says where in its text each of its tokens begins.
+    """
 
     rows: list[RowReply]
     num_prompt: int
     echo_text: str = ""
+    echo_starts: Sequence[int] = ()
     prompt_scores: list[TokenScore] = field(default_factory=list)
+
+    @property
+    def score_starts(self) -> Sequence[int]:
+        """Where the scored tokens of the prompt begin."""
+        return self.echo_starts[: len(self.prompt_scores)]
 
     def add(self, event: Event) -> None:
         """Take in an event of this prompt."""
@@ -116,11 +125,14 @@ def whole_reply(
     for prompt in prompts:
         for row in prompt.best(n):
             scores = [*prompt.prompt_scores, *row.scores]
+            offsets = [*prompt.score_starts, *_offsets(row.scores, len(prompt.echo_text))]
             choices.append(
                 {
                     "text": prompt.echo_text + row.text,
                     "index": len(choices),
-                    "logprobs": None if logprobs is None else logprobs_object(scores, logprobs, 0),
+                    "logprobs": None
+                    if logprobs is None
+                    else logprobs_object(scores, logprobs, offsets),
                     "finish_reason": row.finish_reason,
                     **row.extras,
                 }
@@ -128,27 +140,35 @@ def whole_reply(
     return {**head.fields, "choices": choices, "usage": usage(prompts)}
 
 
-def logprobs_object(scores: Sequence[TokenScore], num_top: int, offset: int) -> Json:
-    """OpenAI's legacy `logprobs`; `offset` is where the first token's text begins."""
-    offsets: list[int] = []
-    for score in scores:
-        offsets.append(offset)
-        offset += len(score.text)
+def logprobs_object(scores: Sequence[TokenScore], num_top: int, offsets: Sequence[int]) -> Json:
+    """OpenAI's legacy `logprobs`; `offsets` say where in the choice's text each token begins."""
     return {
         "tokens": [score.text for score in scores],
         "token_logprobs": [score.logprob for score in scores],
         "top_logprobs": [_top_object(score) for score in scores] if num_top else None,
-        "text_offset": offsets,
+        "text_offset": list(offsets),
     }
 
 
+def _offsets(scores: Sequence[TokenScore], base: int) -> list[int]:
+    return [base + score.start for score in scores]
+
+
 def _top_object(score: TokenScore) -> dict[str, float] | None:
-    """Alternatives by text, the chosen token always among them; None where nothing precedes."""
+    """Alternatives by text, the chosen token always among them; None where nothing precedes.
+
+    A text that another token has already is told apart as `token_id:123`; the chosen token keeps
+    its own.
+    """
     if score.logprob is None:
         return None
     top: dict[str, float] = {}
-    for _, text, logprob in score.top:
-        top.setdefault(text, logprob)
+    for token_id, text, logprob in score.top:
+        if token_id == score.token_id:
+            top[score.text] = logprob
+        else:
+            taken = text == score.text or text in top
+            top[f"token_id:{token_id}" if taken else text] = logprob
     top.setdefault(score.text, score.logprob)
     return top
 
@@ -162,24 +182,33 @@ class ChunkWriter:
         self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         common = _dumps(head.fields)[:-1]
         self._open = b"data: " + common + b',"choices":['
-        self._offsets: dict[int, int] = {}
 
-    def choice(self, index: int, text: str, scores: Sequence[TokenScore]) -> bytes:
-        """A chunk with new text of one choice."""
-        return self._chunk(index, text, scores, _GOES_ON) + self._tail
+    def echo(self, index: int, prompt: PromptReply) -> bytes:
+        """The chunk with the prompt that comes before all others of a choice."""
+        scores, starts = prompt.prompt_scores, prompt.score_starts
+        return self._chunk(index, prompt.echo_text, scores, starts, _GOES_ON) + self._tail
+
+    def choice(self, index: int, text: str, scores: Sequence[TokenScore], base: int = 0) -> bytes:
+        """A chunk with new text of one choice, whose first `base` characters are the prompt's."""
+        return self._chunk(index, text, scores, _offsets(scores, base), _GOES_ON) + self._tail
 
     def end(self, index: int, row: RowReply, timings: Json | None) -> bytes:
         """A choice's last chunk; with `timings` if it is the stream's last one too."""
         times = b"" if timings is None else b',"timings":' + _dumps(timings)
         end = _dumps({"finish_reason": row.finish_reason, **row.extras})[1:-1]
-        return self._chunk(index, "", (), end) + times + self._tail
+        return self._chunk(index, "", (), (), end) + times + self._tail
 
-    def _chunk(self, index: int, text: str, scores: Sequence[TokenScore], end: bytes) -> bytes:
+    def _chunk(
+        self,
+        index: int,
+        text: str,
+        scores: Sequence[TokenScore],
+        offsets: Sequence[int],
+        end: bytes,
+    ) -> bytes:
         logprobs = b"null"
         if self._logprobs is not None:
-            offset = self._offsets.get(index, 0)
-            logprobs = _dumps(logprobs_object(scores, self._logprobs, offset))
-            self._offsets[index] = offset + sum(len(score.text) for score in scores)
+            logprobs = _dumps(logprobs_object(scores, self._logprobs, offsets))
         fields = (_dumps(text), index, logprobs, end)
         return self._open + b'{"text":%b,"index":%d,"logprobs":%b,%b}]' % fields
 

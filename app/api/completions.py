@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from fastapi import APIRouter, Request, Response
 
@@ -22,7 +23,7 @@ from app.api.errors import StrictJSONResponse
 from app.api.event_stream import EventStream
 from app.api.generation import Generation, Job, unless_gone
 from app.api.prompts import encode_prompt
-from app.api.sampling import choose_max_tokens, parse_logit_bias, sampling_params
+from app.api.sampling import choose_max_tokens, num_before, parse_logit_bias, sampling_params
 from app.api.schemas import CompletionBody
 from app.api.services import Services, ServicesDep
 from app.engine.beam import BeamParams
@@ -35,6 +36,9 @@ router = APIRouter(dependencies=requires(Scope.GENERATE))
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 _DEFAULT_MAX_TOKENS = 16
 
+Echo = tuple[str, list[int]]
+"""The text of a prompt, and where in it each token begins."""
+
 
 @router.post("/v1/completions")
 async def create_completion(
@@ -46,6 +50,7 @@ async def create_completion(
     choice = await choose(services, principal.tenant, body.model, body.prefixes, user=body.user)
     try:
         jobs = [await _job(services, choice, body, prompt) for prompt in _prompts(body)]
+        echoes = await asyncio.to_thread(_spell, services, jobs) if body.echo else None
         generation = Generation(
             services,
             choice,
@@ -59,7 +64,7 @@ async def create_completion(
     except BaseException:
         choice.release()
         raise
-    reply = _Reply(body, generation, services)
+    reply = _Reply(body, generation, services, echoes)
     if body.stream:
         return EventStream(reply.parts(), lambda: generation.headers, generation.close)
     try:
@@ -121,7 +126,7 @@ async def _job(
     cut_to = services.model.spec.source_limit if body.truncate else None
     ids = await encode_prompt(services, choice, prompt, raw=body.raw, cut_to=cut_to)
     max_tokens = choose_max_tokens(services, choice, body.max_tokens, _DEFAULT_MAX_TOKENS, len(ids))
-    beam = choose_beams(body, choice, max_tokens=max_tokens)
+    beam = choose_beams(body, choice, services.model.generation, max_tokens=max_tokens)
     if beam is not None:
         _check_beams(body, beam)
     ranks = (body.best_of or 1) > (body.n or 1)
@@ -129,7 +134,9 @@ async def _job(
     sampling = sampling_params(
         body,
         choice,
+        services.model.generation,
         max_tokens=max_tokens,
+        num_before=num_before(services, len(ids)),
         defaults=_DEFAULTS,
         stop=[body.stop] if isinstance(body.stop, str) else body.stop,
         logprobs=logprobs,
@@ -140,10 +147,21 @@ async def _job(
     return Job(ids, sampling, rows, scored=bool(body.echo) and body.logprobs is not None)
 
 
+def _spell(services: Services, jobs: Sequence[Job]) -> list[Echo]:
+    """Each prompt as the model reads it, but for special tokens, and where its tokens begin."""
+    return [services.model.text.spell(job.prompt_ids) for job in jobs]
+
+
 class _Reply:
     """Collects one generation and shapes it, whole or in parts."""
 
-    def __init__(self, body: CompletionBody, generation: Generation, services: Services) -> None:
+    def __init__(
+        self,
+        body: CompletionBody,
+        generation: Generation,
+        services: Services,
+        echoes: Sequence[Echo] | None,
+    ) -> None:
         self._body, self._generation = body, generation
         self._head = ReplyHead(
             id=f"cmpl-{time.time_ns():x}",
@@ -151,14 +169,10 @@ class _Reply:
             model=body.model,
             system_fingerprint=services.system_fingerprint,
         )
-        text = services.model.text
+        jobs = generation.jobs
         self._prompts = [
-            PromptReply(
-                rows=[RowReply() for _ in range(job.rows)],
-                num_prompt=len(job.prompt_ids),
-                echo_text=text.decode(job.prompt_ids) if body.echo else "",
-            )
-            for job in generation.jobs
+            PromptReply([RowReply() for _ in range(job.rows)], len(job.prompt_ids), text, starts)
+            for job, (text, starts) in zip(jobs, echoes or [("", [])] * len(jobs), strict=True)
         ]
         self._echoed: set[int] = set()
 
@@ -208,9 +222,10 @@ class _Reply:
             return b""
         self._echoed.add(number)
         reply = self._prompts[prompt]
-        return writer.choice(number, reply.echo_text, reply.prompt_scores)
+        return writer.echo(number, reply)
 
     def _delta(self, writer: ChunkWriter, prompt: int, delta: TextDelta) -> bytes:
         if not delta.text and self._body.logprobs is None:
             return b""
-        return writer.choice(self._number(prompt, delta.index), delta.text, delta.tokens)
+        base = len(self._prompts[prompt].echo_text)
+        return writer.choice(self._number(prompt, delta.index), delta.text, delta.tokens, base)

@@ -15,7 +15,7 @@ from app.api.errors import StrictJSONResponse
 from app.api.event_stream import EventStream, event
 from app.api.generation import Generation, Job, unless_gone
 from app.api.prompts import encode_prompt
-from app.api.sampling import choose_max_tokens, sampling_params
+from app.api.sampling import choose_max_tokens, num_before, sampling_params
 from app.api.schemas import CompatGenerateBody, GenerateBody, TgiParameters
 from app.api.services import Services, ServicesDep
 from app.engine.request import FinishReason, RowFinished, TextDelta, TokenScore
@@ -135,7 +135,11 @@ async def _job(services: Services, choice: Choice, body: GenerateBody) -> Job:
     given, results = parameters.max_new_tokens, parameters.best_of or 1
     max_tokens = choose_max_tokens(services, choice, given, _DEFAULT_MAX_TOKENS, len(ids))
     beam = choose_beams(
-        parameters, choice, max_tokens=max_tokens, do_sample=bool(parameters.do_sample)
+        parameters,
+        choice,
+        services.model.generation,
+        max_tokens=max_tokens,
+        do_sample=bool(parameters.do_sample),
     )
     if beam is not None:
         check_results(beam, results, param="best_of")
@@ -143,7 +147,9 @@ async def _job(services: Services, choice: Choice, body: GenerateBody) -> Job:
     sampling = sampling_params(
         parameters,
         choice,
+        services.model.generation,
         max_tokens=max_tokens,
+        num_before=num_before(services, len(ids)),
         defaults=_SAMPLED if samples else {},
         stop=parameters.stop or None,
         logprobs=parameters.top_n_tokens or 0,

@@ -18,7 +18,7 @@ from app.api.choosing import Choice
 from app.api.evaluation_schemas import DecodingFields
 from app.api.generation import Generation, Job
 from app.api.prompts import check_text, encode_prompt
-from app.api.sampling import room_for, sampling_params
+from app.api.sampling import num_before, room_for, sampling_params
 from app.api.schemas import SamplingFields
 from app.api.services import Services
 from app.engine.request import PromptScored, SamplingParams, TextDelta
@@ -178,15 +178,17 @@ class Judge:
             include=SamplingFields.model_fields.keys() & DecodingFields.model_fields.keys()
         )
         fields = SamplingFields(**{**given, **_GREEDY})
-        max_tokens = self.max_tokens(num_prompt)
+        max_tokens, generation = self.max_tokens(num_prompt), self.services.model.generation
         return sampling_params(
             fields,
             self.choice,
+            generation,
             max_tokens=max_tokens,
+            num_before=num_before(self.services, num_prompt),
             defaults={},
             stop=self.options.stop,
             logprobs=None,
-            beam=choose_beams(fields, self.choice, max_tokens=max_tokens),
+            beam=choose_beams(fields, self.choice, generation, max_tokens=max_tokens),
         )
 
     async def _run(self, jobs: Sequence[Job]) -> list[_Heard]:

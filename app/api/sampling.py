@@ -11,6 +11,7 @@ from app.api.services import Services
 from app.engine.beam import BeamParams
 from app.engine.request import SamplingParams
 from app.errors import ContextLengthExceeded, InvalidRequest
+from app.model.generation_defaults import GenerationDefaults
 
 _DRAWING = ("temperature", "top_p", "top_k", "min_p")
 """How a token is drawn; with beams none is."""
@@ -28,20 +29,31 @@ _SHARED = (
 def sampling_params(
     fields: SamplingFields,
     choice: Choice,
+    generation: GenerationDefaults,
     *,
     max_tokens: int,
+    num_before: int,
     defaults: Mapping[str, Any],
     stop: Sequence[str] | None,
     logprobs: int | None,
     logit_bias: Mapping[int, float] | None = None,
     beam: BeamParams | None = None,
 ) -> SamplingParams:
-    """What the engine is told. `defaults` are those of the API that was called."""
+    """What the engine is told: as the request says, else its prefixes, else the model.
+
+    `defaults` are those of the API that was called; `num_before` tokens stand before the first new
+    one in the decoder.
+    """
     values: dict[str, Any] = {}
+    fallbacks = {
+        **defaults,
+        "min_tokens": generation.min_tokens(num_before),
+        **generation.decoding,
+        **choice.decoding,
+    }
     for name in _SHARED if beam is not None else (*_DRAWING, *_SHARED):
         given = getattr(fields, name)
-        fallback = choice.decoding.get(name, defaults.get(name))
-        value = fallback if given is None else given
+        value = fallbacks.get(name) if given is None else given
         if value is not None:
             values[name] = value
     stops = choice.decoding.get("stop", ()) if stop is None else stop
@@ -63,6 +75,11 @@ def choose_max_tokens(
         return given
     room = room_for(services, choice, num_prompt)
     return min(int(choice.decoding.get("max_tokens", default)), room)
+
+
+def num_before(services: Services, num_prompt: int) -> int:
+    """Tokens before the first new one: the prompt, or behind an encoder the start token."""
+    return num_prompt if services.model.start_tokens is None else 1
 
 
 def room_for(services: Services, choice: Choice, num_prompt: int) -> int:

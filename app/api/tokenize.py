@@ -73,6 +73,8 @@ async def info(services: ServicesDep) -> Response:
             "max_request_rows": services.limits.max_request_rows,
             "max_body_bytes": services.limits.max_body_bytes,
             "max_stop_sequences": 4,
+            "eos_token_ids": sorted(model.text.eos_token_ids),
+            "generation_defaults": model.generation.shown,
             "version": services.version,
         }
     )

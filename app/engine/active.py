@@ -18,6 +18,7 @@ from app.engine.request import (
 from app.engine.row import Occupant, Row, Source
 from app.engine.transcript import Transcript
 from app.model.encoder_decoder import StartTokens
+from app.model.generation_defaults import NOTHING_FORCED, ForcedTokens
 from app.model.text import Text
 
 
@@ -72,7 +73,13 @@ class ActiveRequest:
         for occupant in self.occupants:
             occupant.suspect = True
 
-    def make_rows(self, columns: int, text: Text, start: StartTokens | None) -> Row:
+    def make_rows(
+        self,
+        columns: int,
+        text: Text,
+        start: StartTokens | None,
+        forced: ForcedTokens = NOTHING_FORCED,
+    ) -> Row:
         """Make the rows, each of at most `columns` columns; the first computes the prompt for all.
 
         With an encoder the prompt of its decoder is the start token.
@@ -80,7 +87,7 @@ class ActiveRequest:
         request = self.request
         sampling = request.sampling
         prompt = list(request.prompt_ids) if start is None else [start.start]
-        forced_last = None if start is None else start.forced_last
+        told = request.prompt_ids if start is None else ()
         self.rows = [
             Row(
                 request,
@@ -88,11 +95,13 @@ class ActiveRequest:
                 list(prompt),
                 columns,
                 self.seed,
-                Transcript(index, sampling, text, forced_last, whole=request.whole),
+                Transcript(
+                    index, sampling, text, forced.last, prompt_ids=told, whole=request.whole
+                ),
                 segments=self.holdings[0].segments,
                 source=self.source,
-                forced_first=None if start is None else start.forced_first,
-                forced_last=forced_last,
+                forced_first=forced.first if len(prompt) == 1 else None,
+                forced_last=forced.last,
             )
             for index in range(1 if sampling.beam is not None else request.n)
         ]

@@ -95,7 +95,9 @@ class BeamRows:
     def _spell(self, index: int, hypothesis: Hypothesis) -> list[Event]:
         """A result as text: stop strings end it here, since no beam can know them."""
         sampling = self._trunk.request.sampling
-        transcript = Transcript(index, sampling, self._text, self._trunk.forced_last)
+        trunk = self._trunk
+        told = trunk.request.prompt_ids if trunk.source is None else ()
+        transcript = Transcript(index, sampling, self._text, trunk.forced_last, prompt_ids=told)
         text, tokens = "", list[TokenScore]()
         for token, logprob in zip(hypothesis.token_ids, hypothesis.logprobs, strict=True):
             scored = None if sampling.logprobs is None else logprob

@@ -80,7 +80,12 @@ class Engine:
             self.source_pool, self.source_table = self._memory("cross", fine_length_classes)
         self.counters = Counters()
         self._scheduler = Scheduler(
-            self.config, self.table, model.text, self.source_table, model.start_tokens
+            self.config,
+            self.table,
+            model.text,
+            self.source_table,
+            model.start_tokens,
+            model.generation.forced,
         )
         attention = choose_attention(
             self.config.decode_attention,

@@ -106,14 +106,16 @@ class GenerationRequest:
 class TokenScore:
     """A token with its log-probability under the unmodified model (None: nothing before it).
 
-    `text` is what the token alone decodes to, invalid bytes as `\\xNN`-free replacement characters;
-    `top` holds the most probable alternatives as (token id, text, logprob), best first.
+    `text` is what the token adds to a text, `bytes:\\xf0` for one that is no whole character; `top`
+    holds the most probable alternatives as (token id, text, logprob), best first. `start` is where
+    its part of the row's text begins, in characters: at the end of that, if it has none.
     """
 
     token_id: int
     text: str
     logprob: float | None
     top: tuple[tuple[int, str, float], ...] = ()
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)

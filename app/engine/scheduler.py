@@ -25,6 +25,7 @@ from app.engine.sources import SourceQueue
 from app.engine.tenant import WHOLE
 from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError
 from app.model.encoder_decoder import StartTokens
+from app.model.generation_defaults import NOTHING_FORCED, ForcedTokens
 from app.model.text import Text
 
 Deliveries = list[tuple[str, Event]]
@@ -41,12 +42,13 @@ class Scheduler:
         text: Text,
         sources: SlotTable | None = None,
         start: StartTokens | None = None,
+        forced: ForcedTokens = NOTHING_FORCED,
     ) -> None:
         """`sources` and `start` are for a model with an encoder."""
         self._config = config
         self._table = table
         self._text = text
-        self._start_tokens = start
+        self._start_tokens, self._forced = start, forced
         self._source_table = sources
         self._memories = Memories(table, sources)
         self._sources = SourceQueue(config.max_step_tokens)
@@ -197,7 +199,7 @@ class Scheduler:
 
     def _start_prompt(self, entry: ActiveRequest) -> None:
         columns = self._memories.row_slots(entry.request)[0]
-        leader = entry.make_rows(columns, self._text, self._start_tokens)
+        leader = entry.make_rows(columns, self._text, self._start_tokens, self._forced)
         self._table.place_with_prefixes(leader, first_room(leader))
         self._prefilling.append(leader)
 

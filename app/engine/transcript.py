@@ -6,6 +6,8 @@ Knows nothing about scheduling; it is told one token at a time and answers what 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 from app.engine.request import FinishReason, SamplingParams, TextDelta, TokenScore
 from app.model.text import Text
@@ -16,7 +18,8 @@ class Transcript:
 
     `finish_reason` is set as soon as the row has ended: by the end-of-text token, a stop string
     (then named in `stop_string`) or the token limit, which `forced_last` stands for if the model
-    wants every text to end with that token. With `whole` nothing is shown before the end.
+    wants every text to end with that token. With `whole` nothing is shown before the end. What is
+    shown is what the row adds to the text of `prompt_ids`.
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class Transcript:
         text: Text,
         forced_last: int | None = None,
         *,
+        prompt_ids: Sequence[int] = (),
         whole: bool = False,
     ) -> None:
         self.finish_reason: FinishReason | None = None
@@ -35,7 +39,8 @@ class Transcript:
         self._index = index
         self._sampling = sampling
         self._text = text
-        self._detokenizer = text.detokenizer()
+        self._detokenizer = text.detokenizer(prompt_ids)
+        self._num_spelled = self._num_shown = 0
         self._held = ""
         self._whole, self._unshown = whole, ""
         self._forced_last = forced_last
@@ -53,9 +58,14 @@ class Transcript:
             return None
         self.num_tokens += 1
         self.cumulative_logprob += logprob or 0.0
-        self._unsent.append(self.score(token_id, logprob, top))
         ended = token_id in self._text.eos_token_ids and not self._sampling.ignore_eos
-        shown = "" if ended else self._show(self._detokenizer.push(token_id))
+        piece = "" if ended else self._detokenizer.push(token_id)
+        start = (
+            max(self._num_spelled, self._detokenizer.start) if ended else self._detokenizer.start
+        )
+        self._num_spelled += len(piece)
+        self._unsent.append(self.score(token_id, logprob, top, start))
+        shown = self._show(piece)
         full = self.num_tokens >= self._sampling.max_tokens
         was_cut = full and token_id == self._forced_last
         if self.stop_string is not None or (ended and not was_cut):
@@ -66,16 +76,27 @@ class Transcript:
             shown += self._close()
             if self.stop_string is not None:
                 self.finish_reason = FinishReason.STOP
+        self._num_shown += len(shown)
+        if self.stop_string is not None:
+            self._unsent = [self._within_text(score) for score in self._unsent]
         return self._delta(shown)
 
     def score(
-        self, token_id: int, logprob: float | None, top: tuple[tuple[int, float], ...] = ()
+        self,
+        token_id: int,
+        logprob: float | None,
+        top: tuple[tuple[int, float], ...] = (),
+        start: int = 0,
     ) -> TokenScore:
         """The token as events carry it; its text is looked up only for scored tokens."""
         if self._sampling.logprobs is None:
             return TokenScore(token_id, "", None)
         alternatives = tuple((other, self._text.token_text(other), value) for other, value in top)
-        return TokenScore(token_id, self._text.token_text(token_id), logprob, alternatives)
+        return TokenScore(token_id, self._text.token_text(token_id), logprob, alternatives, start)
+
+    def _within_text(self, score: TokenScore) -> TokenScore:
+        """The score of a token whose text a stop string may have cut off."""
+        return replace(score, start=min(score.start, self._num_shown))
 
     def _close(self) -> str:
         """The text that was held back or incomplete when the row ended."""

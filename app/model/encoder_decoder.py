@@ -18,6 +18,7 @@ from transformers import EncoderDecoderCache, PreTrainedModel
 
 from app.errors import UnsupportedModel
 from app.model.attention import AttentionPlan
+from app.model.generation_defaults import configured_id
 
 _positions: ContextVar[torch.Tensor | None] = ContextVar("positions", default=None)
 
@@ -135,7 +136,7 @@ class PlannedPositions(torch.nn.Module):
 
 def start_tokens(module: PreTrainedModel) -> StartTokens:
     """Read from the generation config, or the config where that says nothing."""
-    start = _configured(module, "decoder_start_token_id")
+    start = configured_id(module, "decoder_start_token_id")
     if start is None:
         raise UnsupportedModel(
             f"base model of type {module.config.model_type!r} is not supported: "
@@ -143,17 +144,9 @@ def start_tokens(module: PreTrainedModel) -> StartTokens:
         )
     return StartTokens(
         start,
-        _configured(module, "forced_bos_token_id"),
-        _configured(module, "forced_eos_token_id"),
+        configured_id(module, "forced_bos_token_id"),
+        configured_id(module, "forced_eos_token_id"),
     )
-
-
-def _configured(module: PreTrainedModel, name: str) -> int | None:
-    value = getattr(module.generation_config, name, None)
-    value = getattr(module.config, name, None) if value is None else value
-    if isinstance(value, list):
-        value = value[0]
-    return None if value is None else int(value)
 
 
 @contextmanager

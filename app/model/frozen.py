@@ -7,7 +7,7 @@ this plan → logits".
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from app.model.attention import AttentionPlan
 from app.model.encoder_decoder import EncoderDecoder, StartTokens
+from app.model.generation_defaults import GenerationDefaults
 from app.model.reference import ReferenceRun
 from app.model.text import Text
 from app.prefix.spec import BaseModelSpec
@@ -26,7 +27,8 @@ class FrozenModel:
 
     A model with an encoder has `encoder_decoder` and `start_tokens`; `forward` is its decoder.
     `dtype` is that of activations, keys and values. `notes` says how it was prepared (packed
-    weights, …) and is shown in `/info`; `references` are what plain transformers computes.
+    weights, …) and is shown in `/info`; `references` are what plain transformers computes;
+    `generation` is what its generation config says of replies.
     """
 
     hf: PreTrainedModel
@@ -39,6 +41,7 @@ class FrozenModel:
     references: tuple[ReferenceRun, ...]
     encoder_decoder: EncoderDecoder | None = None
     start_tokens: StartTokens | None = None
+    generation: GenerationDefaults = field(default_factory=GenerationDefaults)
 
     @property
     def family(self) -> str:

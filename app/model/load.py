@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from app.errors import UnsupportedModel
@@ -26,9 +27,10 @@ from app.model.encoder_decoder import EncoderDecoder, start_tokens
 from app.model.families import check_supported, is_encoder_decoder
 from app.model.fingerprint import fingerprint_of
 from app.model.frozen import FrozenModel
+from app.model.generation_defaults import check_padding, end_token_ids, generation_defaults
 from app.model.packed import pack_linear_layers
 from app.model.reference import reference_runs
-from app.model.text import Text
+from app.model.text import Text, TokenizerFacts
 from app.prefix.spec import BaseModelSpec, ModuleShape
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -53,6 +55,7 @@ def load_model(
     where = resolve_device(device)
     config = _load_config(name_or_path)
     check_supported(config)
+    check_padding(config)
     module = _load_module(name_or_path, config)
     fingerprint = fingerprint_of(module)
     target = resolve_dtype(dtype, where)
@@ -74,7 +77,7 @@ def load_model(
             context_limit=int(config.max_position_embeddings),
             source_limit=int(config.max_position_embeddings) if has_encoder else None,
         ),
-        text=_load_text(name_or_path, config),
+        text=_load_text(name_or_path, module),
         device=where,
         dtype=target,
         num_heads=int(
@@ -84,6 +87,7 @@ def load_model(
         references=references,
         encoder_decoder=encoder_decoder,
         start_tokens=start_tokens(module) if has_encoder else None,
+        generation=generation_defaults(module),
     )
 
 
@@ -180,7 +184,7 @@ def _decoder_shape(config: PretrainedConfig) -> ModuleShape:
     return ModuleShape(int(config.num_hidden_layers), int(kv_heads), int(head_dim))
 
 
-def _load_text(name_or_path: str, config: PretrainedConfig) -> Text:
+def _load_text(name_or_path: str, module: PreTrainedModel) -> Text:
     with _named_failures(name_or_path):
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     backend = getattr(tokenizer, "backend_tokenizer", None)
@@ -191,6 +195,27 @@ def _load_text(name_or_path: str, config: PretrainedConfig) -> Text:
     if backend.get_vocab_size(with_added_tokens=False) == 0:
         # what transformers makes up for a GPT-2 folder that holds no tokenizer
         raise UnsupportedModel(f"base model {name_or_path!r} cannot be loaded: it has no tokenizer")
-    eos = config.eos_token_id if config.eos_token_id is not None else tokenizer.eos_token_id
-    eos_ids = eos if isinstance(eos, list) else [] if eos is None else [eos]
-    return Text(backend.to_str(), vocab_size=int(config.vocab_size), eos_token_ids=eos_ids)
+    vocab_size = int(module.config.vocab_size)
+    return Text(
+        backend.to_str(),
+        vocab_size=vocab_size,
+        eos_token_ids=end_token_ids(module, vocab_size, tokenizer.eos_token_id),
+        facts=_tokenizer_facts(tokenizer),
+    )
+
+
+def _tokenizer_facts(tokenizer: PreTrainedTokenizerBase) -> TokenizerFacts:
+    """What its configuration says, as transformers decodes by it: of a BPE nothing is cleaned."""
+    is_bpe = type(tokenizer.backend_tokenizer.model).__name__ == "BPE"
+    forced = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+    cleans_up = bool(tokenizer.clean_up_tokenization_spaces)
+    template = getattr(tokenizer, "chat_template", None)
+    return TokenizerFacts(
+        bos=tokenizer.bos_token,
+        eos=tokenizer.eos_token,
+        pad=tokenizer.pad_token,
+        unk=tokenizer.unk_token,
+        cleans_up=cleans_up and (not is_bpe or bool(getattr(tokenizer, forced, False))),
+        chat_template=template if isinstance(template, str) else None,
+        kind=type(tokenizer).__name__,
+    )

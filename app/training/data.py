@@ -150,16 +150,15 @@ def answered_target(text: Text, target: str, first: int | None) -> tuple[int, ..
     written = text.encode(target)
     if first is not None and written[:1] != [first]:
         written.insert(0, first)
-    if written[-1] != end_id:
+    if written[-1] not in text.eos_token_ids:
         written.append(end_id)
     return tuple(written)
 
 
 def _end_of_text(text: Text) -> int:
-    end_id = min(text.eos_token_ids, default=None)
-    if end_id is None:
+    if text.end_id is None:
         raise InvalidRequest("the base model names no end-of-text token; targets could not end")
-    return end_id
+    return text.end_id
 
 
 def _examples(path: Path) -> Iterator[Example]:

@@ -91,21 +91,25 @@ def generate_texts(
     own_template = prefix.metadata.input_template if prefix is not None else None
     own_decoding = prefix.metadata.decoding if prefix is not None else {}
     used = template or own_template or default_template(text, has_encoder=_has_encoder(engine))
-    asked = {**own_decoding, **(decoding or {})}
+    generation = engine.model.generation
+    asked = {**generation.decoding, **own_decoding, **(decoding or {})}
     room = spec.context_limit - (prefix.metadata.position_offset if prefix else 0)
     prompts = [
         text.cut_source(text.render(used, example.input), spec.source_limit) for example in examples
     ]
-    requests = [
-        GenerationRequest(
+
+    def request(number: int, prompt: tuple[int, ...]) -> GenerationRequest:
+        before = 1 if _has_encoder(engine) else len(prompt)
+        options = {"min_tokens": generation.min_tokens(before), **asked}
+        return GenerationRequest(
             id=f"{_TENANT}-{number}",
             tenant=_TENANT,
             prompt_ids=prompt,
-            sampling=_sampling(asked, room - (1 if _has_encoder(engine) else len(prompt))),
+            sampling=_sampling(options, room - before),
             prefixes=() if prefix is None else (prefix,),
         )
-        for number, prompt in enumerate(prompts)
-    ]
+
+    requests = [request(number, prompt) for number, prompt in enumerate(prompts)]
     return [completion.texts[0].strip() for completion in complete(engine, requests)]
 
 

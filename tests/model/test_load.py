@@ -150,9 +150,84 @@ def test_code_that_comes_with_a_model_is_never_run(tiny_gpt2_folder: Path, tmp_p
     assert not (tmp_path / "ran").exists()
 
 
-def test_end_tokens_may_be_many(tiny_gpt2_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "many-ends"
-    shutil.copytree(tiny_gpt2_folder, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [0, 5]}))
-    assert load_model(str(folder), device="cpu").text.eos_token_ids == {0, 5}
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({"eos_token_id": [0, 5]}, None, {0, 5}),
+        ({"eos_token_id": 7}, {"eos_token_id": [0, 295]}, {0, 295}),
+        ({"eos_token_id": 7}, {"eos_token_id": 9}, {9}),
+        ({"eos_token_id": [3, 7]}, {"bos_token_id": 0}, {3, 7}),
+        ({"eos_token_id": 50256}, {"eos_token_id": [50256, 4]}, {4}),
+        ({"eos_token_id": 50256}, {"eos_token_id": 50256}, {0}),
+        ({"eos_token_id": None}, {}, {0}),
+    ],
+)
+def test_a_reply_is_ended_by_what_the_generation_config_names(
+    config: dict[str, object],
+    generation: dict[str, object] | None,
+    expected: set[int],
+    tiny_gpt2_folder: Path,
+    tmp_path: Path,
+) -> None:
+    folder = copied(tiny_gpt2_folder, tmp_path, config, generation)
+    assert load_model(str(folder), device="cpu").text.eos_token_ids == expected
+
+
+def copied(
+    folder: Path,
+    place: Path,
+    config: dict[str, object],
+    generation: dict[str, object] | None,
+) -> Path:
+    """A copy of a model's folder with other fields in its config, and this generation config."""
+    copy = place / "copy"
+    shutil.copytree(folder, copy)
+    said = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(said | config))
+    (copy / "generation_config.json").unlink()
+    if generation is not None:
+        (copy / "generation_config.json").write_text(json.dumps(generation))
+    return copy
+
+
+def test_ids_that_the_model_has_not_are_named_at_load(
+    tiny_gpt2_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = copied(tiny_gpt2_folder, tmp_path, {}, {"eos_token_id": [50256, 0]})
+    assert load_model(str(folder), device="cpu").text.eos_token_ids == {0}
+    assert "eos_token_id names 50256" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id", "pad_token_id"]
+)
+def test_a_token_outside_the_vocabulary_that_a_bart_needs_is_refused_by_name(
+    name: str, tiny_bart_folder: Path, tmp_path: Path
+) -> None:
+    said = {name: VOCABULARY, "decoder_start_token_id": 2} | {name: VOCABULARY}
+    folder = copied(tiny_bart_folder, tmp_path, said, None)
+    with pytest.raises(UnsupportedModel, match=f"its {name} is {VOCABULARY}, outside"):
+        load_model(str(folder), device="cpu")
+
+
+def test_what_is_taken_over_of_a_generation_config_and_what_is_not_is_said(
+    tiny_gpt2_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = {
+        "eos_token_id": 0,
+        "min_new_tokens": 3,
+        "no_repeat_ngram_size": 2,
+        "num_beams": 4,
+        "temperature": 0.6,
+        "do_sample": True,
+    }
+    folder = copied(tiny_gpt2_folder, tmp_path, {}, said)
+    with caplog.at_level("INFO"):
+        model = load_model(str(folder), device="cpu")
+    assert model.generation.min_tokens(5) == 3
+    assert model.generation.decoding == {"no_repeat_ngram_size": 2}
+    assert model.generation.left_out == {"num_beams": 4, "temperature": 0.6, "do_sample": True}
+    line = next(text for text in caplog.messages if "generation config" in text)
+    taken, left = line.split("not taken over")
+    assert all(part in taken for part in ("min_new_tokens 3", "no_repeat_ngram_size 2"))
+    assert all(part in left for part in ("num_beams 4", "temperature 0.6"))

@@ -172,6 +172,8 @@ _MODELS: dict[str, Schema] = {
             "max_request_rows": COUNT,
             "max_body_bytes": COUNT,
             "max_stop_sequences": COUNT,
+            "eos_token_ids": list_of(COUNT),
+            "generation_defaults": ANYTHING,
             "version": TEXT,
         }
     ),
