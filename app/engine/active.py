@@ -17,9 +17,20 @@ from app.engine.request import (
 )
 from app.engine.row import Occupant, Row, Source
 from app.engine.transcript import Transcript
-from app.model.encoder_decoder import StartTokens
-from app.model.generation_defaults import NOTHING_FORCED, ForcedTokens
 from app.model.text import Text
+
+
+@dataclass(frozen=True)
+class ReplyFrame:
+    """How a model's replies begin and end, by its generation config.
+
+    `start` is the decoder's first input behind an encoder; `forced_first` the first token behind a
+    prompt of one, `forced_last` that of a reply that reaches its limit.
+    """
+
+    start: int | None = None
+    forced_first: int | None = None
+    forced_last: int | None = None
 
 
 @dataclass(eq=False)
@@ -73,21 +84,15 @@ class ActiveRequest:
         for occupant in self.occupants:
             occupant.suspect = True
 
-    def make_rows(
-        self,
-        columns: int,
-        text: Text,
-        start: StartTokens | None,
-        forced: ForcedTokens = NOTHING_FORCED,
-    ) -> Row:
+    def make_rows(self, columns: int, text: Text, frame: ReplyFrame) -> Row:
         """Make the rows, each of at most `columns` columns; the first computes the prompt for all.
 
         With an encoder the prompt of its decoder is the start token.
         """
         request = self.request
         sampling = request.sampling
-        prompt = list(request.prompt_ids) if start is None else [start.start]
-        told = request.prompt_ids if start is None else ()
+        told = request.prompt_ids if frame.start is None else ()
+        prompt = list(told) if frame.start is None else [frame.start]
         self.rows = [
             Row(
                 request,
@@ -96,12 +101,12 @@ class ActiveRequest:
                 columns,
                 self.seed,
                 Transcript(
-                    index, sampling, text, forced.last, prompt_ids=told, whole=request.whole
+                    index, sampling, text, frame.forced_last, prompt_ids=told, whole=request.whole
                 ),
                 segments=self.holdings[0].segments,
                 source=self.source,
-                forced_first=forced.first if len(prompt) == 1 else None,
-                forced_last=forced.last,
+                forced_first=frame.forced_first if len(prompt) == 1 else None,
+                forced_last=frame.forced_last,
             )
             for index in range(1 if sampling.beam is not None else request.n)
         ]

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from app.engine.active import ReplyFrame
 from app.engine.admission import Admission
 from app.engine.config import EngineConfig
 from app.engine.inbox import Cancel, Inbox, Submit
@@ -84,8 +85,7 @@ class Engine:
             self.table,
             model.text,
             self.source_table,
-            model.start_tokens,
-            model.generation.forced,
+            _reply_frame(model),
         )
         attention = choose_attention(
             self.config.decode_attention,
@@ -258,3 +258,8 @@ class Engine:
                 failed = RequestFailed(RequestCancelled("the request was cancelled"))
                 self._deliver([(message.request_id, failed)])
         return True
+
+
+def _reply_frame(model: FrozenModel) -> ReplyFrame:
+    start, forced = model.start_tokens, model.generation.forced
+    return ReplyFrame(None if start is None else start.start, forced.first, forced.last)

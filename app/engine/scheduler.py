@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from app.engine.active import ActiveRequest, first_room, row_finished
+from app.engine.active import ActiveRequest, ReplyFrame, first_room, row_finished
 from app.engine.config import EngineConfig
 from app.engine.fairness import FairQueue
 from app.engine.memory import Memories
@@ -24,8 +24,6 @@ from app.engine.slots import SlotTable, slot_order
 from app.engine.sources import SourceQueue
 from app.engine.tenant import WHOLE
 from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError
-from app.model.encoder_decoder import StartTokens
-from app.model.generation_defaults import NOTHING_FORCED, ForcedTokens
 from app.model.text import Text
 
 Deliveries = list[tuple[str, Event]]
@@ -41,14 +39,13 @@ class Scheduler:
         table: SlotTable,
         text: Text,
         sources: SlotTable | None = None,
-        start: StartTokens | None = None,
-        forced: ForcedTokens = NOTHING_FORCED,
+        frame: ReplyFrame | None = None,
     ) -> None:
-        """`sources` and `start` are for a model with an encoder."""
+        """`sources` is for a model with an encoder; `frame` says how its replies begin and end."""
         self._config = config
         self._table = table
         self._text = text
-        self._start_tokens, self._forced = start, forced
+        self._frame = frame or ReplyFrame()
         self._source_table = sources
         self._memories = Memories(table, sources)
         self._sources = SourceQueue(config.max_step_tokens)
@@ -199,7 +196,7 @@ class Scheduler:
 
     def _start_prompt(self, entry: ActiveRequest) -> None:
         columns = self._memories.row_slots(entry.request)[0]
-        leader = entry.make_rows(columns, self._text, self._start_tokens, self._forced)
+        leader = entry.make_rows(columns, self._text, self._frame)
         self._table.place_with_prefixes(leader, first_room(leader))
         self._prefilling.append(leader)
 

@@ -55,9 +55,6 @@ class ForcedTokens:
     last: int | None = None
 
 
-NOTHING_FORCED = ForcedTokens()
-
-
 @dataclass(frozen=True)
 class GenerationDefaults:
     """Defaults of a model that a prefix and a request override.
@@ -67,7 +64,7 @@ class GenerationDefaults:
     `early_stopping`; `left_out` what the config says besides and is not taken over.
     """
 
-    forced: ForcedTokens = NOTHING_FORCED
+    forced: ForcedTokens = ForcedTokens()
     min_length: int = 0
     min_new_tokens: int = 0
     decoding: Mapping[str, Any] = field(default_factory=dict)
