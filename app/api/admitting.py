@@ -7,7 +7,7 @@ about where the file came from.
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from app.api.judging import Borrowed
 from app.api.prefix_objects import version_object
 from app.api.services import Services
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
-from app.errors import GenerationFault, InvalidPrefix, PolyprefixError
+from app.errors import GenerationFault, InvalidPrefix, InvalidRequest, PolyprefixError
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
 from app.registry.gates import Gate
@@ -34,18 +34,25 @@ from app.training.publish import describe
 
 @dataclass(frozen=True)
 class Admitted:
-    """A version that is committed; `created` is False if the prefix had it already."""
+    """A version that is committed; `created` is False if the prefix had it already.
+
+    `warnings` say what its owner should look at, though nothing is wrong with it as such.
+    """
 
     version: Version
     prefix: Prefix
     created: bool
+    warnings: Sequence[str] = ()
 
     @property
     def reply(self) -> Response:
         """201 with the version, 200 if it was there."""
         lengths = {name: part.length for name, part in self.prefix.modules.items()}
+        content = version_object(self.version, lengths)
+        if self.warnings:
+            content["warnings"] = list(self.warnings)
         return StrictJSONResponse(
-            version_object(self.version, lengths),
+            content,
             201 if self.created else 200,
             {"location": f"/v1/prefixes/{self.version.name}/versions/{self.version.digest}"},
         )
@@ -66,7 +73,8 @@ async def admit(
     once the client, which `receive` listens to, has gone away.
     """
     tenant = principal.tenant
-    prefix, on_device = await services.workers.files.run(tenant, _decode, services, path)
+    read = await services.workers.files.run(tenant, _decode, services, path)
+    prefix, on_device, warnings = read
     await _probe(services, on_device, principal)
     commit = partial(
         services.registry.add_version,
@@ -84,7 +92,23 @@ async def admit(
 
     pool = services.workers.store
     version, created = await past_gate(partial(pool.finish, tenant, commit), score, receive)
-    return Admitted(version, prefix, created)
+    return Admitted(version, prefix, created, warnings)
+
+
+def _check_template(services: Services, prefix: Prefix) -> list[str]:
+    """What is odd about the prefix's template; InvalidPrefix if the model cannot read it."""
+    text, template = services.model.text, prefix.metadata.input_template
+    if template is None:
+        return []
+    try:
+        text.render(template, "")
+    except InvalidRequest as error:
+        raise InvalidPrefix(f"input_template: {error.message}") from error
+    return [
+        f"input_template: {part} is no special token of this base model's tokenizer, so the model "
+        "reads it letter by letter"
+        for part in text.unknown_specials(template)
+    ]
 
 
 @asynccontextmanager
@@ -98,11 +122,11 @@ async def staging(services: Services, tenant: str) -> AsyncIterator[StagedFile]:
         await files.finish(tenant, context.__exit__, None, None, None)
 
 
-def _decode(services: Services, path: Path) -> tuple[Prefix, Prefix]:
-    """The prefix as the file has it, and on the device."""
+def _decode(services: Services, path: Path) -> tuple[Prefix, Prefix, list[str]]:
+    """The prefix as the file has it, and on the device, and what is odd about its template."""
     model = services.model
     prefix = decode(path, model.spec, model.dtype, max_length=services.limits.max_prefix_length)
-    return prefix, prefix.to(model.device, model.dtype)
+    return prefix, prefix.to(model.device, model.dtype), _check_template(services, prefix)
 
 
 async def _probe(services: Services, prefix: Prefix, principal: Principal) -> None:

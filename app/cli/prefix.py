@@ -103,6 +103,8 @@ def push(
         f"  length {_lengths(version)}, {human_bytes(version['nbytes'])}"
         + (f", alias {plain(alias)}" if alias else "")
     )
+    for warning in version.get("warnings", ()):
+        stderr().print(f"warning: {plain(warning)}")
 
 
 def _size(file: Path) -> int:

@@ -102,8 +102,9 @@ Keep = Annotated[str, typer.Option(help="Which state to keep: `best` or `last`."
 Template = Annotated[
     str | None,
     typer.Option(
-        help="How an input becomes a prompt; `{input}` stands for it. If not given:"
-        " ` {input} <|endoftext|>`, or with an encoder what its tokenizer makes of any text."
+        help="How an input becomes a prompt; `{input}` stands for it. If not given: for"
+        " GPT-2 ` {input} <|endoftext|>`, for others the same in their own special tokens, with an"
+        " encoder what its tokenizer makes of any text."
     ),
 ]
 MaxTokens = Annotated[int, typer.Option(help="Default length limit of answers.")]

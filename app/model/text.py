@@ -79,12 +79,7 @@ class Text:
             self._tokenizer, _byte_tokens(tokenizer_json, self._tokenizer)
         )
         self.end_id = _end_id(eos_token_ids, self._specials.get(self.facts.eos or ""))
-
-    @property
-    def starts_with_blank(self) -> bool:
-        """Whether the tokenizer puts a blank before every text by itself, as SentencePiece does."""
-        first = self._tokenizer.encode("a", add_special_tokens=False).ids[:1]
-        return bool(first) and self.token_text(first[0]).startswith(" ")
+        self.doubles_blanks = self._doubles_blanks()
 
     def special_text(self, token_id: int | None) -> str | None:
         """How a special token is written in a template; None if it is no special token."""
@@ -180,6 +175,13 @@ class Text:
         if not self.facts.cleans_up:
             return plain
         return CleanedDetokenizer(plain, self._decode(list(prompt_ids)))
+
+    def _doubles_blanks(self) -> bool:
+        """Whether a blank of its own stands before every text, also before one with a blank."""
+        encode = self._tokenizer.encode
+        bare = encode("a", add_special_tokens=False).ids
+        spaced = encode(" a", add_special_tokens=False).ids
+        return bare != spaced and bool(bare) and self.token_text(bare[0]).startswith(" ")
 
     def _known(self, token_ids: Sequence[int]) -> list[int]:
         for token_id in token_ids:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,8 @@ from typing import Any
 from app.errors import InvalidRequest
 from app.model.text import INPUT_PLACEHOLDER, Text
 
-DEFAULT_TEMPLATE = " {input} <|endoftext|>"
-"""How Li & Liang (2021) present an input to GPT-2; the target follows."""
-TARGET_TEMPLATE = " {input} "
+_SPACED = " {input} "
+"""How Li & Liang (2021) present an input to GPT-2, and a target; `<|endoftext|>` follows both."""
 _PROBE = "a"
 
 MAX_LINES = 1_000_000
@@ -75,9 +75,11 @@ def token_pairs(
     """
     pairs = []
     for example in examples:
-        prompt = tuple(text.render(template, example.input))
-        for target in example.targets:
-            pair = TokenPair(prompt, continued_target(text, target))
+        with _at_line(source, example):
+            prompt = tuple(text.render(template, example.input))
+            written = [continued_target(text, target) for target in example.targets]
+        for target_ids in written:
+            pair = TokenPair(prompt, target_ids)
             if len(pair) > room:
                 raise InvalidRequest(
                     f"{source}:{example.line}: input and target take {len(pair)} tokens, but the"
@@ -88,19 +90,31 @@ def token_pairs(
 
 
 def default_template(text: Text, *, has_encoder: bool) -> str:
-    """How the authors present an input: GPT-2's form, or for an encoder what it always reads."""
-    return _framed_template(text) if has_encoder else DEFAULT_TEMPLATE
+    """How an input is presented if nobody says so, in this tokenizer's own special tokens.
+
+    An encoder reads what it always does. Without one it is the authors' form: for GPT-2
+    ` {input} <|endoftext|>`, for Llama 2 `<s>{input}</s>`.
+    """
+    before, after = _frame(text)
+    if has_encoder:
+        return before + INPUT_PLACEHOLDER + after
+    end = text.special_text(text.end_id) or text.facts.eos or "\n"
+    return before + _spaced(text) + end
 
 
-def _framed_template(text: Text) -> str:
-    """The template that gives what `text.encode` gives: for BART `<s>{input}</s>`."""
+def _frame(text: Text) -> tuple[str, str]:
+    """The special tokens that the tokenizer puts before and behind every text."""
     framed, bare = text.encode(_PROBE), text.render(INPUT_PLACEHOLDER, _PROBE)
     start = next(
         (at for at in range(len(framed)) if framed[at : at + len(bare)] == bare), len(framed)
     )
     before, after = framed[:start], framed[start + len(bare) :]
-    parts = (*map(text.token_text, before), INPUT_PLACEHOLDER, *map(text.token_text, after))
-    return "".join(parts)
+    return "".join(map(text.token_text, before)), "".join(map(text.token_text, after))
+
+
+def _spaced(text: Text) -> str:
+    """The place of a text between special tokens: no blank where the tokenizer adds its own."""
+    return INPUT_PLACEHOLDER if text.doubles_blanks else _SPACED
 
 
 def source_pairs(
@@ -120,9 +134,10 @@ def source_pairs(
     """
     pairs = []
     for example in examples:
-        read = text.cut_source(text.render(template, example.input), source_room)
-        for target in example.targets:
-            written = answered_target(text, target, first)
+        with _at_line(source, example):
+            read = text.cut_source(text.render(template, example.input), source_room)
+            targets = [answered_target(text, target, first) for target in example.targets]
+        for written in targets:
             if len(written) > target_room:
                 raise InvalidRequest(
                     f"{source}:{example.line}: a target takes {len(written)} tokens, but the"
@@ -137,7 +152,7 @@ def continued_target(text: Text, target: str) -> tuple[int, ...]:
 
     InvalidRequest if the model names no end-of-text token.
     """
-    return (*text.render(TARGET_TEMPLATE, target), _end_of_text(text))
+    return (*text.render(_spaced(text), target), _end_of_text(text))
 
 
 def answered_target(text: Text, target: str, first: int | None) -> tuple[int, ...]:
@@ -159,6 +174,15 @@ def _end_of_text(text: Text) -> int:
     if text.end_id is None:
         raise InvalidRequest("the base model names no end-of-text token; targets could not end")
     return text.end_id
+
+
+@contextmanager
+def _at_line(source: str, example: Example) -> Iterator[None]:
+    """An InvalidRequest within the block says which line it is about."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{source}:{example.line}: {error.message}") from error
 
 
 def _examples(path: Path) -> Iterator[Example]:

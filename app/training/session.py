@@ -5,6 +5,7 @@ Knows nothing about terminals or stores.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any
 
 from app.errors import InvalidRequest
 from app.model.load import load_model
+from app.model.text import Text
 from app.prefix.prefix import Prefix
 from app.training.data import (
     Example,
@@ -28,6 +30,8 @@ from app.training.objective import position_offset
 from app.training.publish import as_prefix
 from app.training.recipe import Recipe
 from app.training.trainer import Report, Trainer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class Session:
         self.recipe = job.recipe.for_modules(self.model.spec.modules)
         has_encoder = self.model.encoder_decoder is not None
         self.template = job.template or default_template(self.model.text, has_encoder=has_encoder)
+        _warn_of_specials(self.model.text, self.template)
         self.examples = read_examples(job.data)
         self.validation = read_examples(job.valid) if job.valid is not None else []
         self.pairs = self._pairs(self.examples, job.data)
@@ -155,3 +160,12 @@ class Session:
         if job.note:
             provenance["note"] = job.note
         return provenance
+
+
+def _warn_of_specials(text: Text, template: str) -> None:
+    for part in text.unknown_specials(template):
+        _log.warning(
+            "the template's %s is no special token of this tokenizer: the model reads it letter by"
+            " letter",
+            part,
+        )

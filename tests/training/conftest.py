@@ -8,7 +8,9 @@ import pytest
 
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
-from app.training.data import DEFAULT_TEMPLATE, Example, TokenPair, token_pairs
+from app.training.data import Example, TokenPair, token_pairs
+
+TEMPLATE = " {input} <|endoftext|>"
 
 EXAMPLES = (
     Example("name : fox | colour : brown", ("the brown fox jumps",), 1),
@@ -26,4 +28,4 @@ def trainable(tiny_gpt2_folder: Path) -> FrozenModel:
 @pytest.fixture(scope="session")
 def pairs(trainable: FrozenModel) -> list[TokenPair]:
     """The four pairs of `EXAMPLES`."""
-    return token_pairs(EXAMPLES, trainable.text, DEFAULT_TEMPLATE, room=100, source="examples")
+    return token_pairs(EXAMPLES, trainable.text, TEMPLATE, room=100, source="examples")

@@ -10,8 +10,9 @@ import pytest
 from app.errors import InvalidRequest
 from app.model.frozen import FrozenModel
 from app.training import data
-from app.training.data import DEFAULT_TEMPLATE, Example, read_examples, token_pairs
+from app.training.data import Example, read_examples, token_pairs
 
+TEMPLATE = " {input} <|endoftext|>"
 GOOD = '{"input": "a : b", "target": "B is a."}'
 
 
@@ -73,16 +74,14 @@ def test_lines_and_their_number_are_bounded(
 def test_pairs_have_the_authors_form(trainable: FrozenModel) -> None:
     text = trainable.text
     end = min(text.eos_token_ids)
-    (pair,) = token_pairs(
-        [Example("a : b", ("B.",), 1)], text, DEFAULT_TEMPLATE, room=50, source=""
-    )
+    (pair,) = token_pairs([Example("a : b", ("B.",), 1)], text, TEMPLATE, room=50, source="")
     assert list(pair.prompt_ids) == [*text.encode(" a : b "), end]
     assert list(pair.target_ids) == [*text.encode(" B. "), end]
 
 
 def test_special_tokens_in_the_data_stay_text(trainable: FrozenModel) -> None:
     example = Example("x", ("y <|endoftext|> z",), 1)
-    (pair,) = token_pairs([example], trainable.text, DEFAULT_TEMPLATE, room=50, source="")
+    (pair,) = token_pairs([example], trainable.text, TEMPLATE, room=50, source="")
     assert pair.target_ids.count(min(trainable.text.eos_token_ids)) == 1
 
 
@@ -91,7 +90,7 @@ def test_an_example_that_does_not_fit_is_named(trainable: FrozenModel) -> None:
         token_pairs(
             [Example("long input", ("t",), 7)],
             trainable.text,
-            DEFAULT_TEMPLATE,
+            TEMPLATE,
             room=3,
             source="d.jsonl",
         )

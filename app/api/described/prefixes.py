@@ -43,7 +43,8 @@ _PREFIXES: dict[str, Schema] = {
             "provenance": ANYTHING,
             "created_at": TIME,
             "pinned": SWITCH,
-        }
+        },
+        warnings=list_of(TEXT),
     ),
     "VersionPage": page_of("Version"),
     "VersionDeleted": deleted("prefix.version", "name", "digest"),
