@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request, params
 
-from app.api.services import ServicesDep
+from app.api.counting import COUNTED
 from app.tenancy.authenticator import refusal
 from app.tenancy.principal import Principal, Scope
 
@@ -44,18 +44,6 @@ class Requires:
     async def __call__(self, principal: PrincipalDep) -> None:
         """InsufficientScope unless the caller's key allows one of them."""
         principal.require(*self.scopes)
-
-
-async def count_request(services: ServicesDep, principal: PrincipalDep) -> None:
-    """One of the tenant's requests per minute, for what no generation counts; RateLimited."""
-    reservation = await services.limiter.reserve(
-        principal.tenant, principal.limits, tokens=0, rows=0
-    )
-    reservation.settle(0)
-
-
-COUNTED: Sequence[params.Depends] = (Depends(count_request),)
-"""Further `dependencies` of a route that is counted without generating."""
 
 
 def requires(*scopes: Scope) -> Sequence[params.Depends]:

@@ -67,10 +67,12 @@ def check_alternatives(wanted: int | None, *, param: str) -> None:
 
 def _sampler(fields: SamplingFields) -> str | None:
     """The first field by which a request asks to sample; values that change nothing do not."""
+    if fields.top_p == 0:  # nothing is drawn
+        return None
     asks = {
         "temperature": bool(fields.temperature),
         "top_p": fields.top_p is not None and fields.top_p < 1,
-        "top_k": bool(fields.top_k),
+        "top_k": (fields.top_k or 0) > 0,
         "min_p": bool(fields.min_p),
     }
     return next((name for name, asked in asks.items() if asked), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -84,10 +83,10 @@ async def compare_versions(
 
 
 async def _compare(a: Judge, b: Judge, examples: Sequence[ComparedBody]) -> list[_Compared]:
-    reads_a = [await a.prompt(at, one.input) for at, one in enumerate(examples)]
-    reads_b = [await b.prompt(at, one.input) for at, one in enumerate(examples)]
-    # long texts take their time
-    given = await asyncio.to_thread(_given, a, b, reads_a, reads_b, examples)
+    inputs = [one.input for one in examples]
+    reads_a, reads_b = await a.prompts(inputs), await b.prompts(inputs)
+    size = sum(len(one.output or "") for one in examples)
+    given = await a.aside(2 * size, _given, a, b, reads_a, reads_b, examples)
     said_a = await a.answers(reads_a)
     # one version says one thing, whatever else is computed at the time
     same = a.prefix.digest == b.prefix.digest

@@ -10,10 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.api.large_json import encode_json
 from app.engine.request import Event, PromptScored, RowFinished, TextDelta, TokenScore
 
 Json = dict[str, Any]
 
+_MANY = 64
+"""Tokens of a chunk that are written in pieces."""
 _GOES_ON = b'"finish_reason":null'
 
 
@@ -208,7 +211,8 @@ class ChunkWriter:
     ) -> bytes:
         logprobs = b"null"
         if self._logprobs is not None:
-            logprobs = _dumps(logprobs_object(scores, self._logprobs, offsets))
+            shown = logprobs_object(scores, self._logprobs, offsets)
+            logprobs = _dumps(shown) if len(scores) < _MANY else encode_json(shown)
         fields = (_dumps(text), index, logprobs, end)
         return self._open + b'{"text":%b,"index":%d,"logprobs":%b,%b}]' % fields
 

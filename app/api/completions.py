@@ -19,17 +19,17 @@ from app.api.completion_reply import (
     RowReply,
     whole_reply,
 )
-from app.api.errors import StrictJSONResponse
 from app.api.event_stream import EventStream
-from app.api.generation import Generation, Job, unless_gone
-from app.api.prompts import encode_prompt
+from app.api.generation import Generation, Job, check_rows, unless_gone
+from app.api.off_loop import json_reply, off_loop
+from app.api.prompts import encode_prompts, new_document
 from app.api.sampling import choose_max_tokens, num_before, parse_logit_bias, sampling_params
 from app.api.schemas import CompletionBody
 from app.api.services import Services, ServicesDep
 from app.engine.beam import BeamParams
 from app.engine.request import RowFinished, TextDelta
 from app.errors import InvalidRequest
-from app.tenancy.principal import Scope
+from app.tenancy.principal import Principal, Scope
 
 router = APIRouter(dependencies=requires(Scope.GENERATE))
 
@@ -46,11 +46,17 @@ async def create_completion(
 ) -> Response:
     """OpenAI's completions; `model` names a prefix, or several joined by `+`."""
     _check(body, services)
-    services.limiter.check(principal.tenant, principal.limits)
+    prompts = _prompts(body, services)
+    rows = len(prompts) * max(body.n or 1, body.best_of or 1, body.num_beams or 1)
+    check_rows(services, rows, beams=body.num_beams is not None)
+    services.limiter.check(principal.tenant, principal.limits, rows=rows)
     choice = await choose(services, principal.tenant, body.model, body.prefixes, user=body.user)
     try:
-        jobs = [await _job(services, choice, body, prompt) for prompt in _prompts(body)]
-        echoes = await asyncio.to_thread(_spell, services, jobs) if body.echo else None
+        jobs = await _jobs(services, principal, choice, body, prompts)
+        echoes = None
+        if body.echo:
+            size = sum(len(job.prompt_ids) for job in jobs)
+            echoes = await off_loop(services, principal.tenant, size, _spell, services, jobs)
         generation = Generation(
             services,
             choice,
@@ -68,10 +74,11 @@ async def create_completion(
     if body.stream:
         return EventStream(reply.parts(), lambda: generation.headers, generation.close)
     try:
-        content = await unless_gone(request.receive, reply.whole())
+        await unless_gone(request.receive, reply.collect())
     finally:
         generation.close()
-    return StrictJSONResponse(content, headers={**generation.headers, **generation.timings.headers})
+    headers = {**generation.headers, **generation.timings.headers}
+    return await json_reply(services, principal.tenant, reply.size, reply.whole, headers)
 
 
 def _check(body: CompletionBody, services: Services) -> None:
@@ -110,41 +117,60 @@ def _check_beams(body: CompletionBody, beam: BeamParams) -> None:
         )
 
 
-def _prompts(body: CompletionBody) -> list[str | list[int]]:
-    """The prompts one by one, whichever of the four forms was used."""
+def _prompts(body: CompletionBody, services: Services) -> list[str | list[int]]:
+    """The prompts one by one, whichever of the forms was used.
+
+    Without one the model begins a new document, as OpenAI's do.
+    """
     prompt = body.prompt
+    if prompt is None:
+        return [new_document(services)]
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt[0], int):
-        return [[token for token in prompt if isinstance(token, int)]]
-    return [item for item in prompt if isinstance(item, str | list)]
+        return [prompt]
+    return list(prompt)
 
 
-async def _job(
-    services: Services, choice: Choice, body: CompletionBody, prompt: str | list[int]
-) -> Job:
-    cut_to = services.model.spec.source_limit if body.truncate else None
-    ids = await encode_prompt(services, choice, prompt, raw=body.raw, cut_to=cut_to)
-    max_tokens = choose_max_tokens(services, choice, body.max_tokens, _DEFAULT_MAX_TOKENS, len(ids))
-    beam = choose_beams(body, choice, services.model.generation, max_tokens=max_tokens)
+async def _jobs(
+    services: Services,
+    principal: Principal,
+    choice: Choice,
+    body: CompletionBody,
+    prompts: list[str | list[int]],
+) -> list[Job]:
+    """One job per prompt; its rows are counted before any text is encoded."""
+    given, generation = body.max_tokens, services.model.generation
+    most = _DEFAULT_MAX_TOKENS if given is None else given
+    beam = choose_beams(body, choice, generation, max_tokens=most)
     if beam is not None:
         _check_beams(body, beam)
+        check_rows(services, len(prompts) * beam.num_beams, beams=True)
+    cut_to = services.model.spec.source_limit if body.truncate else None
+    encoded = await encode_prompts(
+        services, principal.tenant, choice, prompts, raw=body.raw, cut_to=cut_to
+    )
     ranks = (body.best_of or 1) > (body.n or 1)
     logprobs = 0 if ranks and body.logprobs is None else body.logprobs
-    sampling = sampling_params(
-        body,
-        choice,
-        services.model.generation,
-        max_tokens=max_tokens,
-        num_before=num_before(services, len(ids)),
-        defaults=_DEFAULTS,
-        stop=[body.stop] if isinstance(body.stop, str) else body.stop,
-        logprobs=logprobs,
-        logit_bias=parse_logit_bias(body.logit_bias),
-        beam=beam,
-    )
+    bias = parse_logit_bias(body.logit_bias)
     rows = max(body.n or 1, body.best_of or 1)
-    return Job(ids, sampling, rows, scored=bool(body.echo) and body.logprobs is not None)
+    scored = bool(body.echo) and body.logprobs is not None
+    jobs = []
+    for ids in encoded:
+        sampling = sampling_params(
+            body,
+            choice,
+            generation,
+            max_tokens=choose_max_tokens(services, choice, given, _DEFAULT_MAX_TOKENS, len(ids)),
+            num_before=num_before(services, len(ids)),
+            defaults=_DEFAULTS,
+            stop=body.stop,
+            logprobs=logprobs,
+            logit_bias=bias,
+            beam=beam,
+        )
+        jobs.append(Job(ids, sampling, rows, scored=scored))
+    return jobs
 
 
 def _spell(services: Services, jobs: Sequence[Job]) -> list[Echo]:
@@ -176,11 +202,23 @@ class _Reply:
         ]
         self._echoed: set[int] = set()
 
-    async def whole(self) -> Json:
-        """The reply that is not streamed."""
+    async def collect(self) -> None:
+        """Wait for everything that belongs into the reply."""
         async for batch in self._generation.events():
             for index, event in batch:
                 self._prompts[index].add(event)
+
+    @property
+    def size(self) -> int:
+        """Tokens that the reply shows, whose texts and scores it has."""
+        return sum(
+            row.num_tokens + (prompt.num_prompt if self._body.echo else 0)
+            for prompt in self._prompts
+            for row in prompt.rows
+        )
+
+    def whole(self) -> Json:
+        """The reply that is not streamed."""
         return whole_reply(self._head, self._prompts, self._body.n or 1, self._body.logprobs)
 
     async def parts(self) -> AsyncIterator[bytes]:
@@ -195,7 +233,7 @@ class _Reply:
             for index, event in batch:
                 self._prompts[index].add(event)
                 if isinstance(event, TextDelta | RowFinished):
-                    part += self._echo(writer, index, event.index)
+                    part += await self._echo(writer, index, event.index)
                 if isinstance(event, TextDelta):
                     part += self._delta(writer, index, event)
                 elif isinstance(event, RowFinished):
@@ -215,14 +253,19 @@ class _Reply:
         """The index of a choice among those of all prompts."""
         return prompt * self._generation.jobs[0].rows + row
 
-    def _echo(self, writer: ChunkWriter, prompt: int, row: int) -> bytes:
+    async def _echo(self, writer: ChunkWriter, prompt: int, row: int) -> bytes:
         """The prompt as the first chunk of a row, if it is to be echoed and was not yet."""
         number = self._number(prompt, row)
         if not self._body.echo or number in self._echoed:
             return b""
         self._echoed.add(number)
+        await asyncio.sleep(0)  # others' turn between two prompts
         reply = self._prompts[prompt]
-        return writer.echo(number, reply)
+        generation = self._generation
+        size = len(reply.prompt_scores)
+        return await off_loop(
+            generation.services, generation.tenant, size, writer.echo, number, reply
+        )
 
     def _delta(self, writer: ChunkWriter, prompt: int, delta: TextDelta) -> bytes:
         if not delta.text and self._body.logprobs is None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,15 +17,16 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from app.errors import NotFound, PolyprefixError, Unprocessable
+from app.api.validation import validation_error
+from app.errors import InvalidRequest, NotFound, PolyprefixError, Unprocessable
 from app.tenancy.keys import strike
 
 _log = logging.getLogger(__name__)
 
 TGI_PATHS = frozenset({"/", "/generate", "/generate_stream"})
 
-_FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+")
-"""A part of a field's name; others are the validator's own, such as the branches of a union."""
+OPENAI_PATHS = frozenset({"/v1/completions"})
+"""Where a body of the wrong shape is answered with 400, as OpenAI does; elsewhere with 422."""
 
 _TGI_TYPES = {429: "overloaded", 503: "overloaded", 500: "generation", 504: "generation"}
 
@@ -102,14 +102,9 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     """The first thing that is wrong with a body, by the name of its field."""
     if not isinstance(error, RequestValidationError):
         return internal_error(error, request.scope["path"])
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        ours = Unprocessable(f"the body is not JSON: {first['ctx']['error']}")
-        return error_response(ours, request.scope["path"])
-    source, *where = (str(part) for part in first["loc"])
-    field = ".".join(part for part in where if _FIELD.fullmatch(part))[:120]
-    message = f"{field or source}: {str(first['msg'])[:300]}"
-    return error_response(Unprocessable(message, param=field or None), request.scope["path"])
+    path = request.scope["path"]
+    status = InvalidRequest.status if path in OPENAI_PATHS else Unprocessable.status
+    return error_response(validation_error(error.errors(), status=status), path)
 
 
 async def _on_http(request: Request, error: Exception) -> Response:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictInt
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic_core import PydanticCustomError
 
-from app.api.schemas import MAX_STOP, MAX_TOKENS, Penalty, StopString, StrictBody
+from app.api.bodies import StrictBody
+from app.api.schemas import MAX_TOKENS, Penalty, StopStrings, one_or_more
 
 MAX_EXAMPLES = 256
 MAX_COMPARED = 64
@@ -22,19 +24,55 @@ Input = Annotated[str, Field(min_length=1, max_length=_MAX_INPUT)]
 Output = Annotated[str, Field(min_length=1, max_length=_MAX_OUTPUT, pattern=r"\S")]
 
 
-class ExampleBody(StrictBody):
+_Outputs = Annotated[list[Output], Field(min_length=1, max_length=MAX_REFERENCES, fail_fast=True)]
+_OUTPUT_NAMES = ("output", "target", "targets")
+"""One field: training data call it `target`, or `targets` if there are several."""
+
+
+def _under_one_name(content: Any) -> Any:
+    """An example whose output is called `output`."""
+    if not isinstance(content, dict):
+        return content
+    given = [name for name in _OUTPUT_NAMES if name in content]
+    if len(given) > 1:
+        message = f"give one of {', '.join(_OUTPUT_NAMES)}; there are {' and '.join(given)}"
+        raise PydanticCustomError("several_outputs", "{message}", {"message": message})
+    if given in ([], ["output"]):
+        return content
+    rest = {name: value for name, value in content.items() if name not in _OUTPUT_NAMES}
+    return {**rest, "output": content[given[0]]}
+
+
+def _with_other_names(schema: dict[str, Any]) -> None:
+    """Describes an example whose output has any of its names."""
+    fields = schema["properties"]
+    for name in _OUTPUT_NAMES[1:]:
+        fields[name] = {**fields["output"], "title": name.capitalize()}
+    is_needed = "output" in schema["required"]
+    schema["required"] = ["input"]
+    # `input` and one name of the output: no other fields are taken
+    schema |= {"minProperties": 2 if is_needed else 1, "maxProperties": 2}
+
+
+class _PairBody(StrictBody):
+    model_config = ConfigDict(json_schema_extra=_with_other_names)
+
+    _one_name = model_validator(mode="before")(_under_one_name)
+
+
+class ExampleBody(_PairBody):
     """An input with the output that is right for it, or with several."""
 
     input: Input
-    output: Output | Annotated[list[Output], Field(min_length=1, max_length=MAX_REFERENCES)]
+    output: Annotated[_Outputs, one_or_more(Output | _Outputs)]
 
     @property
     def references(self) -> tuple[str, ...]:
         """All outputs that are right."""
-        return (self.output,) if isinstance(self.output, str) else tuple(self.output)
+        return tuple(self.output)
 
 
-class ComparedBody(StrictBody):
+class ComparedBody(_PairBody):
     """An input and, if one is known, the output that is right for it."""
 
     input: Input
@@ -57,7 +95,7 @@ class DecodingFields(StrictBody):
     ) = None
     early_stopping: Literal[True, False, "never"] | None = None
     no_repeat_ngram_size: Annotated[StrictInt, Field(ge=0, le=64)] | None = None
-    stop: Annotated[list[StopString], Field(max_length=MAX_STOP)] | None = None
+    stop: StopStrings | None = None
     timeout: Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)] | None = None
     raw: StrictBool = False
     truncate: StrictBool = False
@@ -67,8 +105,10 @@ class EvaluateBody(DecodingFields):
     """`POST …/evaluate`: which version, on what, by which metrics."""
 
     version: Selector = "latest"
-    examples: Annotated[list[ExampleBody], Field(min_length=1, max_length=MAX_EXAMPLES)]
-    metrics: Annotated[list[Metric], Field(min_length=1, max_length=4)] = [
+    examples: Annotated[
+        list[ExampleBody], Field(min_length=1, max_length=MAX_EXAMPLES, fail_fast=True)
+    ]
+    metrics: Annotated[list[Metric], Field(min_length=1, max_length=4, fail_fast=True)] = [
         "loss",
         "exact_match",
         "bleu",
@@ -81,7 +121,9 @@ class CompareBody(DecodingFields):
 
     a: Selector
     b: Selector
-    examples: Annotated[list[ComparedBody], Field(min_length=1, max_length=MAX_COMPARED)]
+    examples: Annotated[
+        list[ComparedBody], Field(min_length=1, max_length=MAX_COMPARED, fail_fast=True)
+    ]
 
 
 class GateBody(StrictBody):
@@ -89,7 +131,9 @@ class GateBody(StrictBody):
 
     metric: GateMetric
     min_score: Annotated[float, Field(strict=True, ge=-1e6, le=100, allow_inf_nan=False)]
-    examples: Annotated[list[ExampleBody], Field(min_length=1, max_length=MAX_EXAMPLES)]
+    examples: Annotated[
+        list[ExampleBody], Field(min_length=1, max_length=MAX_EXAMPLES, fail_fast=True)
+    ]
 
 
 class FromTextBody(StrictBody):

@@ -17,6 +17,8 @@ from app.api.auth import PrincipalDep, requires
 from app.api.beside import Account, Piece, beside
 from app.api.evaluation_schemas import FromTextBody
 from app.api.generation import unless_gone
+from app.api.off_loop import off_loop
+from app.api.prompts import has_surrogate
 from app.api.services import Services, ServicesDep
 from app.errors import ContextLengthExceeded, Draining, InvalidRequest
 from app.model.text import INPUT_PLACEHOLDER
@@ -47,7 +49,7 @@ async def make_from_text(
         check_alias(body.alias)
     if services.engine.progress().draining:
         raise Draining("the server is shutting down")
-    ids = await services.workers.text.run(principal.tenant, _encode, services, body.text)
+    ids = await off_loop(services, principal.tenant, len(body.text), _encode, services, body.text)
     metadata = _metadata(services, body, len(ids))
     deadline = time.monotonic() + services.limits.request_timeout
     piece = Piece((services.model, ids, metadata), len(ids))
@@ -75,7 +77,7 @@ def _encode(services: Services, text: str) -> list[int]:
     limit = min(services.limits.max_prefix_length, model.spec.context_limit - 2)
     if len(text) > limit * _MAX_TOKEN_CHARACTERS:
         raise _too_long(f"{len(text)} characters", limit)
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if has_surrogate(text):
         raise InvalidRequest("the text holds a lone surrogate", param="text")
     ids = model.text.encode(text)
     if not ids:

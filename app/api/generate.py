@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,12 +11,12 @@ from app.api.auth import PrincipalDep, requires
 from app.api.beams import check_alternatives, check_results, choose_beams
 from app.api.choosing import Choice, choose
 from app.api.completion_reply import PromptReply, RowReply
-from app.api.errors import StrictJSONResponse
 from app.api.event_stream import EventStream, event
-from app.api.generation import Generation, Job, unless_gone
-from app.api.prompts import encode_prompt
+from app.api.generation import Generation, Job, check_rows, unless_gone
+from app.api.off_loop import json_reply
+from app.api.prompts import encode_prompts
 from app.api.sampling import choose_max_tokens, num_before, sampling_params
-from app.api.schemas import CompatGenerateBody, GenerateBody, TgiParameters
+from app.api.schemas import CompatGenerateBody, GenerateBody, GenerateStreamBody, TgiParameters
 from app.api.services import Services, ServicesDep
 from app.engine.request import FinishReason, RowFinished, TextDelta, TokenScore
 from app.errors import InvalidRequest
@@ -44,19 +44,15 @@ async def generate(
 ) -> Response:
     """One text at once; `parameters.adapter_id` names the prefix."""
     reply = await _begin(body, services, principal)
-    content = await _whole(reply, request)
-    return StrictJSONResponse(content, headers=reply.headers)
+    return await _whole(reply, request, reply.whole)
 
 
 @router.post("/generate_stream")
 async def generate_stream(
-    body: GenerateBody, services: ServicesDep, principal: PrincipalDep
+    body: GenerateStreamBody, services: ServicesDep, principal: PrincipalDep
 ) -> Response:
     """One text as it grows, an event per token; no `[DONE]` at the end."""
-    if (body.parameters.best_of or 1) > 1:
-        raise InvalidRequest("best_of cannot be streamed", param="best_of")
-    reply = await _begin(body, services, principal, streams=True)
-    return EventStream(reply.parts(), lambda: reply.headers, reply.generation.close)
+    return await _stream(body, services, principal)
 
 
 @router.post("/")
@@ -65,10 +61,16 @@ async def compat_generate(
 ) -> Response:
     """`/generate`, whose reply is then a list, or with `stream` `/generate_stream`."""
     if body.stream:
-        return await generate_stream(body, services, principal)
+        return await _stream(body, services, principal)
     reply = await _begin(body, services, principal)
-    content = await _whole(reply, request)
-    return StrictJSONResponse([content], headers=reply.headers)
+    return await _whole(reply, request, lambda: [reply.whole()])
+
+
+async def _stream(body: GenerateBody, services: Services, principal: Principal) -> Response:
+    if (body.parameters.best_of or 1) > 1:
+        raise InvalidRequest("best_of cannot be streamed", param="best_of")
+    reply = await _begin(body, services, principal, streams=True)
+    return EventStream(reply.parts(), lambda: reply.headers, reply.generation.close)
 
 
 async def _begin(
@@ -77,12 +79,14 @@ async def _begin(
     """Choose the prefix and submit."""
     parameters = body.parameters
     _check(parameters, services)
-    services.limiter.check(principal.tenant, principal.limits)
+    rows = max(parameters.best_of or 1, parameters.num_beams or 1)
+    check_rows(services, rows, beams=parameters.num_beams is not None)
+    services.limiter.check(principal.tenant, principal.limits, rows=rows)
     choice = await choose(
         services, principal.tenant, parameters.adapter_id, parameters.prefixes, user=parameters.user
     )
     try:
-        job = await _job(services, choice, body)
+        job = await _job(services, principal, choice, body)
         generation = Generation(
             services,
             choice,
@@ -99,11 +103,14 @@ async def _begin(
     return _Reply(body, generation)
 
 
-async def _whole(reply: _Reply, request: Request) -> dict[str, Any]:
+async def _whole(reply: _Reply, request: Request, content: Callable[[], Any]) -> Response:
+    generation = reply.generation
     try:
-        return await unless_gone(request.receive, reply.whole())
+        await unless_gone(request.receive, reply.collect())
     finally:
-        reply.generation.close()
+        generation.close()
+    tenant = generation.tenant
+    return await json_reply(generation.services, tenant, reply.size, content, reply.headers)
 
 
 def _check(parameters: TgiParameters, services: Services) -> None:
@@ -126,29 +133,34 @@ def _check(parameters: TgiParameters, services: Services) -> None:
         )
 
 
-async def _job(services: Services, choice: Choice, body: GenerateBody) -> Job:
+async def _job(services: Services, principal: Principal, choice: Choice, body: GenerateBody) -> Job:
     parameters = body.parameters
-    ids = await encode_prompt(
-        services, choice, body.inputs, raw=parameters.raw, cut_to=parameters.truncate
-    )
     samples = bool(parameters.do_sample) or parameters.temperature is not None
     given, results = parameters.max_new_tokens, parameters.best_of or 1
-    max_tokens = choose_max_tokens(services, choice, given, _DEFAULT_MAX_TOKENS, len(ids))
     beam = choose_beams(
         parameters,
         choice,
         services.model.generation,
-        max_tokens=max_tokens,
+        max_tokens=given or _DEFAULT_MAX_TOKENS,
         do_sample=bool(parameters.do_sample),
     )
     if beam is not None:
         check_results(beam, results, param="best_of")
         check_alternatives(parameters.top_n_tokens, param="top_n_tokens")
+        check_rows(services, beam.num_beams, beams=True)
+    [ids] = await encode_prompts(
+        services,
+        principal.tenant,
+        choice,
+        [body.inputs],
+        raw=parameters.raw,
+        cut_to=parameters.truncate,
+    )
     sampling = sampling_params(
         parameters,
         choice,
         services.model.generation,
-        max_tokens=max_tokens,
+        max_tokens=choose_max_tokens(services, choice, given, _DEFAULT_MAX_TOKENS, len(ids)),
         num_before=num_before(services, len(ids)),
         defaults=_SAMPLED if samples else {},
         stop=parameters.stop or None,
@@ -168,6 +180,7 @@ class _Reply:
         [job] = generation.jobs
         self._job = job
         self._prompt = PromptReply([RowReply() for _ in range(job.rows)], len(job.prompt_ids))
+        self._ends: dict[int, RowFinished] = {}
         text = generation.services.model.text
         self._special_ids = text.special_ids | text.eos_token_ids
 
@@ -177,14 +190,23 @@ class _Reply:
         timings = self.generation.timings
         return {**self.generation.headers, **(timings.headers if timings.total_time else {})}
 
-    async def whole(self) -> dict[str, Any]:
-        """The reply that is not streamed."""
-        ends: dict[int, RowFinished] = {}
+    async def collect(self) -> None:
+        """Wait for everything that belongs into the reply."""
         async for batch in self.generation.events():
             for _, item in batch:
                 self._prompt.add(item)
                 if isinstance(item, RowFinished):
-                    ends[item.index] = item
+                    self._ends[item.index] = item
+
+    @property
+    def size(self) -> int:
+        """Tokens that the reply shows."""
+        prompt = self._prompt
+        return prompt.num_prompt + sum(row.num_tokens for row in prompt.rows)
+
+    def whole(self) -> dict[str, Any]:
+        """The reply that is not streamed."""
+        ends = self._ends
         rows = self._prompt.rows
         best, *others = sorted(range(len(rows)), key=lambda index: -rows[index].rank)
         reply: dict[str, Any] = {"generated_text": self._inputs + rows[best].text}

@@ -121,15 +121,9 @@ class Generation:
         After an error nothing runs. What was not used of the reservation comes free when the last
         job has ended, whether anybody still reads or not.
         """
-        limit = self.services.limits.max_request_rows
         rows = sum(job.num_rows for job in self.jobs)
-        if rows > limit:
-            beams = any(job.sampling.beam is not None for job in self.jobs)
-            raise InvalidRequest(
-                f"prompts × max(n, best_of, num_beams) is {rows}; at most {limit} rows are taken "
-                "at once",
-                param="num_beams" if beams else "n",
-            )
+        beams = any(job.sampling.beam is not None for job in self.jobs)
+        check_rows(self.services, rows, beams=beams)
         self._reservation = await self.services.limiter.reserve(
             self.tenant,
             self.principal.limits,
@@ -235,6 +229,17 @@ class Generation:
 
     def _read(self, index: int) -> asyncio.Task[list[Event]]:
         return asyncio.ensure_future(self._streams[index].next_events())
+
+
+def check_rows(services: Services, rows: int, *, beams: bool) -> None:
+    """InvalidRequest if one request has too many rows; ask before any work is done for it."""
+    limit = services.limits.max_request_rows
+    if rows > limit:
+        raise InvalidRequest(
+            f"prompts × max(n, best_of, num_beams) is {rows}; at most {limit} rows are taken "
+            "at once",
+            param="num_beams" if beams else "n",
+        )
 
 
 async def gone(receive: Receive) -> None:

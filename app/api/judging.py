@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.api.beams import choose_beams
 from app.api.beside import Account, Piece, beside
 from app.api.choosing import Choice
 from app.api.evaluation_schemas import DecodingFields
 from app.api.generation import Generation, Job
-from app.api.prompts import check_text, encode_prompt
+from app.api.off_loop import off_loop
+from app.api.prompts import check_text, encode_prompts
 from app.api.sampling import num_before, room_for, sampling_params
 from app.api.schemas import SamplingFields
 from app.api.services import Services
@@ -93,8 +95,8 @@ class Judge:
         """The version's tensors, on the device."""
         return self.choice.kept[0]
 
-    async def prompt(self, number: int, text: str) -> tuple[int, ...]:
-        """Token ids of example `number`'s input, exactly as a completion would read it.
+    async def prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
+        """Token ids of the examples' inputs, exactly as a completion would read them.
 
         InvalidRequest names the example.
         """
@@ -105,29 +107,39 @@ class Judge:
                 param="truncate",
             )
         cut_to = spec.source_limit if self.options.truncate else None
-        try:
-            ids = await encode_prompt(
-                self.services, self.choice, text, raw=self.options.raw, cut_to=cut_to
-            )
-            if not ids:
-                raise InvalidRequest("the prompt has no tokens")
-            room_for(self.services, self.choice, len(ids))
-        except InvalidRequest as error:
-            raise _about(error, number, "input") from error
-        return ids
+        if cut_to is None:
+            for number, text in enumerate(texts):
+                with _about(number, "input"):
+                    check_text(self.services, text)
+        found = await encode_prompts(
+            self.services,
+            self.principal.tenant,
+            self.choice,
+            texts,
+            raw=self.options.raw,
+            cut_to=cut_to,
+        )
+        for number, ids in enumerate(found):
+            with _about(number, "input"):
+                if not ids:
+                    raise InvalidRequest("the prompt has no tokens")
+                room_for(self.services, self.choice, len(ids))
+        return found
+
+    async def aside(self, size: int, work: Callable[..., Result], *arguments: Any) -> Result:
+        """`work(*arguments)` on texts of `size` characters, off the event loop unless short."""
+        return await off_loop(self.services, self.principal.tenant, size, work, *arguments)
 
     def pair(self, number: int, prompt_ids: tuple[int, ...], target: str) -> TokenPair:
         """A prompt with a target, exactly as prefixes are trained on them."""
         text, start = self.services.model.text, self.services.model.start_tokens
-        try:
+        with _about(number, "output"):
             check_text(self.services, target)
             written = (
                 continued_target(text, target)
                 if start is None
                 else answered_target(text, target, start.forced_first)
             )
-        except InvalidRequest as error:
-            raise _about(error, number, "output") from error
         return self.fitting(number, TokenPair(prompt_ids, written))
 
     def fitting(self, number: int, pair: TokenPair) -> TokenPair:
@@ -136,11 +148,11 @@ class Judge:
         offset = self.prefix.metadata.position_offset
         taken = len(pair) if spec.source_limit is None else len(pair.target_ids)
         if offset + taken > spec.context_limit:
-            error = ContextLengthExceeded(
-                f"this model's context is {spec.context_limit} positions; with its output the "
-                f"example needs {offset + taken}"
-            )
-            raise _about(error, number, "output")
+            with _about(number, "output"):
+                raise ContextLengthExceeded(
+                    f"this model's context is {spec.context_limit} positions; with its output the "
+                    f"example needs {offset + taken}"
+                )
         return pair
 
     async def answers(self, prompts: Sequence[tuple[int, ...]]) -> list[Answer]:
@@ -242,7 +254,11 @@ def _loss(heard: _Heard, pair: TokenPair) -> float:
     return -sum(known)
 
 
-def _about(error: InvalidRequest, number: int, part: str) -> InvalidRequest:
-    """The error, saying which example it is about."""
-    where = f"examples.{number}.{part}"
-    return type(error)(f"{where}: {error.message}", param=where)
+@contextmanager
+def _about(number: int, part: str) -> Iterator[None]:
+    """Lets errors say which example they are about."""
+    try:
+        yield
+    except InvalidRequest as error:
+        where = f"examples.{number}.{part}"
+        raise type(error)(f"{where}: {error.message}", param=where) from error

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.body_scan import check_body
+from app.api.counting import REFUSALS, check_requests_left, count_refusal
 from app.api.errors import error_response, internal_error
 from app.api.metrics import Metrics
 from app.errors import FileTooLarge, PolyprefixError, UnsupportedMediaType
@@ -69,7 +71,8 @@ class BoundBodies:
     """Refuses bodies that are too large, compressed or not JSON, before anything parses them.
 
     Bodies are read here, counted, and replayed to the app; uploads are left to their route, which
-    counts them while it streams them to disk.
+    counts them while it streams them to disk. A tenant whose requests are used up is refused before
+    its body is looked at, and a request that is refused for what it says counts as one.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -83,11 +86,14 @@ class BoundBodies:
         headers = dict(scope["headers"])
         body = Body(receive)
         upload = _UPLOAD.fullmatch(scope["path"]) is not None
+        send = _counting_refusals(scope, send)
         try:
             _check_encoding(headers)
             content = b"" if upload else await self._read(headers, body)
             if content:
                 _check_json(headers)
+                check_requests_left(scope)
+                await check_body(content)
         except PolyprefixError as error:
             await refuse(error, scope, body, send, linger_bytes=_LINGER_FACTOR * self._max_bytes)
             return
@@ -110,6 +116,17 @@ class BoundBodies:
 
     def _too_large(self) -> FileTooLarge:
         return FileTooLarge(f"the body is larger than {self._max_bytes} bytes")
+
+
+def _counting_refusals(scope: Scope, send: Send) -> Send:
+    """A `send` that counts the request if it is answered with a refusal of its content."""
+
+    async def send_counted(message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] in REFUSALS:
+            await count_refusal(scope)
+        await send(message)
+
+    return send_counted
 
 
 async def refuse(

@@ -56,6 +56,10 @@ def sampling_params(
         value = fallbacks.get(name) if given is None else given
         if value is not None:
             values[name] = value
+    if values.get("top_p") == 0:  # as in OpenAI's API the most probable token alone
+        values |= {"temperature": 0.0, "top_p": 1.0}
+    if values.get("top_k") == -1:  # vLLM's "all tokens"
+        values["top_k"] = 0
     stops = choice.decoding.get("stop", ()) if stop is None else stop
     return SamplingParams(
         max_tokens=max_tokens,

@@ -1,15 +1,26 @@
 """Request bodies, with a bound on every field; no logic.
 
-Bodies in OpenAI's and TGI's shape ignore fields that we do not know, since their clients send
-extras; ours refuse them. No number may be NaN or infinite.
+Unknown fields are refused; bodies in OpenAI's and TGI's shape take what their clients send besides,
+where it means nothing. No number may be NaN or infinite, and every list ends at its first fault.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt, model_validator
+from pydantic_core import PydanticCustomError
 
+from app.api.bodies import StrictBody
+from app.api.client_fields import (
+    IGNORED,
+    IGNORED_PARAMETERS,
+    NEUTRAL_COMPLETION,
+    NEUTRAL_PARAMETERS,
+    REFUSED_COMPLETION,
+    REFUSED_PARAMETERS,
+)
+from app.api.prompt_field import MAX_TEXT, PromptField, TokenIdsField
 from app.registry.publications import MAX_GRANTEES
 from app.registry.splits import MAX_VERSIONS, MAX_WEIGHT, MIN_VERSIONS
 from app.tenancy.principal import TENANT_SCOPES, Scope
@@ -17,46 +28,57 @@ from app.tenancy.principal import TENANT_SCOPES, Scope
 MAX_TOKENS = 1_000_000
 MAX_STOP = 4
 MAX_STOP_CHARACTERS = 256
+MAX_BIASES = 1024
 MAX_SEED = 2**63 - 1
 
-TokenId = Annotated[StrictInt, Field(ge=0, lt=2**31)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=131072)]
-PromptText = Annotated[str, Field(max_length=1 << 21)]
+PromptText = Annotated[str, Field(max_length=MAX_TEXT)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP, fail_fast=True)]
 Probability = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(strict=True, ge=-2, le=2, allow_inf_nan=False)]
 Bias = Annotated[float, Field(strict=True, ge=-100, le=100, allow_inf_nan=False)]
 ModelName = Annotated[str, Field(min_length=1, max_length=1024)]
+ModelNames = Annotated[list[ModelName], Field(min_length=1, max_length=8, fail_fast=True)]
 UserName = Annotated[str, Field(max_length=512)]
 DigestStart = Annotated[str, Field(min_length=6, max_length=64, pattern="^[0-9a-f]+$")]
 Weight = Annotated[StrictInt, Field(ge=1, le=MAX_WEIGHT)]
 TenantId = Annotated[str, Field(min_length=1, max_length=64)]
 
 
-class OpenBody(BaseModel):
-    """A body in a shape that others defined: unknown fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
-
-
-class StrictBody(BaseModel):
-    """A body in our own shape: unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+def one_or_more(shape: Any) -> BeforeValidator:
+    """Takes one text for a list of one; `shape` describes both."""
+    return BeforeValidator(
+        lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=shape
+    )
 
 
-class StreamOptions(OpenBody):
+def _few(most: int, what: str) -> BeforeValidator:
+    """Refuses a long mapping before any of its keys is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            message = f"at most {most} {what} are taken; there are {len(value)}"
+            raise PydanticCustomError("too_many_keys", "{message}", {"message": message})
+        return value
+
+    return BeforeValidator(check)
+
+
+class StreamOptions(StrictBody):
     """OpenAI's `stream_options`."""
+
+    ignored_fields = frozenset({"include_obfuscation"})
+    neutral_fields = {"continuous_usage_stats": (False,)}
 
     include_usage: StrictBool = False
 
 
-class SamplingFields(OpenBody):
+class SamplingFields(StrictBody):
     """Parameters of generation that both request shapes share; None means not given."""
 
     temperature: Annotated[float, Field(strict=True, ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] | None = None
-    top_k: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
+    top_p: Probability | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1, le=MAX_TOKENS)] | None = None
     min_p: Probability | None = None
     repetition_penalty: (
         Annotated[float, Field(strict=True, ge=0.01, le=10, allow_inf_nan=False)] | None
@@ -67,7 +89,9 @@ class SamplingFields(OpenBody):
     seed: Annotated[StrictInt, Field(ge=-(2**63), le=MAX_SEED)] | None = None
     timeout: Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)] | None = None
     raw: StrictBool = False
-    prefixes: Annotated[list[ModelName], Field(min_length=1, max_length=8)] | None = None
+    prefixes: (
+        Annotated[list[ModelName], Field(min_length=1, max_length=8, fail_fast=True)] | None
+    ) = None
     num_beams: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
     length_penalty: (
         Annotated[float, Field(strict=True, ge=-10, le=10, allow_inf_nan=False)] | None
@@ -81,20 +105,28 @@ class SamplingFields(OpenBody):
 class CompletionBody(SamplingFields):
     """`POST /v1/completions`: OpenAI's request and our extras."""
 
+    ignored_fields = IGNORED
+    neutral_fields = NEUTRAL_COMPLETION
+    refused_fields = REFUSED_COMPLETION
+
     model: ModelName
-    prompt: (
-        PromptText
-        | TokenIds
-        | Annotated[list[PromptText], Field(min_length=1, max_length=4096)]
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=4096)]
-    )
+    prompt: PromptField | None = None
     max_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
     n: Annotated[StrictInt, Field(ge=1, le=128)] | None = None
     best_of: Annotated[StrictInt, Field(ge=1, le=128)] | None = None
-    stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOP)] | None = None
+    stop: (
+        Annotated[
+            StopStrings,
+            one_or_more(StopString | StopStrings),
+        ]
+        | None
+    ) = None
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     echo: StrictBool | None = None
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=1024)] | None = None
+    logit_bias: (
+        Annotated[dict[str, Bias], Field(max_length=MAX_BIASES), _few(MAX_BIASES, "token ids")]
+        | None
+    ) = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     suffix: str | None = None
@@ -104,11 +136,15 @@ class CompletionBody(SamplingFields):
 class TgiParameters(SamplingFields):
     """`parameters` of `/generate`: TGI's and LoRAX's, and our extras."""
 
+    ignored_fields = IGNORED | IGNORED_PARAMETERS
+    neutral_fields = NEUTRAL_PARAMETERS
+    refused_fields = REFUSED_PARAMETERS
+
     adapter_id: ModelName | None = None
     max_new_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
     do_sample: StrictBool | None = None
     best_of: Annotated[StrictInt, Field(ge=1, le=16)] | None = None
-    stop: Annotated[list[StopString], Field(max_length=MAX_STOP)] | None = None
+    stop: StopStrings | None = None
     return_full_text: StrictBool | None = None
     details: StrictBool | None = None
     decoder_input_details: StrictBool | None = None
@@ -123,21 +159,39 @@ class TgiParameters(SamplingFields):
     return_k_alternatives: StrictInt | None = None
 
 
-class GenerateBody(OpenBody):
-    """`POST /generate` and `/generate_stream`."""
+class GenerateBody(StrictBody):
+    """`POST /generate`."""
+
+    ignored_fields = IGNORED | {"options"}
+    neutral_fields = {"stream": (False,)}
+    refused_fields = {"stream": "ask /generate_stream", "prompt": "give inputs"}
 
     inputs: PromptText
     parameters: TgiParameters = TgiParameters()
 
 
+class GenerateStreamBody(GenerateBody):
+    """`POST /generate_stream`, which needs no `stream`."""
+
+    neutral_fields = {}
+
+    stream: StrictBool | None = None
+
+
 class CompatGenerateBody(GenerateBody):
     """`POST /`: `/generate`, or its stream."""
+
+    neutral_fields = {}
 
     stream: StrictBool = False
 
 
-class TokenizeBody(OpenBody):
+class TokenizeBody(StrictBody):
     """`POST /tokenize`: a text, under a prefix's template if `model` names one."""
+
+    ignored_fields = IGNORED
+    neutral_fields = {"return_token_strs": (False,)}
+    refused_fields = {"messages": "there is no chat here: give prompt", "text": "give prompt"}
 
     inputs: PromptText | None = None
     prompt: PromptText | None = None
@@ -146,10 +200,13 @@ class TokenizeBody(OpenBody):
     raw: StrictBool = False
 
 
-class DetokenizeBody(OpenBody):
+class DetokenizeBody(StrictBody):
     """`POST /detokenize`."""
 
-    tokens: TokenIds
+    ignored_fields = IGNORED | {"model", "user"}
+    refused_fields = {"ids": "give tokens"}
+
+    tokens: TokenIdsField
 
 
 class AliasBody(StrictBody):
@@ -159,7 +216,9 @@ class AliasBody(StrictBody):
     version: DigestStart | None = None
     split: (
         Annotated[
-            dict[DigestStart, Weight], Field(min_length=MIN_VERSIONS, max_length=MAX_VERSIONS)
+            dict[DigestStart, Weight],
+            Field(min_length=MIN_VERSIONS, max_length=MAX_VERSIONS),
+            _few(MAX_VERSIONS, "versions"),
         ]
         | None
     ) = None
@@ -174,7 +233,7 @@ class AliasBody(StrictBody):
 class PublicationBody(StrictBody):
     """`PUT …/publication`: the tenants by their ids, or everyone."""
 
-    tenants: Annotated[list[TenantId], Field(max_length=MAX_GRANTEES)] = []
+    tenants: Annotated[list[TenantId], Field(max_length=MAX_GRANTEES, fail_fast=True)] = []
     everyone: StrictBool = False
 
 
@@ -207,7 +266,9 @@ class TenantPatchBody(StrictBody):
 class KeyBody(StrictBody):
     """`POST …/keys`. Times are in seconds since 1970."""
 
-    scopes: Annotated[list[Scope], Field(min_length=1, max_length=16)] = sorted(TENANT_SCOPES)
+    scopes: Annotated[list[Scope], Field(min_length=1, max_length=16, fail_fast=True)] = sorted(
+        TENANT_SCOPES
+    )
     label: Annotated[str, Field(max_length=128)] = ""
     not_before: Annotated[StrictInt, Field(ge=0, le=2**40)] | None = None
     expires_at: Annotated[StrictInt, Field(ge=0, le=2**40)] | None = None

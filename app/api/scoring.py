@@ -5,7 +5,6 @@ Knows nothing about replies or about how answers are made.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -58,13 +57,13 @@ async def choose_version(services: Services, tenant: str, name: str, selector: s
 
 async def score(judge: Judge, examples: Sequence[ExampleBody], metrics: Collection[str]) -> Scored:
     """Scores by `metrics`, of which only what they need is computed."""
-    prompts = [await judge.prompt(at, example.input) for at, example in enumerate(examples)]
+    prompts = await judge.prompts([example.input for example in examples])
+    size = sum(len(text) for example in examples for text in example.references)
     if "rouge_l" in metrics:
-        _check_rouge(judge, prompts, examples)
+        await judge.aside(size, _check_rouge, judge, prompts, examples)
     pairs = None
     if "loss" in metrics:
-        # long texts take their time
-        pairs = await asyncio.to_thread(_pairs, judge, prompts, examples)
+        pairs = await judge.aside(size, _pairs, judge, prompts, examples)
     scores: dict[str, float] = {}
     answers = matches = losses = num_tokens = signature = None
     if not _WORDS.isdisjoint(metrics):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import Any
 
 from fastapi import APIRouter, Response
 
-from app.api.auth import COUNTED, TenantDep, requires
+from app.api.auth import TenantDep, requires
 from app.api.choosing import choose
+from app.api.counting import COUNTED
 from app.api.errors import StrictJSONResponse
-from app.api.prompts import encode_prompt
+from app.api.off_loop import json_reply
+from app.api.prompts import encode_prompts
 from app.api.schemas import DetokenizeBody, TokenizeBody
 from app.api.services import ServicesDep
 from app.errors import InvalidRequest
@@ -26,23 +29,27 @@ async def tokenize(body: TokenizeBody, services: ServicesDep, tenant: TenantDep)
         raise InvalidRequest("give the text as inputs (or prompt)", param="inputs")
     choice = await choose(services, tenant, body.model, user=body.user)
     try:
-        ids = await encode_prompt(services, choice, prompt, raw=body.raw)
+        [ids] = await encode_prompts(services, tenant, choice, [prompt], raw=body.raw)
     finally:
         choice.release()
     text = services.model.text
-    pieces = [{"id": token, "text": text.token_text(token)} for token in ids]
-    return StrictJSONResponse({"count": len(ids), "tokens": list(ids), "pieces": pieces})
+
+    def content() -> dict[str, Any]:
+        pieces = [{"id": token, "text": text.token_text(token)} for token in ids]
+        return {"count": len(ids), "tokens": list(ids), "pieces": pieces}
+
+    return await json_reply(services, tenant, len(ids), content)
 
 
 @router.post("/detokenize", dependencies=[*requires(Scope.GENERATE), *COUNTED])
-async def detokenize(body: DetokenizeBody, services: ServicesDep) -> Response:
+async def detokenize(body: DetokenizeBody, services: ServicesDep, tenant: TenantDep) -> Response:
     """The text of token ids; special tokens are left out."""
-    text = services.model.text
-    if max(body.tokens) >= text.vocab_size:
+    text, tokens = services.model.text, body.tokens
+    if max(tokens) >= text.vocab_size:
         raise InvalidRequest(
             f"tokens names an id outside 0 to {text.vocab_size - 1}", param="tokens"
         )
-    return StrictJSONResponse({"prompt": text.decode(body.tokens)})
+    return await json_reply(services, tenant, len(tokens), lambda: {"prompt": text.decode(tokens)})
 
 
 @router.get("/info", dependencies=requires())

@@ -26,8 +26,6 @@ from app.tenancy.standing import (
     refusal,
 )
 
-_SMALLEST = Cost(tokens=0, rows=1)
-
 
 @dataclass(eq=False)
 class Reservation:
@@ -82,15 +80,18 @@ class Limiter:
         if self._shared is not None:
             await self._shared.close()
 
-    def check(self, tenant: str, limits: TenantLimits) -> None:
-        """RateLimited if this replica knows that not even the smallest request would be granted.
+    def check(self, tenant: str, limits: TenantLimits, *, rows: int = 1) -> None:
+        """RateLimited if this replica knows that no request of so many rows would be granted.
 
-        Costs nothing and counts nothing: for the time before a request is looked at closely.
+        InvalidRequest if it never will be. Costs nothing and counts nothing: for the time before a
+        request is looked at closely.
         """
         if is_counted(limits):
-            standing = self._local.look(tenant, limits, _SMALLEST)
+            smallest = Cost(tokens=0, rows=rows)
+            check_possible(limits, smallest)
+            standing = self._local.look(tenant, limits, smallest)
             if not standing.granted:
-                raise refusal(limits, standing, _SMALLEST)
+                raise refusal(limits, standing, smallest)
 
     async def reserve(
         self, tenant: str, limits: TenantLimits, *, tokens: int, rows: int

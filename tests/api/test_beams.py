@@ -281,7 +281,7 @@ def test_a_value_out_of_its_bounds_is_named(
     fields: dict[str, object], param: str, client: httpx.Client
 ) -> None:
     reply = search(client, **fields)
-    assert (reply.status_code, error_of(reply)["param"]) == (422, param)
+    assert (reply.status_code, error_of(reply)["param"]) == (400, param)
 
 
 @pytest.mark.parametrize(

@@ -352,4 +352,4 @@ def test_a_priority_reaches_the_engine(
         patch.setattr(server.services.engine, "submit", submit)
         assert client.post(path, json=body).status_code == 200
     assert submit.call_args.args[0].priority == -7
-    assert complete(client, priority=101).status_code == 422
+    assert complete(client, priority=101).status_code == 400

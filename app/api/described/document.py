@@ -22,7 +22,7 @@ from app.api.described.replies import FILE, JSON, REPLIES, Replies, Reply
 from app.api.described.serving import SERVING
 from app.api.described.shapes import TEXT, Schema, ref
 from app.api.described.tenants import TENANTS
-from app.api.errors import TGI_PATHS
+from app.api.errors import OPENAI_PATHS, TGI_PATHS
 from app.api.gate import OPEN
 
 _BEARER = {"type": "http", "scheme": "bearer", "description": "an API key, `pfx_…`"}
@@ -156,7 +156,8 @@ def _errors(
         found.add(400)
     if "path" in places:
         found.add(404)
-    if places - {"path"} or JSON in operation.get("requestBody", {}).get("content", ()):
+    shaped = places - {"path"} or JSON in operation.get("requestBody", {}).get("content", ())
+    if shaped and path not in OPENAI_PATHS:
         found.add(422)
     if method != "get":
         found |= {413, 415}
