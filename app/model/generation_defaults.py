@@ -60,19 +60,21 @@ class GenerationDefaults:
     """Defaults of a model that a prefix and a request override.
 
     `min_length` counts the tokens before the reply, in a decoder behind an encoder the start token;
-    `min_new_tokens` does not. `decoding` has `no_repeat_ngram_size`, `length_penalty` and
+    `min_new_tokens` does not, and replaces it. `decoding` has `no_repeat_ngram_size`, `length_penalty` and
     `early_stopping`; `left_out` what the config says besides and is not taken over.
     """
 
     forced: ForcedTokens = ForcedTokens()
     min_length: int = 0
-    min_new_tokens: int = 0
+    min_new_tokens: int | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, Any] = field(default_factory=dict)
 
     def min_tokens(self, num_before: int) -> int:
         """New tokens before a reply may end, behind `num_before` tokens of the decoder's."""
-        return max(self.min_new_tokens, self.min_length - num_before, 0)
+        if self.min_new_tokens is not None:
+            return self.min_new_tokens
+        return max(self.min_length - num_before, 0)
 
     @property
     def shown(self) -> dict[str, Any]:
@@ -81,7 +83,7 @@ class GenerationDefaults:
             "forced_bos_token_id": self.forced.first,
             "forced_eos_token_id": self.forced.last,
             "min_length": self.min_length or None,
-            "min_new_tokens": self.min_new_tokens or None,
+            "min_new_tokens": self.min_new_tokens,
             **self.decoding,
         }
         return {name: value for name, value in named.items() if value is not None}
@@ -101,7 +103,7 @@ def generation_defaults(module: PreTrainedModel) -> GenerationDefaults:
             configured_id(module, "forced_eos_token_id"),
         ),
         min_length=int(getattr(said, "min_length", None) or 0),
-        min_new_tokens=int(getattr(said, "min_new_tokens", None) or 0),
+        min_new_tokens=getattr(said, "min_new_tokens", None),
         decoding={name: value for name, value in given.items() if value is not None},
         left_out={
             name: value
