@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 class Breaker:
-    """Open after the first fault, until somebody has seen the helper work.
+    """Open from when the helper was seen to fail, until it was seen to work.
 
     It starts open. `meanwhile` says in the log what holds while it is open.
     """
@@ -35,6 +35,10 @@ class Breaker:
     def faults(self) -> int:
         """Faults so far, the failed attempts while it was open among them."""
         return self._faults
+
+    def count(self) -> None:
+        """A fault that by itself does not show that the helper fails."""
+        self._faults += 1
 
     def trip(self, reason: str) -> None:
         """The helper has failed; it is logged once until it works again."""

@@ -93,6 +93,11 @@ class LocalLimits:
         usage.tokens = _within(usage.tokens - tokens, limits.tokens_per_minute)
         usage.rows = max(0, usage.rows - rows)
 
+    def put(self, tenant: str, limits: TenantLimits, standing: Standing) -> None:
+        """Meters as another counter has them; its rows are left out."""
+        usage = self._usage(tenant, limits)
+        usage.requests, usage.tokens, usage.rows = standing.requests, standing.tokens, 0
+
     def _usage(self, tenant: str, limits: TenantLimits) -> _Usage:
         now = self._clock()
         usage = self._usages.pop(tenant, None) or _Usage(now)

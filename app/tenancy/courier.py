@@ -37,6 +37,10 @@ class CourierFault(Exception):
     """A call was not answered, or not in time; whether it was counted is not known."""
 
 
+class CourierSilence(CourierFault):
+    """Redis has the call and says nothing."""
+
+
 @dataclass(eq=False, slots=True)
 class _Parcel:
     """A call that waits for its reply."""
@@ -160,8 +164,9 @@ class Courier:
             except Exception as error:
                 # whatever a broken stream makes of the parser, this loop goes on
                 reason = str(error) or type(error).__name__
+                kind = CourierSilence if isinstance(error, CourierSilence) else CourierFault
                 for parcel in batch:
-                    parcel.end(CourierFault(reason))
+                    parcel.end(kind(reason))
                 if self._connection is connection:
                     await self.drop(reason)
 
@@ -171,13 +176,9 @@ class Courier:
             raise CourierFault("not connected")
         trip = asyncio.ensure_future(self._exchange(connection, batch))
         try:
-            await asyncio.wait({trip}, timeout=self._timeout)
-            for _ in range(_TURNS):
-                # the reply may have come while this loop was busy elsewhere
-                if trip.done():
-                    return trip.result()
-                await asyncio.sleep(0)
-            raise CourierFault(f"no reply within {self._timeout * 1000:.0f} ms")
+            if await done_within(trip, self._timeout):
+                return trip.result()
+            raise CourierSilence(f"no reply within {self._timeout * 1000:.0f} ms")
         finally:
             trip.cancel()
             await asyncio.gather(trip, return_exceptions=True)
@@ -207,6 +208,20 @@ class Courier:
                 if not parcel.reply.done():
                     parcel.reply.set_result(reply)
         return unknown
+
+
+async def done_within(future: asyncio.Future[Any], seconds: float) -> bool:
+    """Whether it is done after so many seconds of Redis's time, not of ours.
+
+    The reply may have come while this loop was busy elsewhere: it gets some turns to be read.
+    """
+    if seconds > 0:
+        await asyncio.wait({future}, timeout=seconds)
+    for _ in range(_TURNS):
+        if future.done():
+            break
+        await asyncio.sleep(0)
+    return future.done()
 
 
 def _is_address(host: str) -> bool:

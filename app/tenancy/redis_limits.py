@@ -1,9 +1,11 @@
 """Limits that several replicas share through Redis, and what to do while it fails.
 
-Redis is asked for as long as it answers in time. After the first fault nobody waits for it any
-more: `take` says at once that it does not know, and Redis is tried in the background until it
-answers well. Then the rows that run are counted there again, and what ended meanwhile is given
-back. A replica that dies stops renewing its leases, and its rows come free.
+A caller waits a short while for Redis. A reply that is late counts all the same when it comes;
+meanwhile the caller, and whoever comes after it, goes by what Redis said last. A fault makes us
+look at Redis at once: if it does not answer well, `take` says that it does not know, nobody waits
+any more, and Redis is tried in the background until it does. Then the rows that run are counted
+there again, and what ended meanwhile is given back. A replica that dies stops renewing its leases,
+and its rows come free.
 
 Knows nothing about what holds while Redis does not answer.
 """
@@ -21,7 +23,8 @@ from functools import partial
 
 from app.errors import InvalidRequest
 from app.tenancy.breaker import Breaker
-from app.tenancy.courier import Courier, CourierFault
+from app.tenancy.buckets import LocalLimits
+from app.tenancy.courier import Courier, CourierFault, CourierSilence, done_within
 from app.tenancy.limits import TenantLimits
 from app.tenancy.script import LUA, Call, read_reply
 from app.tenancy.standing import Cost, Standing
@@ -46,8 +49,8 @@ class RedisLimits:
     """A tenant's limits over all replicas that use the Redis at `url`. Seconds.
 
     A caller waits at most `timeout` for Redis; a lease whose replica is gone ends after
-    `lease_seconds`; Redis is looked at every `probe_seconds`, whether it fails or not. Raises
-    InvalidRequest for a wrong URL.
+    `lease_seconds`; Redis is looked at every `probe_seconds`, whether it fails or not, and fails if
+    it is silent for as long. Raises InvalidRequest for a wrong URL.
     """
 
     def __init__(
@@ -61,7 +64,9 @@ class RedisLimits:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         try:
-            self._courier = Courier(url, LUA, timeout=timeout, connect_timeout=probe_seconds)
+            self._courier = Courier(
+                url, LUA, timeout=max(probe_seconds, timeout), connect_timeout=2 * probe_seconds
+            )
         except ValueError as error:
             raise InvalidRequest(f"the URL of Redis is not one: {error}") from error
         self._timeout, self._probe_seconds = timeout, probe_seconds
@@ -70,8 +75,11 @@ class RedisLimits:
         self._name, self._numbers = secrets.token_hex(8), itertools.count()
         self._live: dict[str, _Held] = {}
         self._owed: dict[str, Call] = {}
+        self._known = LocalLimits(clock=clock)
+        self._late = 0
+        self._looking: asyncio.Future[bool] | None = None
         self._kept_at = clock()
-        self._watcher: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Future[None] | None = None
 
     @property
     def is_up(self) -> bool:
@@ -86,15 +94,16 @@ class RedisLimits:
     async def start(self) -> None:
         """Connect, or go on without if that takes long; then keep looking."""
         deadline = self._clock() + _START_PATIENCE
-        while not await self._try() and self._clock() < deadline:
+        while not await self._look() and self._clock() < deadline:
             await asyncio.sleep(self._probe_seconds / 5)
         self._watcher = asyncio.ensure_future(self._watch())
 
     async def close(self) -> None:
         """Give back what can be given back at once, and end the connection."""
-        if self._watcher is not None:
-            self._watcher.cancel()
-            await asyncio.gather(self._watcher, return_exceptions=True)
+        running = [task for task in (self._watcher, self._looking) if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
         deadline = self._clock() + _END_PATIENCE
         while self._owed and self.is_up and self._clock() < deadline:
             await asyncio.sleep(0.005)
@@ -113,18 +122,81 @@ class RedisLimits:
         lease = self._new_lease()
         call = Call(tenant, "take", lease, cost.rows, self._lease_seconds, limits, 1, cost.tokens)
         try:
-            standing = await self._read(*self._post(call))
+            nonce, reply = self._post(call)
         except CourierFault as fault:
-            self._breaker.trip(str(fault))
+            await self._doubt(fault)
+            return self._decide_alone(call)
+        try:
+            # while a reply is overdue, nobody waits for the next ones
+            if not await done_within(reply, 0 if self._late else self._timeout):
+                return self._go_on_without(call, reply, nonce)
+            standing = await self._read(call, nonce, reply)
+        except CourierFault as fault:
             # it may have been counted without telling us: given back when Redis works again
             self._owe(replace(call, mode="give"))
-            return self._hold(tenant, limits, cost), None
+            await self._doubt(fault)
+            return self._decide_alone(call)
         except asyncio.CancelledError:
             self._return(replace(call, mode="give"))
             raise
         if standing.granted:
             self._live[lease] = _Held(call, is_charged=True, is_told=True)
         return lease, standing
+
+    def _go_on_without(
+        self, call: Call, reply: asyncio.Future[str], nonce: str
+    ) -> tuple[str, Standing]:
+        """Decide now; what Redis says later is what counts there."""
+        self._late += 1
+        self._live[call.lease] = _Held(call, is_charged=True, is_told=True)
+        reply.add_done_callback(partial(self._came_late, call, nonce))
+        return self._guess(call, call.lease)
+
+    def _came_late(self, call: Call, nonce: str, reply: asyncio.Future[str]) -> None:
+        self._late -= 1
+        if reply.cancelled():
+            return
+        try:
+            self._learn(call, read_reply(reply.result(), nonce))
+        except (CourierFault, ValueError) as fault:
+            held = self._live.get(call.lease)
+            if held is not None:
+                held.is_charged = False
+            self._suspect(fault)
+
+    def _guess(self, call: Call, lease: str) -> tuple[str, Standing]:
+        """By the rates that Redis had last; what it refuses gives `lease` back."""
+        cost = Cost(call.tokens, 0)
+        standing = self._known.take(call.tenant, replace(call.limits, max_rows=None), cost)
+        if not standing.granted:
+            self.give(lease, requests=1, tokens=call.tokens)
+        return lease, standing
+
+    def _learn(self, call: Call, standing: Standing) -> None:
+        self._known.put(call.tenant, call.limits, standing)
+
+    def _decide_alone(self, call: Call) -> tuple[str, Standing | None]:
+        """After a fault: None if Redis is down, else by what it said last."""
+        lease = self._hold(call.tenant, call.limits, Cost(call.tokens, call.rows))
+        return self._guess(call, lease) if self.is_up else (lease, None)
+
+    def _suspect(self, fault: Exception) -> asyncio.Future[bool] | None:
+        """A call failed. Silence is evidence; else Redis is looked at: that look, if it is new."""
+        if not self.is_up:
+            return None
+        if isinstance(fault, CourierSilence):
+            self._breaker.trip(str(fault))
+            return None
+        is_new = self._looking is None or self._looking.done()
+        self._breaker.count()
+        look = self._look()
+        return look if is_new else None
+
+    async def _doubt(self, fault: CourierFault) -> None:
+        """The first whose call fails waits for what a look at Redis shows; not for long."""
+        look = self._suspect(fault)
+        if look is not None:
+            await done_within(look, self._timeout)
 
     def give(self, lease: str, *, requests: int, tokens: int) -> None:
         """End `lease` and give back what was taken for it; negative `tokens` are a charge.
@@ -160,19 +232,23 @@ class RedisLimits:
     def _post(self, call: Call) -> tuple[str, asyncio.Future[str]]:
         return self._courier.post(call.keys(self._namespace), call.arguments)
 
-    async def _read(self, nonce: str, reply: asyncio.Future[str]) -> Standing:
+    async def _read(self, call: Call, nonce: str, reply: asyncio.Future[str]) -> Standing:
         try:
-            return read_reply(await reply, nonce)
+            standing = read_reply(await reply, nonce)
         except ValueError as error:
+            # whose reply that was is not known: nothing of this connection is believed
             await self._courier.drop(str(error))
+            self._breaker.trip(str(error))
             raise CourierFault(str(error)) from error
+        self._learn(call, standing)
+        return standing
 
     def _send(self, call: Call) -> None:
         """Send what nobody waits for."""
         try:
             _, reply = self._post(call)
         except CourierFault as fault:
-            self._breaker.trip(str(fault))
+            self._suspect(fault)
         else:
             reply.add_done_callback(partial(self._sent, call))
 
@@ -180,50 +256,67 @@ class RedisLimits:
         if reply.cancelled():
             return
         fault = reply.exception()
-        if fault is not None:
-            # of all that was under way together, one tells it
-            if self.is_up:
-                self._breaker.trip(str(fault))
+        if isinstance(fault, Exception):
+            self._suspect(fault)
         elif self._owed.get(call.lease) is call:
             del self._owed[call.lease]
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(self._probe_seconds)
-            try:
-                await self._try()
-            except Exception:
-                _log.exception("looking at Redis failed; it is tried again")
+            await self._look()
             if self.is_up and self._clock() - self._kept_at >= self._lease_seconds / 3:
                 self._keep()
+
+    def _look(self) -> asyncio.Future[bool]:
+        """Look at Redis, once at a time; whether it works."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.ensure_future(self._try_safely())
+        return self._looking
+
+    async def _try_safely(self) -> bool:
+        try:
+            return await self._try()
+        except Exception:
+            _log.exception("looking at Redis failed; it is tried again")
+            return False
 
     async def _try(self) -> bool:
         """Whether Redis works, seen by a call that writes; the breaker learns it.
 
-        A Redis that failed has to answer twice, and with time to spare, before callers wait for it.
+        A Redis that failed has to answer twice before callers wait for it.
         """
+        is_back = self._breaker.is_open or not self._courier.is_connected
         try:
-            await self._courier.connect()
-            await self._probe()
-            if self._breaker.is_open:
-                await self._probe()
+            try:
+                await self._connect_and_probe()
+            except CourierSilence:
+                raise
+            except CourierFault:
+                if is_back or self._courier.is_connected:
+                    raise
+                is_back = True  # the connection was lost, which says nothing of the next one
+                await self._connect_and_probe()
         except CourierFault as fault:
             self._breaker.trip(str(fault))
             return False
-        if self._breaker.is_open:
+        if is_back:
             self._breaker.mend()
             for call in list(self._owed.values()):
                 self._send(call)
             self._keep()
         return True
 
+    async def _connect_and_probe(self) -> None:
+        await self._courier.connect()
+        await self._probe()
+        if self._breaker.is_open:
+            await self._probe()
+
     async def _probe(self) -> None:
-        began, name = self._clock(), f"probe-{self._name}"
+        name = f"probe-{self._name}"
         call = Call(name, "take", name, 1, self._lease_seconds, TenantLimits())
-        await self._read(*self._post(call))
-        took = self._clock() - began
-        if self._breaker.is_open and took > self._timeout / 2:
-            raise CourierFault(f"it answers after {took * 1000:.0f} ms")
+        await self._read(call, *self._post(call))
 
     def _keep(self) -> None:
         """Renew what runs here, or restore it where Redis has lost it."""
