@@ -170,6 +170,7 @@ async def _acquire(
     keyring = Keyring(registry.catalog, settings.pepper, registry.transaction)
     await asyncio.to_thread(_check_keys, settings, keyring)
     authentication = _authentication(settings, registry)
+    limiter = _limiter(settings)
 
     engine = await asyncio.to_thread(in_passing_thread, _prepare, settings, model)
     model = engine.model
@@ -195,7 +196,6 @@ async def _acquire(
     for pinned in await asyncio.to_thread(registry.pinned):
         tiers.pin(PrefixKey(pinned.owner, pinned.digest))
     _keep_house(settings, registry, authentication, books, stack)
-    limiter = _limiter(settings)
     stack.push_async_callback(limiter.close)
     await limiter.start()
     return Services(

@@ -5,7 +5,9 @@ Nothing heavy is imported here, so that `polyprefix --help` answers at once.
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
@@ -58,4 +60,8 @@ def _common(
 
 def main() -> None:
     """The console script `polyprefix`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # what a terminal's encoding lacks is spelled out instead of ending the command
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.configuration import read_settings
+from app.cli.configuration import check_folder, read_settings
 
 if TYPE_CHECKING:
     from app.registry.catalog import Catalog
@@ -56,7 +56,7 @@ def catalog_settings(data_dir: Path | None, database_url: str | None) -> Setting
     """The settings that say where the catalog is; its folder is made if it is missing."""
     settings = read_settings({"data_dir": data_dir, "database_url": database_url})
     if settings.database_url is None:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        check_folder(settings.data_dir, "--data-dir")
     return settings
 
 

@@ -42,11 +42,17 @@ class Client:
     def __init__(
         self, server: str, key: str | None = None, *, transport: httpx.BaseTransport | None = None
     ) -> None:
+        if key and not (key.isascii() and key.isprintable()):
+            # the library's own error would repeat the key
+            raise ServerError("the API key holds a character that no key has", code="invalid_key")
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._server = server
-        self._http = httpx.Client(
-            base_url=server, headers=headers, timeout=TIMEOUT, transport=transport
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=server, headers=headers, timeout=TIMEOUT, transport=transport
+            )
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ServerError(f"--server: {server!r} is no URL: {error}") from error
 
     def __enter__(self) -> Client:
         return self
@@ -154,7 +160,7 @@ class Client:
                 f"no server answers at {self._server} ({error}). Start one with"
                 " `polyprefix serve`, or name another with --server."
             ) from error
-        except httpx.HTTPError as error:
+        except (httpx.InvalidURL, httpx.HTTPError) as error:
             raise ServerError(
                 f"the connection to {self._server} broke: {error or type(error).__name__}"
             ) from error

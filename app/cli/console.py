@@ -6,7 +6,10 @@ Knows the terminal; knows nothing of servers, models or prefixes.
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -26,10 +29,36 @@ class Commands(TyperGroup):
         """Run the command that was named."""
         try:
             return super().invoke(ctx)
-        except PolyprefixError as error:
-            print_error(error.message)
+        except Exception as error:
+            words = _in_words(error)
+            if words is None:
+                raise
+            print_error(words)
             raise typer.Exit(1) from error
 
+
+def _in_words(error: Exception) -> str | None:
+    """What failed, where and why, in one sentence; None for what is no user's or machine's fault.
+
+    Also None for a broken pipe: who reads our output has seen enough, and the library knows.
+    """
+    if isinstance(error, PolyprefixError):
+        return error.message
+    if isinstance(error, MemoryError):
+        return "there is not enough memory for this"
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        places = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        reason = error.strerror or str(error) or type(error).__name__
+        return ": ".join((*places[:1], reason))
+    # by its name, as the import takes longer than most commands
+    if not any(kind.__module__ == "sqlalchemy.exc" for kind in type(error).__mro__):
+        return None
+    # its text repeats statements and their values, which may be secrets
+    cause = (str(error.__cause__ or type(error).__name__).splitlines() or [""])[0]
+    return f"the catalog's database does not do what is asked of it: {cause}"
+
+
+PROGRAM = "polyprefix"
 
 PIPE_COLUMNS = 200
 """Width of tables that nobody's terminal limits."""
@@ -54,6 +83,22 @@ def print_json(value: Any) -> None:
 def print_error(message: str) -> None:
     """An error in words; nothing in it is taken for markup or a control code."""
     stderr().print(Text.assemble(("error: ", "bold red"), printable(message)), soft_wrap=True)
+
+
+def print_warning(message: str) -> None:
+    """What a command has noticed and goes on after."""
+    stderr().print(Text.assemble(("warning: ", "bold yellow"), printable(message)), soft_wrap=True)
+
+
+def this_program() -> str:
+    """How the command line is typed from here: `polyprefix` where the shell finds that."""
+    typed = Path(sys.argv[0])
+    if typed.name != PROGRAM or shutil.which(PROGRAM) is not None:
+        return PROGRAM
+    try:
+        return str(typed.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(typed)
 
 
 def printable(text: str) -> str:

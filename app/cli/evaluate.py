@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from app.cli.base import base_model
+from app.cli.configuration import check_output
 from app.cli.console import print_json, stderr, stdout
 from app.errors import PrefixNotFound
 
@@ -31,7 +32,7 @@ Model = Annotated[
 Data = Annotated[
     Path,
     typer.Option(
-        help='JSON lines with `"input"` and `"targets"` (all references).',
+        help='JSON lines with `"input"` and `"target"`, or `"targets"` (all references).',
         exists=True,
         dir_okay=False,
         readable=True,
@@ -84,6 +85,7 @@ def evaluate(
     from app.training import evaluation
     from app.training.data import read_examples
 
+    check_output(texts, "--texts")
     alone = {"max_tokens": max_tokens, **parse_decoding(decoding)}
     examples = read_examples(data)[: limit or None]
     frozen = load_model(base_model(model), device=device, dtype="float32")
@@ -130,7 +132,10 @@ def _prefix(name: str, store: Path | None, model: FrozenModel) -> Prefix:
             raise PrefixNotFound(f"the store {store} has no prefix '{name}'")
         path = store / "shipped" / f"{versions.versions[-1].digest}.safetensors"
     limit = model.spec.context_limit
-    return decode(path, model.spec, model.dtype, max_length=limit).to(model.device, model.dtype)
+    # a link that the user names is the user's own
+    return decode(path.resolve(), model.spec, model.dtype, max_length=limit).to(
+        model.device, model.dtype
+    )
 
 
 def _write_texts(path: Path, inputs: list[str], said: dict[str, tuple[str, ...]]) -> None:

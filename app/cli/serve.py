@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,8 +17,9 @@ from rich.table import Table
 from rich.text import Text
 
 from app.cli.base import base_model
-from app.cli.configuration import read_settings
+from app.cli.configuration import check_folder, read_settings
 from app.cli.console import printable, stdout
+from app.model.source import check_source
 
 if TYPE_CHECKING:
     from app.api.services import Services
@@ -108,7 +110,20 @@ def serve(
     given = {name: value for name, value in locals().items() if value is not None}
     if model is not None:
         given["model"] = base_model(model)
-    _run(read_settings(given))
+    settings = read_settings(given)
+    _check_places(settings)
+    _run(settings)
+
+
+def _check_places(settings: Settings) -> None:
+    """Refuse folders and a model that cannot be used, before anything is loaded."""
+    from app.registry.location import parse_location
+
+    check_folder(settings.data_dir, "--data-dir")
+    store = parse_location(settings.store)
+    if isinstance(store, Path):
+        check_folder(store, "--store", written=False)
+    check_source(settings.model)
 
 
 def _run(settings: Settings) -> None:
@@ -135,7 +150,8 @@ def _run(settings: Settings) -> None:
         settings.max_connections, settings.max_connections_per_address, settings.trusted_proxies
     )
     config = configuration(app, settings.trusted_proxies, connections=connections)
-    Server(config, lifespan=lifespan, ready=greet, drain=drain_and_stop).run([door])
+    with door:  # closed also if the start fails
+        Server(config, lifespan=lifespan, ready=greet, drain=drain_and_stop).run([door])
 
 
 def _url(host: str, port: int) -> str:

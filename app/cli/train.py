@@ -5,6 +5,7 @@ Knows the terminal and the order of the work; what is done is done in `app.train
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +15,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.cli.base import base_model
-from app.cli.console import human_bytes, stderr, stdout
+from app.cli.configuration import check_folder, check_output
+from app.cli.console import human_bytes, plain, print_warning, stderr, stdout, this_program
 
 if TYPE_CHECKING:
     from app.prefix.prefix import Prefix
@@ -40,7 +42,8 @@ Model = Annotated[
     ),
 ]
 Data = Annotated[
-    Path, _file('Training data: JSON lines with `"input"` and `"target"` (or `"targets"`).')
+    Path,
+    _file('Training data: JSON lines with `"input"` and `"target"` (or `"targets"`, a list).'),
 ]
 Valid = Annotated[
     Path | None, _file("Held-out data in the same form: picks the best state and gives scores.")
@@ -48,7 +51,9 @@ Valid = Annotated[
 Name = Annotated[str, typer.Option(help="Name of the prefix, as requests will say it.")]
 Store = Annotated[
     Path | None,
-    typer.Option(help="Store to put the prefix into; a server that starts on it serves it."),
+    typer.Option(
+        help="Store to put the prefix into; a server that starts on it serves it, to all tenants."
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -59,13 +64,31 @@ Out = Annotated[
 Length = Annotated[
     int, typer.Option(help="Positions of the prefix: 5 to 40 for data-to-text, 100 for summaries.")
 ]
-Epochs = Annotated[int, typer.Option(help="Passes over the data.")]
-Steps = Annotated[int, typer.Option(help="Optimiser steps, in the place of epochs (0: epochs).")]
-BatchSize = Annotated[int, typer.Option(help="Sentences per step.")]
-Rate = Annotated[
-    float, typer.Option(help="Peak learning rate: 5e-5 suits GPT-2 medium, 3e-3 the demo model.")
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        help="Passes over the data: 10 if not given, but 200 steps at least for a base model of up"
+        " to 250 million parameters, and 400 at most for one of up to 50 million."
+    ),
 ]
-Warmup = Annotated[int, typer.Option(help="Steps over which the learning rate rises.")]
+Steps = Annotated[int, typer.Option(help="Optimiser steps, in the place of epochs (0: epochs).")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(help="Sentences per step: 8 if not given, 5 above 250 million parameters."),
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(
+        help="Peak learning rate. If not given, by the base model's parameters: 3e-3 up to 50"
+        " million, 4e-4 up to 250 million, else 5e-5 (what the authors took for GPT-2 medium)."
+    ),
+]
+Warmup = Annotated[
+    int | None,
+    typer.Option(
+        help="Steps over which the learning rate rises: 30 if not given, none above 250 million."
+    ),
+]
 Words = Annotated[
     str | None,
     typer.Option(help="Start from the keys and values of these words; good with little data."),
@@ -133,11 +156,11 @@ def train(
     store: Store = None,
     out: Out = None,
     length: Length = 10,
-    epochs: Epochs = 10,
+    epochs: Epochs = None,
     steps: Steps = 0,
-    batch_size: BatchSize = 5,
-    lr: Rate = 5e-5,
-    warmup: Warmup = 0,
+    batch_size: BatchSize = None,
+    lr: Rate = None,
+    warmup: Warmup = None,
     words: Words = None,
     hidden: Hidden = None,
     modules: Modules = None,
@@ -158,12 +181,12 @@ def train(
 ) -> None:
     """Train a prefix: a few key/value vectors per layer, while the base model stays frozen.
 
-    A line of the data looks like `{"input": "name : Aromi", "target": "It is called Aromi."}`.
-    Interrupt at any time: the same command goes on where it stopped. The result lands in `--out`
-    (to upload it), in `--store` (served from the next start on), or in both.
+    A line of the data looks like `{"input": "name : Aromi", "target": "It is called Aromi."}`
+    (`"output"` means the same as `"target"`). Interrupt at any time: the same command goes on from
+    the last checkpoint, which is removed when the run has ended. The result lands in `--out` (to
+    upload it), in `--store` (served from the next start on), or in both.
 
-    Example: `polyprefix train --data train.jsonl --valid valid.jsonl --name shop --length 20
-    --lr 3e-3 --batch-size 16`
+    Example: `polyprefix train --data train.jsonl --valid valid.jsonl --name shop --length 20`
     """
     from app.prefix.metadata import parse_decoding
     from app.training.session import Job, Session
@@ -172,11 +195,18 @@ def train(
     recipe = _recipe(locals())
     _check_names(name, alias)
     base, place = base_model(model), checkpoint or Path(f"{name}.checkpoint")
+    if store is None and out is None:
+        out = Path(f"{name}.safetensors")
+    _check_places(store, out, place)
     limits = {"max_tokens": max_tokens, **parse_decoding(decoding)}
     job = Job(base, data, recipe, place, valid, template, limits, device, checkpoint_every, note)
     session = Session(job)
     _train(session, fresh=not resume)
     _publish(_finish(session), name, store=store, out=out, alias=alias)
+    session.trainer.discard_checkpoint()
+    evaluated = ["--model", model] if model is not None else []
+    for line in _next(name, valid or data, evaluated, store=store, out=out, alias=alias):
+        stdout().print(f"next: {plain(line)}", soft_wrap=True)
 
 
 def _recipe(options: Mapping[str, Any]) -> Recipe:
@@ -203,6 +233,13 @@ def _check_names(name: str, alias: str | None) -> None:
     check_name(name)
     if alias is not None:
         check_alias(alias)
+
+
+def _check_places(store: Path | None, out: Path | None, checkpoint: Path) -> None:
+    check_output(out, "--out")
+    check_output(checkpoint, "--checkpoint")
+    if store is not None:
+        check_folder(store, "--store")
 
 
 def _train(session: Session, *, fresh: bool) -> None:
@@ -237,6 +274,15 @@ def _finish(session: Session) -> Prefix:
     scores: dict[str, Any] = {}
     if session.trainer.best_loss is not None:
         scores["validation_loss"] = round(session.trainer.best_loss, 4)
+    progress = session.trainer.progress()
+    on = "held-out" if session.validation else "training"
+    unit = "a token" if session.model.encoder_decoder is not None else "a target"
+    stdout().print(
+        f"loss {unit} on {progress.pairs} {on} pairs: first {progress.first:.2f}, last"
+        f" {progress.last:.2f}, base model alone {progress.base:.2f}"
+    )
+    faults = [progress.fault] if progress.fault else []
+    scores["loss"] = {"first": progress.first, "last": progress.last, "base": progress.base}
     with stderr().status("decoding the held-out inputs"):
         measured = session.score()
     if measured is not None:
@@ -247,6 +293,18 @@ def _finish(session: Session) -> Prefix:
         scores["rouge_of_base_alone"] = base.rouge.rounded()
         stdout().print(f"BLEU on held-out inputs: base {base.bleu:.1f}, prefix {tuned.bleu:.1f}")
         stdout().print(f"ROUGE-1, -2, -L: base {_shown(base.rouge)}, prefix {_shown(tuned.rouge)}")
+        if not tuned.bleu > base.bleu:
+            faults.append(
+                f"held-out inputs are answered no better than by the base model alone"
+                f" (BLEU {tuned.bleu:.1f}, alone {base.bleu:.1f})"
+            )
+    if faults:
+        recipe = session.recipe
+        print_warning(
+            f"this prefix has not learned its task: {'; '.join(faults)}. Look at the data, or try"
+            f" another learning rate than {recipe.lr:g} (--lr) or more than"
+            f" {session.trainer.total} steps (--steps)"
+        )
     return session.prefix(scores)
 
 
@@ -259,8 +317,6 @@ def _publish(
 ) -> None:
     from app.training.publish import add_to_store, write_prefix
 
-    if store is None and out is None:
-        out = Path(f"{name}.safetensors")
     if out is not None:
         write_prefix(prefix, out)
         stdout().print(f"wrote {out}")
@@ -270,3 +326,24 @@ def _publish(
         f"{name}@{prefix.digest[:12]}  length {prefix.length}, {human_bytes(prefix.nbytes)}"
         + (f", in {store}" if store is not None else "")
     )
+
+
+def _next(
+    name: str,
+    data: Path,
+    model: list[str],
+    *,
+    store: Path | None,
+    out: Path | None,
+    alias: str | None,
+) -> list[str]:
+    """The commands that a user may want to type now."""
+    program = this_program()
+    scored = ["--prefix", str(out)] if out else ["--store", str(store), "--prefix", name]
+    lines = [[program, "evaluate", *model, "--data", str(data), *scored]]
+    if out is not None:
+        pointed = ["--alias", alias] if alias else []
+        lines.append([program, "prefix", "push", str(out), "--name", name, *pointed])
+    if store is not None:
+        lines.append([program, "serve", *model, "--store", str(store)])
+    return [shlex.join(line) for line in lines]

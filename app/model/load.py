@@ -30,6 +30,7 @@ from app.model.frozen import FrozenModel
 from app.model.generation_defaults import check_padding, end_token_ids, generation_defaults
 from app.model.packed import pack_linear_layers
 from app.model.reference import reference_runs
+from app.model.source import check_source
 from app.model.text import Text, TokenizerFacts
 from app.prefix.spec import BaseModelSpec, ModuleShape
 
@@ -51,6 +52,7 @@ def load_model(
     reordered for inference (no gradients flow through them): training loads without.
     Raises UnsupportedModel when the model needs something that the engine does not do.
     """
+    check_source(name_or_path)
     register_attention()
     where = resolve_device(device)
     config = _load_config(name_or_path)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.errors import PolyprefixError
 from app.registry.faults import storage_faults
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,9 +25,13 @@ class Root:
 
     def __init__(self, path: Path) -> None:
         """Creates the folder (0700) if it is missing; what is there keeps its permissions."""
-        with storage_faults(f"creating the folder {path}"):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.path = path.resolve(strict=True)
+        doing = f"creating the folder {path}"
+        try:
+            with storage_faults(doing):
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.path = path.resolve(strict=True)
+        except FileNotFoundError as fault:
+            raise PolyprefixError(f"{doing} failed: no folder can be made there") from fault
 
     def make(self, name: str) -> None:
         """Makes a folder (0700) unless it is there, durably."""

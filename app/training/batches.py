@@ -77,6 +77,11 @@ class Batches:
         return batches
 
 
+def sample(pairs: Sequence[TokenPair], size: int, seed: int) -> list[TokenPair]:
+    """`size` of the pairs drawn at random, or all of them; the same ones for the same seed."""
+    return random.Random(f"{seed}:sample").sample(list(pairs), min(size, len(pairs)))
+
+
 def collate(pairs: Sequence[TokenPair], device: torch.device | None = None) -> Batch:
     """Pad pairs to one rectangle; the last token of a row is never an input."""
     width = max(len(pair) for pair in pairs) - 1

@@ -5,6 +5,7 @@ No pickle anywhere. Knows nothing about what the tensors mean.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from app.errors import InvalidRequest
+from app.errors import InsufficientStorage, InvalidRequest
 
 _STATE_KEY = "state"
 
@@ -32,14 +33,23 @@ class Checkpoint:
 def save_checkpoint(
     path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Write both, so that a reader finds the old checkpoint or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write both, so that a reader finds the old checkpoint or the new one, never a part.
+
+    InsufficientStorage if that fails; then the old one is still there.
+    """
     staged = path.with_name(path.name + ".tmp")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, staged, metadata={_STATE_KEY: json.dumps(state, allow_nan=False)})
-    with staged.open("rb") as file:
-        os.fsync(file.fileno())
-    staged.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(plain, staged, metadata={_STATE_KEY: json.dumps(state, allow_nan=False)})
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())
+        staged.replace(path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            staged.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or error
+        raise InsufficientStorage(f"{path}: the checkpoint cannot be written: {reason}") from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""Training data: JSON lines with `input` and `target` or `targets`, checked line by line.
+"""Training and evaluation data: JSON lines with `input` and `target`, checked line by line.
 
 Knows nothing about tensors or optimisers; token ids come from the model's `Text`.
 """
@@ -6,7 +6,6 @@ Knows nothing about tensors or optimisers; token ids come from the model's `Text
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +14,15 @@ from typing import Any
 
 from app.errors import InvalidRequest
 from app.model.text import INPUT_PLACEHOLDER, Text
+from app.prefix.strict_json import parse_object
 
 _SPACED = " {input} "
 """How Li & Liang (2021) present an input to GPT-2, and a target; `<|endoftext|>` follows both."""
 _PROBE = "a"
+
+_TARGETS = ("target", "targets", "output", "outputs")
+"""What targets are called: the first two, and the same two in the words of `/evaluate`."""
+_BOM = b"\xef\xbb\xbf"
 
 MAX_LINES = 1_000_000
 MAX_LINE_BYTES = 1 << 20
@@ -189,6 +193,8 @@ def _examples(path: Path) -> Iterator[Example]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(_bounded_lines(file, path), start=1):
+                if number == 1:
+                    line = line.removeprefix(_BOM)
                 if line.strip():
                     yield _example(line, number, path)
     except OSError as error:
@@ -210,11 +216,13 @@ def _bounded_lines(file: Any, path: Path) -> Iterator[bytes]:
 def _example(line: bytes, number: int, path: Path) -> Example:
     where = f"{path}:{number}"
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"{where}: not a line of JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise InvalidRequest(f"{where}: expected an object with `input` and `target`")
+        record = parse_object(line.decode("utf-8"), floats=True)
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"{where}: not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8"
+        ) from error
+    except ValueError as error:
+        raise InvalidRequest(f"{where}: the line {error}") from error
     source = record.get("input")
     if not isinstance(source, str) or not source.strip():
         raise InvalidRequest(f"{where}: `input` must be a text that is not empty")
@@ -222,11 +230,16 @@ def _example(line: bytes, number: int, path: Path) -> Example:
 
 
 def _targets(record: dict[str, Any], where: str) -> tuple[str, ...]:
-    if ("target" in record) == ("targets" in record):
-        raise InvalidRequest(f"{where}: give either `target` or `targets`")
-    targets = record["targets"] if "targets" in record else [record["target"]]
+    given = [name for name in _TARGETS if name in record]
+    if len(given) != 1:
+        found = f", not both `{given[0]}` and `{given[1]}`" if given else ""
+        raise InvalidRequest(
+            f"{where}: give `target` (a text; `output` is the same) or `targets` (a list){found}"
+        )
+    (name,) = given
+    targets = record[name] if name.endswith("s") else [record[name]]
     if not isinstance(targets, list) or not 0 < len(targets) <= MAX_TARGETS:
-        raise InvalidRequest(f"{where}: `targets` must be a list of 1 to {MAX_TARGETS} texts")
+        raise InvalidRequest(f"{where}: `{name}` must be a list of 1 to {MAX_TARGETS} texts")
     if not all(isinstance(target, str) and target.strip() for target in targets):
-        raise InvalidRequest(f"{where}: every target must be a text that is not empty")
+        raise InvalidRequest(f"{where}: `{name}`: every target must be a text that is not empty")
     return tuple(target.strip() for target in targets)

@@ -30,12 +30,16 @@ class Loss:
 def loss_of(
     model: FrozenModel, prefix: Mapping[str, KeyValues], pairs: Sequence[TokenPair]
 ) -> Loss:
-    """The loss of `pairs` after `prefix` (module → keys and values), with gradients into it."""
+    """The loss of `pairs` after `prefix` (module → keys and values; none: the base model alone).
+
+    Gradients flow into the prefix.
+    """
     if model.start_tokens is not None:
         return _answer_loss(model, prefix, pairs, model.start_tokens.start)
     batch = collate(pairs, model.device)
-    offset = position_offset(model, prefix["decoder"].length)
-    logits = dense_logits(model, batch.input_ids, prefix["decoder"], position_offset=offset)
+    decoder = prefix.get("decoder")
+    offset = position_offset(model, decoder.length) if decoder is not None else 0
+    logits = dense_logits(model, batch.input_ids, decoder, position_offset=offset)
     return Loss(summed_loss(logits, batch.labels), len(pairs))
 
 

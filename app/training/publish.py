@@ -30,11 +30,17 @@ def as_prefix(
     decoding: Mapping[str, Any],
     provenance: Mapping[str, Any],
 ) -> Prefix:
-    """A prefix for `model` alone, in half precision; `trained` maps modules to keys and values."""
+    """A prefix for `model` alone; `trained` maps modules to keys and values.
+
+    In half precision, or in single where a value is too large for that.
+    """
+    parts = [part for made in trained.values() for part in (made.keys, made.values)]
+    fits = all(bool(torch.isfinite(part.to(_FILE_DTYPE)).all()) for part in parts)
+    dtype = _FILE_DTYPE if fits else torch.float32
     modules = {
         name: KeyValues(
-            made.keys.detach().cpu().to(_FILE_DTYPE).contiguous(),
-            made.values.detach().cpu().to(_FILE_DTYPE).contiguous(),
+            made.keys.detach().cpu().to(dtype).contiguous(),
+            made.values.detach().cpu().to(dtype).contiguous(),
         )
         for name, made in trained.items()
     }
@@ -50,9 +56,21 @@ def as_prefix(
 
 
 def write_prefix(prefix: Prefix, path: Path) -> None:
-    """Write the prefix as one file in the format `polyprefix/1`."""
+    """Write the prefix as one file in the format `polyprefix/1`, whole or not at all.
+
+    OSError if that fails.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encode(prefix))
+    data = encode(prefix)
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)  # a device or a pipe is not replaced
+        return
+    staged = path.with_name(path.name + ".tmp")
+    try:
+        staged.write_bytes(data)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
 
 
 def describe(prefix: Prefix) -> VersionInfo:

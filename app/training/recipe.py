@@ -1,6 +1,6 @@
 """How a prefix is trained: every number that decides the outcome, besides data and base model.
 
-Knows nothing about tensors, files or models.
+What is not given is chosen by the base model's family and size.
 """
 
 from __future__ import annotations
@@ -18,21 +18,47 @@ HIDDEN = 512
 """The authors' width of the reparameterisation for table-to-text on GPT-2."""
 HIDDEN_WITH_ENCODER = 800
 """And for summaries on BART."""
+EPOCHS = 10
+"""Passes over the data, as the authors trained table-to-text."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast base models of up to `parameters` learn: rate, batch, and how many steps are enough.
+
+    The steps of `EPOCHS` are raised to `min_steps` and cut to `max_steps` (0: neither).
+    """
+
+    parameters: float
+    lr: float
+    batch_size: int
+    warmup_steps: int
+    min_steps: int = 0
+    max_steps: int = 0
+
+
+PACES = (
+    Pace(50e6, lr=3e-3, batch_size=8, warmup_steps=30, min_steps=200, max_steps=400),
+    Pace(250e6, lr=4e-4, batch_size=8, warmup_steps=30, min_steps=200),
+    Pace(math.inf, lr=5e-5, batch_size=5, warmup_steps=0),
+)
+"""By size, the smallest first. The first is measured on the demo GPT-2 and BART, the last is the
+authors' for GPT-2 medium and large and for BART large; the one between lies between them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of one training run; the defaults are the authors' for GPT-2 medium.
+    """Settings of one training run.
 
     `length` is the number of prefix positions, in each of `modules` (none: all that the model
     has); `hidden` the width of the reparameterisations. `model_dropout` says whether the frozen
-    model drops activations out while a prefix learns. `hidden` and `model_dropout` are None until
-    `for_modules` fills in what the authors did for the model's family. `max_source` is the number
-    of tokens that an encoder is given (0: as many as it takes); the rest of a source is cut off.
-    `max_steps` 0 means all the steps of `epochs`. The learning rate rises over `warmup_steps` and
-    then falls linearly to 0. `initial_words` starts the prefix from the keys and values of a text.
-    `keep` is "best" (lowest validation loss) or "last". `validate_every` is in steps (0: once an
-    epoch).
+    model drops activations out while a prefix learns. What is None is filled in by `for_model`:
+    `hidden` and `model_dropout` as the authors did for the model's family, `lr`, `batch_size`,
+    `warmup_steps` and the number of steps by its size. `max_source` is the number of tokens that
+    an encoder is given (0: as many as it takes); the rest of a source is cut off. `max_steps` 0
+    means all the steps of `epochs`. The learning rate rises over `warmup_steps` and then falls
+    linearly to 0. `initial_words` starts the prefix from the keys and values of a text. `keep` is
+    "best" (lowest validation loss) or "last". `validate_every` is in steps (0: once an epoch).
     """
 
     length: int = 10
@@ -40,11 +66,11 @@ class Recipe:
     hidden: int | None = None
     model_dropout: bool | None = None
     max_source: int = 0
-    epochs: int = 10
+    epochs: int | None = None
     max_steps: int = 0
-    batch_size: int = 5
-    lr: float = 5e-5
-    warmup_steps: int = 0
+    batch_size: int | None = None
+    lr: float | None = None
+    warmup_steps: int | None = None
     clip_norm: float = 1.0
     initial_words: str | None = None
     keep: str = "best"
@@ -54,8 +80,7 @@ class Recipe:
     def check(self) -> None:
         """InvalidRequest names the first setting that is out of bounds."""
         _between("length", self.length, 1, MAX_LENGTH)
-        if self.hidden is not None:
-            _between("hidden", self.hidden, 1, 65_536)
+        _between("hidden", self.hidden, 1, 65_536)
         _between("max_source", self.max_source, 0, 1 << 20)
         _between("epochs", self.epochs, 1, 100_000)
         _between("max_steps", self.max_steps, 0, 100_000_000)
@@ -65,17 +90,32 @@ class Recipe:
         _between("seed", self.seed, 0, 2**63 - 1)
         for name in ("lr", "clip_norm"):
             value = getattr(self, name)
-            if not math.isfinite(value) or value <= 0:
+            if value is not None and (not math.isfinite(value) or value <= 0):
                 raise InvalidRequest(f"{name} must be a positive number, not {value}")
         if self.keep not in ("best", "last"):
             raise InvalidRequest(f"keep must be `best` or `last`, not {self.keep!r}")
 
-    def for_modules(self, available: Collection[str]) -> Recipe:
-        """The recipe for a model with these modules, nothing left open.
+    def for_model(self, available: Collection[str], parameters: int, num_pairs: int) -> Recipe:
+        """The recipe for a model with these modules and parameters, nothing left open.
 
         As the authors ran it: BART with a prefix in each of its attentions, 800 hidden and its own
-        dropout on, GPT-2 with 512 and without. InvalidRequest for what such a model does not have.
+        dropout on, GPT-2 with 512 and without. Rate, batch and steps are those of `PACES`.
+        InvalidRequest for what such a model does not have.
         """
+        pace = next(pace for pace in PACES if parameters <= pace.parameters)
+        paced = replace(
+            self,
+            batch_size=self.batch_size or pace.batch_size,
+            lr=self.lr or pace.lr,
+            warmup_steps=pace.warmup_steps if self.warmup_steps is None else self.warmup_steps,
+        )
+        if self.epochs is None and not self.max_steps:
+            steps = max(pace.min_steps, paced.total_steps(num_pairs))
+            paced = replace(paced, max_steps=min(steps, pace.max_steps or steps))
+        return paced.for_modules(available)
+
+    def for_modules(self, available: Collection[str]) -> Recipe:
+        """The recipe for a model with these modules; rate, batch and steps stay as they are."""
         with_encoder = "encoder" in available
         modules = self.modules or tuple(available)
         for name in modules:
@@ -101,23 +141,24 @@ class Recipe:
 
     def total_steps(self, num_pairs: int) -> int:
         """Optimiser steps of the whole run on `num_pairs` pairs."""
-        return self.max_steps or self.epochs * self.steps_per_epoch(num_pairs)
+        return self.max_steps or (self.epochs or EPOCHS) * self.steps_per_epoch(num_pairs)
 
     def steps_per_epoch(self, num_pairs: int) -> int:
         """Batches in one pass over the data; the last may be smaller."""
-        return math.ceil(num_pairs / self.batch_size)
+        return math.ceil(num_pairs / (self.batch_size or 1))
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of step `step`, counted from 0."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        return self.lr * max(0.0, (total - step) / max(1, total - self.warmup_steps))
+        peak, warmup = self.lr or 0.0, self.warmup_steps or 0
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        return peak * max(0.0, (total - step) / max(1, total - warmup))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as JSON has them, for checkpoints and provenance."""
         return {**asdict(self), "modules": list(self.modules)}
 
 
-def _between(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
+def _between(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
         raise InvalidRequest(f"{name} must be between {low} and {high}, not {value}")

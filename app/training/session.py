@@ -57,16 +57,15 @@ class Session:
     """A job at work: `train`, then `prefix`; `score` in between when it is to be scored."""
 
     def __init__(self, job: Job) -> None:
-        """Load the model and read the data. InvalidRequest says what is wrong with them."""
+        """Read the data and load the model. InvalidRequest says what is wrong with them."""
         job.recipe.check()
         self._job = job
+        self.examples = read_examples(job.data)
+        self.validation = read_examples(job.valid) if job.valid is not None else []
         self.model = load_model(job.model, device=job.device, dtype="float32", packed=False)
-        self.recipe = job.recipe.for_modules(self.model.spec.modules)
         has_encoder = self.model.encoder_decoder is not None
         self.template = job.template or default_template(self.model.text, has_encoder=has_encoder)
         _warn_of_specials(self.model.text, self.template)
-        self.examples = read_examples(job.data)
-        self.validation = read_examples(job.valid) if job.valid is not None else []
         self.pairs = self._pairs(self.examples, job.data)
         valid_pairs = self._pairs(self.validation, job.valid) if job.valid is not None else []
         self._digests = {
@@ -76,15 +75,20 @@ class Session:
         self.trainer = Trainer(
             self.model,
             self.pairs,
-            self.recipe,
+            job.recipe,
             validation=valid_pairs,
             checkpoint=job.checkpoint,
             checkpoint_every=job.checkpoint_every,
             identity=f"{self._digests['data']}:{self._digests['valid']}:{self.template}",
         )
 
+    @property
+    def recipe(self) -> Recipe:
+        """The job's recipe, with what it leaves open chosen for the model."""
+        return self.trainer.recipe
+
     def train(self, report: Callable[[Report], None]) -> None:
-        """Train to the end; the checkpoint is left behind."""
+        """Train to the end; the checkpoint is left behind, for the caller to discard."""
         self.trainer.initialise()
         self.trainer.run(report)
 
@@ -116,7 +120,7 @@ class Session:
 
     def _pairs(self, examples: list[Example], source: Path | None) -> list[TokenPair]:
         spec, start = self.model.spec, self.model.start_tokens
-        offset = position_offset(self.model, self.recipe.length)
+        offset = position_offset(self.model, self._job.recipe.length)
         room = spec.context_limit - offset
         if room < 2:
             raise InvalidRequest(
@@ -130,7 +134,7 @@ class Session:
             examples,
             text,
             template,
-            source_room=min(self.recipe.max_source or spec.source_limit, spec.source_limit),
+            source_room=min(self._job.recipe.max_source or spec.source_limit, spec.source_limit),
             target_room=room,
             first=start.forced_first,
             source=str(source),

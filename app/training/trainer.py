@@ -18,7 +18,7 @@ import torch
 from app.errors import InvalidRequest
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues
-from app.training.batches import Batches
+from app.training.batches import Batches, sample
 from app.training.checkpoint import (
     Checkpoint,
     load_checkpoint,
@@ -32,6 +32,10 @@ from app.training.recipe import HIDDEN, Recipe
 from app.training.reparameterisation import Reparameterisations, fit_to, words_as_prefix
 
 _VALIDATION_ROWS = 32
+_SAMPLED = 64
+"""Pairs on which a run's progress is measured."""
+_LEARNED = 0.98
+"""A run has learned something if its last loss is less than this share of the first."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,30 @@ class _Standing:
     step: int = 0
     best_loss: float | None = None
     best_step: int = 0
+    first_loss: float | None = None
+    base_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a run has achieved, as losses on the same `pairs` pairs (see `Trainer.progress`).
+
+    `base` is the base model's without a prefix, `first` that of the prefix before its first step.
+    """
+
+    base: float
+    first: float
+    last: float
+    pairs: int
+
+    @property
+    def fault(self) -> str | None:
+        """Why the run has to count as failed, None if it has not."""
+        if not self.last < _LEARNED * self.first:
+            return f"the loss did not fall ({self.first:.2f} at first, {self.last:.2f} at last)"
+        if not self.last < self.base:
+            return f"the base model alone has a lower loss ({self.base:.2f}, not {self.last:.2f})"
+        return None
 
 
 class Trainer:
@@ -77,18 +105,24 @@ class Trainer:
         if not pairs:
             raise InvalidRequest("there is nothing to train on")
         self.model = model
-        self.recipe = recipe = recipe.for_modules(model.spec.modules)
+        size = sum(weight.numel() for weight in model.hf.parameters())
+        self.recipe = recipe = recipe.for_model(model.spec.modules, size, len(pairs))
         self._validation = validation
         self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
         self._identity = f"{model.spec.fingerprint}:{identity}"
-        self._batches = Batches(pairs, recipe.batch_size, recipe.seed)
+        self._sample = sample(validation or pairs, _SAMPLED, recipe.seed)
+        self._batches = Batches(pairs, recipe.batch_size or 1, recipe.seed)
         self.total = recipe.total_steps(len(pairs))
         self._validate_every = recipe.validate_every or recipe.steps_per_epoch(len(pairs))
         self._standing = _Standing()
         self._best: Mapping[str, KeyValues] | None = None
         self.parameters = self._new_parameters()
         self._optimizer = torch.optim.AdamW(
-            self.parameters.parameters(), recipe.lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0
+            self.parameters.parameters(),
+            recipe.lr or 0.0,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            weight_decay=0.0,
         )
 
     @property
@@ -110,8 +144,16 @@ class Trainer:
         return fit_to(self.parameters["decoder"], goal)
 
     def run(self, report: Callable[[Report], None], *, until: int | None = None) -> None:
-        """Train to the end, or to step `until`."""
+        """Train to the end, or to step `until`.
+
+        InvalidRequest names the step at which a loss, a gradient or the prefix is no number any
+        more; nothing of that step is kept or written.
+        """
         last = min(self.total, until if until is not None else self.total)
+        if self._standing.first_loss is None:
+            self._standing.base_loss = self._loss_over(self._sample, {})
+            self._standing.first_loss = self._loss_over(self._sample, self.parameters())
+            self._check("loss", self._standing.base_loss + self._standing.first_loss)
         while self.step < last:
             loss, lr = self._step()
             self._standing.step += 1
@@ -121,6 +163,22 @@ class Trainer:
                 self.save()
             report(Report(self.step, self.total, loss, lr, measured))
 
+    def progress(self) -> Progress:
+        """Where the run came from and where it is, on a sample of what is held out, or trained on.
+
+        InvalidRequest if it has not begun.
+        """
+        base, first = self._standing.base_loss, self._standing.first_loss
+        if base is None or first is None:
+            raise InvalidRequest("a run that has not begun has made no progress")
+        last = self._loss_over(self._sample, self.result())
+        return Progress(base, first, last, len(self._sample))
+
+    def discard_checkpoint(self) -> None:
+        """Remove the checkpoint of a run that has ended well."""
+        if self._checkpoint is not None:
+            self._checkpoint.unlink(missing_ok=True)
+
     def result(self) -> Mapping[str, KeyValues]:
         """The prefix by module: the best state where there was validation and `keep` is "best"."""
         if self.recipe.keep == "best" and self._best is not None:
@@ -129,17 +187,13 @@ class Trainer:
 
     def loss_on(self, pairs: Sequence[TokenPair]) -> Loss:
         """The loss of a batch, with gradients into the prefix's parameters."""
-        dtype = self.model.dtype
-        prefix = {
-            name: KeyValues(made.keys.to(dtype), made.values.to(dtype))
-            for name, made in self.parameters().items()
-        }
-        return loss_of(self.model, prefix, pairs)
+        return loss_of(self.model, self._cast(self.parameters()), pairs)
 
     def save(self) -> None:
         """Write the checkpoint, if the run has a place for it."""
         if self._checkpoint is None:
             return
+        self._check_parameters()
         tensors = {f"parameters.{k}": v for k, v in self.parameters.state_dict().items()}
         tensors |= optimizer_tensors(self._optimizer, "optimizer")
         for name, best in (self._best or {}).items():
@@ -163,6 +217,10 @@ class Trainer:
                 " remove it or start afresh"
             )
         own = self.parameters.state_dict()
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in saved.tensors.values()):
+            raise InvalidRequest(
+                f"{self._checkpoint} holds values that are no numbers; remove it or start afresh"
+            )
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(saved.tensors[f"parameters.{name}"])
@@ -212,27 +270,60 @@ class Trainer:
         with self._dropping():
             loss = self.loss_on(self._batches.at(self.step)).mean
             torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.parameters.parameters(), self.recipe.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.parameters(), self.recipe.clip_norm)
         value = loss.item()
-        if not math.isfinite(value):
-            raise InvalidRequest(
-                f"the loss became {value} at step {self.step}; try a lower learning rate"
-            )
+        self._check("loss", value)
+        self._check("gradient", norm.item())
         self._optimizer.step()
         return value, lr
+
+    def _check(self, what: str, value: float) -> None:
+        """InvalidRequest unless the value is a number; nothing has been changed or written yet."""
+        if math.isfinite(value):
+            return
+        kept = self._checkpoint is not None and self._checkpoint.exists()
+        state = f"; {self._checkpoint} has the last good state" if kept else ""
+        raise InvalidRequest(
+            f"the {what} became {value} at step {self.step}{state}. Start afresh with a lower"
+            f" learning rate than {self.recipe.lr}"
+        )
+
+    def _check_parameters(self) -> None:
+        tensors = self.parameters.state_dict().values()
+        finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+        self._check("prefix", 0.0 if finite else math.nan)
+
+    def _cast(self, prefix: Mapping[str, KeyValues]) -> dict[str, KeyValues]:
+        dtype = self.model.dtype
+        return {
+            name: KeyValues(made.keys.to(dtype), made.values.to(dtype))
+            for name, made in prefix.items()
+        }
+
+    @torch.no_grad()
+    def _loss_over(
+        self, pairs: Sequence[TokenPair], prefix: Mapping[str, KeyValues] | None = None
+    ) -> float:
+        """The mean loss of all `pairs`, after `prefix` or else the prefix as it is."""
+        ordered = sorted(pairs, key=len)
+        total, count = 0.0, 0
+        for start in range(0, len(ordered), _VALIDATION_ROWS):
+            rows = ordered[start : start + _VALIDATION_ROWS]
+            if prefix is None:
+                part = self.loss_on(rows)
+            else:
+                part = loss_of(self.model, self._cast(prefix), rows)
+            total += part.mean.item() * part.count
+            count += part.count
+        return total / count
 
     @torch.no_grad()
     def _validate(self) -> float | None:
         """Mean loss of all validation pairs; remembers the prefix if it is the best so far."""
-        pairs = sorted(self._validation, key=len)
-        if not pairs:
+        if not self._validation:
             return None
-        total, count = 0.0, 0
-        for start in range(0, len(pairs), _VALIDATION_ROWS):
-            part = self.loss_on(pairs[start : start + _VALIDATION_ROWS])
-            total += part.mean.item() * part.count
-            count += part.count
-        loss = total / count
+        loss = self._loss_over(self._validation)
+        self._check("validation loss", loss)
         best = self._standing.best_loss
         if best is None or loss < best:
             self._standing.best_loss, self._standing.best_step = loss, self.step

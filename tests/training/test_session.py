@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -17,6 +21,7 @@ from app.prefix.codec import decode
 from app.registry.manifest import read_manifest
 from app.training.recipe import Recipe
 from app.training.session import Job, Session
+from app.training.trainer import Trainer
 
 LINES = [
     {"input": "name : fox | colour : brown", "targets": ["the brown fox", "a fox that is brown"]},
@@ -140,17 +145,95 @@ def test_options_that_cannot_be_are_refused_before_training(
     assert not (tmp_path / "animals.checkpoint").exists()
 
 
-def test_the_same_command_goes_on_and_ends_with_the_same_prefix(
-    tiny_gpt2_folder: Path, data: Path, tmp_path: Path, commands: typer.Typer
+def test_after_an_interruption_the_same_command_goes_on_and_ends_with_the_same_prefix(
+    tiny_gpt2_folder: Path,
+    data: Path,
+    tmp_path: Path,
+    commands: typer.Typer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     digests = []
-    for folder in ("one", "two"):
-        more = ("--store", str(tmp_path / folder))
-        ran = CliRunner().invoke(commands, arguments(tiny_gpt2_folder, data, tmp_path, *more))
-        assert ran.exit_code == 0, ran.output
-        digests.append(read_manifest(tmp_path / folder).prefixes["animals"].versions[0].digest)
+    for folder, ends in (("one", True), ("two", False), ("two", True)):
+        more = ("--store", str(tmp_path / folder), "--checkpoint-every", "10")
+        with monkeypatch.context() as patch:
+            if not ends:
+                patch.setattr(Trainer, "_validate", interrupted_after(20))
+            ran = CliRunner().invoke(commands, arguments(tiny_gpt2_folder, data, tmp_path, *more))
+        assert (ran.exit_code == 0) == ends, ran.output
+        assert (tmp_path / "animals.checkpoint").exists() != ends
+        if ends:
+            shipped = read_manifest(tmp_path / folder).prefixes["animals"]
+            digests.append(shipped.versions[0].digest)
     assert digests[0] == digests[1]
-    assert "goes on from step 30" in ran.stderr
+    assert "goes on from step 20" in ran.stderr
+
+
+def interrupted_after(step: int) -> Callable[[Trainer], float | None]:
+    """Validation that is interrupted once the step's checkpoint is there."""
+    validate = Trainer._validate
+
+    def validating(trainer: Trainer) -> float | None:
+        if trainer.step > step:
+            raise KeyboardInterrupt
+        return validate(trainer)
+
+    return validating
+
+
+def test_a_run_ends_with_its_losses_and_what_to_type_next(
+    tiny_gpt2_folder: Path,
+    data: Path,
+    tmp_path: Path,
+    commands: typer.Typer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    out = tmp_path / "my prefix.safetensors"
+    more = ("--out", str(out), "--alias", "stable")
+    ran = CliRunner().invoke(commands, arguments(tiny_gpt2_folder, data, tmp_path, *more))
+    assert ran.exit_code == 0, ran.output
+    found = re.search(
+        r"on 3 held-out pairs: first ([\d.]+), last ([\d.]+), base model alone ([\d.]+)", ran.stdout
+    )
+    assert found, ran.stdout
+    first, last, base = map(float, found.groups())
+    assert last < 0.9 * min(first, base)
+    assert f"prefix push '{out}' --name animals --alias stable" in ran.stdout
+    (scored,) = re.findall(r"^next: (polyprefix evaluate .*)$", ran.stdout, re.MULTILINE)
+    again = CliRunner().invoke(commands, [*shlex.split(scored)[1:], "--device", "cpu"])
+    assert again.exit_code == 0, again.output
+
+
+def test_a_run_that_learned_nothing_says_so(
+    tiny_gpt2_folder: Path, data: Path, tmp_path: Path, commands: typer.Typer
+) -> None:
+    more = ("--lr", "1e-9", "--out", str(tmp_path / "x.safetensors"))
+    ran = CliRunner().invoke(commands, arguments(tiny_gpt2_folder, data, tmp_path, *more))
+    assert ran.exit_code == 0, ran.output
+    said = " ".join(ran.stderr.split())
+    assert "warning: this prefix has not learned its task" in said
+    assert "--lr" in said
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bart"])
+def test_what_is_not_given_is_chosen_by_the_model_and_learns(
+    family: str, request: pytest.FixtureRequest, data: Path, tmp_path: Path, commands: typer.Typer
+) -> None:
+    model = request.getfixturevalue(f"tiny_{family}_folder")
+    out = tmp_path / "animals.safetensors"
+    ran = CliRunner().invoke(
+        commands,
+        [
+            *("train", "--model", str(model), "--data", str(data), "--name", "animals"),
+            *("--out", str(out), "--device", "cpu", "--hidden", "64", "--steps", "60"),
+            *("--checkpoint", str(tmp_path / "animals.checkpoint")),
+        ],
+    )
+    assert ran.exit_code == 0, ran.output
+    assert "warning" not in ran.stderr
+    spec = load_model(str(model), device="cpu", dtype="float32").spec
+    recipe = decode(out, spec, torch.float32, max_length=100).metadata.provenance["recipe"]
+    assert (recipe["lr"], recipe["batch_size"], recipe["warmup_steps"]) == (3e-3, 8, 30)
 
 
 def test_without_a_store_the_result_is_a_file_of_the_prefix_s_name(

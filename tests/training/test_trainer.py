@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.errors import InvalidRequest
+from app.errors import InsufficientStorage, InvalidRequest
 from app.model.dense import dense_logits
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues
 from app.training.batches import IGNORED, collate
+from app.training.checkpoint import load_checkpoint, save_checkpoint
 from app.training.data import TokenPair
+from app.training.objective import Loss, loss_of
 from app.training.recipe import Recipe
-from app.training.trainer import Report, Trainer
+from app.training.trainer import Progress, Report, Trainer
 
 RECIPE = Recipe(length=3, hidden=32, batch_size=2, max_steps=12, lr=1e-2, validate_every=4)
 
@@ -128,6 +130,136 @@ def test_a_checkpoint_of_another_run_is_refused(
     place.write_bytes(b"rubbish")
     with pytest.raises(InvalidRequest, match="not a checkpoint"):
         Trainer(trainable, pairs, RECIPE, checkpoint=place, identity="a").resume()
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient", "validation loss"])
+def test_what_is_no_number_ends_the_run_and_the_last_good_state_is_kept(
+    what: str,
+    trainable: FrozenModel,
+    pairs: list[TokenPair],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = tmp_path / "run.checkpoint"
+
+    def new() -> Trainer:
+        return Trainer(
+            trainable, pairs, RECIPE, validation=pairs[:2], checkpoint=place, checkpoint_every=4
+        )
+
+    spoiled = new()
+    spoiled.run(quiet, until=6)
+    spoil(what, spoiled, monkeypatch)
+    before = {name: tensor.clone() for name, tensor in spoiled.parameters.state_dict().items()}
+    good = place.read_bytes()
+    with pytest.raises(InvalidRequest, match=rf"the {what} became (nan|inf) at step [678]") as said:
+        spoiled.run(quiet)
+    assert "run.checkpoint has the last good state" in str(said.value)
+    assert place.read_bytes() == good
+    after = spoiled.parameters.state_dict()
+    if what != "validation loss":
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in after.values())
+
+    monkeypatch.undo()
+    resumed, whole = new(), Trainer(trainable, pairs, RECIPE, validation=pairs[:2])
+    assert resumed.resume()
+    resumed.run(quiet)
+    whole.run(quiet)
+    assert torch.equal(resumed.result()["decoder"].keys, whole.result()["decoder"].keys)
+
+
+def spoil(what: str, trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
+    """Make the trainer's next loss, gradient or validation loss something that is no number."""
+    if what == "loss":
+        loss_on = trainer.loss_on
+
+        def nan_loss(pairs: list[TokenPair]) -> Loss:
+            loss = loss_on(pairs)
+            return Loss(loss.mean * float("nan"), loss.count)
+
+        patch.setattr(trainer, "loss_on", nan_loss)
+    elif what == "gradient":
+        first = next(trainer.parameters.parameters())
+        handle = first.register_hook(lambda gradient: gradient * float("inf"))
+        patch.setattr(trainer, "_hook", handle, raising=False)
+    else:
+        patch.setattr(trainer, "_loss_over", lambda *_: float("nan"))
+
+
+def test_a_prefix_that_overflows_is_never_written(
+    trainable: FrozenModel, pairs: list[TokenPair], tmp_path: Path
+) -> None:
+    place = tmp_path / "run.checkpoint"
+    trainer = Trainer(trainable, pairs, RECIPE, checkpoint=place)
+    trainer.run(quiet, until=2)
+    good = place.read_bytes()
+    with torch.no_grad():
+        next(trainer.parameters.parameters()).fill_(float("inf"))
+    with pytest.raises(InvalidRequest, match="the prefix became nan at step 2"):
+        trainer.save()
+    assert place.read_bytes() == good
+
+
+def test_a_checkpoint_that_an_earlier_program_poisoned_is_refused(
+    trainable: FrozenModel, pairs: list[TokenPair], tmp_path: Path
+) -> None:
+    place = tmp_path / "run.checkpoint"
+    Trainer(trainable, pairs, RECIPE, checkpoint=place).run(quiet, until=1)
+    saved = load_checkpoint(place)
+    tensors = {name: tensor.clone() for name, tensor in saved.tensors.items()}
+    next(iter(tensors.values())).fill_(float("nan"))
+    save_checkpoint(place, tensors, saved.state)
+    with pytest.raises(InvalidRequest, match="no numbers"):
+        Trainer(trainable, pairs, RECIPE, checkpoint=place).resume()
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    place = tmp_path / "run.checkpoint"
+    save_checkpoint(place, {"a": torch.zeros(2)}, {})
+    good = place.read_bytes()
+    (tmp_path / "run.checkpoint.tmp").mkdir()
+    with pytest.raises(InsufficientStorage, match=r"run\.checkpoint"):
+        save_checkpoint(place, {"a": torch.ones(2)}, {})
+    assert place.read_bytes() == good
+
+
+def test_progress_compares_with_the_untrained_prefix_and_with_none(
+    trainable: FrozenModel, pairs: list[TokenPair]
+) -> None:
+    trainer = Trainer(trainable, pairs, replace(RECIPE, max_steps=40, batch_size=4))
+    with pytest.raises(InvalidRequest):
+        trainer.progress()
+    first = trainer.loss_on(pairs).mean.item()
+    trainer.run(quiet)
+    progress = trainer.progress()
+    assert progress.first == pytest.approx(first, rel=1e-4)
+    assert progress.last == pytest.approx(trainer.loss_on(pairs).mean.item(), rel=1e-4)
+    assert progress.base == pytest.approx(loss_of(trainable, {}, pairs).mean.item(), rel=1e-4)
+    assert progress.fault is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "word"),
+    [((50.0, 40.0, 39.5), "did not fall"), ((30.0, 90.0, 31.0), "base model alone")],
+)
+def test_progress_knows_a_failed_run(losses: tuple[float, float, float], word: str) -> None:
+    assert word in (Progress(*losses, 3).fault or "")
+    assert "did not fall" in (Progress(1.0, 1.0, float("nan"), 3).fault or "")
+
+
+def test_rate_and_batch_are_chosen_by_the_size_of_the_model() -> None:
+    def chosen(parameters: float, pairs: int, **given: object) -> tuple[object, ...]:
+        recipe = Recipe(**given).for_model(("decoder",), int(parameters), pairs)  # type: ignore[arg-type]
+        return recipe.lr, recipe.batch_size, recipe.warmup_steps, recipe.total_steps(pairs)
+
+    assert chosen(6.4e6, 160) == (3e-3, 8, 30, 200)
+    assert chosen(6.4e6, 10) == (3e-3, 8, 30, 200)
+    assert chosen(6.4e6, 100_000) == (3e-3, 8, 30, 400)
+    assert chosen(124e6, 1000) == (4e-4, 8, 30, 1250)
+    assert chosen(355e6, 1000) == (5e-5, 5, 0, 2000)
+    assert chosen(6.4e6, 80, epochs=2) == (3e-3, 8, 30, 20)
+    assert chosen(355e6, 80, lr=1.0, batch_size=4, warmup_steps=7, max_steps=9) == (1.0, 4, 7, 9)
 
 
 def test_initial_words_lower_the_distance_to_them(
