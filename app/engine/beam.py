@@ -216,20 +216,3 @@ class BeamSearch:
 
 def _score(item: _Continuation | Hypothesis) -> float:
     return item.score
-
-
-def banned_by_ngrams(token_ids: Sequence[int], size: int) -> set[int]:
-    """Tokens that would complete an n-gram of `size` tokens that `token_ids` already has.
-
-    As `NoRepeatNGramLogitsProcessor` of transformers: `token_ids` is prompt and generated tokens of
-    a decoder-only model, the decoder's tokens (its start token included) of an encoder-decoder one.
-    """
-    # looked up afresh: tens of microseconds at 1,000 tokens, and nothing to copy when beams move
-    if size < 1 or len(token_ids) < size:
-        return set()
-    if size == 1:
-        return set(token_ids)
-    context = tuple(token_ids[1 - size :])
-    last = context[-1]
-    ends = [end for end, token in enumerate(token_ids[:-1], 1) if token == last]
-    return {token_ids[end] for end in ends if tuple(token_ids[end - size + 1 : end]) == context}

@@ -86,8 +86,7 @@ class BeamRows:
             if parent in taken:
                 row = spare.pop()
                 table.overwrite(row, self.rows[parent])
-                row.token_ids = list(self.rows[parent].token_ids)
-                row.num_computed = self.rows[parent].num_computed
+                row.become(self.rows[parent])
             taken.add(parent)
             rows.append(row)
         self.rows = rows

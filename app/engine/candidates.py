@@ -11,11 +11,9 @@ from collections.abc import Collection, Sequence
 import torch
 
 from app.engine.beam import candidates_per_beam
+from app.engine.logits_processors import process
+from app.engine.reductions import top
 from app.engine.row import Row
-from app.engine.sampling import adjust, needs_more_than_argmax
-
-_BLOCK = 128
-"""Tokens of the vocabulary that are first looked at by their best one alone."""
 
 Candidates = Sequence[tuple[int, float]]
 """(token id, processed log-probability), best first."""
@@ -31,9 +29,7 @@ def find_candidates(
     logprobs = torch.log_softmax(logits, dim=-1)
     counts = [_count(row, eos_token_ids) for row in rows]
     finite = (~logprobs[:, 0].isnan()).tolist()
-    for index, row in enumerate(rows):
-        if row.must_not_end or needs_more_than_argmax(row):
-            adjust(logprobs[index], row, eos_token_ids)
+    process(logprobs, rows, eos_token_ids)
     values, ids = top(logprobs, min(max(counts), logprobs.shape[1]))
     found: list[Candidates | None] = []
     listed = zip(ids.tolist(), values.tolist(), strict=True)
@@ -46,25 +42,6 @@ def find_candidates(
         else:
             found.append(list(zip(row_ids[:count], row_values[:count], strict=True)))
     return found
-
-
-def top(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `count` largest of each row of [rows, columns] and their columns, largest first.
-
-    In two stages: they stand in the `count` blocks whose maxima are largest.
-    """
-    rows, columns = values.shape
-    whole = columns - columns % _BLOCK
-    if whole // _BLOCK <= count:
-        return values.topk(count, dim=-1)
-    blocks = values[:, :whole].view(rows, -1, _BLOCK)
-    chosen = blocks.amax(dim=-1).topk(count, dim=-1).indices  # [rows, count]
-    inside = blocks.gather(1, chosen[..., None].expand(-1, -1, _BLOCK)).flatten(1)
-    offsets = torch.arange(_BLOCK, device=values.device)
-    places = (chosen[..., None] * _BLOCK + offsets).flatten(1)
-    rest = torch.arange(whole, columns, device=values.device).expand(rows, -1)
-    best, index = torch.cat([inside, values[:, whole:]], dim=1).topk(count, dim=-1)
-    return best, torch.cat([places, rest], dim=1).gather(1, index)
 
 
 def _count(row: Row, eos_token_ids: Collection[int]) -> int:

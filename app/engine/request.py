@@ -9,6 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from app.engine.beam import BeamParams
 from app.errors import PolyprefixError
@@ -49,6 +53,13 @@ class SamplingParams:
     logprobs: int | None = None
     no_repeat_ngram_size: int = 0
     beam: BeamParams | None = None
+
+    @cached_property
+    def bias(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Tokens of `logit_bias` and their biases: made once for all rows and steps."""
+        count = len(self.logit_bias)
+        tokens = np.fromiter(self.logit_bias.keys(), np.int64, count)
+        return tokens, np.fromiter(self.logit_bias.values(), np.float32, count)
 
 
 @dataclass(frozen=True)

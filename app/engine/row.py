@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from app.engine.history import TokenHistory
 from app.engine.request import GenerationRequest
 from app.engine.transcript import Transcript
 from app.prefix.prefix import Prefix
@@ -149,6 +150,8 @@ class Row:
     forced_first: int | None = None
     forced_last: int | None = None
     suspect: bool = False
+    history: TokenHistory | None = None
+    """Its tokens as bans and penalties look at them, from when they first do."""
 
     @property
     def role(self) -> str:
@@ -208,6 +211,12 @@ class Row:
         if is_last and self.forced_last is not None:
             return self.forced_last
         return self.forced_first if self.num_generated == 0 else None
+
+    def become(self, other: Row) -> None:
+        """Take over the tokens of another row of the request."""
+        self.token_ids = list(other.token_ids)
+        self.num_computed = other.num_computed
+        self.history = None if other.history is None else other.history.copy()
 
 
 def columns_of(prefixes: Sequence[Prefix], role: str) -> int:

@@ -20,11 +20,12 @@ import torch
 from app.engine.candidates import Candidates, find_candidates
 from app.engine.encoding import Encoded, EncoderRun
 from app.engine.kernels import FUSED, Attention
+from app.engine.logprobs import score_tokens
 from app.engine.plan import Chunk, Outcome, Sampled, StepPlan
 from app.engine.pool import KVPool
 from app.engine.ragged import RaggedPlan
 from app.engine.row import Occupant, Row, Source
-from app.engine.sampling import sample, score_tokens
+from app.engine.sampling import sample
 from app.engine.slots import PoolOperation
 from app.errors import GenerationFault, PolyprefixError
 from app.model.frozen import FrozenModel

@@ -16,7 +16,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from app.engine.beam import BeamParams, BeamSearch, Hypothesis, banned_by_ngrams
+from app.engine.beam import BeamParams, BeamSearch, Hypothesis
+from tests.engine.rowwise import banned_tokens
 from tests.tiny import gpt2_config
 
 WORDS = 24
@@ -184,7 +185,7 @@ def _logits(
 
 def _process(scores: torch.Tensor, row: list[int], case: Case, step: int) -> None:
     """The processors, in transformers' order, on the log-probabilities of one row, in place."""
-    scores[list(banned_by_ngrams(row, case.ngram))] = -math.inf
+    scores[list(banned_tokens(row, case.ngram))] = -math.inf
     if step < case.min_tokens:
         scores[list(case.eos)] = -math.inf
     forced_bos = case.forced_bos if len(row) == 1 else None

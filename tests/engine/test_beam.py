@@ -8,12 +8,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from transformers import NoRepeatNGramLogitsProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-from app.engine.beam import BeamAdvance, BeamParams, BeamSearch, banned_by_ngrams
+from app.engine.beam import BeamAdvance, BeamParams, BeamSearch
 from tests.engine.beams import Case, by_hand, by_transformers, make_bart, make_gpt2, random_cases
 
 END = 0
@@ -260,19 +257,3 @@ def test_equal_scores_keep_the_order_of_beams_and_candidates() -> None:
     search = make_search(2)
     assert search.advance([[(9, -1.0), (4, -1.0), (6, -1.0)]]) == BeamAdvance((0, 0), (9, 4))
     assert search.advance([[(5, -1.0)], [(3, -1.0)]]) == BeamAdvance((0, 1), (5, 3))
-
-
-# --- n-grams -----------------------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.integers(1, 4))
-def test_the_banned_tokens_are_those_of_transformers(token_ids: list[int], size: int) -> None:
-    scores = NoRepeatNGramLogitsProcessor(size)(torch.tensor([token_ids]), torch.zeros(1, 4))
-    banned = torch.isinf(scores[0]).nonzero()[:, 0].tolist()
-    assert banned_by_ngrams(token_ids, size) == set(banned)
-
-
-def test_nothing_is_banned_without_a_size_or_tokens() -> None:
-    assert banned_by_ngrams([1, 1, 1], 0) == set()
-    assert banned_by_ngrams([], 2) == set()
-    assert banned_by_ngrams((1, 2, 3, 1, 2), 3) == {3}

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.beam import BeamParams
-from app.engine.candidates import find_candidates, top
+from app.engine.candidates import find_candidates
+from app.engine.reductions import top
 from app.engine.row import Row
 from tests.engine.rows import make_row
 

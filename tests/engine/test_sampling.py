@@ -19,9 +19,11 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from app.engine import ranking
 from app.engine import sampling as sampling_module
+from app.engine.logprobs import score_tokens
 from app.engine.row import Row
-from app.engine.sampling import sample, score_tokens
+from app.engine.sampling import sample
 from tests.engine.rows import make_row
 
 END = 0
@@ -42,13 +44,11 @@ def draw(logits: torch.Tensor, row: Row) -> int:
 
 def probabilities(logits: torch.Tensor, monkeypatch: pytest.MonkeyPatch, **options: object):
     """The exact distribution of a draw, read off by noise on a fine grid: [vocabulary]."""
-    counts = torch.zeros(len(logits), dtype=torch.float64)
-    row = make_row(**options)
-    for step in range(GRID):
-        noise = (step + 0.5) / GRID
-        monkeypatch.setattr(sampling_module, "uniform", lambda *_, noise=noise: noise)
-        counts[draw(logits, row)] += 1
-    return counts / GRID
+    noises = [(step + 0.5) / GRID for step in range(GRID)]
+    monkeypatch.setattr(sampling_module, "uniform", lambda *_: noises.pop())
+    items = sample(logits.expand(GRID, -1), [make_row(**options)] * GRID, [END])
+    drawn = torch.tensor([item.token_id for item in items if item])
+    return torch.bincount(drawn, minlength=len(logits)).double() / len(items)
 
 
 def of_transformers(logits: torch.Tensor, seen: list[int], **options: float) -> torch.Tensor:
@@ -100,13 +100,13 @@ def test_every_filter_leaves_the_distribution_that_transformers_leaves(
 
 
 @pytest.mark.parametrize("top_p", [0.5, 0.9, 0.999])
-def test_top_p_is_the_same_whether_the_best_tokens_or_all_are_looked_at(
+def test_top_p_is_the_same_however_the_tokens_are_told_apart(
     top_p: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = random_logits(5, spread=0.7)
     expected = of_transformers(logits, [1], temperature=1.0, top_p=top_p)
-    for candidates in (1, 7, SIZE - 1, SIZE):
-        monkeypatch.setattr(sampling_module, "_CANDIDATES", candidates)
+    for bins in (1, 7, SIZE, 10_000):
+        monkeypatch.setattr(ranking, "_BINS", bins)
         got = probabilities(logits, monkeypatch, temperature=1.0, top_p=top_p)
         assert float((got - expected).abs().max()) <= 1.5 / GRID
 
@@ -151,7 +151,9 @@ def test_one_logit_that_is_no_number_is_noticed_wherever_it_stands(
 def test_draws_follow_the_probabilities() -> None:
     logits = random_logits(7, size=12, spread=1.0)
     expected = logits.double().softmax(-1).numpy() * 6000
-    counts = Counter(draw(logits, make_row(seed=seed, temperature=1.0)) for seed in range(6000))
+    rows = [make_row(seed=seed, temperature=1.0) for seed in range(6000)]
+    items = sample(logits.expand(len(rows), -1), rows, [END])
+    counts = Counter(item.token_id for item in items if item)
     observed = np.array([counts[token] for token in range(12)])
     chi_square = float(((observed - expected) ** 2 / expected).sum())
     assert chi_square < 31.3  # 99.9 % of draws, 11 degrees of freedom
