@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,10 @@ def _compare(
     max_rows: int,
     batches: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
-    """Our engine and the peers in turns; each peer by its best batch size."""
+    """Our engine and the peers in turns; each peer by its best batch size.
+
+    An engine that is told how to sample takes turns with one that is greedy.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(settings.model, Path(scratch))
         ours = our_engine(settings, folder, load, max_rows)
@@ -66,8 +70,14 @@ def _compare(
             for name, sizes in batches.items()
         }
         peers = [contender for sizes in theirs.values() for contender in sizes]
-        with contest([ours, *peers], settings.rounds):
+        plain = replace(load, sampling={})
+        greedy = [our_engine(settings, folder, plain, max_rows)] if load.sampling else []
+        with contest([ours, *greedy, *peers], settings.rounds):
             figures = ours.ask(engine_figures)
+            for contender in greedy:
+                greedy_ms = contender.ask(engine_figures)["decode_step_ms"]
+                figures["greedy_decode_step_ms"] = greedy_ms
+                figures["decode_step_ratio"] = figures["decode_step_ms"] / greedy_ms
     speeds = {
         name: load.num_new / min(contender.median_seconds for contender in sizes)
         for name, sizes in theirs.items()

@@ -6,16 +6,33 @@ Seeded, so that a run can be repeated. Knows nothing about who computes it.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
+from app.errors import InvalidRequest
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import BaseModelSpec, ModuleShape
 
 _NUM_TOKEN_IDS = 250
 """Prompts draw from the first ids, which every vocabulary has."""
+
+_SAMPLING: Mapping[str, Callable[[str], Any]] = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "no_repeat_ngram_size": int,
+    "min_tokens": int,
+    "logit_bias": int,
+    "logprobs": int,
+    "seed": int,
+}
 
 
 @dataclass(frozen=True)
@@ -30,11 +47,15 @@ class Item:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests, the lengths of the prefixes that they name, and the beams of each (1: greedy)."""
+    """Requests, the lengths of the prefixes that they name, and how they choose their tokens.
+
+    `num_beams` are those of each request; `sampling` are fields of `SamplingParams`, for us alone.
+    """
 
     items: tuple[Item, ...]
     prefix_lengths: tuple[int, ...]
     num_beams: int = 1
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_new(self) -> int:
@@ -50,6 +71,7 @@ def uniform_load(
     prompt: int,
     new: int,
     num_beams: int = 1,
+    sampling: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Load:
     """`rows` requests at once, equal in length, their prefixes in rotation."""
@@ -57,7 +79,7 @@ def uniform_load(
     items = tuple(
         Item(_prompt(generator, prompt), new, index % max(1, prefixes)) for index in range(rows)
     )
-    return Load(items, (prefix_length,) * prefixes, num_beams)
+    return Load(items, (prefix_length,) * prefixes, num_beams, sampling or {})
 
 
 def poisson_load(*, requests: int, per_second: float, prefixes: int, seed: int = 0) -> Load:
@@ -71,6 +93,26 @@ def poisson_load(*, requests: int, per_second: float, prefixes: int, seed: int =
             Item(prompt, generator.randint(8, 128), generator.randrange(prefixes), arrival)
         )
     return Load(tuple(items), tuple(generator.randint(5, 50) for _ in range(prefixes)))
+
+
+def parse_sampling(options: Sequence[str]) -> dict[str, Any]:
+    """Fields of `SamplingParams` from `KEY=VALUE`; of `logit_bias` the value is a number of keys.
+
+    InvalidRequest for what is none of them.
+    """
+    sampling: dict[str, Any] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in _SAMPLING:
+            known = ", ".join(_SAMPLING)
+            raise InvalidRequest(f"--sampling has {key!r}, which is none of {known}")
+        try:
+            sampling[key] = _SAMPLING[key](value)
+        except ValueError as error:
+            raise InvalidRequest(f"--sampling {option!r}: {error}") from None
+    if "logit_bias" in sampling:
+        sampling["logit_bias"] = dict.fromkeys(range(sampling["logit_bias"]), 0.5)
+    return sampling
 
 
 def random_prefix(spec: BaseModelSpec, length: int, seed: int) -> Prefix:

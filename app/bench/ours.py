@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -58,14 +59,19 @@ class Ours:
         self.engine.start()
         self._load = load
         self._count = 0
+        self.decode_step_s: list[float] = []
 
     def stop(self) -> None:
         """End the engine's thread."""
         self.engine.stop()
 
     def __call__(self) -> None:
-        """The whole load once."""
+        """The whole load once; what a step without prompts took is noted."""
+        counters = self.engine.counters
+        steps, seconds = counters.decode_steps, counters.decode_seconds
         asyncio.run(self.play(self._load.items))
+        steps, seconds = counters.decode_steps - steps, counters.decode_seconds - seconds
+        self.decode_step_s.append(seconds / max(1, steps))
 
     async def play(self, items: Sequence[Item]) -> list[TokenTimes]:
         """Submit each item when it arrives; the times of all tokens."""
@@ -80,8 +86,8 @@ class Ours:
         sampling = SamplingParams(
             max_tokens=item.num_new,
             ignore_eos=True,
-            logprobs=self._logprobs,
             beam=BeamParams(beams) if beams > 1 else None,
+            **{"logprobs": self._logprobs, **self._load.sampling},
         )
         return GenerationRequest(
             str(self._count),
@@ -119,11 +125,16 @@ def _prepare(folder: str, load: Load, dtype: str, max_rows: int) -> tuple[Engine
 
 
 def engine_figures(ours: Ours) -> dict[str, float]:
-    """What the engine tells of its steps, means over all rounds, and of its memory."""
+    """What the engine tells of its steps and of its memory.
+
+    Means are over all rounds; `decode_step_ms` is that of the median round that counts.
+    """
     counters = ours.engine.counters
+    rounds = ours.decode_step_s[1:] or ours.decode_step_s
     return {
         "mean_step_ms": 1000 * counters.step_seconds / max(1, counters.steps),
         "mean_decode_step_ms": 1000 * counters.decode_seconds / max(1, counters.decode_steps),
+        "decode_step_ms": 1000 * statistics.median(rounds),
         "kv_mb": ours.engine.kv_bytes / 1e6,
     }
 

@@ -79,6 +79,17 @@ def engine(
     ] = None,
     new: Annotated[int, typer.Option(min=1, help="New tokens of each row.")] = 48,
     beams: Annotated[int, typer.Option(min=1, help="Beams of each request; 1 is greedy.")] = 1,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, max=2.0, help="Of our engine; 0 is greedy, as peers are.")
+    ] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of our engine.")] = 1.0,
+    sampling: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="`KEY=VALUE`, any number of times: another sampling parameter of our engine;"
+            " `logit_bias=1024` biases so many tokens. What is not greedy takes turns with what is."
+        ),
+    ] = None,
     dtype: Dtype = "auto",
     peers: Peers = "hf-generate,peft,ctranslate2",
     rounds: Rounds = 3,
@@ -86,12 +97,17 @@ def engine(
 ) -> None:
     """New tokens per second of a whole batch with mixed prefixes, prefill included."""
     from app.bench.engine_bench import run_engine
-    from app.bench.load import uniform_load
+    from app.bench.load import parse_sampling, uniform_load
     from app.bench.peers import expand_peers
     from app.bench.report import print_result
     from app.bench.settings import make_settings
 
     usual = _usual(family)
+    options = parse_sampling(sampling or [])
+    if temperature:
+        options["temperature"] = temperature
+    if top_p < 1:
+        options["top_p"] = top_p
     names = expand_peers(peers)
     if family == "bart":
         # it puts prefixes into BART's decoder alone
@@ -107,6 +123,7 @@ def engine(
                 prompt=prompt or usual.prompt,
                 new=new,
                 num_beams=beams,
+                sampling=options,
             ),
         )
     )
