@@ -98,6 +98,11 @@ class GenerationRequest:
         beam = self.sampling.beam
         return self.n if beam is None else beam.num_beams
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether every token of the prompt costs a row of logits, as a new one does."""
+        return self.echo and self.sampling.logprobs is not None
+
     def columns_of(self, role: str) -> int:
         """Columns of K/V memory that the prefixes take in one kind of attention."""
         return sum(prefix.length_of(role) for prefix in self.prefixes)

@@ -112,8 +112,7 @@ class Scheduler:
         """The next step, or None if nothing is due."""
         self._admit(now)
         decode = self._decode_chunks()
-        urgent = sum(not self._queue.is_held_back(row.request) for row in self._prefilling)
-        prefill = self._prefill_chunks(self._pace.budget(len(decode), urgent))
+        prefill = self._prefill_chunks(len(decode))
         encode = self._sources.begin(len(decode), lambda one: self._queue.prompt_turn(one.request))
         num_sources = self._sources.num_waiting
         operations = self._table.take_operations()
@@ -210,15 +209,19 @@ class Scheduler:
         rows.sort(key=slot_order)
         return [Chunk(row, row.num_pending, (row,)) for row in rows]
 
-    def _prefill_chunks(self, budget: int) -> list[Chunk]:
+    def _prefill_chunks(self, num_decode: int) -> list[Chunk]:
         """Chunks of prompts until the budget is spent: the tenant that was served least comes
         first, of its prompts the oldest."""
         chunks: list[Chunk] = []
-        scorable = self._config.score_chunk
+        requests = [row.request for row in self._prefilling if not row.request.scores_prompt]
+        urgent = sum(not self._queue.is_held_back(request) for request in requests)
+        budget = self._pace.budget(num_decode, urgent)
+        # nobody waits for scores as for a first token
+        scorable = min(self._config.score_chunk, self._pace.budget(num_decode, 0))
         for row in sorted(self._prefilling, key=lambda row: self._queue.prompt_turn(row.request)):
             if budget <= 0:
                 break
-            scores = row.request.echo and row.request.sampling.logprobs is not None
+            scores = row.request.scores_prompt
             if scores and scorable <= 0:
                 continue
             count = min(row.num_pending, budget)
