@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from app.engine.request import SamplingParams
 from app.errors import InvalidRequest
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import BaseModelSpec, ModuleShape
@@ -96,9 +97,9 @@ def poisson_load(*, requests: int, per_second: float, prefixes: int, seed: int =
 
 
 def parse_sampling(options: Sequence[str]) -> dict[str, Any]:
-    """Fields of `SamplingParams` from `KEY=VALUE`; of `logit_bias` the value is a number of keys.
+    """Fields of `SamplingParams` from `KEY=VALUE`, but for those that have their usual value.
 
-    InvalidRequest for what is none of them.
+    Of `logit_bias` the value is a number of keys. InvalidRequest for what is none of them.
     """
     sampling: dict[str, Any] = {}
     for option in options:
@@ -112,7 +113,8 @@ def parse_sampling(options: Sequence[str]) -> dict[str, Any]:
             raise InvalidRequest(f"--sampling {option!r}: {error}") from None
     if "logit_bias" in sampling:
         sampling["logit_bias"] = dict.fromkeys(range(sampling["logit_bias"]), 0.5)
-    return sampling
+    usual = SamplingParams(max_tokens=1)
+    return {key: value for key, value in sampling.items() if value != getattr(usual, key)}
 
 
 def random_prefix(spec: BaseModelSpec, length: int, seed: int) -> Prefix:

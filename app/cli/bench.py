@@ -103,11 +103,7 @@ def engine(
     from app.bench.settings import make_settings
 
     usual = _usual(family)
-    options = parse_sampling(sampling or [])
-    if temperature:
-        options["temperature"] = temperature
-    if top_p < 1:
-        options["top_p"] = top_p
+    given = [f"temperature={temperature}", f"top_p={top_p}", *(sampling or [])]
     names = expand_peers(peers)
     if family == "bart":
         # it puts prefixes into BART's decoder alone
@@ -123,7 +119,7 @@ def engine(
                 prompt=prompt or usual.prompt,
                 new=new,
                 num_beams=beams,
-                sampling=options,
+                sampling=parse_sampling(given),
             ),
         )
     )

@@ -213,8 +213,8 @@ class Scheduler:
         """Chunks of prompts until the budget is spent: the tenant that was served least comes
         first, of its prompts the oldest."""
         chunks: list[Chunk] = []
-        requests = [row.request for row in self._prefilling if not row.request.scores_prompt]
-        urgent = sum(not self._queue.is_held_back(request) for request in requests)
+        waiting = [row.request for row in self._prefilling if not row.request.scores_prompt]
+        urgent = sum(not self._queue.is_held_back(request) for request in waiting)
         budget = self._pace.budget(num_decode, urgent)
         # nobody waits for scores as for a first token
         scorable = min(self._config.score_chunk, self._pace.budget(num_decode, 0))
@@ -224,10 +224,8 @@ class Scheduler:
             scores = row.request.scores_prompt
             if scores and scorable <= 0:
                 continue
-            count = min(row.num_pending, budget)
-            if scores:
-                count = min(count, scorable)
-                scorable -= count
+            count = min(row.num_pending, budget, scorable if scores else budget)
+            scorable -= count if scores else 0
             budget -= count
             done = count == row.num_pending
             samplers = tuple(self._active[row.request.id].rows) if done else ()
