@@ -148,7 +148,14 @@ async def _jobs(
         check_rows(services, len(prompts) * beam.num_beams, beams=True)
     cut_to = services.model.spec.source_limit if body.truncate else None
     encoded = await encode_prompts(
-        services, principal.tenant, choice, prompts, raw=body.raw, cut_to=cut_to
+        services,
+        principal.tenant,
+        choice,
+        prompts,
+        raw=body.raw,
+        cut_to=cut_to,
+        add_special_tokens=body.add_special_tokens,
+        parse_special=bool(body.parse_special),
     )
     ranks = (body.best_of or 1) > (body.n or 1)
     logprobs = 0 if ranks and body.logprobs is None else body.logprobs

@@ -155,6 +155,8 @@ async def _job(services: Services, principal: Principal, choice: Choice, body: G
         [body.inputs],
         raw=parameters.raw,
         cut_to=parameters.truncate,
+        add_special_tokens=parameters.add_special_tokens,
+        parse_special=bool(parameters.parse_special),
     )
     sampling = sampling_params(
         parameters,

@@ -24,8 +24,13 @@ async def encode_prompts(
     *,
     raw: bool,
     cut_to: int | None = None,
+    add_special_tokens: bool | None = None,
+    parse_special: bool = False,
 ) -> list[tuple[int, ...]]:
     """Token ids of each prompt: a text goes through the prefix's template unless `raw`.
+
+    Without a template the tokenizer's own special tokens are added unless `add_special_tokens` is
+    False; those that the text spells are parsed with `parse_special` alone.
 
     All are encoded in one turn, off the event loop unless they are short together. Of each no more
     than `cut_to` tokens are left: of what an encoder reads the first ones and the end-of-text token
@@ -41,7 +46,13 @@ async def encode_prompts(
         else:
             _check_ids(services, prompt, where)
     template = None if raw else choice.template
-    text = services.model.text
+    if template is not None and add_special_tokens:
+        raise InvalidRequest(
+            "the prefix's template writes its special tokens itself, so none are added: leave "
+            "add_special_tokens out, or send raw",
+            param="add_special_tokens",
+        )
+    text, adds = services.model.text, add_special_tokens is not False
 
     def encode() -> list[tuple[int, ...]]:
         found = []
@@ -49,9 +60,9 @@ async def encode_prompts(
             if not isinstance(prompt, str):
                 ids = prompt
             elif template is None:
-                ids = text.encode(prompt)
+                ids = text.encode(prompt, add_special_tokens=adds, parse_special=parse_special)
             else:
-                ids = text.render(template, prompt)
+                ids = text.render(template, prompt, parse_special=parse_special)
             found.append(_cut(services, tuple(ids), cut_to))
         return found
 

@@ -89,6 +89,8 @@ class SamplingFields(StrictBody):
     seed: Annotated[StrictInt, Field(ge=-(2**63), le=MAX_SEED)] | None = None
     timeout: Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)] | None = None
     raw: StrictBool = False
+    add_special_tokens: StrictBool | None = None
+    parse_special: StrictBool | None = None
     prefixes: (
         Annotated[list[ModelName], Field(min_length=1, max_length=8, fail_fast=True)] | None
     ) = None
@@ -198,6 +200,8 @@ class TokenizeBody(StrictBody):
     model: ModelName | None = None
     user: UserName | None = None
     raw: StrictBool = False
+    add_special_tokens: StrictBool | None = None
+    parse_special: StrictBool | None = None
 
 
 class DetokenizeBody(StrictBody):

@@ -1,4 +1,4 @@
-"""`POST /tokenize` and `/detokenize`, and `GET /info`."""
+"""`POST /tokenize` and `/detokenize`, `GET /tokenizer_info` and `/info`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,26 @@ router = APIRouter()
 
 @router.post("/tokenize", dependencies=[*requires(Scope.GENERATE), *COUNTED])
 async def tokenize(body: TokenizeBody, services: ServicesDep, tenant: TenantDep) -> Response:
-    """The tokens that a prompt becomes; with `model`, through that prefix's template."""
+    """The tokens that a prompt becomes; with `model`, through that prefix's template.
+
+    A body that says `add_special_tokens` is vLLM's: special tokens in its text are parsed, unless
+    `parse_special` says otherwise.
+    """
     prompt = body.inputs if body.inputs is not None else body.prompt
     if prompt is None:
         raise InvalidRequest("give the text as inputs (or prompt)", param="inputs")
     choice = await choose(services, tenant, body.model, user=body.user)
     try:
-        [ids] = await encode_prompts(services, tenant, choice, [prompt], raw=body.raw)
+        parses = body.parse_special
+        [ids] = await encode_prompts(
+            services,
+            tenant,
+            choice,
+            [prompt],
+            raw=body.raw,
+            add_special_tokens=body.add_special_tokens,
+            parse_special=body.add_special_tokens is not None if parses is None else parses,
+        )
     finally:
         choice.release()
     text = services.model.text
@@ -50,6 +63,28 @@ async def detokenize(body: DetokenizeBody, services: ServicesDep, tenant: Tenant
             f"tokens names an id outside 0 to {text.vocab_size - 1}", param="tokens"
         )
     return await json_reply(services, tenant, len(tokens), lambda: {"prompt": text.decode(tokens)})
+
+
+@router.get("/tokenizer_info", dependencies=requires())
+async def tokenizer_info(services: ServicesDep) -> Response:
+    """The tokenizer's special tokens and what it adds to a text, in the words of vLLM."""
+    text, spec = services.model.text, services.model.spec
+    facts, framed = text.facts, text.encode("a")
+    return StrictJSONResponse(
+        {
+            "tokenizer_class": facts.kind,
+            "bos_token": facts.bos,
+            "eos_token": facts.eos or text.special_text(text.end_id),
+            "pad_token": facts.pad,
+            "unk_token": facts.unk,
+            "add_bos_token": framed[0] in text.special_ids,
+            "add_eos_token": framed[-1] in text.special_ids,
+            "clean_up_tokenization_spaces": facts.cleans_up,
+            "chat_template": facts.chat_template,
+            "model_max_length": spec.prompt_limit,
+            "vocab_size": text.vocab_size,
+        }
+    )
 
 
 @router.get("/info", dependencies=requires())

@@ -60,8 +60,9 @@ class GenerationDefaults:
     """Defaults of a model that a prefix and a request override.
 
     `min_length` counts the tokens before the reply, in a decoder behind an encoder the start token;
-    `min_new_tokens` does not, and replaces it. `decoding` has `no_repeat_ngram_size`, `length_penalty` and
-    `early_stopping`; `left_out` what the config says besides and is not taken over.
+    `min_new_tokens` does not, and replaces it. `decoding` has `no_repeat_ngram_size`,
+    `length_penalty` and `early_stopping`; `left_out` what the config says besides and is not taken
+    over.
     """
 
     forced: ForcedTokens = ForcedTokens()

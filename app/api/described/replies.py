@@ -82,6 +82,7 @@ REPLIES: dict[str, Replies] = {
     "get_model": _one("models", "Model", 409),
     "delete_model": _one("models", "ModelDeleted", 409),
     "info": _one("operations", "Info"),
+    "tokenizer_info": _one("operations", "TokenizerInfo"),
     "live": _health(),
     "ready": _health(),
     "health": _health(),

@@ -132,6 +132,21 @@ _GENERATE: dict[str, Schema] = {
             "pieces": list_of(object_of({"id": COUNT, "text": TEXT})),
         }
     ),
+    "TokenizerInfo": object_of(
+        {
+            "tokenizer_class": TEXT,
+            "bos_token": MAYBE,
+            "eos_token": MAYBE,
+            "pad_token": MAYBE,
+            "unk_token": MAYBE,
+            "add_bos_token": SWITCH,
+            "add_eos_token": SWITCH,
+            "clean_up_tokenization_spaces": SWITCH,
+            "chat_template": MAYBE,
+            "model_max_length": COUNT,
+            "vocab_size": COUNT,
+        }
+    ),
     "Detokenized": object_of({"prompt": TEXT}),
 }
 
