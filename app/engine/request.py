@@ -103,6 +103,11 @@ class GenerationRequest:
         """Whether every token of the prompt costs a row of logits, as a new one does."""
         return self.echo and self.sampling.logprobs is not None
 
+    @property
+    def prompt_work(self) -> int:
+        """Tokens of the prompt; those that are scored count twice, for their logits."""
+        return len(self.prompt_ids) * (2 if self.scores_prompt else 1)
+
     def columns_of(self, role: str) -> int:
         """Columns of K/V memory that the prefixes take in one kind of attention."""
         return sum(prefix.length_of(role) for prefix in self.prefixes)

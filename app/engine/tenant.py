@@ -72,7 +72,7 @@ class Tenant:
         """Its request begins: charge the prompt, and the new tokens that it is likely to get."""
         self.running[entry.request.id] = entry
         self.running_share += entry.share
-        entry.served = INPUT_COST * len(entry.request.prompt_ids)
+        entry.served = INPUT_COST * entry.request.prompt_work
         entry.charged = entry.served + OUTPUT_COST * self._expected_tokens(entry.request)
         self.counter += entry.charged / entry.request.weight
 
@@ -90,7 +90,7 @@ class Tenant:
         del self.running[entry.request.id]
         self.running_share -= entry.share
         self.counter -= (entry.charged - entry.served) / entry.request.weight
-        prompt_cost = INPUT_COST * len(entry.request.prompt_ids)
+        prompt_cost = INPUT_COST * entry.request.prompt_work
         got = (entry.served - prompt_cost) / OUTPUT_COST / entry.request.num_rows
         if self._typical_tokens is None:
             self._typical_tokens = got

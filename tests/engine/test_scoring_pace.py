@@ -59,3 +59,12 @@ def test_scored_prompts_do_not_take_the_turn_of_prompts_that_wait_for_a_first_to
     for chunk in plan.chunks[plan.num_decode :]:
         counts[chunk.scores] += chunk.count
     assert counts[False] > counts[True]
+
+
+def test_a_tenant_whose_prompts_are_scored_gets_half_as_many() -> None:
+    timed = TimedScheduler(ON_CPU, max_rows=1)
+    timed.submit([*scored_requests(12, 500), *requests_of("plain", 12, prompt=500, new=1)])
+    while len(timed.events) < 12:
+        timed.advance()
+    num_scored = sum(name.startswith("scored") for name in timed.events)
+    assert 3 <= num_scored <= 5
