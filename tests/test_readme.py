@@ -139,3 +139,9 @@ def test_the_curl_example_is_a_completion_request() -> None:
     assert bodies
     for body in bodies:
         CompletionBody.model_validate(json.loads(body), strict=True)
+
+
+def test_every_block_that_types_our_command_begins_with_its_environment() -> None:
+    typed = [text for text in blocks("bash") + blocks("") if re.search("^polyprefix ", text, re.M)]
+    assert len(typed) >= 4
+    assert all(text.startswith(". .venv/bin/activate\n") for text in typed)
