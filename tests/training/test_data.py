@@ -29,6 +29,36 @@ def test_target_and_targets_are_read(tmp_path: Path) -> None:
     ]
 
 
+def test_both_words_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    lines = ['{"input": "x", "output": "one"}', "", '{"input": "y", "outputs": ["two", "three"]}']
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert read_examples(path) == [
+        Example("x", ("one",), 1),
+        Example("y", ("two", "three"), 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        (rb'{"input": "a \ud800", "target": "x"}', "lone surrogate"),
+        (rb'{"input": "a", "target": "\udc00"}', "lone surrogate"),
+        (b'{"input": "caf\xe9", "target": "x"}', "not UTF-8 at byte 15"),
+        (b'{"input": "a\\u0000", "target": "x"}', "NUL"),
+        (b'{"input": "a", "input": "b", "target": "x"}', "twice"),
+        (b'{"input": "a", "target": "x", "output": "y"}', "not both `target` and `output`"),
+    ],
+)
+def test_text_that_no_tokenizer_takes_is_named_by_line(
+    tmp_path: Path, line: bytes, word: str
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(GOOD.encode() + b"\n" + line)
+    with pytest.raises(InvalidRequest, match=rf"bad\.jsonl:2: .*{word}"):
+        read_examples(path)
+
+
 @pytest.mark.parametrize(
     "line",
     [
