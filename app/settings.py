@@ -112,6 +112,12 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="least level of the log lines on stderr"
     )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="log lines as text, or as one JSON object each"
+    )
+    access_log: bool = Field(
+        True, description="log a line for each request; health and metrics only at level debug"
+    )
     max_body_kib: int = Field(2048, ge=1, le=1 << 20, description="largest JSON body in KiB")
     request_timeout: float = Field(
         600, gt=0, le=86400, description="longest time one request may take"

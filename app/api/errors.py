@@ -17,11 +17,13 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from app.api.access_log import STORAGE
 from app.api.validation import validation_error
-from app.errors import InvalidRequest, NotFound, PolyprefixError, Unprocessable
+from app.errors import InsufficientStorage, InvalidRequest, NotFound, PolyprefixError, Unprocessable
 from app.tenancy.keys import strike
 
 _log = logging.getLogger(__name__)
+_storage_log = logging.getLogger(STORAGE)
 
 TGI_PATHS = frozenset({"/", "/generate", "/generate_stream"})
 
@@ -80,6 +82,8 @@ def error_body(error: PolyprefixError, path: str) -> dict[str, Any]:
 
 def error_response(error: PolyprefixError, path: str) -> Response:
     """The error as a response, with its headers and `Retry-After` where waiting helps."""
+    if isinstance(error, InsufficientStorage):
+        _storage_log.error("no room: %s (%s)", error.message, error.__cause__ or error.code)
     headers = dict(error.headers)
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))

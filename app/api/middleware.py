@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.api.access_log import begin_request, log_request
 from app.api.body_scan import check_body
 from app.api.counting import REFUSALS, check_requests_left, count_refusal
 from app.api.errors import error_response, internal_error
@@ -36,15 +37,19 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status = time.monotonic(), 0
+        started, status, size = time.monotonic(), 0, 0
         request_id = scope["request_id"] = f"req-{secrets.token_hex(12)}"
-        shown = _client_id(scope) or request_id
+        client_id = _client_id(scope)
+        shown = client_id or request_id
+        begin_request(request_id)
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", shown.encode())]
+            else:
+                size += len(message.get("body", b""))
             await send(message)
 
         try:
@@ -54,7 +59,11 @@ class Observe:
                 raise
             await internal_error(error, scope["path"])(scope, receive, send_with_id)
         finally:
-            self._count(scope, status or 500, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self._count(scope, status or 500, seconds)
+            log_request(
+                scope, client_id=client_id, status=status or 500, seconds=seconds, size=size
+            )
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         """Label by what the app defines: clients choose neither route nor method."""

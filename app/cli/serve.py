@@ -80,6 +80,7 @@ Anonymous = Annotated[
 LogLevel = Annotated[
     str | None, _option("log_level", "Least level to log: debug, info, warning or error.")
 ]
+LogFormat = Annotated[str | None, _option("log_format", "Log lines as `text` or `json`.")]
 
 
 def serve(
@@ -95,6 +96,7 @@ def serve(
     kv_memory: KvMemory = None,
     allow_anonymous: Anonymous = None,
     log_level: LogLevel = None,
+    log_format: LogFormat = None,
 ) -> None:
     """Serve a frozen base model with its prefixes over HTTP.
 
@@ -128,10 +130,11 @@ def _check_places(settings: Settings) -> None:
 
 def _run(settings: Settings) -> None:
     from app.cli.connections import connections_within
-    from app.cli.server import Server, bind, configuration, configure_logging
+    from app.cli.logs import configure_logging
+    from app.cli.server import Server, bind, configuration
     from app.main import create_app, drain
 
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format, access=settings.access_log)
     app = create_app(settings)
     door = bind(settings.host, settings.port)
 

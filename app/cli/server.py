@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import logging.config
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -20,7 +19,6 @@ import uvicorn
 from app.cli.connections import Connections
 from app.cli.http_protocol import BoundedConfig, bounded_config
 from app.errors import PolyprefixError
-from app.tenancy.keys import strike
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +29,6 @@ MAX_CONNECTIONS = 1000
 
 KEEP_ALIVE_S = 75
 """How long an idle connection stays open between two requests."""
-
-_LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 
 CLOSE_TIMEOUT_S = 5
 """How long connections get to close once nothing is computed for them any more."""
@@ -66,6 +62,7 @@ class Server(uvicorn.Server):
         async with self._context as state:
             self._state = state or {}
             await super().serve(sockets)
+        logger.info("stopped")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Hand the lifespan's state to every request; open the door and say so."""
@@ -75,6 +72,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain with the door open, so that new requests get an answer; then close."""
+        logger.info("stopping: %d requests run and may finish", len(self.server_state.tasks))
         drain = asyncio.ensure_future(self._drain())
         while not drain.done() and not self.force_exit:
             await asyncio.wait({drain}, timeout=0.1)
@@ -145,26 +143,4 @@ def configuration(
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
-    )
-
-
-class _Line(logging.Formatter):
-    """A log line in which nothing that looks like an API key is left whole."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The line, with its traceback."""
-        return strike(super().format(record))
-
-
-def configure_logging(level: str) -> None:
-    """One line per event on stderr; the web server and Alembic speak up from WARNING."""
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "formatters": {"line": {"()": _Line, "fmt": _LINE}},
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-            "root": {"level": level.upper(), "handlers": ["stderr"]},
-            "loggers": {"uvicorn": {"level": "WARNING"}, "alembic": {"level": "WARNING"}},
-        }
     )

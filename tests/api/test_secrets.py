@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from app.cli.server import configure_logging
+from app.cli.logs import configure_logging
 from app.model.frozen import FrozenModel
 from tests.api.guarded import IDENTITIES, PEPPER, Guarded, guarding
 from tests.tiny import random_prefix

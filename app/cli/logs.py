@@ -1,0 +1,115 @@
+"""What the server writes to stderr: one line per event, as text or as JSON, with request ids."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from app.api.access_log import ACCESS, STORAGE, current_request
+from app.tenancy.keys import strike
+
+LogFormat = Literal["text", "json"]
+
+_LINE = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+_SPARING_S = 60.0
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} | {
+    ord("\n"): "\\n",
+    ord("\r"): "\\r",
+    ord("\t"): "\\t",
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+}
+"""Characters that could begin a line of their own or command a terminal, and how they are shown."""
+
+
+class _Text(logging.Formatter):
+    """A log line that nobody's text can break into two, without a whole API key in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, with its traceback below it, set in."""
+        return strike(super().format(record))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """The line itself, and the request that it was written for."""
+        line = super().formatMessage(record).translate(_CONTROLS)
+        request = current_request()
+        return f"{line} [{request}]" if request else line
+
+    def formatException(self, ei: Any) -> str:
+        """Each line set in, so that none looks like a log line."""
+        lines = super().formatException(ei).split("\n")
+        return "\n".join("    " + line.translate(_CONTROLS) for line in lines)
+
+
+class _Json(logging.Formatter):
+    """A log line as one JSON object, without a whole API key in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Time in UTC, level, logger, message; the request's id and the access log's fields."""
+        shown: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        request = current_request()
+        if request:
+            shown["request_id"] = request
+        shown |= getattr(record, "access", {})
+        if record.exc_info:
+            shown["exception"] = self.formatException(record.exc_info)
+        return strike(json.dumps(shown))
+
+
+class Sparing(logging.Filter):
+    """Lets one record of a kind through in a minute; the next one says how many were left out."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._kinds: dict[str, tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is written; a kind is the message before its arguments are put in."""
+        now, kind = self._clock(), str(record.msg)
+        written_at, left_out = self._kinds.get(kind, (float("-inf"), 0))
+        if now - written_at < _SPARING_S:
+            self._kinds[kind] = written_at, left_out + 1
+            return False
+        self._kinds[kind] = now, 0
+        if left_out:
+            record.msg = f"{record.msg} ({left_out} more like it since the last line)"
+        return True
+
+
+def configure_logging(level: str, log_format: LogFormat = "text", *, access: bool = True) -> None:
+    """One line per event on stderr: ours from `level`, libraries' from WARNING.
+
+    `access` switches the line for each request on.
+    """
+    ours = level.upper()
+    others = "ERROR" if ours == "ERROR" else "WARNING"
+    formatter = {"text": {"()": _Text, "fmt": _LINE}, "json": {"()": _Json}}[log_format]
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"line": formatter},
+            "filters": {"sparing": {"()": Sparing}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+            "root": {"level": others, "handlers": ["stderr"]},
+            "loggers": {
+                "app": {"level": ours},
+                ACCESS: {"level": ours if access else "CRITICAL"},
+                STORAGE: {"level": ours, "filters": ["sparing"]},
+                # it warns of each request that is no HTTP
+                "uvicorn": {"level": "ERROR"},
+                "absl": {"level": others},
+            },
+        }
+    )
