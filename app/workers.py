@@ -35,7 +35,7 @@ class WorkerPool:
     ) -> None:
         self._name, self._threads, self._per_tenant = name, threads, per_tenant
         self._patience_s = patience_s
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=f"polyprefix-{name}")
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._running = Counter[str]()
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
 
@@ -101,9 +101,11 @@ class WorkerPool:
         """Until this caller is handed a thread."""
         queue = self._waiting.get(tenant, ())
         if len(queue) >= _MAX_WAITING_OF_TENANT:
-            raise TenantQueueFull(f"too many requests of this tenant wait for the {self._name}")
+            raise TenantQueueFull(
+                f"too many requests of this tenant wait for '{self._name}' threads"
+            )
         if sum(map(len, self._waiting.values())) >= _MAX_WAITING:
-            raise Overloaded(f"too many requests wait for the {self._name}")
+            raise Overloaded(f"too many requests wait for '{self._name}' threads")
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(tenant, deque()).append(turn)
         try:
@@ -115,7 +117,7 @@ class WorkerPool:
             else:
                 self._leave(tenant, turn)
             if isinstance(error, TimeoutError):
-                raise Overloaded(f"the {self._name} is slow; try again later") from error
+                raise Overloaded(f"all '{self._name}' threads are busy; try again later") from error
             raise
 
     def _leave(self, tenant: str, turn: asyncio.Future[None]) -> None:

@@ -173,7 +173,7 @@ def test_nobody_waits_for_ever() -> None:
     async def scene(pool: WorkerPool, desk: Desk) -> None:
         start(pool, desk, "a", 1)
         await until(lambda: desk.begun == ["a0"])
-        with pytest.raises(Overloaded, match="the catalog is slow"):
+        with pytest.raises(Overloaded, match="all 'catalog' threads are busy"):
             await pool.run("b", desk.work, "b")
         assert not pool._waiting
 

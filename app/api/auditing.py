@@ -143,11 +143,15 @@ async def _conclude(services: Services, call: HttpCall, status: int) -> Polypref
         try:
             await writes.finish(call.tenant, log.granted, call)
         except PolyprefixError:
-            return Unavailable("the audit log cannot be written; nothing was changed")
+            if call.link is None:
+                return Unavailable("the audit log cannot be written; nothing was changed")
         return None
     if call.action is None or not call.tenant:
         if status in _DENIED or (call.tenant and status not in _NO_ROUTE):
             log.count(call, status, call.code)
     elif call.mutates or status == 403:
-        await writes.finish(call.tenant, log.refused, call, status, call.code)
+        try:
+            await writes.finish(call.tenant, log.refused, call, status, call.code)
+        except PolyprefixError:  # too many wait to be recorded
+            log.count(call, status, call.code)
     return None

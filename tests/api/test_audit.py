@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +18,11 @@ from sqlalchemy import Connection, text
 from app.api.auditing import CHANGING, UNRECORDED
 from app.main import create_app
 from app.model.frozen import FrozenModel
+from app.prefix.codec import encode
 from app.settings import Settings
 from app.tenancy.audit_chain import list_records, verify
 from tests.api.guarded import EVERYTHING, Guarded, guarding
-from tests.api.helpers import BASE, complete
+from tests.api.helpers import BASE, complete, until
 from tests.tiny import random_prefix
 
 EXAMPLE = {"input": "the dog", "output": " sat"}
@@ -321,3 +325,127 @@ def test_no_key_and_no_text_is_in_logs_metrics_errors_usage_or_audit(
     for secret in (*secrets, "zanzibar", "umbrella"):
         leaks = [text[max(0, text.find(secret) - 80) :][:200] for text in said if secret in text]
         assert not leaks
+
+
+class Leaving(httpx.BaseTransport):
+    """Sends a request over a real socket, which it closes instead of reading the reply."""
+
+    def __init__(self, url: str, moment: Callable[[], object]) -> None:
+        self._url, self._moment = httpx.URL(url), moment
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        body = request.read()
+        lines = [f"{request.method} {request.url.raw_path.decode()} HTTP/1.1"]
+        headers = {**request.headers, "content-length": str(len(body))}
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        with socket.create_connection((self._url.host, self._url.port)) as connection:
+            connection.sendall("\r\n".join([*lines, "", ""]).encode() + body)
+            self._moment()
+        return httpx.Response(200, json={})
+
+
+class Held:
+    """A point of the server that a test waits for, and that goes on a while after it was left."""
+
+    def __init__(self) -> None:
+        self.reached, self.left = threading.Event(), threading.Event()
+        self.armed = False
+
+    def pass_through(self) -> None:
+        if self.armed:
+            self.armed = False
+            self.reached.set()
+            assert self.left.wait(20)
+            time.sleep(0.1)  # the server hears that the client has gone
+
+    def arm(self) -> None:
+        self.reached.clear()
+        self.left.clear()
+        self.armed = True
+
+
+@pytest.fixture(scope="module")
+def commits(guarded: Guarded) -> Held:
+    """The end of a writing transaction, before it is committed."""
+    held = Held()
+    guarded.server.services.registry.catalog.before_commit(lambda _: held.pass_through())
+    return held
+
+
+def leave(
+    guarded: Guarded, model: FrozenModel, client: httpx.Client, name: str, held: Held | None
+) -> list[dict[str, Any]]:
+    """The records of a call whose client leaves: at the point that is held, or at once."""
+    kind = "at-once" if held is None else f"held-{id(held) % 997}"
+    scene = Scene(guarded, model, client, f"left-{name}-{kind}")
+    if name == "delete_version":  # nothing may point at it
+        client.delete(f"{scene.url}/aliases/guarded/gate")
+        client.put(f"{scene.url}/aliases/guarded", json={"version": scene.second})
+    before = len(records(guarded))
+    if held is not None:
+        held.arm()
+    leaving = httpx.Client(
+        base_url=guarded.url,
+        headers=client.headers,
+        transport=Leaving(guarded.url, lambda: held is None or held.reached.wait(20)),
+    )
+    file = encode(random_prefix(model, 3, seed=3))
+    scene.client = leaving
+    scene.push = lambda _: leaving.post(
+        f"{scene.url}/versions",
+        content=file,
+        headers={"content-type": "application/octet-stream"},
+    )
+    CALLS[name](scene)
+    if held is not None:
+        held.left.set()
+        until(lambda: len(records(guarded)) > before)
+    time.sleep(0.4)
+    return records(guarded)[before:]
+
+
+@pytest.mark.parametrize("name", sorted(CALLS))
+def test_a_client_that_leaves_while_its_change_is_written_leaves_one_record(
+    guarded: Guarded, tiny_gpt2: FrozenModel, client: httpx.Client, commits: Held, name: str
+) -> None:
+    [record] = leave(guarded, tiny_gpt2, client, name, commits)
+    assert (record["action"], record["outcome"]) == (name, {"status": "done"})
+
+
+@pytest.mark.parametrize("name", ["set_alias", "upload_version", "delete_prefix", "create_key"])
+def test_a_client_that_leaves_while_its_change_is_recorded_leaves_one_record(
+    guarded: Guarded,
+    tiny_gpt2: FrozenModel,
+    client: httpx.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    held, granted = Held(), guarded.server.services.audit.granted
+
+    def held_granted(call: Any) -> None:
+        held.pass_through()
+        granted(call)
+
+    monkeypatch.setattr(guarded.server.services.audit, "granted", held_granted)
+    [record] = leave(guarded, tiny_gpt2, client, name, held)
+    assert (record["action"], record["outcome"]) == (name, {"status": "done"})
+
+
+@pytest.mark.parametrize("name", ["set_alias", "upload_version", "make_from_text", "delete_prefix"])
+def test_what_a_client_leaves_at_once_is_done_and_recorded_or_neither(
+    guarded: Guarded, tiny_gpt2: FrozenModel, client: httpx.Client, name: str
+) -> None:
+    catalog = guarded.server.services.registry.catalog
+    epochs: list[int] = []
+    real = CALLS[name]
+
+    def call(scene: Scene) -> httpx.Response:
+        epochs.append(catalog.epoch())
+        return real(scene)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CALLS, name, call)
+        found = leave(guarded, tiny_gpt2, client, name, None)
+    assert len(found) <= 1
+    is_done = [record["outcome"]["status"] for record in found] == ["done"]
+    assert (catalog.epoch() > epochs[0]) == is_done
