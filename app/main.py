@@ -38,6 +38,7 @@ from app.api.errors import StrictJSONResponse, install_error_handlers
 from app.api.gate import Gate
 from app.api.metrics import Metrics
 from app.api.middleware import BoundBodies, Observe
+from app.api.pinning import follow_pins
 from app.api.services import DEMO_TENANT, Limits, Services
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
@@ -193,8 +194,8 @@ async def _acquire(
         dtype=model.dtype,
     )
     stack.push_async_callback(tiers.close)
-    for pinned in await asyncio.to_thread(registry.pinned):
-        tiers.pin(PrefixKey(pinned.owner, pinned.digest))
+    pins = await follow_pins(registry, tiers)
+    stack.push_async_callback(asyncio.to_thread, pins.stop)
     _keep_house(settings, registry, authentication, books, stack)
     stack.push_async_callback(limiter.close)
     await limiter.start()

@@ -47,7 +47,7 @@ async def set_alias(
     """Point an alias at a version, or split it; with `If-Match` only if nobody moved it meanwhile.
 
     A `user` of requests stays with one version of a split; without one they are drawn. Versions
-    that an alias with a gate does not serve yet are scored first.
+    that have not passed the alias's gate, if it has one, are scored first.
     """
     book = services.registry.aliases
     change = (

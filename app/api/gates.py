@@ -1,7 +1,8 @@
 """`/v1/prefixes/{name}/aliases/{alias}/gate`: what a version must score before the alias moves.
 
-Whoever then points the alias at a version that it does not serve yet, by itself, in a split or
-with an upload, is refused if that scores less: nothing moves. A rollback is never refused.
+Whoever then moves the alias to a version, by itself, in a split or with an upload, is refused if
+that scores less: nothing moves. So is one that the alias served before it had this gate. A
+rollback is never refused.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,8 +19,9 @@ import torch
 
 from app.errors import Overloaded
 from app.prefix.prefix import Prefix
+from app.workers import WorkerPool
 
-MAX_PINNED = 10_000
+MAX_PINNED = 1_000
 """Pins that are remembered."""
 
 Tier = Literal["device", "host", "store"]
@@ -147,9 +148,9 @@ class _Flight:
 class PrefixTiers:
     """The device and host tiers over `load`, which reads and checks a prefix from the store.
 
-    `load` runs in one of `loaders` threads and may raise; its error goes to everyone who waits for
-    that key and is not remembered. On a CPU a prefix in the serving dtype is the same memory in
-    both tiers; each tier still counts it.
+    `load` runs in one of `loaders` threads, of which no owner takes more than half. What it raises
+    goes to everyone who waits for that key and is not remembered. On a CPU a prefix in the serving
+    dtype is the same memory in both tiers; each tier still counts it.
     """
 
     def __init__(
@@ -160,12 +161,12 @@ class PrefixTiers:
         device_bytes: int,
         device: torch.device,
         dtype: torch.dtype,
-        loaders: int = 2,
+        loaders: int = 4,
     ) -> None:
         self._load = load
         self._host, self._device = _Lru(host_bytes), _Lru(device_bytes)
         self._where, self._dtype = device, dtype
-        self._threads = ThreadPoolExecutor(loaders, thread_name_prefix="prefix-loader")
+        self._loaders = WorkerPool("prefix-loader", loaders, per_tenant=max(1, loaders // 2))
         # apart, so that what is in memory comes to the device while a store does not answer
         self._movers = ThreadPoolExecutor(1, thread_name_prefix="prefix-mover")
         self._flights: dict[PrefixKey, _Flight] = {}
@@ -221,6 +222,12 @@ class PrefixTiers:
         """Let the prefix be evicted again."""
         self._pinned.pop(key, None)
 
+    def keep_pins(self, keys: Iterable[PrefixKey]) -> None:
+        """Replace all pins, the oldest first."""
+        self._pinned = OrderedDict()
+        for key in keys:
+            self.pin(key)
+
     def stats(self) -> dict[Tier, TierStats]:
         """Figures of both tiers, for metrics."""
         return {"device": self._device.stats, "host": self._host.stats}
@@ -229,7 +236,7 @@ class PrefixTiers:
         """Wait for loads under way and end the threads."""
         flights = [flight.task for flight in self._flights.values()]
         await asyncio.gather(*flights, return_exceptions=True)
-        self._threads.shutdown()
+        await self._loaders.close()
         self._movers.shutdown()
 
     def _take_off(self, key: PrefixKey) -> _Flight:
@@ -250,7 +257,7 @@ class PrefixTiers:
         held = self._host.get(key)
         if held is None:
             tier = "store"
-            held = _Resident(await loop.run_in_executor(self._threads, self._load, key))
+            held = _Resident(await self._loaders.run(key.owner, self._load, key))
             if self._host.make_room(held.prefix.nbytes, self._pinned):
                 self._host.put(key, held)
         host = held.prefix

@@ -49,7 +49,9 @@ class AliasBook:
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             aliases.check_match(connection, prefix_id, alias, if_match)
             row = versions.get_row(connection, tenant, name, digest)
-            gates.check(connection, prefix_id, alias, [row.digest], scores)
+            weights = {row.digest: 1}
+            gates.check(connection, prefix_id, alias, weights, scores)
+            gates.remember(connection, prefix_id, alias, weights, scores)
             now = self._transactions.now()
             aliases.move(connection, epoch, row, alias, reason="set", now=now)
             return aliases.get(connection, prefix_id, alias)
@@ -81,6 +83,7 @@ class AliasBook:
             if len(weights) < len(split):
                 raise InvalidRequest("the split names a version twice", param="split")
             gates.check(connection, prefix_id, alias, weights, scores)
+            gates.remember(connection, prefix_id, alias, weights, scores)
             now = self._transactions.now()
             aliases.split(connection, epoch, prefix_id, alias, weights, reason="set", now=now)
             return aliases.get(connection, prefix_id, alias)

@@ -118,7 +118,7 @@ def undo(connection: Connection, epoch: int, prefix_id: int, alias: str, *, now:
     query = select(alias_history).where(mine, alias_history.c.undoable)
     for target in connection.execute(query.order_by(alias_history.c.id.desc())).all():
         before = _weights_of(target)
-        if before != weights and len(_ids(connection, prefix_id, before)) == len(before):
+        if before != weights and len(ids_of(connection, prefix_id, before)) == len(before):
             break
     else:
         raise Conflict(f"alias '{alias}' has no earlier version to return to", param="alias")
@@ -155,10 +155,10 @@ def splitting_to(connection: Connection, version_id: int) -> list[str]:
     return sorted(connection.scalars(query))
 
 
-def served_by(connection: Connection, prefix_id: int, alias: str) -> Collection[str]:
-    """Digests of the versions that the alias stands for; none if there is no such alias."""
+def points_at(connection: Connection, prefix_id: int, alias: str, weights: Weights) -> bool:
+    """Whether the alias is there and serves these versions by these weights."""
     row = find_alias(connection, prefix_id, alias)
-    return () if row is None else tuple(_weights(connection, row))
+    return row is not None and _weights(connection, row) == weights
 
 
 def forget_digest(connection: Connection, prefix_id: int, digest: str) -> None:
@@ -205,7 +205,7 @@ def _weights_of(remembered: Row[Any]) -> dict[str, int]:
     return remembered.split or {remembered.digest: 1}
 
 
-def _ids(connection: Connection, prefix_id: int, digests: Collection[str]) -> dict[str, int]:
+def ids_of(connection: Connection, prefix_id: int, digests: Collection[str]) -> dict[str, int]:
     """The numbers of those versions that exist, by digest."""
     query = select(versions.c.digest, versions.c.id).where(
         versions.c.prefix_id == prefix_id, versions.c.digest.in_(list(digests))
@@ -222,7 +222,7 @@ def _point(
     connection: Connection, epoch: int, prefix_id: int, alias: str, weights: Weights, *, now: int
 ) -> None:
     """Makes or repoints an alias."""
-    ids = _ids(connection, prefix_id, weights)
+    ids = ids_of(connection, prefix_id, weights)
     where = {"prefix_id": prefix_id, "name": alias}
     target = {"version_id": ids[_main(weights)], "revision": epoch, "updated_at": now}
     same = (aliases.c.prefix_id == prefix_id) & (aliases.c.name == alias)

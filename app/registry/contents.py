@@ -6,36 +6,59 @@ Works outside transactions: a store may be far away. Knows nothing about aliases
 from __future__ import annotations
 
 import filecmp
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from app.errors import PolyprefixError
-from app.registry import scope, versions
+from app.registry import content_states, scope, versions
 from app.registry.catalog import Catalog
+from app.registry.content_states import Content
 from app.registry.faults import storage_faults
 from app.registry.objects import ObjectStore
 from app.registry.records import Version, VersionInfo
 
 
-def put(
-    catalog: Catalog, objects: ObjectStore, tenant: str, name: str, info: VersionInfo, staged: Path
-) -> tuple[str, bool]:
-    """Puts a content into the store unless it is there.
+@dataclass(frozen=True)
+class Stored:
+    """A content that is in the store, under `owner`, and what the catalog has noted about it.
 
-    Returns the owner that it is stored under, and whether a file that was or should have been
-    there is replaced.
+    `replaced` says that a file which was there, or should have been, was replaced.
+    """
+
+    owner: str
+    nbytes: int
+    replaced: bool
+    noted: Content | None
+
+
+def put(
+    catalog: Catalog,
+    objects: ObjectStore,
+    tenant: str,
+    name: str,
+    info: VersionInfo,
+    staged: Path,
+    *,
+    now: int,
+) -> Stored:
+    """Puts a content into the store unless it is there; it is noted in the catalog first.
+
+    Unavailable while an old copy of it is being removed.
     """
     with catalog.read() as connection:
         owner = scope.get_tenant(connection, tenant).owner
         known = versions.sibling_row(connection, tenant, name, info.digest)
-    if known is None:
-        objects.commit(owner, info.digest, staged)
-        return owner, False
-    owner = str(known.owner)
-    intact = _is_intact(objects, owner, info.digest, known.file_nbytes, staged)
-    if not intact:
-        objects.commit(owner, info.digest, staged)
-    return owner, not intact
+    if known is not None:
+        owner = str(known.owner)
+    with catalog.append() as connection:
+        noted = content_states.note_upload(connection, owner, info.digest, now)
+    if known is not None and _is_intact(objects, owner, info.digest, known.file_nbytes, staged):
+        return Stored(owner, known.file_nbytes, False, noted)
+    with storage_faults("storing the prefix file"):
+        nbytes = staged.stat().st_size
+    objects.commit(owner, info.digest, staged)
+    return Stored(owner, nbytes, known is not None, noted)
 
 
 def open_file(objects: ObjectStore, tenant: str, version: Version) -> BinaryIO:

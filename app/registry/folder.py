@@ -7,6 +7,7 @@ whole or not at all. Links are never followed. Knows nothing about names, versio
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import time
@@ -21,6 +22,8 @@ from app.registry.objects import SUFFIX, StoredObject, check_owner, object_name
 from app.registry.root import READ_FLAGS, Root, regular_file
 from app.registry.staging import FOLDER, FileInTransit, Staging
 
+_UNLOCKED_S = 20 * 60.0
+"""How long a removal can take where no lock tells whether its process lives."""
 _OBJECT_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
@@ -87,23 +90,25 @@ class FolderStore:
         with file, storage_faults("reading a prefix file"):
             return file.read(nbytes)
 
-    def touch(self, owner: str, digest: str) -> None:
-        """Makes the content young again, so that garbage collection waits; missing is fine."""
-        name = object_name(owner, digest)
-        with (
-            storage_faults("touching a prefix file"),
-            self._root.existing(owner) as folder,
-            contextlib.suppress(FileNotFoundError),
-        ):
-            if folder is not None:
-                os.utime(name, dir_fd=folder, follow_symlinks=False)
+    @contextmanager
+    def removing(self) -> Iterator[float | None]:
+        """The right to remove contents: one process has it at a time, until it ends or dies."""
+        with storage_faults("locking the store"), self._root.folder(".") as root:
+            try:
+                fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                settled_s: float | None = 0.0
+            except BlockingIOError:
+                settled_s = None
+            except OSError:  # a folder on the network may know no locks
+                settled_s = _UNLOCKED_S
+            yield settled_s
 
-    def delete(self, owner: str, digest: str, *, older_than_s: float = 0.0) -> bool:
-        """Removes the content unless it is younger; whether something was removed."""
+    def delete(self, owner: str, digest: str) -> bool:
+        """Removes the content; whether it was there."""
         name = object_name(owner, digest)
         with storage_faults("removing a prefix file"), self._root.existing(owner) as folder:
             found = None if folder is None else regular_file(name, folder)
-            if folder is None or found is None or time.time() - found.st_mtime < older_than_s:
+            if folder is None or found is None:
                 return False
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=folder)
@@ -125,3 +130,6 @@ class FolderStore:
     def sweep_temps(self) -> int:
         """Removes staged files whose process has ended; how many. Called at start."""
         return self._staging.sweep()
+
+    def close(self) -> None:
+        """Nothing runs beside the calls."""

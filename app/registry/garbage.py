@@ -1,92 +1,163 @@
 """Contents that no version needs any more.
 
-They are removed while the catalog's writers wait, after a second look at the references, so that
-none of them can get a row meanwhile; and a content that was stored or lost a row of late is young,
-which saves the upload that has stored its content and has no row yet. Only the folders of this
-catalog's own tenants are searched, those that were deleted included: what is shipped with the
-project, and what another catalog keeps in the same store, stays.
+A content that has been idle for the grace is first noted as being removed, while the catalog's
+writers wait; then it is removed, while nobody waits; then its note goes. If it is not known how a
+removal has ended, the note stays, and uploads of the content are refused, until nothing can be
+under way. Only the folders of this catalog's own tenants are searched, those that were deleted
+included: what is shipped with the project, and what another catalog keeps in the same store, stays.
 """
 
 from __future__ import annotations
 
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete, select
 
-from app.registry import scope
+from app.registry import content_states, scope
 from app.registry.catalog import Catalog
 from app.registry.changes import ChangeKind, note
+from app.registry.content_states import Content
 from app.registry.objects import ObjectStore
 from app.registry.schema import retired_owners
-from app.registry.versions import digests_of, is_referenced
 
-_BATCH = 64
-_TURN_S = 0.25
-"""How many contents are removed in one turn of the writers, and for how long, so that none waits
-long: a store may be far away."""
+Item = TypeVar("Item")
 
-
-def collect(
-    catalog: Catalog, objects: ObjectStore, grace_s: float, is_over: Callable[[], bool]
-) -> int:
-    """Removes unneeded contents older than the grace, until `is_over`; how many.
-
-    Several processes may collect at one time. Unavailable if the store or the catalog is; what was
-    removed until then stays removed.
-    """
-    with catalog.read() as connection:
-        owners = scope.owners(connection)
-        query = select(retired_owners.c.owner)
-        before = int(time.time() - grace_s)
-        retired = connection.scalars(query.where(retired_owners.c.retired_at <= before)).all()
-    removed = 0
-    for owner in (*owners, *retired):
-        candidates = _unneeded(catalog, objects, owner, grace_s, is_over)
-        while waiting := deque(islice(candidates, _BATCH)):
-            while waiting and not is_over():
-                removed += _remove_some(catalog, objects, owner, waiting, grace_s)
-    for owner in retired:
-        if not is_over() and next(objects.objects(owner), None) is None:
-            with catalog.write() as (connection, epoch):
-                note(connection, epoch, ChangeKind.CONTENT, "")
-                connection.execute(delete(retired_owners).where(retired_owners.c.owner == owner))
-    return removed
+_BATCH = 16
+"""Contents that are noted as being removed at a time: uploads of them are refused meanwhile."""
 
 
-def _remove_some(
-    catalog: Catalog, objects: ObjectStore, owner: str, waiting: deque[str], grace_s: float
-) -> int:
-    """Takes as many digests from the left as fit into one turn; how many were removed."""
-    removed = 0
-    with catalog.write() as (connection, epoch):
-        note(connection, epoch, ChangeKind.CONTENT, "")
-        end = time.monotonic() + _TURN_S
-        while waiting:
-            digest = waiting.popleft()
-            if not is_referenced(connection, owner, digest):
-                removed += objects.delete(owner, digest, older_than_s=grace_s)
-            if time.monotonic() > end:
+@dataclass(frozen=True)
+class Collector:
+    """Collects garbage once. `grace_s` is in seconds, `clock` gives seconds since 1970."""
+
+    catalog: Catalog
+    objects: ObjectStore
+    grace_s: float
+    clock: Callable[[], float]
+    is_over: Callable[[], bool] = lambda: False
+
+    def collect(self) -> int:
+        """Removes unneeded contents older than the grace, until `is_over`; how many.
+
+        Several processes may collect at one time. Unavailable if the store or the catalog is; what
+        was removed until then stays removed.
+        """
+        with self.objects.removing() as settled_s:
+            if settled_s is None:  # another process of this machine collects
+                return 0
+            cut_before = int(self.clock() - settled_s)
+            removed = self._remove_known(cut_before)
+            for owner in self._owners():
+                removed += self._remove_unknown(owner)
+            self._forget_retired()
+        return removed
+
+    def finish(self) -> None:
+        """Ends removals that were cut short when a process died."""
+        with self.objects.removing() as settled_s:
+            if settled_s is not None:
+                self._remove_known(int(self.clock() - settled_s), before=-1)
+
+    def _remove_known(self, cut_before: int, *, before: int | None = None) -> int:
+        removed = 0
+        while not self.is_over():
+            before_now = int(self.clock() - self.grace_s) if before is None else before
+            with self.catalog.read() as connection:
+                found = content_states.find_unneeded(connection, before_now, cut_before)
+            taken = 0
+            for batch in _batches(found):
+                if self.is_over():
+                    break
+                begun = self._begin(batch, before_now, cut_before)
+                taken += len(begun)
+                removed += self._remove(begun)
+            if not taken:
                 break
-    return removed
+        return removed
 
+    def _begin(self, batch: Sequence[Content], before: int, cut_before: int) -> list[Content]:
+        with self.catalog.write() as (connection, epoch):
+            note(connection, epoch, ChangeKind.CONTENT, "")
+            now = int(self.clock())
+            return [
+                content
+                for content in batch
+                if content_states.begin_removal(connection, content, before, cut_before, now)
+            ]
 
-def _unneeded(
-    catalog: Catalog,
-    objects: ObjectStore,
-    owner: str,
-    grace_s: float,
-    is_over: Callable[[], bool],
-) -> Iterator[str]:
-    """Digests that seem to be garbage, without keeping any writer waiting."""
-    if is_over():
-        return
-    with catalog.read() as connection:
-        needed = digests_of(connection, owner)
-    for stored in objects.objects(owner):
-        if is_over():
+    def _remove_unknown(self, owner: str) -> int:
+        """What died before its note, or was stored before there were notes."""
+        removed = 0
+        for batch in _batches(self._unknown(owner)):
+            if self.is_over():
+                break
+            with self.catalog.write() as (connection, epoch):
+                note(connection, epoch, ChangeKind.CONTENT, "")
+                now = int(self.clock())
+                begun = [
+                    content
+                    for digest in batch
+                    if (
+                        content := content_states.begin_removal_of_unknown(
+                            connection, owner, digest, now
+                        )
+                    )
+                ]
+            removed += self._remove(begun)
+        return removed
+
+    def _unknown(self, owner: str) -> Iterator[str]:
+        if self.is_over():
             return
-        if stored.age_s >= grace_s and stored.digest not in needed:
-            yield stored.digest
+        stored = self.objects.objects(owner)
+        old = [content.digest for content in stored if content.age_s >= self.grace_s]
+        with self.catalog.read() as connection:
+            # after the list was made: whoever stores a content notes it first
+            noted = content_states.noted_digests(connection, owner)
+        yield from (digest for digest in old if digest not in noted)
+
+    def _remove(self, begun: Sequence[Content]) -> int:
+        """Removes what is noted as being removed; how many were there."""
+        gone: list[Content] = []
+        count, tried = 0, 0
+        try:
+            for content in begun:
+                if self.is_over():
+                    break
+                tried += 1
+                count += self.objects.delete(content.owner, content.digest)
+                gone.append(content)
+        finally:
+            # one whose removal has failed keeps its note: the request may be carried out late
+            with self.catalog.append() as connection:
+                content_states.end_removals(connection, gone, begun[tried:])
+        return count
+
+    def _owners(self) -> list[str]:
+        with self.catalog.read() as connection:
+            return [*scope.owners(connection), *self._retired(connection)]
+
+    def _retired(self, connection: Connection) -> list[str]:
+        before = int(self.clock() - self.grace_s)
+        query = select(retired_owners.c.owner).where(retired_owners.c.retired_at <= before)
+        return list(connection.scalars(query))
+
+    def _forget_retired(self) -> None:
+        with self.catalog.read() as connection:
+            retired = self._retired(connection)
+        for owner in retired:
+            if not self.is_over() and next(self.objects.objects(owner), None) is None:
+                with self.catalog.write() as (connection, epoch):
+                    note(connection, epoch, ChangeKind.CONTENT, "")
+                    connection.execute(
+                        delete(retired_owners).where(retired_owners.c.owner == owner)
+                    )
+
+
+def _batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    rest = iter(items)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, insert, select
 
 from app.errors import Conflict, GateNotPassed
 from app.registry import aliases
-from app.registry.schema import alias_gates
+from app.registry.schema import alias_gates, gate_scores, versions
 
 MAX_GATES = 10
 """Gates that the aliases of one prefix may have."""
@@ -58,7 +58,9 @@ class Unscored(GateNotPassed):
 
 def find(connection: Connection, prefix_id: int, alias: str) -> Gate | None:
     """The alias's gate, None if it has none."""
-    row = connection.execute(select(alias_gates).where(_of(prefix_id, alias))).one_or_none()
+    row = connection.execute(
+        select(alias_gates).where(_of(alias_gates, prefix_id, alias))
+    ).one_or_none()
     if row is None:
         return None
     return Gate(
@@ -74,7 +76,9 @@ def put(connection: Connection, prefix_id: int, alias: str, gate: Gate, *, now: 
 
     The alias need not exist.
     """
-    remove(connection, prefix_id, alias)
+    connection.execute(delete(alias_gates).where(_of(alias_gates, prefix_id, alias)))
+    other = gate_scores.c.measure != gate.measure
+    connection.execute(delete(gate_scores).where(_of(gate_scores, prefix_id, alias), other))
     mine = select(func.count()).where(alias_gates.c.prefix_id == prefix_id)
     if connection.execute(mine).scalar_one() >= MAX_GATES:
         raise Conflict(f"a prefix has at most {MAX_GATES} gates", param="alias")
@@ -91,37 +95,82 @@ def put(connection: Connection, prefix_id: int, alias: str, gate: Gate, *, now: 
 
 def remove(connection: Connection, prefix_id: int, alias: str) -> bool:
     """Takes the alias's gate away; whether it had one."""
-    return connection.execute(delete(alias_gates).where(_of(prefix_id, alias))).rowcount > 0
+    connection.execute(delete(gate_scores).where(_of(gate_scores, prefix_id, alias)))
+    gone = delete(alias_gates).where(_of(alias_gates, prefix_id, alias))
+    return connection.execute(gone).rowcount > 0
 
 
 def check(
     connection: Connection,
     prefix_id: int,
     alias: str,
-    digests: Collection[str],
+    weights: aliases.Weights,
     scores: Scores,
 ) -> None:
-    """GateNotPassed unless the alias may be moved to `digests`; Unscored if a score is not known.
+    """GateNotPassed unless the alias may be moved to `weights`; Unscored if a score is not known.
 
-    What the alias serves already needs no score.
+    Every version needs a score by this gate, also one that the alias serves already: it may have
+    come before the gate. Known is, besides `scores`, what has passed this gate before. Where
+    nothing would move, nothing is asked.
     """
     gate = find(connection, prefix_id, alias)
-    if gate is None:
+    if gate is None or aliases.points_at(connection, prefix_id, alias, weights):
         return
-    added = sorted(set(digests) - set(aliases.served_by(connection, prefix_id, alias)))
     measure = gate.measure
-    unknown = [digest for digest in added if (measure, digest) not in scores]
+    known = _remembered(connection, prefix_id, alias, measure)
+    known |= {digest: scores[measure, digest] for digest in weights if (measure, digest) in scores}
+    unknown = sorted(set(weights) - known.keys())
     if unknown:
         raise Unscored(alias, gate, unknown)
-    for digest in added:
-        score = scores[measure, digest]
-        if not score >= gate.min_score:
+    for digest in sorted(weights):
+        if not known[digest] >= gate.min_score:
             raise GateNotPassed(
-                f"version {digest[:12]} scores {score:.6g} by {gate.metric}; alias '{alias}' "
-                f"takes {gate.min_score:.6g} or more",
+                f"version {digest[:12]} scores {known[digest]:.6g} by {gate.metric}; alias "
+                f"'{alias}' takes {gate.min_score:.6g} or more",
                 param="version",
             )
 
 
-def _of(prefix_id: int, alias: str) -> Any:
-    return (alias_gates.c.prefix_id == prefix_id) & (alias_gates.c.alias == alias)
+def remember(
+    connection: Connection,
+    prefix_id: int,
+    alias: str,
+    weights: aliases.Weights,
+    scores: Scores,
+) -> None:
+    """Keeps the scores with which versions that exist have passed the alias's gate."""
+    gate = find(connection, prefix_id, alias)
+    if gate is None:
+        return
+    measure = gate.measure
+    known = _remembered(connection, prefix_id, alias, measure)
+    ids = aliases.ids_of(connection, prefix_id, weights)
+    rows = [
+        {
+            "prefix_id": prefix_id,
+            "alias": alias,
+            "version_id": number,
+            "measure": measure,
+            "score": scores[measure, digest],
+        }
+        for digest, number in ids.items()
+        if digest not in known and (measure, digest) in scores
+    ]
+    if rows:
+        connection.execute(insert(gate_scores), rows)
+
+
+def _remembered(
+    connection: Connection, prefix_id: int, alias: str, measure: str
+) -> dict[str, float]:
+    """Scores by this measure with which versions have passed, by digest."""
+    query = (
+        select(versions.c.digest, gate_scores.c.score)
+        .join(versions, versions.c.id == gate_scores.c.version_id)
+        .where(_of(gate_scores, prefix_id, alias), gate_scores.c.measure == measure)
+    )
+    return {row.digest: row.score for row in connection.execute(query)}
+
+
+def _of(table: Table, prefix_id: int, alias: str) -> ColumnElement[bool]:
+    return and_(table.c.prefix_id == prefix_id, table.c.alias == alias)

@@ -23,7 +23,7 @@ _OWNER = re.compile(r"[0-9a-z]{1,64}")
 
 @dataclass(frozen=True)
 class StoredObject:
-    """One content of the store; `age_s` counts from when it was stored or last touched."""
+    """One content of the store; `age_s` counts from when it was stored."""
 
     digest: str
     nbytes: int
@@ -60,7 +60,7 @@ class ObjectStore(Protocol):
         """
 
     def size(self, owner: str, digest: str) -> int | None:
-        """Bytes of the content, None if it is not there or about to be removed."""
+        """Bytes of the content, None if it is not there."""
 
     def local(self, owner: str, digest: str) -> AbstractContextManager[Path | None]:
         """A local file with the content for the length of the block, None if it is not there.
@@ -75,20 +75,27 @@ class ObjectStore(Protocol):
     def start(self, owner: str, digest: str, nbytes: int) -> bytes | None:
         """The first bytes of the content, fewer if it is shorter; None if it is not there."""
 
-    def touch(self, owner: str, digest: str) -> None:
-        """Makes the content young again, so that garbage collection waits; missing is fine."""
+    def removing(self) -> AbstractContextManager[float | None]:
+        """The right to remove contents, for the length of the block.
 
-    def delete(self, owner: str, digest: str, *, older_than_s: float = 0.0) -> bool:
-        """Removes the content unless it is younger; whether something was removed."""
+        Seconds after which a removal that somebody else began, and whose end is not known, is
+        certainly over; None if another has the right now and this one must not be used.
+        """
+
+    def delete(self, owner: str, digest: str) -> bool:
+        """Removes the content; whether it was there.
+
+        If this fails, the removal may still be carried out late: see `removing`.
+        """
 
     def objects(self, owner: str) -> Iterator[StoredObject]:
-        """The contents of one owner, in no order.
-
-        What is left of a content whose removal was cut short has 0 bytes; `delete` finishes it.
-        """
+        """The contents of one owner, in no order."""
 
     def sweep_temps(self) -> int:
         """Removes staged files whose process has ended; how many. Called at start."""
+
+    def close(self) -> None:
+        """Ends what runs beside the calls."""
 
 
 def check_owner(owner: str) -> str:

@@ -28,8 +28,9 @@ def open_registry(database_url: str, store: str | Path, scratch: Path | None = N
     registry = Registry(Catalog(database_url), objects)
     try:
         objects.sweep_temps()
+        registry.finish_removals()
     except PolyprefixError as fault:
-        _log.warning("temporary files stay for now: %s", fault)
+        _log.warning("what a process left when it died stays for now: %s", fault)
     return registry
 
 

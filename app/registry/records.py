@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from app.errors import InvalidRequest
 
@@ -108,6 +108,13 @@ class Resolved:
     base_model: str | None
     base_fingerprint: str | None
     created_at: int
+
+
+class ContentKey(NamedTuple):
+    """What the store and caches know a content by; `owner` is as of `Version`."""
+
+    owner: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,28 +8,38 @@ models or HTTP.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
 from sqlalchemy import Connection
 
-from app.errors import Conflict, InUse, PolyprefixError, Unavailable
+from app.errors import Conflict, InUse
 from app.prefix.reference import PrefixReference, check_alias, check_name
-from app.registry import aliases, contents, garbage, gates, listing, quotas, scope, versions
+from app.registry import (
+    aliases,
+    content_states,
+    contents,
+    gates,
+    listing,
+    quotas,
+    scope,
+    versions,
+)
 from app.registry.alias_book import AliasBook
 from app.registry.catalog import Catalog
 from app.registry.changes import ChangeKind, note
 from app.registry.feed import ChangeFeed
+from app.registry.garbage import Collector
 from app.registry.gate_book import GateBook
 from app.registry.gates import NO_SCORES, Scores, Unscored
 from app.registry.objects import ObjectStore, StagedFile
 from app.registry.publications import Publications
 from app.registry.records import (
     LATEST,
+    ContentKey,
     Page,
     PrefixRecord,
     Quota,
@@ -43,8 +53,6 @@ from app.registry.resolving import ResolveCache
 from app.registry.transactions import Transactions
 
 _NO_QUOTA = Quota()
-_TOUCH_S = 5.0
-"""How long deleting waits for the store."""
 
 
 class Registry:
@@ -77,7 +85,8 @@ class Registry:
         self.gates = GateBook(self._transactions)
 
     def close(self) -> None:
-        """Closes the catalog's connections."""
+        """Closes the catalog's connections, and ends what looks after the store."""
+        self.objects.close()
         self.catalog.close()
 
     # Tenants
@@ -124,25 +133,25 @@ class Registry:
         with self.catalog.read() as connection:
             prefix_id = scope.find_prefix_id(connection, tenant, name)
             self._check_gate(connection, prefix_id, alias, info.digest, scores)
-        owner, replaced = contents.put(self.catalog, self.objects, tenant, name, info, staged)
         now = self._transactions.now()
+        stored = contents.put(self.catalog, self.objects, tenant, name, info, staged, now=now)
         with self._transactions.changing(tenant, name) as (connection, epoch):
-            size = self.objects.size(owner, info.digest)
-            if size is None:
-                raise Unavailable("the content was removed while it was uploaded; send it again")
+            content_states.check_present(connection, stored.noted)
             before = quotas.stored(connection, tenant)
             row, created = versions.publish(
                 connection,
                 tenant,
                 name,
-                owner,
+                stored.owner,
                 info,
-                file_nbytes=size,
+                file_nbytes=stored.nbytes,
                 now=now,
-                replaced=replaced,
+                replaced=stored.replaced,
             )
             quotas.check(connection, tenant, quota, before)
             self._check_gate(connection, row.prefix_id, alias, info.digest, scores, late=True)
+            if alias is not None:
+                gates.remember(connection, row.prefix_id, alias, {info.digest: 1}, scores)
             for moved in (LATEST,) if alias is None else (LATEST, alias):
                 aliases.move(connection, epoch, row, moved, reason="upload", now=now)
             return versions.to_version(row), created
@@ -161,7 +170,7 @@ class Registry:
         if prefix_id is None or alias is None:
             return
         try:
-            gates.check(connection, prefix_id, alias, [digest], scores)
+            gates.check(connection, prefix_id, alias, {digest: 1}, scores)
         except Unscored as error:
             if not late:
                 raise
@@ -234,9 +243,6 @@ class Registry:
         PrefixNotFound. The content follows at a later `collect_garbage`.
         """
         check_name(name)
-        with self.catalog.read() as connection:
-            row = versions.get_row(connection, tenant, name, digest)
-        self._touch([(row.owner, row.digest)])
         with self._transactions.changing(tenant, name) as (connection, epoch):
             row = versions.get_row(connection, tenant, name, digest)
             pointing = aliases.pointing_at(connection, row.id)
@@ -244,13 +250,14 @@ class Registry:
             named += aliases.splitting_to(connection, row.id)
             if named:
                 raise InUse(f"alias '{named[0]}' of '{name}' points at this version")
+            now = self._transactions.now()
+            content_states.release(connection, [(row.owner, row.digest)], now)
             aliases.forget_digest(connection, row.prefix_id, row.digest)
             left = versions.newest_row(connection, row.prefix_id, without=row.id)
             if left is None:
                 versions.delete_prefix(connection, tenant, row.prefix_id)
                 return versions.to_version(row)
             if pointing:
-                now = self._transactions.now()
                 aliases.move(connection, epoch, left, LATEST, reason="fallback", now=now)
             versions.delete_version(connection, row)
             return versions.to_version(row)
@@ -261,13 +268,10 @@ class Registry:
         Returns the (owner, digest) of each version.
         """
         check_name(name)
-        with self.catalog.read() as connection:
-            prefix_id = scope.get_prefix_id(connection, tenant, name)
-            doomed = versions.contents_of(connection, prefix_id)
-        self._touch(doomed)
         with self._transactions.changing(tenant, name) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             gone = versions.contents_of(connection, prefix_id)
+            content_states.release(connection, gone, self._transactions.now())
             versions.delete_prefix(connection, tenant, prefix_id)
         return gone
 
@@ -277,20 +281,15 @@ class Registry:
         The grace lets running requests finish with a version that was deleted under them. May be
         called by many processes at once; returns soon after `is_over`.
         """
-        return garbage.collect(self.catalog, self.objects, grace_s, is_over)
+        return self._collector(grace_s, is_over).collect()
 
-    def _touch(self, doomed: Sequence[tuple[str, str]]) -> None:
-        """Starts the grace of contents, (owner, digest), that are about to lose a row.
+    def finish_removals(self) -> None:
+        """Ends the removals of contents that were cut short when a process died."""
+        self._collector(0.0, lambda: False).finish()
 
-        Only the grace is at stake, so nobody waits long for a store that fails or is slow. Called
-        before the transaction, which would keep all writers waiting for the store.
-        """
-        end = time.monotonic() + _TOUCH_S
-        with contextlib.suppress(PolyprefixError, OSError):
-            for owner, digest in doomed:
-                self.objects.touch(owner, digest)
-                if time.monotonic() > end:
-                    return
+    def _collector(self, grace_s: float, is_over: Callable[[], bool]) -> Collector:
+        clock = self._transactions.clock
+        return Collector(self.catalog, self.objects, grace_s, clock, is_over)
 
     # Pins
 
@@ -302,15 +301,15 @@ class Registry:
         """Takes the mark away; PrefixNotFound."""
         return self._set_pinned(tenant, name, digest, False)
 
-    def pinned(self, limit: int = 1000) -> tuple[Version, ...]:
-        """Pinned versions of all tenants, oldest first, for warming caches at start."""
+    def pinned(self, limit: int = 1000) -> tuple[ContentKey, ...]:
+        """The contents that caches keep: those that were pinned last, the oldest pin first."""
         with self.catalog.read() as connection:
             return versions.pinned(connection, limit)
 
     def _set_pinned(self, tenant: str, name: str, digest: str, pinned: bool) -> Version:
-        with self._transactions.changing(tenant, name) as (connection, _):
+        with self._transactions.changing(tenant, name) as (connection, epoch):
             row = versions.get_row(connection, tenant, name, digest)
-            versions.set_pinned(connection, row.id, pinned)
+            versions.set_pinned(connection, row.id, epoch, pinned)
             return versions.to_version(versions.get_row(connection, tenant, name, row.digest))
 
     def transaction(self) -> AbstractContextManager[tuple[Connection, int]]:

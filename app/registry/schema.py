@@ -130,6 +130,7 @@ versions = Table(
     Column("decoding", JSON, nullable=False),
     Column("provenance", JSON, nullable=False),
     Column("pinned", Boolean, nullable=False),
+    Column("pinned_epoch", BigInteger, nullable=False, server_default="0"),
     Column("created_at", BigInteger, nullable=False),
     UniqueConstraint("prefix_id", "digest"),
     Index("versions_by_content", "owner", "digest"),
@@ -141,7 +142,21 @@ versions = Table(
 )
 """`owner` and `digest` are the key of the content; several prefixes may refer to one content.
 `lengths` maps each module of the prefix to its length; None where nobody has looked yet.
+`pinned_epoch` is the epoch of the last pin: the order in which pins were made.
 Numbers of rows are never used twice: they are the order of versions and cursors of lists."""
+
+contents = Table(
+    "contents",
+    metadata,
+    Column("owner", String(64), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("generation", String(16), nullable=False),
+    Column("touched_at", BigInteger, nullable=False),
+    Index("contents_by_state", "state", "touched_at"),
+)
+"""What the store holds besides what is shipped: `present`, or being stored by an upload whose
+version comes later; or `removing`. See `content_states`."""
 
 aliases = Table(
     "aliases",
@@ -179,6 +194,17 @@ alias_gates = Table(
     Column("updated_at", BigInteger, nullable=False),
 )
 """What a version must score before the alias may point at it."""
+
+gate_scores = Table(
+    "gate_scores",
+    metadata,
+    Column("prefix_id", ForeignKey("prefixes.id", ondelete="CASCADE"), primary_key=True),
+    Column("alias", String(64), primary_key=True),
+    Column("version_id", ForeignKey("versions.id", ondelete="CASCADE"), primary_key=True),
+    Column("measure", String(64), primary_key=True),
+    Column("score", Float, nullable=False),
+)
+"""Scores with which versions have passed an alias's gate; `measure` is the gate's."""
 
 alias_history = Table(
     "alias_history",

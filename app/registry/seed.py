@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, exists, insert, select
 
-from app.registry import aliases, versions
+from app.registry import aliases, gates, versions
 from app.registry.changes import ChangeKind, note
 from app.registry.folder import FolderStore
 from app.registry.manifest import ShippedPrefix, ShippedVersion, read_manifest
@@ -46,7 +46,8 @@ def seed(
     The manifest and its files are in a local folder. Where the registry's store is another, a file
     that it lacks or has cut short is stored there first. With `base_fingerprint`, what names
     another base model is left for a server that has that one. `latest` moves to what was added
-    after it last moved; other aliases are made if they are missing. A file that is missing or has
+    after it last moved; other aliases are made if they are
+    missing and have no gate. A file that is missing or has
     another size is reported in the log and left out. With `publish`, all tenants may use the names
     that hold nothing but shipped versions. PolyprefixError if the manifest is not understood.
     """
@@ -158,7 +159,8 @@ def _import(
             aliases.move(connection, epoch, row, LATEST, reason="seed", now=now)
         for alias, digest in prefix.aliases.items():
             present = aliases.find_alias(connection, row.prefix_id, alias)
-            if digest == version.digest and present is None:
+            gate = gates.find(connection, row.prefix_id, alias)
+            if digest == version.digest and present is None and gate is None:
                 aliases.move(connection, epoch, row, alias, reason="seed", now=now)
         key = {"tenant_id": tenant, "name": name, "digest": version.digest, "added_at": now}
         connection.execute(insert(seeded).values(key))

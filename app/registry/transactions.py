@@ -23,7 +23,7 @@ class Transactions:
         """`clock` gives seconds since 1970."""
         self._catalog = catalog
         self._feed = feed
-        self._clock = clock
+        self.clock = clock
 
     def reading(self) -> AbstractContextManager[Connection]:
         """A transaction that sees one state and changes nothing."""
@@ -56,4 +56,4 @@ class Transactions:
 
     def now(self) -> int:
         """Seconds since 1970."""
-        return int(self._clock())
+        return int(self.clock())

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, exists, insert, select, update
+from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
 
 from app.errors import InvalidRequest
 from app.prefix.reference import check_name, looks_hexadecimal
 from app.registry import quotas, scope
-from app.registry.records import SHIPPED_OWNER, Version, VersionInfo
+from app.registry.records import SHIPPED_OWNER, ContentKey, Version, VersionInfo
 from app.registry.schema import aliases, prefixes, versions
 
 
@@ -165,15 +165,31 @@ def _insert_version(
     connection.execute(insert(versions).values(row | described))
 
 
-def set_pinned(connection: Connection, version_id: int, pinned: bool) -> None:
+def set_pinned(connection: Connection, version_id: int, epoch: int, pinned: bool) -> None:
     """Whether caches are to keep the version."""
-    connection.execute(update(versions).where(versions.c.id == version_id).values(pinned=pinned))
+    values = {"pinned": pinned, "pinned_epoch": epoch}
+    connection.execute(update(versions).where(versions.c.id == version_id).values(values))
 
 
-def pinned(connection: Connection, limit: int) -> tuple[Version, ...]:
-    """The pinned versions of all tenants, oldest first."""
-    query = scope.all_versions().where(versions.c.pinned).order_by(versions.c.id).limit(limit)
-    return tuple(to_version(row) for row in connection.execute(query))
+def pinned(connection: Connection, limit: int) -> tuple[ContentKey, ...]:
+    """The contents that were pinned last, the oldest of these pins first.
+
+    Where there are more, every tenant has as many as the others, if it has so many.
+    """
+    order = versions.c.pinned_epoch.desc(), versions.c.id.desc()
+    rank = func.row_number().over(partition_by=versions.c.owner, order_by=order)
+    ranked = select(
+        versions.c.owner,
+        versions.c.digest,
+        versions.c.pinned_epoch,
+        versions.c.id,
+        rank.label("rank"),
+    ).where(versions.c.pinned)
+    mine = ranked.subquery()
+    query = select(mine).order_by(mine.c.rank, mine.c.pinned_epoch.desc(), mine.c.id.desc())
+    found = connection.execute(query.limit(limit)).all()
+    found = sorted(found, key=lambda row: (row.pinned_epoch, row.id))
+    return tuple(ContentKey(row.owner, row.digest) for row in found)
 
 
 def delete_version(connection: Connection, row: Row[Any]) -> None:

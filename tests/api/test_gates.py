@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import httpx
@@ -271,3 +272,60 @@ def test_an_example_that_does_not_fit_is_named_when_a_version_is_scored(
     reply = point(client, gated[1])
     assert (reply.status_code, error_of(reply)["param"]) == (400, "examples.1.input")
     assert stable(client) == gated[0]
+
+
+def test_a_version_that_was_there_before_the_gate_is_scored_as_any_other(
+    client: httpx.Client, server: RunningServer, made: list[Prefix], digests: list[str]
+) -> None:
+    """The split had the failing version in it when the gate was set."""
+    good, bad = digests
+    examples = examples_of(client, good)
+    split = {bad: 95, good: 5}
+    assert point(client, {"split": split}).status_code == 200
+    close(client, "exact_match", 100, examples)
+    refused(point(client, bad))
+    refused(point(client, {"split": {bad: 1, good: 99}}))
+    refused(server.push(NAME, made[1], **{"x-alias": "stable"}))
+    alias = client.get(f"{URL}/aliases/stable").json()
+    assert alias["split"] == split
+    assert point(client, {"split": split}).status_code == 200  # nothing moves
+    assert point(client, good).status_code == 200
+    refused(point(client, {"split": split}))
+    assert client.post(f"{URL}/aliases/stable/rollback").status_code == 200
+    assert client.get(f"{URL}/aliases/stable").json()["split"] == split
+
+
+def test_a_failing_version_that_is_served_alone_cannot_be_made_part_of_a_split(
+    client: httpx.Client, digests: list[str]
+) -> None:
+    good, bad = digests
+    assert point(client, bad).status_code == 200
+    close(client, "exact_match", 100, examples_of(client, good))
+    refused(point(client, {"split": {bad: 50, good: 50}}))
+    assert stable(client) == bad
+
+
+def test_a_gate_that_is_set_while_a_move_is_scored_is_the_one_that_counts(
+    client: httpx.Client, gated: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bad = gated
+    close(client, "mean_logprob", -1000, [{"input": "a", "output": "b"}])
+    version_score = aliases.version_score
+    closed: list[bool] = []
+
+    async def score(*arguments: object) -> float:
+        if not closed:
+            closed.append(True)
+            await asyncio.to_thread(
+                close,
+                client,
+                "exact_match",
+                100,
+                await asyncio.to_thread(examples_of, client, good),
+            )
+        return await version_score(*arguments)
+
+    monkeypatch.setattr(aliases, "version_score", score)
+    with httpx.Client(base_url=client.base_url, timeout=60) as other:
+        refused(point(other, bad))
+    assert stable(client) == good

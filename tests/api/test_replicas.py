@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from app.api import pinning
 from app.model.frozen import FrozenModel
+from app.prefix.tiers import PrefixKey
 from tests.api.guarded import PEPPER, Guarded, guarding
 from tests.server import serving
 from tests.tiny import random_prefix
@@ -97,3 +99,59 @@ def test_a_moved_alias_is_followed_within_a_second(pair: Pair, tiny_gpt2: Frozen
             moved = one.put("/v1/prefixes/moving/aliases/stable", json={"version": digest})
             assert moved.status_code == 200
             assert seconds_until(lambda wanted=digest: served() == wanted) < LIMIT_S
+
+
+def test_a_pin_is_followed_within_a_second(pair: Pair, tiny_gpt2: FrozenModel) -> None:
+    key = pair.first.key()
+    digest = pair.first.push("pinned", random_prefix(tiny_gpt2, 3, seed=60), key).json()["digest"]
+    version = pair.first.server.services.registry.get_version("acme", "pinned", digest)
+    wanted = PrefixKey(version.owner, version.digest)
+    url = f"/v1/prefixes/pinned/versions/{digest}/pin"
+
+    def is_pinned(at: Guarded) -> bool:
+        return wanted in at.server.services.tiers._pinned
+
+    with pair.first.client(key) as client:
+        for _ in range(2):
+            assert client.post(url).status_code == 200
+            assert seconds_until(lambda: is_pinned(pair.second)) < LIMIT_S
+            assert seconds_until(lambda: is_pinned(pair.first)) < LIMIT_S
+            assert client.delete(url).status_code == 200
+            assert seconds_until(lambda: not is_pinned(pair.second)) < LIMIT_S
+        client.post(url)
+        seconds_until(lambda: is_pinned(pair.second))
+        client.delete("/v1/prefixes/pinned")
+        assert seconds_until(lambda: not is_pinned(pair.second)) < LIMIT_S
+
+
+def test_a_content_that_one_prefix_still_pins_stays_pinned(
+    pair: Pair, tiny_gpt2: FrozenModel
+) -> None:
+    key, prefix = pair.first.key(), random_prefix(tiny_gpt2, 3, seed=61)
+    digest = prefix.digest
+    with pair.first.client(key) as client:
+        for name in ("both-a", "both-b"):
+            pair.first.push(name, prefix, key)
+            client.post(f"/v1/prefixes/{name}/versions/{digest}/pin")
+        client.delete(f"/v1/prefixes/both-a/versions/{digest}/pin")
+        version = pair.first.server.services.registry.get_version("acme", "both-b", digest)
+        time.sleep(LIMIT_S)
+        for at in (pair.first, pair.second):
+            assert PrefixKey(version.owner, digest) in at.server.services.tiers._pinned
+
+
+def test_a_server_that_starts_keeps_the_pins_that_were_made_last(
+    pair: Pair, tiny_gpt2: FrozenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pinning, "MAX_PINNED", 2)
+    key = pair.first.key()
+    prefixes = [random_prefix(tiny_gpt2, 2, seed=70 + number) for number in range(4)]
+    with pair.first.client(key) as client:
+        for number, prefix in enumerate(prefixes):
+            pair.first.push(f"last-{number}", prefix, key)
+        for number in (3, 1, 0, 2):
+            url = f"/v1/prefixes/last-{number}/versions/{prefixes[number].digest}/pin"
+            assert client.post(url).status_code == 200
+    with serving(tiny_gpt2, pair.first.server.root, key_pepper=PEPPER, replica="third") as third:
+        kept = [pin.digest for pin in third.services.tiers._pinned]
+    assert kept == [prefixes[0].digest, prefixes[2].digest]

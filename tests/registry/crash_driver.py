@@ -158,6 +158,10 @@ OPERATIONS: dict[str, Callable[[Registry, Path], object]] = {
     "rollback": lambda registry, _: registry.aliases.rollback(TENANT, "e2e", "stable"),
     "pin": lambda registry, _: registry.pin(TENANT, "e2e", DIGEST[ONE]),
     "collect-garbage": lambda registry, _: registry.collect_garbage(0),
+    "collect-and-upload-it-again": lambda registry, _: (
+        registry.collect_garbage(0),
+        upload(registry, "new", b"garbage"),
+    ),
     "seed": lambda registry, folder: seed(registry, folder / "store"),
     "add-to-manifest": lambda _, folder: add_to_manifest(
         folder / "store", "web", info_of(LATER), folder / "file", alias="stable"

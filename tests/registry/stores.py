@@ -68,7 +68,7 @@ class FolderHandles:
 
 @dataclass
 class S3Handles:
-    """An S3 store in a bucket of its own; its clock is asked for each time.
+    """An S3 store in a bucket of its own.
 
     Its patience is that of a busy machine, unless a test is about it.
     """
@@ -77,6 +77,7 @@ class S3Handles:
     folder: Path
     port: int | None = None
     timeout_s: float = 240.0
+    ahead_s: float = 0.0
     store: S3Store = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,11 +88,15 @@ class S3Handles:
     def another(self) -> S3Store:
         location = parse_location(self.server.url(self.bucket, "some/where", self.port))
         assert isinstance(location, S3Location)
-        return S3Store(location, self.scratch, timeout_s=self.timeout_s, clock_valid_s=0)
+        return S3Store(
+            location,
+            self.scratch,
+            timeout_s=self.timeout_s,
+            clock=lambda: time.time() + self.ahead_s,
+        )
 
     def get_older(self, seconds: float) -> None:
-        # one second more: a store that counts in seconds is given the benefit of the doubt
-        self.server.set_clock(self.server.ahead_s + seconds + 1)
+        self.ahead_s += seconds
 
     def plant(self, path: str, data: bytes) -> None:
         self.server.request("PUT", f"/{self.bucket}/some/where/{path}", data)
@@ -100,7 +105,7 @@ class S3Handles:
         listing = self.server.request("GET", f"/{self.bucket}?list-type=2").decode()
         keys = [part.partition("</Key>")[0] for part in listing.split("<Key>")[1:]]
         paths = [key.removeprefix("some/where/") for key in keys]
-        return sorted(path for path in paths if path != ".clock")
+        return sorted(path for path in paths if path != ".probe")
 
 
 def put(store: ObjectStore, data: bytes, owner: str = OWNER, digest: str = DIGEST) -> None:

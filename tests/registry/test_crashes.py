@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 DRIVER = Path(__file__).with_name("crash_driver.py")
-FAST = ["upload-new-version", "delete-version", "collect-garbage"]
+FAST = ["upload-new-version", "delete-version", "collect-and-upload-it-again"]
 CALLS_OF_AN_UPLOAD = 40
 DURABLE_CALLS = (
     "write,pwrite64,fsync,fdatasync,ftruncate,rename,renameat,renameat2,unlink,unlinkat,"

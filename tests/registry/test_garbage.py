@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from app.errors import PolyprefixError, Unavailable
+from app.errors import Unavailable
 from app.registry.catalog import Catalog
 from app.registry.records import Version, VersionInfo
 from app.registry.registry import Registry
@@ -30,22 +31,37 @@ class Replicas:
 
     def __init__(self, handles: StoreHandles, url: str, describe: Describe) -> None:
         self.handles = handles
-        self.one = Registry(Catalog(url), handles.store)
-        self.two = Registry(Catalog(url), handles.another())
+        self.ahead_s = 0.0
+        self.one = Registry(Catalog(url), handles.store, clock=self.clock)
+        self.two = Registry(Catalog(url), handles.another(), clock=self.clock)
         self.owner = self.one.ensure_tenant("demo").owner
+        self.describe = describe
         self.info = describe(DATA)
         self.digest = hashlib.sha256(DATA).hexdigest()
+
+    def clock(self) -> float:
+        return time.time() + self.ahead_s
+
+    def get_older(self, seconds: float) -> None:
+        """Lets everything that is stored age."""
+        self.handles.get_older(seconds)
+        self.ahead_s += seconds
 
     def upload(self, registry: Registry, name: str = "e2e") -> Version:
         with registry.stage() as staged:
             staged.write(DATA)
             return registry.add_version("demo", name, self.info, staged.path)[0]
 
+    def upload_other(self, data: bytes) -> None:
+        with self.one.stage() as staged:
+            staged.write(data)
+            self.one.add_version("demo", "other", self.describe(data), staged.path)
+
     def leave_garbage(self) -> None:
         """The content is there, old, and nobody's."""
         self.upload(self.one)
         self.one.delete_prefix("demo", "e2e")
-        self.handles.get_older(GRACE_S + 1)
+        self.get_older(GRACE_S + 1)
 
     def check(self) -> None:
         """Every row's content is whole."""
@@ -69,6 +85,11 @@ def replicas(
     replicas.check()
     replicas.one.close()
     replicas.two.close()
+
+
+def fail(owner: str, digest: str) -> bool:
+    """A removal that gets no answer."""
+    raise Unavailable(f"no answer about {owner}/{digest}")
 
 
 def before(
@@ -101,7 +122,7 @@ class TestAnUploadThatIsInterrupted:
         before(monkeypatch, getattr(replicas.one, where), method, collect)
         version = replicas.upload(replicas.one)
         assert replicas.one.get_version("demo", "e2e", version.digest) == version
-        assert removed == [1 if method == "commit" else 0]  # old before it was stored again
+        assert removed == [0]  # it was noted before it was stored
 
     def test_without_any_grace_it_is_refused_rather_than_lost(
         self, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
@@ -116,45 +137,94 @@ class TestAnUploadThatIsInterrupted:
 
 class TestACollectionThatIsInterrupted:
     @pytest.mark.parametrize("grace_s", [0.0, GRACE_S])
-    def test_an_upload_after_the_look_at_the_rows_waits_for_its_end(
+    def test_an_upload_that_meets_a_removal_is_refused_until_its_end(
         self, replicas: Replicas, monkeypatch: pytest.MonkeyPatch, grace_s: float
     ) -> None:
-        """The upload stores its content while the collection has looked at the rows and is about
-        to remove; its row can only come after, and then the content is there or missed."""
         replicas.leave_garbage()
-        stored = threading.Event()
-        outcome: list[Version | PolyprefixError] = []
-        commit = replicas.one.objects.commit
 
-        def commit_and_tell(owner: str, digest: str, staged: Path) -> None:
-            commit(owner, digest, staged)
-            stored.set()
+        def upload() -> None:
+            with pytest.raises(Unavailable, match="being removed"):
+                replicas.upload(replicas.one)
 
-        monkeypatch.setattr(replicas.one.objects, "commit", commit_and_tell)
+        before(monkeypatch, replicas.two.objects, "delete", upload)
+        assert replicas.two.collect_garbage(grace_s) == 1
+        replicas.upload(replicas.one)
 
-        def work() -> None:
+    def test_an_upload_that_was_noted_before_a_removal_is_refused_rather_than_lost(
+        self, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its file may be removed, or may come late: its version is not made in either case."""
+        replicas.leave_garbage()
+
+        def collect() -> None:
+            monkeypatch.setattr(replicas.two.objects, "delete", fail)
+            with pytest.raises(Unavailable, match="no answer"):
+                replicas.two.collect_garbage(0)
+
+        before(monkeypatch, replicas.one.objects, "commit", collect)
+        with pytest.raises(Unavailable, match="send it again"):
+            replicas.upload(replicas.one)
+        assert replicas.one.list_prefixes("demo").items == ()
+
+    def test_a_removal_whose_end_is_not_known_refuses_uploads_until_nothing_can_come_late(
+        self, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        replicas.leave_garbage()
+        with monkeypatch.context() as patch:
+            patch.setattr(replicas.two.objects, "delete", fail)
+            with pytest.raises(Unavailable, match="no answer"):
+                replicas.two.collect_garbage(GRACE_S)
+        with pytest.raises(Unavailable, match="being removed"):
+            replicas.upload(replicas.one)
+        with replicas.two.objects.removing() as settled_s:
+            assert settled_s is not None
+        if settled_s:
+            assert replicas.two.collect_garbage(GRACE_S) == 0
+            with pytest.raises(Unavailable, match="being removed"):
+                replicas.upload(replicas.one)
+        replicas.get_older(settled_s)
+        assert replicas.two.collect_garbage(GRACE_S) == 1
+        replicas.upload(replicas.one)
+
+    def test_what_it_has_not_begun_to_remove_is_there_again(
+        self, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The first removal fails; uploads of the others are not refused for it."""
+        for number in range(3):
+            replicas.upload_other(bytes([number]))
+            replicas.one.delete_prefix("demo", "other")
+        replicas.get_older(GRACE_S + 1)
+        monkeypatch.setattr(replicas.two.objects, "delete", fail)
+        with pytest.raises(Unavailable, match="no answer"):
+            replicas.two.collect_garbage(GRACE_S)
+        outcomes = []
+        for number in range(3):
             try:
-                outcome.append(replicas.upload(replicas.one))
-            except PolyprefixError as fault:
-                outcome.append(fault)
+                replicas.upload_other(bytes([number]))
+                outcomes.append("stored")
+            except Unavailable:
+                outcomes.append("refused")
+        assert sorted(outcomes) == ["refused", "stored", "stored"]
 
-        uploading = threading.Thread(target=work)
+    def test_a_process_that_died_in_it_is_followed_at_the_next_start(
+        self, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        replicas.leave_garbage()
 
-        def begin_upload() -> None:
-            uploading.start()
-            assert stored.wait(20)
+        def die(*_: object) -> bool:
+            raise KeyboardInterrupt
 
-        before(monkeypatch, replicas.two.objects, "delete", begin_upload)
-        removed = replicas.two.collect_garbage(grace_s)
-        uploading.join(30)
-        [found] = outcome
-        if grace_s:
-            assert removed == 0
-            assert isinstance(found, Version)
-        else:
-            assert removed == 1
-            assert isinstance(found, Unavailable)
-            assert "send it again" in found.message
+        with monkeypatch.context() as patch:
+            patch.setattr(replicas.two.objects, "delete", die)
+            patch.setattr(replicas.two.catalog, "append", die)
+            with pytest.raises(KeyboardInterrupt):
+                replicas.two.collect_garbage(GRACE_S)
+        with replicas.one.objects.removing() as settled_s:
+            assert settled_s is not None
+        replicas.get_older(settled_s)
+        replicas.one.finish_removals()
+        assert replicas.handles.stored() == []
+        replicas.upload(replicas.one)
 
     def test_a_row_that_comes_after_the_first_look_saves_its_content(
         self, replicas: Replicas, monkeypatch: pytest.MonkeyPatch
@@ -171,7 +241,7 @@ class TestAContentThatIsShared:
     ) -> None:
         """The upload stores nothing, as a sibling has the content; then the sibling goes."""
         replicas.upload(replicas.one)
-        replicas.handles.get_older(GRACE_S + 1)
+        replicas.get_older(GRACE_S + 1)
 
         def delete_and_collect() -> None:
             replicas.two.delete_prefix("demo", "e2e")
@@ -220,7 +290,7 @@ class TestCollections:
         version = replicas.upload(replicas.one)
         for number in range(70):
             replicas.handles.plant(f"{replicas.owner}/{number:064x}.safetensors", b"one")
-        replicas.handles.get_older(GRACE_S + 1)
+        replicas.get_older(GRACE_S + 1)
         assert replicas.two.collect_garbage(GRACE_S) == 70
         assert replicas.handles.stored() == [f"{replicas.owner}/{version.digest}.safetensors"]
 
@@ -234,7 +304,7 @@ class TestCollections:
         self, replicas: Replicas
     ) -> None:
         replicas.upload(replicas.one)
-        replicas.handles.get_older(GRACE_S + 1)
+        replicas.get_older(GRACE_S + 1)
         with replicas.one.catalog.write() as (connection, _):
             connection.execute(tenants.delete())
             row = {"owner": replicas.owner, "retired_at": 1000}

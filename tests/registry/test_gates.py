@@ -113,11 +113,14 @@ def test_a_split_needs_a_score_of_every_version_that_is_new(
     split = {versions[0].digest: 90, versions[1].digest: 10}
     with pytest.raises(Unscored) as caught:
         registry.aliases.split("demo", "e2e", "stable", split)
-    assert caught.value.digests == (versions[1].digest,)
-    with pytest.raises(GateNotPassed):
-        registry.aliases.split("demo", "e2e", "stable", split, scores=scored(versions[1], 1))
+    assert set(caught.value.digests) == set(split)
+    for low, high in (versions[:2], versions[1::-1]):
+        scores = {**scored(low, 1), **scored(high, 50)}
+        with pytest.raises(GateNotPassed, match=low.digest[:12]):
+            registry.aliases.split("demo", "e2e", "stable", split, scores=scores)
     assert stable(registry) == versions[0].digest
-    registry.aliases.split("demo", "e2e", "stable", split, scores=scored(versions[1], 50))
+    scores = {**scored(versions[0], 20), **scored(versions[1], 50)}
+    registry.aliases.split("demo", "e2e", "stable", split, scores=scores)
     assert stable(registry) == split
     halves = {versions[0].digest: 50, versions[1].digest: 50}
     registry.aliases.split("demo", "e2e", "stable", halves)
@@ -125,10 +128,83 @@ def test_a_split_needs_a_score_of_every_version_that_is_new(
     assert stable(registry) == versions[1].digest
 
 
-def test_what_the_alias_serves_already_needs_no_score(
+def test_a_move_that_changes_nothing_needs_no_score(
     registry: Registry, versions: list[Version]
 ) -> None:
     assert registry.aliases.set("demo", "e2e", "stable", versions[0].digest)
+    registry.gates.remove("demo", "e2e", "stable")
+    split = {versions[0].digest: 95, versions[1].digest: 5}
+    registry.aliases.split("demo", "e2e", "stable", split)
+    registry.gates.set("demo", "e2e", "stable", GATE)
+    assert registry.aliases.split("demo", "e2e", "stable", split)
+
+
+def test_what_an_alias_served_before_its_gate_is_scored_like_any_other(
+    registry: Registry, versions: list[Version]
+) -> None:
+    bad, good = versions[:2]
+    registry.gates.remove("demo", "e2e", "stable")
+    split = {bad.digest: 95, good.digest: 5}
+    registry.aliases.split("demo", "e2e", "stable", split)
+    registry.gates.set("demo", "e2e", "stable", GATE)
+    with pytest.raises(Unscored):
+        registry.aliases.set("demo", "e2e", "stable", bad.digest)
+    with pytest.raises(GateNotPassed):
+        registry.aliases.set("demo", "e2e", "stable", bad.digest, scores=scored(bad, 19))
+    other = {bad.digest: 1, good.digest: 99}
+    scores = {**scored(bad, 19), **scored(good, 99)}
+    with pytest.raises(GateNotPassed):
+        registry.aliases.split("demo", "e2e", "stable", other, scores=scores)
+    assert stable(registry) == split
+    registry.aliases.set("demo", "e2e", "stable", good.digest, scores=scored(good, 20))
+    with pytest.raises(Unscored):
+        registry.aliases.set("demo", "e2e", "stable", bad.digest)
+
+
+@pytest.mark.parametrize("change", ["examples", "metric", "bound", "removed and set"])
+def test_what_has_passed_counts_for_this_very_gate_alone(
+    registry: Registry, versions: list[Version], change: str
+) -> None:
+    one, two = versions[:2]
+    for version in (two, one):
+        registry.aliases.set("demo", "e2e", "stable", version.digest, scores=scored(version, 25))
+    registry.aliases.set("demo", "e2e", "stable", two.digest)  # it has passed before
+    registry.aliases.set("demo", "e2e", "stable", one.digest)
+    others = {
+        "examples": Gate(metric="bleu", min_score=20, examples=EXAMPLES[:1] * 2),
+        "metric": Gate(metric="rouge_l", min_score=20, examples=EXAMPLES),
+        "bound": Gate(metric="bleu", min_score=30, examples=EXAMPLES),
+        "removed and set": GATE,
+    }
+    if change == "removed and set":
+        registry.gates.remove("demo", "e2e", "stable")
+    registry.gates.set("demo", "e2e", "stable", others[change])
+    with pytest.raises(GateNotPassed) as caught:
+        registry.aliases.set("demo", "e2e", "stable", two.digest)
+    assert isinstance(caught.value, Unscored) == (change != "bound")
+    assert stable(registry) == one.digest
+
+
+def test_what_has_passed_one_aliass_gate_has_not_passed_anothers(
+    registry: Registry, versions: list[Version]
+) -> None:
+    two = versions[1]
+    registry.aliases.set("demo", "e2e", "stable", two.digest, scores=scored(two, 25))
+    registry.gates.set("demo", "e2e", "other", GATE)
+    with pytest.raises(Unscored):
+        registry.aliases.set("demo", "e2e", "other", two.digest)
+
+
+def test_an_upload_of_what_the_alias_serves_part_of_is_scored(
+    registry: Registry, upload: Upload, versions: list[Version]
+) -> None:
+    registry.gates.remove("demo", "e2e", "stable")
+    split = {versions[0].digest: 95, versions[1].digest: 5}
+    registry.aliases.split("demo", "e2e", "stable", split)
+    registry.gates.set("demo", "e2e", "stable", GATE)
+    with pytest.raises(Unscored):
+        upload("e2e", b"one", alias="stable")
+    assert stable(registry) == split
 
 
 def test_a_rollback_is_never_refused(registry: Registry, versions: list[Version]) -> None:

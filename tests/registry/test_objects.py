@@ -30,7 +30,6 @@ from tests.registry.stores import (
 )
 
 OTHER = "f" * 64
-SURELY_OLD = 1000.0
 
 
 @pytest.fixture(params=["folder", "s3"])
@@ -66,7 +65,6 @@ class TestContents:
         with store.local(OWNER, DIGEST) as path:
             assert path is None
         assert not store.delete(OWNER, DIGEST)
-        store.touch(OWNER, DIGEST)
         assert list(store.objects(OWNER)) == []
         assert handles.stored() == []
         assert temps(handles.scratch) == []
@@ -154,41 +152,33 @@ class TestContents:
 
 
 class TestAges:
-    def test_young_contents_are_not_deleted(self, handles: StoreHandles) -> None:
-        store = handles.store
-        put(store, b"content")
-        assert not store.delete(OWNER, DIGEST, older_than_s=60)
+    def test_a_content_ages_until_it_is_stored_again(self, handles: StoreHandles) -> None:
+        put(handles.store, b"content")
         handles.get_older(100)
-        [found] = store.objects(OWNER)
+        [found] = handles.store.objects(OWNER)
         assert 99 < found.age_s < 200
-        assert not store.delete(OWNER, DIGEST, older_than_s=SURELY_OLD)
-        assert store.delete(OWNER, DIGEST, older_than_s=60)
-        assert handles.stored() == []
-
-    def test_a_touched_content_is_young_again(self, handles: StoreHandles) -> None:
-        store = handles.store
-        put(store, b"content")
-        handles.get_older(100)
-        store.touch(OWNER, DIGEST)
-        [found] = store.objects(OWNER)
-        assert found.age_s < 50
         assert found.nbytes == 7
-        assert not store.delete(OWNER, DIGEST, older_than_s=60)
-        handles.get_older(100)
-        assert store.delete(OWNER, DIGEST, older_than_s=60)
+
+
+class TestRemoving:
+    def test_a_content_is_removed_once(self, handles: StoreHandles) -> None:
+        put(handles.store, b"content")
+        with handles.store.removing() as settled_s:
+            assert settled_s is not None
+            assert handles.store.delete(OWNER, DIGEST)
+            assert not handles.store.delete(OWNER, DIGEST)
         assert handles.stored() == []
 
-    def test_an_upload_makes_a_content_young_again(self, handles: StoreHandles) -> None:
-        store = handles.store
-        put(store, b"content")
-        handles.get_older(100)
-        put(store, b"content")
-        assert not store.delete(OWNER, DIGEST, older_than_s=60)
-
-    def test_without_a_grace_even_the_youngest_goes(self, store: ObjectStore) -> None:
-        put(store, b"content")
-        assert store.delete(OWNER, DIGEST)
-        assert not store.delete(OWNER, DIGEST)
+    def test_a_removal_that_another_began_is_over_before_it_is_done_again(
+        self, handles: StoreHandles
+    ) -> None:
+        """In a folder the other has ended, as one holds the lock; a request may come late."""
+        with handles.store.removing() as first:
+            assert first is not None
+            with handles.another().removing() as second:
+                assert second is None or second >= 900
+        with handles.another().removing() as third:
+            assert third == first
 
 
 class TestListing:
@@ -205,8 +195,6 @@ class TestListing:
     def test_more_contents_than_a_page_has_are_all_listed(self, handles: StoreHandles) -> None:
         for number in range(1005):
             handles.plant(f"{OWNER}/{number:064x}.safetensors", b"one")
-        handles.store.touch(OWNER, f"{999:064x}")
-        handles.store.touch(OWNER, f"{1000:064x}")
         found = [each.digest for each in handles.store.objects(OWNER)]
         assert sorted(found) == [f"{number:064x}" for number in range(1005)]
 
@@ -236,7 +224,6 @@ class TestHostileNames:
         uses: list[Callable[[str, str], object]] = [
             store.size,
             store.open,
-            store.touch,
             store.delete,
             lambda owner, digest: store.start(owner, digest, 8),
             lambda owner, digest: store.local(owner, digest).__enter__(),

@@ -273,3 +273,30 @@ def test_several_versions_that_begin_alike_are_ambiguous(
         registry.delete_version("demo", "e2e", "abcdef00")
     found = registry.get_version("demo", "e2e", "abcdef" + "0" * 57 + "1")
     assert found.digest.endswith("1")
+
+
+def test_of_too_many_pins_those_that_were_made_last_are_kept(
+    registry: Registry, upload: Upload
+) -> None:
+    made = [upload("e2e", bytes([number]))[0] for number in range(5)]
+    order = [made[at] for at in (4, 0, 3, 1, 2)]
+    for version in order:
+        registry.pin("demo", "e2e", version.digest)
+    registry.pin("demo", "e2e", order[0].digest)  # again
+    assert [pin.digest for pin in registry.pinned(3)] == [
+        order[3].digest,
+        order[4].digest,
+        order[0].digest,
+    ]
+
+
+def test_no_tenant_takes_the_place_of_anothers_pins(registry: Registry, upload: Upload) -> None:
+    registry.ensure_tenant("rival")
+    modest, _ = upload("e2e", b"modest", tenant="rival")
+    registry.pin("rival", "e2e", modest.digest)
+    for number in range(6):
+        version, _ = upload("e2e", bytes([number]))
+        registry.pin("demo", "e2e", version.digest)
+    kept = registry.pinned(3)
+    assert (modest.owner, modest.digest) in kept
+    assert len(kept) == 3

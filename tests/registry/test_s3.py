@@ -16,24 +16,19 @@ from app.errors import InsufficientStorage, InvalidPrefix, PolyprefixError, Unav
 from app.model.frozen import FrozenModel
 from app.prefix.codec import decode, encode
 from app.prefix.prefix import Prefix
-from app.registry.location import S3Location, parse_location
 from app.registry.objects import ObjectStore
 from app.registry.opening import open_store
-from app.registry.s3 import S3Store
 from tests.registry.stores import DIGEST, OWNER, S3Handles, get, put, temps
 from tests.s3_server import Fault, Proxy, S3Server
 from tests.tiny import random_prefix
 
 BOUND_S = 2.0
-CONTENT = f"{OWNER}/{DIGEST}.safetensors"
-GRACE_S = 60.0
 
 USES: dict[str, Callable[[ObjectStore], object]] = {
     "commit": lambda store: put(store, b"content"),
     "size": lambda store: store.size(OWNER, DIGEST),
     "open": get,
     "start": lambda store: store.start(OWNER, DIGEST, 8),
-    "touch": lambda store: store.touch(OWNER, DIGEST),
     "delete": lambda store: store.delete(OWNER, DIGEST),
     "objects": lambda store: list(store.objects(OWNER)),
 }
@@ -78,6 +73,7 @@ class TestFaults:
         finally:
             s3.thaw()
         assert handles.bucket in message
+        within(3.0, handles.store)
         put(handles.store, b"content")
         assert get(handles.store) == b"content"
         assert temps(handles.scratch) == []
@@ -100,6 +96,7 @@ class TestFaults:
             fails_within(BOUND_S, USES["size"], handles.store)
             server.start()
             server.request("PUT", f"/{handles.bucket}")
+            within(3.0, handles.store)
             put(handles.store, b"content")
             assert get(handles.store) == b"content"
         finally:
@@ -117,9 +114,11 @@ class TestFaults:
     ) -> None:
         proxy.fault = lambda _method, _path: Fault(status=status, code=code)
         fails_within(BOUND_S + 1, use, handles.store)
-        assert 3 <= len(proxy.requests) <= 5
+        asked = [path for _, path in proxy.requests if not path.endswith(".probe")]
+        assert 3 <= len(asked) <= 5
         refused = iter([True, False, True])
         proxy.fault = lambda _method, _path: Fault(status=503) if next(refused, False) else None
+        within(3.0, handles.store)
         use(handles.store)
 
     def test_a_slow_server_is_waited_for_within_the_bound(
@@ -200,6 +199,7 @@ class TestFaults:
         proxy.fault = second_part_stands_still
         fails_within(BOUND_S + 2, lambda store: put(store, bytes(11 << 20)), handles.store)
         held.set()
+        within(3.0, handles.store)
         assert get(handles.store) == b"content"
 
 
@@ -241,127 +241,85 @@ class TestPages:
         assert len(list(listing)) == 1005
 
 
-class TestClock:
-    @pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
-    def test_ages_are_by_the_stores_clock(
-        self, s3: S3Server, handles: S3Handles, ahead_s: float
-    ) -> None:
-        before = s3.ahead_s
-        s3.set_clock(before + ahead_s)
-        try:
-            put(handles.store, b"content")
-            [found] = handles.store.objects(OWNER)
-            assert found.age_s < 30
-            assert not handles.store.delete(OWNER, DIGEST, older_than_s=GRACE_S)
-        finally:
-            s3.set_clock(before)
+class TestOutage:
+    """After one caller has waited, others are refused at once, until the store answers."""
 
-    def test_the_clock_is_asked_for_once_in_a_while(
-        self, s3: S3Server, handles: S3Handles, proxy: Proxy, tmp_path: Path
+    def test_while_the_store_does_not_answer_others_are_refused_at_once(
+        self, s3: S3Server, tmp_path: Path
     ) -> None:
-        location = parse_location(s3.url(handles.bucket, "some/where", proxy.port))
-        assert isinstance(location, S3Location)
-        store = S3Store(location, tmp_path / "scratch")
-        for _ in range(3):
-            list(store.objects(OWNER))
-        assert sum(method == "PUT" for method, _ in proxy.requests) == 1
+        handles = S3Handles(s3, tmp_path, timeout_s=BOUND_S)
+        put(handles.store, b"content")
+        s3.freeze()
+        try:
+            fails_within(BOUND_S + 1, USES["size"], handles.store)
+            for _ in range(5):
+                for use in USES.values():
+                    fails_within(0.2, use, handles.store)
+                time.sleep(0.3)
+        finally:
+            s3.thaw()
+        within(3.0, handles.store)
+
+    def test_a_server_that_was_killed_is_found_again(self, tmp_path: Path, s3: S3Server) -> None:
+        del s3  # its credentials are needed
+        server = S3Server(tmp_path)
+        server.start()
+        try:
+            handles = S3Handles(server, tmp_path, timeout_s=BOUND_S)
+            server.stop()
+            fails_within(BOUND_S, USES["size"], handles.store)
+            server.start()
+            server.request("PUT", f"/{handles.bucket}")
+            within(3.0, handles.store)
+        finally:
+            server.stop()
+
+    def test_a_store_that_became_slow_is_used_again(self, handles: S3Handles, proxy: Proxy) -> None:
+        """A short probe would never end the outage."""
+        proxy.fault = lambda _method, _path: Fault(delay_s=2 * BOUND_S)
+        patient = S3Handles(handles.server, handles.folder, proxy.port, timeout_s=4.0)
+        fails_within(5.0, USES["size"], patient.store)
+        proxy.fault = lambda _method, _path: Fault(delay_s=1.3)
+        within(15.0, patient.store)
+
+    def test_a_refusal_of_access_is_no_outage(self, handles: S3Handles, proxy: Proxy) -> None:
+        proxy.fault = lambda _method, _path: Fault(status=403, code="AccessDenied")
+        for _ in range(2):
+            with pytest.raises(PolyprefixError, match="is refused"):
+                handles.store.size(OWNER, DIGEST)
+
+    def test_a_store_that_is_closed_is_looked_after_no_longer(
+        self, handles: S3Handles, proxy: Proxy
+    ) -> None:
+        proxy.fault = lambda _method, _path: Fault(status=503)
+        fails_within(BOUND_S + 1, USES["size"], handles.store)
+        handles.store.close()
+        time.sleep(0.2)
+        proxy.requests.clear()
+        time.sleep(1.2)
+        assert proxy.requests == []
 
 
 class TestRemovals:
-    """A removal whose request is carried out late must not take what was uploaded since."""
+    """Of two requests the first might be carried out after the answer to the second."""
 
-    def lose(self, handles: S3Handles, proxy: Proxy) -> Fault:
-        """Begins a removal whose request is held up on the way, and gives it up."""
-        fault = Fault(held=threading.Event())
-
-        def hold(method: str, path: str) -> Fault | None:
-            return fault if method == "DELETE" and path.endswith(CONTENT) else None
-
-        proxy.fault = hold
-        handles.get_older(GRACE_S)
-        fails_within(
-            BOUND_S + 1,
-            lambda store: store.delete(OWNER, DIGEST, older_than_s=GRACE_S),
-            handles.store,
-        )
-        proxy.fault = lambda _method, _path: None
-        return fault
-
-    def carry_out(self, fault: Fault) -> None:
-        assert fault.held is not None
-        fault.held.set()
-        assert fault.carried_out.wait(10)
-
-    def test_an_upload_is_refused_while_a_removal_may_be_under_way(
-        self, handles: S3Handles, proxy: Proxy
+    @pytest.mark.parametrize("fault", [Fault(status=503), Fault(delay_s=2 * BOUND_S)])
+    def test_a_removal_is_asked_for_once(
+        self, handles: S3Handles, proxy: Proxy, fault: Fault
     ) -> None:
-        fault = self.lose(handles, proxy)
-        assert handles.store.size(OWNER, DIGEST) is None
-        with pytest.raises(Unavailable, match="being removed"):
-            put(handles.another(), b"content")
-        self.carry_out(fault)
-        assert get(handles.store) is None
-        with pytest.raises(Unavailable, match="being removed"):
-            put(handles.store, b"content")
-        handles.get_older(30 * 60)
-        put(handles.store, b"content")
-        assert handles.store.size(OWNER, DIGEST) == 7
+        proxy.fault = lambda method, _path: fault if method == "DELETE" else None
+        fails_within(BOUND_S + 1, USES["delete"], handles.store)
+        assert [method for method, _ in proxy.requests].count("DELETE") == 1
 
-    def test_what_a_cut_removal_leaves_is_cleared_away_when_it_has_no_use(
-        self, handles: S3Handles, proxy: Proxy
-    ) -> None:
-        handles.store.touch(OWNER, DIGEST)
-        self.carry_out(self.lose(handles, proxy))
-        [left] = handles.store.objects(OWNER)
-        assert (left.digest, left.nbytes) == (DIGEST, 0)
-        assert not handles.store.delete(OWNER, DIGEST)
-        assert handles.stored() == [f"{OWNER}/{DIGEST}.removing"]
-        handles.get_older(30 * 60)
-        assert not handles.store.delete(OWNER, DIGEST)
-        assert handles.stored() == []
 
-    def test_a_second_removal_does_not_lift_the_mark_of_the_first(
-        self, handles: S3Handles, proxy: Proxy
-    ) -> None:
-        fault = self.lose(handles, proxy)
-        assert handles.store.delete(OWNER, DIGEST, older_than_s=0)
-        with pytest.raises(Unavailable, match="being removed"):
-            put(handles.store, b"content")
-        self.carry_out(fault)
-
-    def test_an_upload_between_a_removals_looks_saves_the_content(
-        self, handles: S3Handles, proxy: Proxy
-    ) -> None:
-        """The upload is whole before the mark is made, so the second look sees that it is new."""
-        handles.get_older(GRACE_S)
-        other = handles.another()
-
-        def upload_before_the_mark(method: str, path: str) -> None:
-            if method == "PUT" and path.endswith(".removing"):
-                proxy.fault = lambda _method, _path: None
-                put(other, b"content")
-
-        proxy.fault = upload_before_the_mark
-        assert not handles.store.delete(OWNER, DIGEST, older_than_s=GRACE_S)
-        assert get(handles.store) == b"content"
-        assert handles.stored() == [CONTENT]
-
-    def test_an_upload_after_the_mark_is_refused(self, handles: S3Handles, proxy: Proxy) -> None:
-        """The second look is before the upload, whose own look at the mark comes after."""
-        handles.get_older(GRACE_S)
-        other = handles.another()
-        outcomes: list[BaseException] = []
-
-        def upload_before_the_removal(method: str, path: str) -> None:
-            if method == "DELETE" and path.endswith(CONTENT):
-                proxy.fault = lambda _method, _path: None
-                try:
-                    put(other, b"content")
-                except Unavailable as fault:
-                    outcomes.append(fault)
-
-        proxy.fault = upload_before_the_removal
-        assert handles.store.delete(OWNER, DIGEST, older_than_s=GRACE_S)
-        assert len(outcomes) == 1
-        assert get(handles.store) is None
-        assert handles.stored() == []
+def within(seconds: float, store: ObjectStore) -> None:
+    """The store is used again in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            store.size(OWNER, DIGEST)
+        except Unavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        else:
+            return
