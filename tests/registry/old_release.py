@@ -30,6 +30,9 @@ def fill_catalog(connection: Connection) -> None:
         [("one", OWNER), ("two", OWNER), ("web", "shipped")], start=1
     ):
         _add_version(connection, number, name, owner)
+    if connection.dialect.name == "postgresql":
+        for table in ("prefixes", "versions"):
+            connection.execute(text(f"SELECT setval(pg_get_serial_sequence('{table}', 'id'), 9)"))
 
 
 def _add_version(connection: Connection, number: int, name: str, owner: str) -> None:
