@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from app.errors import PolyprefixError
+from app.errors import PolyprefixError, Unavailable
 from app.registry import content_states, scope, versions
 from app.registry.catalog import Catalog
 from app.registry.content_states import Content
@@ -58,6 +58,8 @@ def put(
     with storage_faults("storing the prefix file"):
         nbytes = staged.stat().st_size
     objects.commit(owner, info.digest, staged)
+    if objects.size(owner, info.digest) != nbytes:
+        raise Unavailable("the content was removed while it was uploaded; send it again")
     return Stored(owner, nbytes, known is not None, noted)
 
 
