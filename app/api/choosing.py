@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.api.services import Services
-from app.errors import BaseModelMismatch, InvalidRequest
+from app.errors import BaseModelMismatch, InvalidRequest, PrefixNotFound
 from app.prefix.prefix import Prefix
 from app.prefix.reference import MAX_PARTS, PrefixReference, parse_model_field
 from app.prefix.tiers import Lease, PrefixKey
 from app.registry.records import Resolved, Version
 
+_MAX_SHOWN = 80
 _TIERS = ("device", "host", "store")
 
 
@@ -121,12 +122,27 @@ def check_base(services: Services, version: Resolved | Version) -> None:
         )
 
 
+def named(services: Services, model: str) -> tuple[PrefixReference, ...]:
+    """The prefixes that a name stands for; PrefixNotFound if no prefix can have it."""
+    try:
+        return parse_model_field(model)
+    except InvalidRequest as error:
+        if model.count("+") >= MAX_PARTS:
+            raise
+        raise PrefixNotFound(
+            f"model {ascii(model[:_MAX_SHOWN])} does not exist: the base model here is "
+            f"{services.model.spec.model_id!r}, and no prefix has such a name ({error.message}); "
+            "GET /v1/models lists what there is",
+            param="model",
+        ) from error
+
+
 def _references(
     services: Services, model: str | None, prefixes: Sequence[str] | None
 ) -> tuple[PrefixReference, ...]:
     base = services.model.spec.model_id
     if prefixes is None:
-        return () if model in (None, base) else parse_model_field(model)
+        return () if model in (None, base) else named(services, model)
     if model not in (None, base):
         raise InvalidRequest(
             f"give either a prefix as model or the list prefixes (with model {base!r})",
@@ -134,4 +150,4 @@ def _references(
         )
     if len(prefixes) > MAX_PARTS:
         raise InvalidRequest(f"at most {MAX_PARTS} prefixes can be composed", param="prefixes")
-    return tuple(part for text in prefixes for part in parse_model_field(text))
+    return tuple(part for text in prefixes for part in named(services, text))

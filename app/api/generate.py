@@ -116,7 +116,10 @@ async def _whole(reply: _Reply, request: Request, content: Callable[[], Any]) ->
 def _check(parameters: TgiParameters, services: Services) -> None:
     """Refuse what would otherwise be ignored in silence."""
     for name in _UNSUPPORTED:
-        if getattr(parameters, name) not in (None, False):
+        value = getattr(parameters, name)
+        if name == "typical_p" and value == 1 and value is not True:
+            continue  # all tokens are typical
+        if value not in (None, False):
             raise InvalidRequest(f"{name} is not supported", param=name)
     spec = services.model.spec
     if parameters.truncate is not None and parameters.truncate > spec.prompt_limit:

@@ -8,12 +8,11 @@ from typing import Any
 from fastapi import APIRouter, Response
 
 from app.api.auth import TenantDep, requires
-from app.api.choosing import resolve
+from app.api.choosing import named, resolve
 from app.api.errors import StrictJSONResponse
 from app.api.prefixes import forget_prefix
 from app.api.services import Services, ServicesDep
 from app.errors import InUse, InvalidRequest, PrefixNotFound
-from app.prefix.reference import parse_model_field
 from app.registry.records import PublishedPrefix
 from app.tenancy.principal import Scope
 
@@ -51,7 +50,7 @@ async def get_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> 
         return StrictJSONResponse(_base_card(services))
     versions = [
         await resolve(services, tenant, reference, user="")  # of a split always the same one
-        for reference in parse_model_field(model_id)
+        for reference in named(services, model_id)
     ]
     created = max(version.created_at for version in versions)
     owner = tenant if len(versions) > 1 else versions[0].tenant
@@ -63,7 +62,7 @@ async def delete_model(model_id: str, services: ServicesDep, tenant: TenantDep) 
     """Delete a prefix with all its versions; the base model cannot be deleted."""
     if model_id == services.model.spec.model_id:
         raise InUse("the base model cannot be deleted")
-    reference, *more = parse_model_field(model_id)
+    reference, *more = named(services, model_id)
     if more or reference.selector is not None:
         raise InvalidRequest("only a prefix as a whole can be deleted here", param="model")
     if reference.tenant not in (None, tenant):

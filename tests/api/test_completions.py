@@ -137,9 +137,10 @@ def test_not_yours_and_not_there_read_alike(client: httpx.Client) -> None:
     assert known.replace("tone", "none") == unknown
 
 
-@pytest.mark.parametrize("model", ["", "+", "tone+", "a b", "../x", "tone@", "TONE", "é", "@x"])
-def test_a_name_that_breaks_the_grammar_is_refused(model: str, client: httpx.Client) -> None:
-    assert complete(client, model=model).status_code in (400, 422)
+@pytest.mark.parametrize("model", ["+", "tone+", "a b", "../x", "tone@", "TONE", "é", "@x"])
+def test_a_name_that_breaks_the_grammar_does_not_exist(model: str, client: httpx.Client) -> None:
+    reply = complete(client, model=model)
+    assert (reply.status_code, error_of(reply)["code"]) == (404, "prefix_not_found")
 
 
 def test_a_composition_is_bounded(client: httpx.Client) -> None:

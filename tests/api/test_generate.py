@@ -343,7 +343,7 @@ def test_hugging_faces_own_client_is_served(
     ("parameters", "status"),
     [
         ({"adapter_id": "nobody"}, 404),
-        ({"adapter_id": "No Such!"}, 400),
+        ({"adapter_id": "No Such!"}, 404),
         ({"max_new_tokens": 1000}, 400),
         ({"max_new_tokens": 0}, 422),
         ({"temperature": "hot"}, 422),

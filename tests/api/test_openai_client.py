@@ -225,7 +225,7 @@ def test_the_first_of_several_stop_strings_counts(
 
 
 def test_more_than_four_stop_strings_are_refused(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.UnprocessableEntityError) as caught:
+    with pytest.raises(openai.BadRequestError) as caught:
         complete(client, stop=["a", "b", "c", "d", "e"])
     assert caught.value.param == "stop"
 
@@ -327,13 +327,13 @@ def test_deleting_a_model_deletes_the_prefix(
     ("fields", "kind", "code"),
     [
         ({"model": "nobody"}, openai.NotFoundError, "prefix_not_found"),
-        ({"model": "No Such!"}, openai.BadRequestError, "invalid_value"),
+        ({"model": "No Such!"}, openai.NotFoundError, "prefix_not_found"),
         ({"max_tokens": 1000}, openai.BadRequestError, "context_length_exceeded"),
         ({"suffix": "end"}, openai.BadRequestError, "invalid_value"),
         ({"prompt": ""}, openai.BadRequestError, "invalid_value"),
-        ({"temperature": 3}, openai.UnprocessableEntityError, "invalid_request"),
-        ({"prompt": []}, openai.UnprocessableEntityError, "invalid_request"),
-        ({"logprobs": 6}, openai.UnprocessableEntityError, "invalid_request"),
+        ({"temperature": 3}, openai.BadRequestError, "invalid_value"),
+        ({"prompt": []}, openai.BadRequestError, "invalid_value"),
+        ({"logprobs": 6}, openai.BadRequestError, "invalid_value"),
         ({"stream": True, "model": "nobody"}, openai.NotFoundError, "prefix_not_found"),
         ({"stream": True, "max_tokens": 1000}, openai.BadRequestError, "context_length_exceeded"),
     ],
