@@ -6,6 +6,7 @@ Knows the terminal and the order of a start; the server itself is `app.main`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import shlex
 from pathlib import Path
@@ -139,6 +140,9 @@ def _run(settings: Settings) -> None:
     door = bind(settings.host, settings.port)
 
     def greet() -> None:
+        # what the start has made stays: no collection walks through it again, with the loop waiting
+        gc.collect()
+        gc.freeze()
         url = _url(settings.host, door.getsockname()[1])
         _greet(app.state.services, url, with_keys=settings.pepper is not None)
 
