@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import NoRepeatNGramLogitsProcessor
 
+from app.engine.beam import BeamParams
+from app.engine.config import EngineConfig
 from app.engine.history import TokenHistory, banned_by_ngrams
+from app.model.frozen import FrozenModel
+from tests.engine.harness import SteppedEngine, make_request
 
 TOKENS = st.lists(st.integers(0, 5), min_size=1, max_size=60)
 
@@ -55,6 +60,26 @@ def test_nothing_is_banned_without_a_size_or_tokens() -> None:
     assert banned_of([1, 1, 1], 0) == set()
     assert banned_of([], 2) == set()
     assert banned_of([1, 2, 3, 1, 2], 3) == {3}
+
+
+def test_beams_that_change_places_keep_each_its_own_tokens(
+    tiny_gpt2: FrozenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepped = SteppedEngine(tiny_gpt2, EngineConfig(), monkeypatch)
+    beams = {"beam": BeamParams(8), "no_repeat_ngram_size": 2, "repetition_penalty": 1.1}
+    stepped.add(make_request("it", range(20, 30), 24, **beams))
+    num_checked = 0
+    while stepped.terminal("it") is None:
+        stepped.step()
+        for row in stepped.rows:
+            if row.history is not None:
+                tokens = row.history.tokens.tolist()
+                assert tokens == row.token_ids[: len(tokens)]
+                num_checked += len(tokens) > 10
+    assert num_checked > 100
+    found = [*range(20, 30), *stepped.tokens("it")]
+    pairs = list(zip(found, found[1:], strict=False))
+    assert len(set(pairs)) == len(pairs)
 
 
 def banned_of(token_ids: list[int], size: int) -> set[int]:
