@@ -197,6 +197,7 @@ async def _acquire(
     pins = await follow_pins(registry, tiers)
     stack.push_async_callback(asyncio.to_thread, pins.stop)
     _keep_house(settings, registry, authentication, books, stack)
+    limiter.rows_wait = engine.rows_wait
     stack.push_async_callback(limiter.close)
     await limiter.start()
     return Services(
@@ -299,6 +300,8 @@ def _engine_config(settings: Settings) -> EngineConfig:
         max_step_tokens=settings.max_step_tokens,
         max_prefix_length=settings.max_prefix_length,
         decode_attention=settings.decode_attention,
+        # without keys there is one tenant, and nobody else to keep anything for
+        reserve=0.0 if settings.pepper is None else settings.reserve,
     )
 
 

@@ -132,6 +132,13 @@ class Settings(BaseSettings):
     # The engine
     max_rows: int = Field(64, ge=1, le=4096, description="rows computed at the same time")
     max_waiting: int = Field(1024, ge=0, le=1 << 20, description="requests that may queue")
+    reserve: float = Field(
+        0.125,
+        ge=0,
+        le=0.5,
+        description="part of rows, K/V memory and queue that no tenant takes beyond its share; "
+        "with API keys alone",
+    )
     max_step_tokens: int = Field(2048, ge=16, le=1 << 17, description="tokens of one forward pass")
     max_prefix_length: int = Field(
         512, ge=1, le=1 << 16, description="positions of all prefixes of one row together"

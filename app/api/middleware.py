@@ -16,7 +16,12 @@ from app.api.body_scan import check_body
 from app.api.counting import REFUSALS, check_requests_left, count_refusal
 from app.api.errors import error_response, internal_error
 from app.api.metrics import Metrics
-from app.errors import FileTooLarge, PolyprefixError, UnsupportedMediaType
+from app.errors import (
+    FileTooLarge,
+    PolyprefixError,
+    RequestCancelled,
+    UnsupportedMediaType,
+)
 
 _CLIENT_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _LINGER_FACTOR = 4
@@ -37,7 +42,7 @@ class Observe:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, status, size = time.monotonic(), 0, 0
+        started, status, size, left = time.monotonic(), 0, 0, False
         request_id = scope["request_id"] = f"req-{secrets.token_hex(12)}"
         client_id = _client_id(scope)
         shown = client_id or request_id
@@ -52,18 +57,23 @@ class Observe:
                 size += len(message.get("body", b""))
             await send(message)
 
+        async def receive_noting() -> Message:
+            nonlocal left
+            message = await receive()
+            left |= message["type"] == "http.disconnect"
+            return message
+
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(scope, receive_noting, send_with_id)
         except Exception as error:
             if status:  # the reply has begun; the server cuts the connection
                 raise
             await internal_error(error, scope["path"])(scope, receive, send_with_id)
         finally:
             seconds = time.monotonic() - started
-            self._count(scope, status or 500, seconds)
-            log_request(
-                scope, client_id=client_id, status=status or 500, seconds=seconds, size=size
-            )
+            status = status or (RequestCancelled.status if left else 500)
+            self._count(scope, status, seconds)
+            log_request(scope, client_id=client_id, status=status, seconds=seconds, size=size)
 
     def _count(self, scope: Scope, status: int, seconds: float) -> None:
         """Label by what the app defines: clients choose neither route nor method."""

@@ -111,6 +111,7 @@ async def info(services: ServicesDep) -> Response:
             "max_total_tokens": spec.context_limit,
             "max_prefix_length": config.max_prefix_length,
             "max_concurrent_rows": config.max_rows,
+            "max_tenant_rows": config.max_tenant_rows,
             "max_waiting_requests": config.max_waiting,
             "max_request_rows": services.limits.max_request_rows,
             "max_body_bytes": services.limits.max_body_bytes,

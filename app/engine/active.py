@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from app.engine.beaming import BeamRows
 from app.engine.memory import Holding
@@ -37,9 +37,16 @@ class ReplyFrame:
 class ActiveRequest:
     """Times are those of `time.monotonic`.
 
-    `rows` hold slots, whether they decode or others attend to them; `beams` are those that search.
-    `share` is the part of the engine that the request takes while it runs, in parts per million;
-    `charged` and `served` are what its tenant was charged for it and what it got, as costs.
+    A request begins with as many of its rows as there is room for, and the others enter one by
+    one; the beams of a search enter together. `num_rows` have entered and not ended,
+    `num_unstarted` have not entered. `rows` hold slots, whether they decode or others attend to
+    them; `beams` are those that search; `prompt` has the prompt's columns for rows that enter late.
+
+    Rows that enter at once take the part `share` of the engine, in parts per million, and `needs`
+    of what is shared (rows, columns of each memory), the first ones `first_needs`; `held` is what
+    the request takes now, `held_share` likewise. `charged` and `served` are what its tenant was
+    charged for it and what it got, as costs; `overtaken` is the cost of what others began while
+    there was no room for it.
     """
 
     request: GenerationRequest
@@ -51,16 +58,49 @@ class ActiveRequest:
     beams: BeamRows | None = None
     source: Source | None = None
     scores: list[TokenScore] = field(default_factory=list)
+    prompt: Row | None = None
     num_rows: int = 0
+    num_unstarted: int = field(init=False)
+    num_made: int = 0
     share: int = 0
+    held_share: int = 0
+    needs: tuple[int, ...] = ()
+    first_needs: tuple[int, ...] = ()
+    held: tuple[int, ...] = ()
     charged: float = 0.0
     served: float = 0.0
+    overtaken: float = 0.0
     holdings: tuple[Holding, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.num_unstarted = self.request.num_rows
+
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that can only enter together."""
+        return 1 if self.request.sampling.beam is None else self.request.num_rows
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether any of its rows has entered."""
+        return self.num_unstarted < self.request.num_rows
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """What the next of its rows need to enter."""
+        return self.needs if self.has_begun else self.first_needs
+
+    @property
+    def waiting_share(self) -> int:
+        """The part of the engine that its other rows would take."""
+        return self.share * (self.num_unstarted // self.rows_at_once)
 
     @property
     def occupants(self) -> list[Occupant]:
         """Everything in memory that the request depends on."""
         held: list[Occupant] = [*self.rows]
+        if self.prompt is not None:
+            held.append(self.prompt)
         for holding in self.holdings:
             held.extend(holding.segments)
         return held if self.source is None else [*held, self.source]
@@ -84,35 +124,43 @@ class ActiveRequest:
         for occupant in self.occupants:
             occupant.suspect = True
 
-    def make_rows(self, columns: int, text: Text, frame: ReplyFrame) -> Row:
-        """Make the rows, each of at most `columns` columns; the first computes the prompt for all.
+    def make_row(self, columns: int, text: Text, frame: ReplyFrame) -> Row:
+        """Make the next row, of at most `columns` columns; the first computes the prompt for all.
 
         With an encoder the prompt of its decoder is the start token.
         """
-        request = self.request
-        sampling = request.sampling
+        request, index = self.request, self.num_made
         told = request.prompt_ids if frame.start is None else ()
         prompt = list(told) if frame.start is None else [frame.start]
-        self.rows = [
-            Row(
-                request,
+        row = Row(
+            request,
+            index,
+            prompt,
+            columns,
+            self.seed,
+            Transcript(
                 index,
-                list(prompt),
-                columns,
-                self.seed,
-                Transcript(
-                    index, sampling, text, frame.forced_last, prompt_ids=told, whole=request.whole
-                ),
-                segments=self.holdings[0].segments,
-                source=self.source,
-                forced_first=frame.forced_first if len(prompt) == 1 else None,
-                forced_last=frame.forced_last,
-            )
-            for index in range(1 if sampling.beam is not None else request.n)
-        ]
-        if sampling.beam is not None:
-            self.beams = BeamRows(self.rows[0], text)
-        return self.rows[0]
+                request.sampling,
+                text,
+                frame.forced_last,
+                prompt_ids=told,
+                whole=request.whole,
+            ),
+            segments=self.holdings[0].segments,
+            source=self.source,
+            forced_first=frame.forced_first if len(prompt) == 1 else None,
+            forced_last=frame.forced_last,
+        )
+        self.num_made += 1
+        self.rows.append(row)
+        if request.sampling.beam is not None:
+            self.beams = BeamRows(row, text)
+        return row
+
+    def keep_prompt(self, leader: Row) -> Row:
+        """A place for the prompt that `leader` has computed, for rows that are still to enter."""
+        self.prompt = replace(leader, is_trunk=True, token_ids=list(leader.token_ids), slot=None)
+        return self.prompt
 
     def finished(self, now: float) -> RequestFinished:
         """The terminal event of a request that has all its results."""

@@ -5,20 +5,28 @@ Knows nothing about the order in which they run.
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from app.engine.config import EngineConfig
+from app.engine.forecast import Forecast
 from app.engine.memory import Memories
 from app.engine.request import GenerationRequest
+from app.engine.reserve import Stock, reserve_of
 from app.engine.slots import SlotTable
 from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded, TenantQueueFull
 from app.model.text import Text
 from app.prefix.spec import BaseModelSpec
 
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
+
+
+def _all_tokens(request: GenerationRequest) -> float:
+    return request.sampling.max_tokens
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,18 @@ class Admission:
         text: Text,
         table: SlotTable,
         sources: SlotTable | None = None,
+        expected_tokens: Callable[[GenerationRequest], float] = _all_tokens,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._spec, self._text = config, spec, text
         self._memories = Memories(table, sources)
         self._lock = threading.Lock()
         self._open: dict[str, GenerationRequest] = {}
-        self._num_open_of: Counter[str] = Counter()
+        self._open_of: dict[str, dict[str, GenerationRequest]] = {}
+        self._tokens_of = Counter[str]()
         self._tokens = 0
         self._noted = _Noted()
+        self.forecast = Forecast(expected_tokens, config.max_tenant_rows, clock)
 
     @property
     def num_open(self) -> int:
@@ -93,23 +105,19 @@ class Admission:
         self._memories.check(request)
 
     def enter(self, request: GenerationRequest) -> None:
-        """Count a request in; raises Overloaded when too many are open, TenantQueueFull when as
-        many of its tenant wait as may."""
-        tokens = len(request.prompt_ids)
-        limit = self._config.max_waiting + self._config.max_rows
+        """Count a request in.
+
+        Raises Overloaded when too many are open, TenantQueueFull when as many of its tenant wait
+        as may.
+        """
         with self._lock:
             self._check_queue_of(request)
-            if len(self._open) >= limit:
-                raise Overloaded(f"the server's queue is full ({limit} requests)")
-            if self._open and self._tokens + tokens > self._config.max_waiting_tokens:
-                raise Overloaded(
-                    f"the server's queue is full ({self._config.max_waiting_tokens} prompt tokens)"
-                )
+            self._check_room(request)
             if request.id in self._open:
                 raise InvalidRequest(f"a request with id {request.id!r} is open already")
             self._open[request.id] = request
-            self._num_open_of[request.tenant] += 1
-            self._tokens += tokens
+            self._open_of.setdefault(request.tenant, {})[request.id] = request
+            self._count_tokens(request, 1)
 
     def leave(self, request_id: str) -> None:
         """Count a request out; unknown ids are ignored."""
@@ -117,21 +125,72 @@ class Admission:
             request = self._open.pop(request_id, None)
             if request is None:
                 return
-            self._tokens -= len(request.prompt_ids)
-            self._num_open_of[request.tenant] -= 1
-            if not self._num_open_of[request.tenant]:
-                del self._num_open_of[request.tenant]
+            del self._open_of[request.tenant][request_id]
+            self._count_tokens(request, -1)
+            if not self._open_of[request.tenant]:
+                del self._open_of[request.tenant], self._tokens_of[request.tenant]
+
+    def rows_wait(self, tenant: str, free: int, rows: int, new_tokens: int) -> float:
+        """Seconds until a tenant, of whose limit `free` rows are free, may probably have `rows`.
+
+        `new_tokens` is what each of them takes.
+        """
+        with self._lock:
+            waiting = self._waiting_of(tenant)
+            return self.forecast.rows_wait(tenant, waiting, free, rows, new_tokens)
+
+    def _count_tokens(self, request: GenerationRequest, times: int) -> None:
+        tokens = times * len(request.prompt_ids)
+        self._tokens += tokens
+        self._tokens_of[request.tenant] += tokens
+
+    def _check_room(self, request: GenerationRequest) -> None:
+        """The server's bounds; a part of each is left to tenants that have little in the queue."""
+        config, tenant = self._config, request.tenant
+        most = config.max_waiting + config.max_rows
+        tokens, most_tokens = len(request.prompt_ids), config.max_waiting_tokens
+        if len(self._open) >= most:
+            raise self._overloaded(f"{most} requests")
+        if self._open and self._tokens + tokens > most_tokens:
+            raise self._overloaded(f"{most_tokens} prompt tokens")
+        for used, whole, held, wanted, what in (
+            (len(self._open), most, self._num_open_of(tenant), 1, "requests"),
+            (self._tokens, most_tokens, self._tokens_of[tenant], tokens, "prompt tokens"),
+        ):
+            stock = Stock(whole, reserve_of(whole, config.reserve), whole - used)
+            if held and not stock.allows(held, wanted):
+                raise _queue_full(
+                    f"{held} {what} of this tenant are open; the rest of the server's queue is "
+                    "kept for other tenants",
+                    self.forecast.room_wait(tenant),
+                )
+
+    def _num_open_of(self, tenant: str) -> int:
+        return len(self._open_of.get(tenant, ()))
+
+    def _overloaded(self, what: str) -> Overloaded:
+        wait = self.forecast.room_wait(None)
+        error = Overloaded(f"the server's queue is full ({what}); try again in {wait:.0f} s")
+        error.retry_after = wait
+        return error
+
+    def _waiting_of(self, tenant: str) -> Iterator[GenerationRequest]:
+        """The tenant's requests that have no rows, as of the last step, the oldest first."""
+        began = self._noted.active.get(tenant, 0)
+        return itertools.islice(self._open_of.get(tenant, {}).values(), began, None)
 
     def _check_queue_of(self, request: GenerationRequest) -> None:
         """The tenant's own bound; while nobody waits, as many more may enter as rows are free."""
         if request.queue_cap is None:
             return
         noted = self._noted
-        waiting = self._num_open_of[request.tenant] - noted.active.get(request.tenant, 0)
+        waiting = self._num_open_of(request.tenant) - noted.active.get(request.tenant, 0)
         free = 0 if noted.requests else self._config.max_rows - noted.rows
         if waiting >= request.queue_cap + free:
-            raise TenantQueueFull(
-                f"{request.queue_cap} requests of this tenant may wait, and {waiting} do"
+            ahead = waiting - request.queue_cap - free + 1
+            raise _queue_full(
+                f"{request.queue_cap} requests of this tenant may wait, and {waiting} do",
+                self.forecast.queue_wait(request.tenant, self._waiting_of(request.tenant), ahead),
             )
 
     def _check_tokens(self, request: GenerationRequest) -> None:
@@ -155,6 +214,8 @@ class Admission:
             raise InvalidRequest(f"n must be from 1 to {limit}, not {request.n}", param="n")
         if beam is None:
             return
+        # they are computed together, and no tenant has more rows than that
+        limit = min(limit, self._config.max_tenant_rows)
         if not 1 <= beam.num_beams <= limit:
             raise InvalidRequest(
                 f"num_beams must be from 1 to {limit}, not {beam.num_beams}", param="num_beams"
@@ -195,3 +256,7 @@ class Admission:
                 f"{new} new tokens)",
                 param="max_tokens" if offset + prompt < limit else "prompt",
             )
+
+
+def _queue_full(message: str, wait: float) -> TenantQueueFull:
+    return TenantQueueFull(f"{message}; try again in {wait:.0f} s", retry_after=wait)

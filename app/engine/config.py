@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from app.engine.reserve import reserve_of
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -15,8 +17,10 @@ class EngineConfig:
     of one row. `prefill_share`: while rows decode, prompts may lengthen a step by this many times
     the duration that it would have without them (more when many rows wait and few decode).
     `score_chunk`: prompt positions scored per step for `echo` with `logprobs` (each costs a row
-    of the vocabulary). `decode_attention`: auto or one of
-    `app.engine.kernels.NAMES`.
+    of the vocabulary). `decode_attention`: auto or one of `app.engine.kernels.NAMES`.
+
+    `reserve`: the part of rows, K/V memory and queue that no tenant takes beyond its fair share,
+    also while nobody else wants it; 0 where there is one tenant.
     """
 
     max_rows: int = 64
@@ -28,3 +32,9 @@ class EngineConfig:
     prefill_share: float = 0.8
     score_chunk: int = 64
     decode_attention: str = "auto"
+    reserve: float = 0.0
+
+    @property
+    def max_tenant_rows(self) -> int:
+        """Rows of one tenant at most, however idle the engine is."""
+        return self.max_rows - reserve_of(self.max_rows, self.reserve)

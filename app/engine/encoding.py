@@ -97,11 +97,11 @@ def _pause() -> None:
 
 
 class EncoderRun:
-    """The passes of one engine, one at a time, and what becomes of sources whose pass fails."""
+    """The passes of one engine, the latest first, and what becomes of sources whose pass fails."""
 
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
-        self._pass: EncoderPass | None = None
+        self._passes: list[EncoderPass] = []
 
     def run(
         self, begin: Sequence[Source], seconds: float, faults: dict[Occupant, PolyprefixError]
@@ -111,17 +111,17 @@ class EncoderRun:
         A pass that raises is repeated source by source, and faults name those that fail again.
         """
         if begin:
-            self._pass = EncoderPass(self._model, begin)
-        if self._pass is None:
+            self._passes.append(EncoderPass(self._model, begin))
+        if not self._passes:
             return {}
-        current = self._pass
+        current = self._passes[-1]
         try:
             if not _advance_for(current, seconds):
                 return {}
-            self._pass = None
+            self._passes.pop()
             return current.result
         except Exception as error:
-            self._pass = None
+            self._passes.pop()
             _log.warning("encoding %d sources failed (%s)", len(current.sources), error)
             return self._one_by_one(current.sources, faults)
 

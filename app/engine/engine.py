@@ -16,6 +16,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -100,7 +101,12 @@ class Engine:
         self._router = Router()
         self._inbox = Inbox()
         self._admission = Admission(
-            self.config, model.spec, model.text, self.table, self.source_table
+            self.config,
+            model.spec,
+            model.text,
+            self.table,
+            self.source_table,
+            self._scheduler.expected_tokens,
         )
         self._thread = threading.Thread(target=self._run, name="polyprefix-engine", daemon=True)
         self._draining = False
@@ -156,6 +162,13 @@ class Engine:
         seed = request.sampling.seed
         self._inbox.put(Submit(request, secrets.randbits(63) if seed is None else seed))
         return stream
+
+    def rows_wait(self, tenant: str, free: int, rows: int, new_tokens: int) -> float:
+        """Seconds, as a client may be told, until the tenant may probably have `rows`.
+
+        Of its own limit `free` rows are free now; each takes `new_tokens`.
+        """
+        return self._admission.rows_wait(tenant, free, rows, new_tokens)
 
     def cancel(self, request_id: str) -> None:
         """Free a request's rows at the next step boundary."""
@@ -219,6 +232,7 @@ class Engine:
             outcome = self._runner.run(plan)
             self._meter.note(plan, outcome)
             deliveries += self._scheduler.commit(plan, outcome, time.monotonic())
+            self._admission.forecast.note_step(self._scheduler.active, outcome.seconds)
             self.counters.steps += 1
             self.counters.step_seconds += outcome.seconds
             if plan.num_prefill_tokens == 0 and plan.encoder_seconds is None:
@@ -231,7 +245,7 @@ class Engine:
             self._scheduler.num_waiting,
             self._scheduler.num_rows,
             self._scheduler.num_waiting_tenants,
-            self._scheduler.num_active_of,
+            Counter(entry.request.tenant for entry in self._scheduler.active),
         )
         if self._scheduler.idle:
             self._step_started = None

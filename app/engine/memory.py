@@ -8,7 +8,7 @@ queues or tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from app.engine.request import GenerationRequest
 from app.engine.row import SharedPrefix
@@ -102,27 +102,33 @@ class Memories:
 
         With beams one slot holds the prompt, and each beam only what it generates.
         """
-        num_prompt = len(request.prompt_ids) if self.sources is None else 1
-        first = self.rows.own_prefix(request) + num_prompt
+        first = self._prompt_columns(request)
         new = request.sampling.max_tokens
         if request.sampling.beam is None:
             return [first + new] * request.n
         return [first, *[new] * request.num_rows]
 
     def fits(self, request: GenerationRequest) -> bool:
-        """Whether all that the request may come to use is free now."""
-        return all(memory.fits(request, slots) for memory, slots in self._needs(request))
+        """Whether what the request needs to begin is free now: with beams all, else one row."""
+        begin = [*self._kept_slots(request), *self._row_slot(request)]
+        return all(memory.fits(request, slots) for memory, slots in self._needs(request, begin))
 
-    def fraction(self, request: GenerationRequest) -> float:
-        """The part that the request needs at most, of the memory of which it needs most."""
-        return max(
-            memory.most(request, slots) / memory.table.max_columns
-            for memory, slots in self._needs(request)
-        )
+    def fits_row(self, request: GenerationRequest, spare: int = 0) -> bool:
+        """Whether one more row fits once `spare` columns are given back."""
+        return self.rows.table.can_reserve(self.row_columns(request) - spare)
+
+    def row_columns(self, request: GenerationRequest) -> int:
+        """Columns that each row of a request without beams sets aside for itself."""
+        return sum(map(self.rows.table.reservation, self._row_slot(request)))
+
+    def columns(self, request: GenerationRequest) -> tuple[int, ...]:
+        """Columns of each memory that the request sets aside when it begins."""
+        begin = [*self._kept_slots(request), *self._row_slot(request)]
+        return tuple(memory.most(request, slots) for memory, slots in self._needs(request, begin))
 
     def check(self, request: GenerationRequest) -> None:
         """Raise InvalidRequest for what would not even fit alone."""
-        for memory, slots in self._needs(request):
+        for memory, slots in self._needs(request, self.row_slots(request)):
             limit = memory.table.max_columns
             if memory.most(request, slots) <= limit:
                 continue
@@ -132,8 +138,26 @@ class Memories:
             raise InvalidRequest(f"{what} exceed the K/V memory of {limit} columns", param=param)
 
     def hold(self, request: GenerationRequest) -> tuple[Holding, ...]:
-        """Reserve all of that: what is held of the rows' memory and then of the sources'."""
-        return tuple(memory.hold(request, slots) for memory, slots in self._needs(request))
+        """Reserve what it holds beside its rows: of the rows' memory and then of the sources'.
+
+        With beams that is all; of several rows it is a place for their prompt.
+        """
+        needs = self._needs(request, self._kept_slots(request))
+        return tuple(memory.hold(request, slots) for memory, slots in needs)
+
+    def hold_row(self, request: GenerationRequest) -> None:
+        """Reserve what one row may come to use."""
+        self.rows.table.reserve(self.row_columns(request))
+
+    def let_rows_go(self, request: GenerationRequest, count: int) -> None:
+        """Give the reservations of `count` rows back."""
+        self.rows.table.unreserve(count * self.row_columns(request))
+
+    def let_prompt_go(self, holdings: Sequence[Holding]) -> tuple[Holding, ...]:
+        """Every row has begun: give the prompt's place back. What is still held."""
+        rows, *others = holdings
+        self.rows.table.unreserve(rows.columns)
+        return (replace(rows, columns=0), *others)
 
     def let_go(self, holdings: Sequence[Holding]) -> None:
         """Give the holdings back."""
@@ -141,9 +165,26 @@ class Memories:
         for memory, holding in zip(memories, holdings, strict=True):
             memory.let_go(holding)
 
-    def _needs(self, request: GenerationRequest) -> list[tuple[Memory, list[int]]]:
+    def _prompt_columns(self, request: GenerationRequest) -> int:
+        """Columns of prefix and prompt in a slot of the rows' memory."""
+        num_prompt = len(request.prompt_ids) if self.sources is None else 1
+        return self.rows.own_prefix(request) + num_prompt
+
+    def _row_slot(self, request: GenerationRequest) -> list[int]:
+        """The slot of a row that comes and goes by itself; beams come and go together."""
+        return self.row_slots(request)[:1] if request.sampling.beam is None else []
+
+    def _kept_slots(self, request: GenerationRequest) -> list[int]:
+        """Slots of the rows' memory that it holds beside such rows."""
+        if request.sampling.beam is not None:
+            return self.row_slots(request)
+        return [self._prompt_columns(request)] if request.n > 1 else []
+
+    def _needs(
+        self, request: GenerationRequest, row_slots: list[int]
+    ) -> list[tuple[Memory, list[int]]]:
         """Each memory with the slots that the request wants of it, in columns at most."""
-        needs = [(self.rows, self.row_slots(request))]
+        needs = [(self.rows, row_slots)]
         if self.sources is not None:
             columns = self.sources.own_prefix(request) + len(request.prompt_ids)
             needs.append((self.sources, [columns]))

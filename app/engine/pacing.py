@@ -8,6 +8,7 @@ Knows nothing about rows; it is told numbers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,11 +52,12 @@ class PrefillPace:
     """Budget of prompt tokens per step.
 
     `share`: prompts may add this many times the duration of the step that the decoding rows would
-    have alone; more when many rows wait for their prompt and few decode.
+    have alone; more when many rows wait for their prompt and few decode. `longest`: what they add
+    at most, in seconds, whoever waits.
     """
 
-    def __init__(self, share: float, max_step_tokens: int) -> None:
-        self._share = share
+    def __init__(self, share: float, max_step_tokens: int, longest: float = math.inf) -> None:
+        self._share, self._longest = share, longest
         self._max_step_tokens = max_step_tokens
         self._all = _LinearFit(_FIRST_GUESS)
         self._quiet = _LinearFit(_FIRST_GUESS[:2])
@@ -67,11 +69,12 @@ class PrefillPace:
 
         What a step costs those who wait for tokens is weighed against those who wait for a start.
         """
-        room = max(_MIN_TOKENS, self._max_step_tokens - num_decode)
+        per_token = max(1e-6, self._all.solution()[2], self._recent_token)
+        most = min(float(self._max_step_tokens - num_decode), self._longest / per_token)
+        room = max(_MIN_TOKENS, int(most))
         if num_decode == 0:
             return room
         share = self._share * max(1.0, _URGENCY * num_prefilling / num_decode)
-        per_token = max(1e-6, self._all.solution()[2], self._recent_token)
         return int(min(room, max(_MIN_TOKENS, share * self._alone(num_decode) / per_token)))
 
     def speed(self, max_rows: int) -> Speed:

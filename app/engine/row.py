@@ -128,7 +128,9 @@ class Row:
     """Sequence `index` of a request.
 
     `token_ids` is prompt then generated tokens; the first `num_computed` of them have their keys
-    and values in the pool, the first `num_elsewhere` of those in `segments`. `max_columns` is the
+    and values in the pool, the first `num_elsewhere` of those in `segments`. A row that has
+    `joined` began with a copy of its prompt's columns and computes the last of them again, for its
+    logits, in a step as rows that decode. `max_columns` is the
     row's worst case of pool columns, `seed` the key of its noise. `forced_first` and
     `forced_last` are what the model's generation config wants as the first token, and as the last
     of a row that reaches its limit.
@@ -146,9 +148,10 @@ class Row:
     segments: tuple[Occupant, ...] = ()
     source: Source | None = None
     is_trunk: bool = False
-    """Whether other rows attend to it and it decodes no further itself."""
+    """Whether others attend to it or begin with a copy of it, and it decodes no further itself."""
     forced_first: int | None = None
     forced_last: int | None = None
+    joined: bool = False
     suspect: bool = False
     history: TokenHistory | None = None
     """Its tokens as bans and penalties look at them, from when they first do."""
@@ -197,7 +200,7 @@ class Row:
     @property
     def in_prefill(self) -> bool:
         """Whether prompt tokens are still to be computed."""
-        return self.num_computed < self.num_prompt
+        return self.num_computed < self.num_prompt - self.joined
 
     @property
     def must_not_end(self) -> bool:

@@ -1,30 +1,31 @@
 """Which tokens are computed next: queues, budgets and verbs; no tensor, no clock of its own.
 
-A request waits for its tenant's turn and until all its rows fit (rows, K/V memory); then its prompt
-is computed in chunks
-under the step's token budget, its rows decode one token a step, and each ends by itself. Rows are
-never preempted: their worst case is reserved when they are admitted.
+A request waits for its tenant's turn and until one of its rows fits (rows, K/V memory), with beams
+until all do. Then its prompt is computed in chunks under the step's token budget, its other rows
+enter as there is room for them, each decodes one token a step and ends by itself. Rows are never
+preempted: their worst case is reserved when they enter.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
-from app.engine.active import ActiveRequest, ReplyFrame, first_room, row_finished
+from app.engine.active import ActiveRequest, ReplyFrame, row_finished
 from app.engine.config import EngineConfig
 from app.engine.fairness import FairQueue
-from app.engine.memory import Memories
 from app.engine.pacing import PrefillPace
+from app.engine.places import Places
 from app.engine.plan import Chunk, Outcome, Sampled, StepPlan
 from app.engine.request import Event, GenerationRequest, RequestFailed
 from app.engine.row import Occupant, Row, Source
 from app.engine.slots import SlotTable, slot_order
 from app.engine.sources import SourceQueue
-from app.engine.tenant import WHOLE
 from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError
 from app.model.text import Text
+
+_LONGEST_PROMPTS_S = 0.15
+"""What prompts may add to a step, by which whoever comes may have to wait."""
 
 Deliveries = list[tuple[str, Event]]
 """Events with the id of the request that they belong to, in order."""
@@ -44,17 +45,20 @@ class Scheduler:
         """`sources` is for a model with an encoder; `frame` says how its replies begin and end."""
         self._config = config
         self._table = table
-        self._text = text
-        self._frame = frame or ReplyFrame()
         self._source_table = sources
-        self._memories = Memories(table, sources)
+        self._places = Places(config, table, text, sources, frame or ReplyFrame())
         self._sources = SourceQueue(config.max_step_tokens)
-        self._pace = PrefillPace(config.prefill_share, config.max_step_tokens)
+        longest = _LONGEST_PROMPTS_S if config.reserve else math.inf
+        self._pace = PrefillPace(config.prefill_share, config.max_step_tokens, longest)
         self._queue = FairQueue()
         self._first_deadline = math.inf
         self._active: dict[str, ActiveRequest] = {}
         self._prefilling: list[Row] = []
-        self.num_rows = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that have been admitted and have not ended."""
+        return self._places.num_rows
 
     @property
     def num_waiting(self) -> int:
@@ -63,13 +67,17 @@ class Scheduler:
 
     @property
     def num_waiting_tenants(self) -> int:
-        """Tenants with such requests."""
+        """Tenants with rows that have not been admitted yet."""
         return self._queue.num_waiting_tenants
 
     @property
-    def num_active_of(self) -> dict[str, int]:
-        """Requests that have been admitted, by tenant."""
-        return Counter(entry.request.tenant for entry in self._active.values())
+    def active(self) -> Sequence[ActiveRequest]:
+        """Requests that have been admitted, the oldest first."""
+        return tuple(self._active.values())
+
+    def expected_tokens(self, request: GenerationRequest) -> float:
+        """New tokens that each of its rows is likely to get; from any thread."""
+        return self._queue.expected_tokens(request)
 
     @property
     def idle(self) -> bool:
@@ -83,8 +91,8 @@ class Scheduler:
 
     def add(self, request: GenerationRequest, seed: int, now: float) -> None:
         """Queue a request; `seed` is its noise key."""
-        share = max(request.num_rows / self._config.max_rows, self._memories.fraction(request))
-        entry = ActiveRequest(request, seed, now, share=math.ceil(share * WHOLE))
+        entry = ActiveRequest(request, seed, now)
+        self._places.measure(entry)
         self._queue.add(entry, now)
         self._first_deadline = min(self._first_deadline, entry.deadline)
 
@@ -113,7 +121,12 @@ class Scheduler:
         self._admit(now)
         decode = self._decode_chunks()
         prefill = self._prefill_chunks(len(decode))
-        encode = self._sources.begin(len(decode), lambda one: self._queue.prompt_turn(one.request))
+        queue = self._queue
+        encode = self._sources.begin(len(decode), queue.prompt_turn, queue.gives_way)
+        for chunk in prefill:
+            queue.serve_prompt(chunk.row.request, chunk.count)
+        for source in encode:
+            queue.serve_prompt(source.request, source.num_tokens)
         num_sources = self._sources.num_waiting
         operations = self._table.take_operations()
         source_table = self._source_table
@@ -162,42 +175,33 @@ class Scheduler:
     # --- admission -------------------------------------------------------------------------
 
     def _admit(self, now: float) -> None:
-        """Start waiting requests, each tenant in its turn, while all their rows fit."""
+        """Let rows of waiting requests enter, each tenant in its turn, while they fit."""
         self._queue.begin(now, self._pace.speed(self._config.max_rows))
-        starts = self._queue.starts(self._fits)
+        starts = self._queue.starts(self._places.fits, self._places.stocks)
         while self.num_rows < self._config.max_rows and (entry := next(starts, None)):
-            self._start(entry, now)
-
-    def _fits(self, request: GenerationRequest) -> bool:
-        rows = self.num_rows + request.num_rows
-        return rows <= self._config.max_rows and self._memories.fits(request)
+            is_first = entry.started_at is None
+            if is_first:
+                self._places.begin(entry)
+            self._places.enter(entry)
+            if is_first:
+                self._start(entry, now)
 
     def _start(self, entry: ActiveRequest, now: float) -> None:
-        request = entry.request
+        """A request has its first row: its prompt is computed, or what an encoder reads."""
         entry.started_at = now
-        entry.holdings = self._memories.hold(request)
-        self._active[request.id] = entry
-        entry.num_rows = request.num_rows
-        self.num_rows += entry.num_rows
-        if self._memories.sources is None:
-            self._start_prompt(entry)
+        self._active[entry.request.id] = entry
+        self._queue.begin_prompt(entry.request)
+        if entry.source is None:
+            self._prefilling.append(self._places.start_prompt(entry))
         else:
-            entry.source = Source(request, entry.holdings[1].segments)
             self._sources.add(entry.source)
 
     def _store(self, source: Source, encoded: object) -> None:
         """Keep what was made of a source, and let its request begin with the start token."""
         entry = self._active.get(source.request.id)
-        memory = self._memories.sources
-        if memory is not None and entry is not None and entry.source is source:
-            memory.table.place_encoded(source, encoded)
-            self._start_prompt(entry)
-
-    def _start_prompt(self, entry: ActiveRequest) -> None:
-        columns = self._memories.row_slots(entry.request)[0]
-        leader = entry.make_rows(columns, self._text, self._frame)
-        self._table.place_with_prefixes(leader, first_room(leader))
-        self._prefilling.append(leader)
+        if self._source_table is not None and entry is not None and entry.source is source:
+            self._source_table.place_encoded(source, encoded)
+            self._prefilling.append(self._places.start_prompt(entry))
 
     # --- planning --------------------------------------------------------------------------
 
@@ -211,8 +215,10 @@ class Scheduler:
 
     def _prefill_chunks(self, num_decode: int) -> list[Chunk]:
         """Chunks of prompts until the budget is spent: the tenant that was served least comes
-        first, of its prompts the oldest."""
+        first, of its prompts the oldest. A narrow tenant's prompt that is done now makes wide ones
+        wait for the next step."""
         chunks: list[Chunk] = []
+        ready: list[GenerationRequest] = []
         waiting = [row.request for row in self._prefilling if not row.request.scores_prompt]
         urgent = sum(not self._queue.is_held_back(request) for request in waiting)
         budget = self._pace.budget(num_decode, urgent)
@@ -222,13 +228,15 @@ class Scheduler:
             if budget <= 0:
                 break
             scores = row.request.scores_prompt
-            if scores and scorable <= 0:
+            if (scores and scorable <= 0) or self._queue.gives_way(row.request, ready):
                 continue
             count = min(row.num_pending, budget, scorable if scores else budget)
             scorable -= count if scores else 0
             budget -= count
             done = count == row.num_pending
             samplers = tuple(self._active[row.request.id].rows) if done else ()
+            if done and self._config.reserve:
+                ready.append(row.request)
             chunks.append(Chunk(row, count, samplers, scores))
         chunks.sort(key=lambda chunk: slot_order(chunk.row))
         return chunks
@@ -244,9 +252,7 @@ class Scheduler:
             leader = chunk.row
             if leader.slot is None or leader.in_prefill:
                 continue
-            for row in chunk.samplers[1:]:
-                row.num_computed = leader.num_computed
-                self._table.fork(leader, row, leader.num_cached, first_room(row))
+            self._places.fork(self._active[leader.request.id], leader, chunk.samplers[1:])
 
     def _collect_scores(self, row: Row, scored: Iterable[Sampled]) -> Deliveries:
         entry = self._active.get(row.request.id)
@@ -284,11 +290,9 @@ class Scheduler:
         finished = row_finished(row)
         if finished is None:
             return []
-        self._table.release(row)
-        entry.num_rows -= 1
-        self.num_rows -= 1
-        entry.rows.remove(row)
-        if entry.rows:
+        self._places.end_row(entry, row)
+        self._queue.end_row(entry)
+        if entry.rows or entry.num_unstarted:
             return [finished]
         self._end(entry)
         return [finished, entry.finished(now)]
@@ -337,14 +341,9 @@ class Scheduler:
 
     def _end(self, entry: ActiveRequest) -> None:
         """Free everything that the request holds."""
-        for row in entry.rows:
-            self._table.release(row)
-        self.num_rows -= entry.num_rows
-        entry.rows = []
-        if entry.source is not None and self._source_table is not None:
+        if entry.source is not None:
             self._sources.forget(entry.source)
-            self._source_table.release(entry.source)
+        self._places.end(entry)
         self._prefilling = [row for row in self._prefilling if row.slot is not None]
-        self._memories.let_go(entry.holdings)
         self._queue.end(entry)
         del self._active[entry.request.id]

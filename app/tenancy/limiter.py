@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from app.errors import RateLimited
 from app.tenancy.buckets import LocalLimits
 from app.tenancy.limits import TenantLimits
 from app.tenancy.redis_limits import RedisLimits
@@ -25,6 +26,10 @@ from app.tenancy.standing import (
     rate_headers,
     refusal,
 )
+
+
+def _one_second(*_: object) -> float:
+    return 1.0
 
 
 @dataclass(eq=False)
@@ -53,12 +58,21 @@ class Reservation:
 
 
 class Limiter:
-    """Reserves for tenants. `shared` are the limits over all replicas; None: this one is alone."""
+    """Reserves for tenants. `shared` are the limits over all replicas; None: this one is alone.
+
+    `rows_wait(tenant, free, rows, new_tokens)` says in how many seconds a tenant, of whose limit
+    `free` rows are free, may probably have `rows` that take `new_tokens` each.
+    """
 
     def __init__(
-        self, shared: RedisLimits | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        shared: RedisLimits | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        rows_wait: Callable[[str, int, int, int], float] = _one_second,
     ) -> None:
         self._shared, self._local = shared, LocalLimits(clock=clock)
+        self.rows_wait = rows_wait
 
     @property
     def is_degraded(self) -> bool:
@@ -91,7 +105,7 @@ class Limiter:
             check_possible(limits, smallest)
             standing = self._local.look(tenant, limits, smallest)
             if not standing.granted:
-                raise refusal(limits, standing, smallest)
+                raise self._refusal(tenant, limits, standing, smallest)
 
     async def reserve(
         self, tenant: str, limits: TenantLimits, *, tokens: int, rows: int
@@ -107,7 +121,7 @@ class Limiter:
         check_possible(limits, cost)
         standing = self._local.take(tenant, limits, cost)
         if not standing.granted:
-            raise refusal(limits, standing, cost)
+            raise self._refusal(tenant, limits, standing, cost)
         if self._shared is None:
             return self._reservation(tenant, limits, cost, standing, None)
         try:
@@ -117,8 +131,17 @@ class Limiter:
             raise
         if shared is not None and not shared.granted:
             self._local.give(tenant, limits, requests=1, tokens=tokens, rows=rows)
-            raise refusal(limits, shared, cost)
+            raise self._refusal(tenant, limits, shared, cost)
         return self._reservation(tenant, limits, cost, shared or standing, lease)
+
+    def _refusal(
+        self, tenant: str, limits: TenantLimits, standing: Standing, cost: Cost
+    ) -> RateLimited:
+        most, wait = limits.max_rows, 1.0
+        if most is not None and standing.rows + cost.rows > most:
+            free = max(0, most - standing.rows)
+            wait = self.rows_wait(tenant, free, cost.rows, cost.tokens // cost.rows)
+        return refusal(limits, standing, cost, rows_wait=wait)
 
     def _reservation(
         self, tenant: str, limits: TenantLimits, cost: Cost, standing: Standing, lease: str | None

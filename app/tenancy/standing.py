@@ -15,8 +15,6 @@ from app.tenancy.limits import TenantLimits
 MINUTE = 60.0
 """Seconds in which an empty allowance fills."""
 
-_ROWS_WAIT = 1.0
-
 
 @dataclass(frozen=True, slots=True)
 class Cost:
@@ -62,8 +60,13 @@ def check_possible(limits: TenantLimits, cost: Cost) -> None:
         )
 
 
-def refusal(limits: TenantLimits, standing: Standing, cost: Cost) -> RateLimited:
-    """The error for a request that was not granted; `retry_after` is when it could be, in s."""
+def refusal(
+    limits: TenantLimits, standing: Standing, cost: Cost, *, rows_wait: float = 1.0
+) -> RateLimited:
+    """The error for a request that was not granted; `retry_after` is when it could be, in s.
+
+    `rows_wait` is when there may be as many rows.
+    """
     waits = {
         f"{limits.requests_per_minute} requests per minute": _wait(
             limits.requests_per_minute, standing.requests + 1
@@ -74,7 +77,7 @@ def refusal(limits: TenantLimits, standing: Standing, cost: Cost) -> RateLimited
         f"{limits.max_rows} rows at a time": (
             0.0
             if limits.max_rows is None or standing.rows + cost.rows <= limits.max_rows
-            else _ROWS_WAIT
+            else max(1.0, rows_wait)
         ),
     }
     limit, wait = max(waits.items(), key=lambda item: item[1])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.engine.engine import Engine
 from tests.api.helpers import BASE, NO_END, Json, complete, slowed, text_of, until, until_idle
@@ -124,3 +126,58 @@ def test_a_client_that_leaves_in_the_midst_of_its_body_starts_nothing(
         connection.sendall(f"{head}content-length: 1000\r\n\r\n{{".encode())
     complete(client, model=BASE, max_tokens=1)
     assert server.services.engine.progress().steps == before + 1
+
+
+LEFT = {
+    **KINDS,
+    "evaluation": (
+        "/v1/prefixes/tone/evaluate",
+        {"examples": [{"input": "the", "output": "a"}] * 20, "metrics": ["exact_match"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT)
+def test_who_leaves_before_the_first_token_counts_as_gone_and_not_as_a_fault(
+    kind: str, client: httpx.Client, server: RunningServer
+) -> None:
+    until_idle(server)
+    before = statuses(client)
+    with slowed(server.services, 0.3):
+        with send(server, *LEFT[kind]):
+            until(lambda: server.services.engine._admission.num_open > 0)
+        until(lambda: sum(statuses(client).values()) > sum(before.values()))
+    now = statuses(client)
+    route = LEFT[kind][0].replace("/tone/", "/{name}/")
+    assert {key: now[key] - before.get(key, 0) for key in now if now[key] != before.get(key)} == {
+        (route, "499"): 1
+    }
+    until_idle(server)
+
+
+def test_who_leaves_in_the_midst_of_its_body_counts_as_gone(
+    server: RunningServer, client: httpx.Client
+) -> None:
+    before = statuses(client)
+    url = httpx.URL(server.url)
+    for route in ("/v1/completions", "/v1/prefixes/tone/versions"):
+        with socket.create_connection((url.host, url.port)) as connection:
+            head = f"POST {route} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            head = head.replace("json", "octet-stream") if "versions" in route else head
+            connection.sendall(f"{head}content-length: 1000\r\n\r\n{{".encode())
+            time.sleep(0.2)
+    until(lambda: sum(statuses(client).values()) >= sum(before.values()) + 2)
+    now = statuses(client)
+    changed = {key for key in now if now[key] != before.get(key)}
+    assert {status for _, status in changed} == {"499"}
+
+
+def statuses(client: httpx.Client) -> dict[tuple[str, str], float]:
+    """How many requests of each route got which status, `/metrics` itself left out."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return {
+        (sample.labels["route"], sample.labels["status"]): sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "polyprefix_http_requests_total" and sample.labels["route"] != "/metrics"
+    }

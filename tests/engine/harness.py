@@ -78,7 +78,7 @@ class SteppedEngine:
     def check_empty(self) -> None:
         """Nothing is left of any request: no slot, no reservation, no shared prefix, no queue."""
         scheduler = self.engine._scheduler
-        memories = [scheduler._memories.rows, scheduler._memories.sources]
+        memories = [scheduler._places.memories.rows, scheduler._places.memories.sources]
         for table in self.tables:
             assert table.reserved_columns == 0
             assert not any(table.rows)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from app.engine.active import ReplyFrame
 from app.engine.config import EngineConfig
 from app.engine.plan import Outcome, Sampled, StepPlan
 from app.engine.request import Event, GenerationRequest, RequestFailed, RequestFinished
-from app.engine.row import Row
+from app.engine.row import Row, Source
 from app.engine.scheduler import Scheduler
-from app.engine.slots import SlotTable, length_classes
+from app.engine.slots import SlotTable, fine_length_classes, length_classes
 from app.errors import PolyprefixError
 from tests.engine.rows import TEXT
 
@@ -27,10 +28,16 @@ class ScriptedScheduler:
         *,
         kv_columns: int = 100_000,
         draw: Callable[[Row], int] = lambda _: LETTER,
+        source_columns: int | None = None,
     ) -> None:
+        """With `source_columns` for a model with an encoder."""
         self.config = config or EngineConfig()
         self.table = SlotTable(length_classes(MAX_COLUMNS), kv_columns)
-        self.scheduler = Scheduler(self.config, self.table, TEXT)
+        self.sources, start = None, None
+        if source_columns is not None:
+            self.sources = SlotTable(fine_length_classes(MAX_COLUMNS), source_columns)
+            start = ReplyFrame(start=2)
+        self.scheduler = Scheduler(self.config, self.table, TEXT, self.sources, start)
         self.faults: dict[str, PolyprefixError] = {}
         self.events: dict[str, list[Event]] = defaultdict(list)
         self.plans: list[StepPlan] = []
@@ -77,8 +84,15 @@ class ScriptedScheduler:
         free = self.scheduler.num_rows == 0 and self.table.reserved_columns == 0
         return self.scheduler.idle and free and not any(self.table.rows)
 
-    def _outcome(self, plan: StepPlan, seconds: float) -> Outcome:
+    def _outcome(
+        self,
+        plan: StepPlan,
+        seconds: float,
+        encoded: Iterable[Source] = (),
+        encoder_seconds: float = 0.0,
+    ) -> Outcome:
         sampled: list[Sampled] = []
+        candidates: dict[Row, list[tuple[int, float]]] = {}
         scored: dict[Row, list[Sampled]] = {}
         faults: dict[Row, PolyprefixError] = {}
         for chunk in plan.chunks:
@@ -90,8 +104,13 @@ class ScriptedScheduler:
                 start = row.num_computed + 1
                 following = row.token_ids[start : min(start + chunk.count, row.num_prompt)]
                 scored[row] = [Sampled(row, token, -1.0) for token in following]
+            beam = row.request.sampling.beam
+            if beam is not None and chunk.samplers:
+                candidates[row] = [(5 + at, -1.0 - at) for at in range(2 * beam.num_beams)]
+                continue
             sampled.extend(Sampled(drawer, self._draw(drawer)) for drawer in chunk.samplers)
-        return Outcome(sampled, scored, faults=faults, seconds=seconds)
+        done = dict.fromkeys(encoded, object())
+        return Outcome(sampled, scored, candidates, done, faults, seconds, encoder_seconds)
 
     def _keep(self, deliveries: list[tuple[str, Event]]) -> None:
         for request_id, event in deliveries:

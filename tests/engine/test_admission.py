@@ -187,7 +187,8 @@ def test_tenants_without_open_requests_leave_no_count_behind() -> None:
     for name in ("a", "b"):
         admission.enter(tenant_request(name, "0", queue_cap=5))
         admission.leave(f"{name}0")
-    assert not admission._num_open_of
+    assert not admission._open_of
+    assert not admission._tokens_of
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), 1e4])

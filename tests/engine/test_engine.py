@@ -381,7 +381,7 @@ def test_progress_shows_what_runs_and_waits_and_how_old_the_step_is(
         for stream in streams:
             await read(stream)
         assert await engine.drain(10)
-        assert shown[1] == (2, 3)
+        assert shown[1] == (3, 2)
 
     with started(tiny_gpt2, replace(CONFIG, max_rows=3)) as engine:
         asyncio.run(main(engine))

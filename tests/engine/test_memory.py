@@ -197,8 +197,15 @@ def test_a_source_is_reserved_once_for_all_rows_behind_its_own_cross_prefix() ->
     decoder, cross = memories.hold(request)
     assert sources.reserved_columns == 40
     assert not cross.segments
-    assert rows.reserved_columns == 64 + 3 * 32
+    # its own prefix, and a place for what all rows begin with
+    assert rows.reserved_columns == 64 + 32
+    for _ in range(3):
+        memories.hold_row(request)
+    assert rows.reserved_columns == 64 + 32 + 3 * 32
     assert len(decoder.segments) == 1
+    decoder, cross = memories.let_prompt_go((decoder, cross))
+    assert rows.reserved_columns == 64 + 3 * 32
+    memories.let_rows_go(request, 3)
     memories.let_go((decoder, cross))
     assert rows.reserved_columns == sources.reserved_columns == 0
 

@@ -57,26 +57,78 @@ def narrow() -> ScriptedScheduler:
 # --- admission ---------------------------------------------------------------------------
 
 
-def test_requests_start_in_order_while_all_their_rows_fit() -> None:
+def test_rows_enter_in_the_order_of_their_requests_while_they_fit() -> None:
     scripted = ScriptedScheduler(EngineConfig(max_rows=5))
-    scripted.add(*(make_request(name, prompt(2), 4, n=2) for name in "abc"))
+    scripted.add(*(make_request(name, prompt(2), 4, n=2) for name in "abcd"))
     scripted.step()
-    assert scripted.running() == {"a", "b"}
-    assert (scripted.scheduler.num_rows, scripted.scheduler.num_waiting) == (4, 1)
+    assert scripted.running() == {"a", "b", "c"}
+    assert (scripted.scheduler.num_rows, scripted.scheduler.num_waiting) == (5, 1)
     scripted.run()
     assert scripted.is_empty()
-    assert [len(scripted.ends(name)) for name in "abc"] == [1, 1, 1]
+    assert [len(scripted.ends(name)) for name in "abcd"] == [1, 1, 1, 1]
 
 
-def test_a_small_request_does_not_overtake_a_large_one_that_waits_for_rows() -> None:
+def test_a_small_request_of_a_tenant_does_not_overtake_its_large_one() -> None:
     scripted = ScriptedScheduler(EngineConfig(max_rows=3))
-    scripted.add(make_request("first", prompt(2), 3, n=2))
-    scripted.add(make_request("large", prompt(2), 3, n=2), make_request("small", prompt(2), 3))
+    scripted.add(make_request("first", prompt(2), 9, n=2))
+    scripted.add(make_request("large", prompt(2), 9, n=2), make_request("small", prompt(2), 9))
     scripted.step()
-    assert scripted.running() == {"first"}
+    scripted.step()
+    assert scripted.running() == {"first", "large"}
     scripted.scheduler.cancel("first")
     scripted.step()
     assert scripted.running() == {"large", "small"}
+
+
+def test_rows_that_enter_late_compute_no_prompt_and_get_all_their_tokens() -> None:
+    scripted = ScriptedScheduler(EngineConfig(max_rows=3))
+    scripted.add(make_request("first", prompt(2), 4, n=2), make_request("it", prompt(20), 6, n=5))
+    scripted.run()
+    assert sum(plan.num_prefill_tokens for plan in scripted.plans) == 2 + 20
+    assert max(plan.num_decode + plan.num_prefill_tokens // 20 for plan in scripted.plans) <= 3
+    ended = [event for event in scripted.events["it"] if isinstance(event, RowFinished)]
+    assert sorted((event.index, event.num_tokens) for event in ended) == [(i, 6) for i in range(5)]
+    assert scripted.is_empty()
+
+
+def test_the_prompt_outlives_the_row_that_computed_it_as_long_as_rows_are_to_enter() -> None:
+    scripted = ScriptedScheduler(EngineConfig(max_rows=1))
+    scripted.add(make_request("it", prompt(40), 3, n=3))
+    scripted.step()
+    # the place of the prompt and that of the one row
+    assert scripted.table.reserved_columns == 2 * 48
+    copies = []
+    while not scripted.scheduler.idle:
+        plan = scripted.step()
+        assert plan is not None
+        copies += [item for item in plan.operations if isinstance(item, CopyColumns)]
+    assert {(copy.occupant.index, copy.columns) for copy in copies} >= {(0, 40), (1, 40), (2, 40)}
+    assert sum(plan.num_prefill_tokens for plan in scripted.plans) == 40
+    assert scripted.is_empty()
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3, 5])
+def test_a_request_of_which_rows_are_still_to_enter_can_be_cancelled(steps: int) -> None:
+    scripted = ScriptedScheduler(EngineConfig(max_rows=2))
+    scripted.add(make_request("other", prompt(3), 30), make_request("it", prompt(20), 3, n=7))
+    for _ in range(steps):
+        scripted.step()
+    assert scripted.scheduler.cancel("it") is True
+    assert scripted.scheduler.request_ids == ["other"]
+    scripted.run()
+    assert scripted.is_empty()
+    assert not scripted.ends("it")
+
+
+def test_a_request_of_which_rows_are_still_to_enter_fails_whole() -> None:
+    scripted = ScriptedScheduler(EngineConfig(max_rows=2))
+    scripted.add(make_request("it", prompt(20), 3, n=7))
+    for _ in range(5):
+        scripted.step()
+    scripted.faults["it"] = GenerationFault("bad luck")
+    scripted.step()
+    assert scripted.events["it"][-1] == RequestFailed(scripted.faults["it"])
+    assert scripted.is_empty()
 
 
 def test_a_request_waits_until_its_worst_case_fits_the_memory() -> None:
@@ -101,7 +153,7 @@ def test_a_reservation_counts_prefixes_prompt_new_tokens_and_every_row() -> None
     prefix = Prefix({"decoder": tensors}, PrefixMetadata(position_offset=0))
     request = make_request("it", prompt(3), 4, [prefix, prefix], n=2)
     scripted = ScriptedScheduler()
-    assert scripted.scheduler._memories.row_slots(request) == [30 + 30 + 3 + 4] * 2
+    assert scripted.scheduler._places.memories.row_slots(request) == [30 + 30 + 3 + 4] * 2
     scripted.add(request)
     scripted.step()
     assert scripted.table.reserved_columns == 2 * 96

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine import sources
+from app.engine.request import GenerationRequest
 from app.engine.row import Source
 from app.engine.sources import SourceQueue
 from tests.engine.harness import make_request
@@ -97,7 +98,33 @@ def test_every_source_is_read_once_in_order_whatever_is_forgotten(
 
 def test_whose_turn_it_is_is_read_first_and_equals_by_age() -> None:
     queue, made = filled(50, 30, 40, 20)
-    turns = dict(zip(made, (1.0, 2.0, 0.0, 0.0), strict=True))
-    assert queue.begin(0, lambda source: (False, turns[source])) == (made[2], made[3])
+    turns = {50: 1.0, 30: 2.0, 40: 0.0, 20: 0.0}
+
+    def turn(request: GenerationRequest) -> tuple[bool, float]:
+        return False, turns[len(request.prompt_ids)]
+
+    assert queue.begin(0, turn) == (made[2], made[3])
     queue.end(made[2:])
-    assert queue.begin(0, lambda source: (False, turns[source])) == (made[0], made[1])
+    assert queue.begin(0, turn) == (made[0], made[1])
+
+
+def test_a_second_pass_begins_of_sources_to_which_the_first_gives_way() -> None:
+    queue, [wide, other, narrow, late] = filled(90, 80, 20, 10)
+
+    def turn(_: GenerationRequest) -> tuple[bool, float]:
+        return False, 0.0
+
+    def gives_way(request: GenerationRequest, others: list[GenerationRequest]) -> bool:
+        return request is wide.request and others in ([narrow.request], [late.request])
+
+    assert queue.begin(1, turn, gives_way) == (wide,)
+    queue.forget(late)
+    assert queue.begin(1, turn, gives_way) == (narrow,)
+    queue.add(late)
+    assert queue.begin(1, turn, gives_way) == ()
+    assert queue.num_waiting == 4
+    queue.end([narrow])
+    assert queue.begin(1, turn, gives_way) == (late,)
+    queue.end([late])
+    queue.end([wide])
+    assert queue.begin(1, turn, gives_way) == (other,)

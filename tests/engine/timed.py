@@ -8,9 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from app.engine.beam import BeamParams
 from app.engine.config import EngineConfig
 from app.engine.plan import StepPlan
 from app.engine.request import GenerationRequest, SamplingParams
+from app.engine.row import Source
 from tests.engine.scripted import ScriptedScheduler
 
 PROMPT, NEW = 32, 48
@@ -43,14 +45,22 @@ def tenant_request(
     priority: int = 0,
     row_cap: int | None = None,
     queue_cap: int | None = None,
+    beams: int | None = None,
+    scored: bool = False,
 ) -> GenerationRequest:
-    """A request that gets all its new tokens, its text in one piece."""
+    """A request that gets all its new tokens, its text in one piece; `scored` with its prompt."""
     return GenerationRequest(
         f"{tenant}{name}",
         tenant,
         (5,) * prompt,
-        SamplingParams(max_tokens=new, ignore_eos=True),
+        SamplingParams(
+            max_tokens=new,
+            ignore_eos=True,
+            logprobs=0 if scored else None,
+            beam=None if beams is None else BeamParams(beams),
+        ),
         n=n,
+        echo=scored,
         whole=True,
         weight=weight,
         priority=priority,
@@ -65,18 +75,28 @@ def requests_of(tenant: str, count: int, **facts: Any) -> list[GenerationRequest
 
 
 class TimedScheduler(ScriptedScheduler):
-    """`now` advances by what each step costs; notes who got how many tokens, and first ones."""
+    """`now` advances by what each step costs; notes who got how many tokens, and first ones.
+
+    A token that an encoder reads costs as much as one of a prompt.
+    """
 
     def __init__(
-        self, costs: Costs = FLAT, max_rows: int = 64, *, kv_columns: int = 100_000
+        self,
+        costs: Costs = FLAT,
+        max_rows: int = 64,
+        *,
+        kv_columns: int = 100_000,
+        reserve: float = 0.0,
+        source_columns: int | None = None,
     ) -> None:
-        config = EngineConfig(max_rows=max_rows, max_waiting=100_000)
-        super().__init__(config, kv_columns=kv_columns)
+        config = EngineConfig(max_rows=max_rows, max_waiting=100_000, reserve=reserve)
+        super().__init__(config, kv_columns=kv_columns, source_columns=source_columns)
         self.costs = costs
         self.now = 0.0
         self.tokens: list[tuple[float, dict[str, int]]] = []
         self.first_token_after: dict[str, float] = {}
         self._submitted: dict[str, float] = {}
+        self._encoding: list[tuple[tuple[Source, ...], float]] = []
 
     def submit(self, requests: Iterable[GenerationRequest], at: float | None = None) -> None:
         """Queue requests now, or as if they had come at that time."""
@@ -93,16 +113,31 @@ class TimedScheduler(ScriptedScheduler):
         seconds = (
             costs.step + costs.row * plan.num_decode + costs.prompt_token * plan.num_prefill_tokens
         )
-        outcome = self._outcome(plan, seconds)
+        encoded, encoder_seconds = self._encode(plan)
+        seconds += encoder_seconds
+        outcome = self._outcome(plan, seconds, encoded, encoder_seconds)
         self.now += seconds
         got: dict[str, int] = defaultdict(int)
-        for sampled in outcome.sampled:
-            request = sampled.row.request
+        for row in [sampled.row for sampled in outcome.sampled] + list(outcome.candidates):
+            request = row.request
             got[request.tenant] += 1
             self.first_token_after.setdefault(request.id, self.now - self._submitted[request.id])
         self.tokens.append((self.now, got))
         self._keep(self.scheduler.commit(plan, outcome, self.now))
         return plan
+
+    def _encode(self, plan: StepPlan) -> tuple[tuple[Source, ...], float]:
+        """The sources whose pass is done with this step, and the seconds that it took of it."""
+        if plan.encode:
+            tokens = sum(source.num_tokens for source in plan.encode)
+            self._encoding.append((plan.encode, self.costs.prompt_token * tokens))
+        if plan.encoder_seconds is None or not self._encoding:
+            return (), 0.0
+        sources, left = self._encoding.pop()
+        if left <= plan.encoder_seconds:
+            return sources, left
+        self._encoding.append((sources, left - plan.encoder_seconds))
+        return (), plan.encoder_seconds
 
     def advance_until(self, time: float) -> None:
         """Steps until that time, or until nothing is left to do."""

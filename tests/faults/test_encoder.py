@@ -72,7 +72,7 @@ def waits_for_the_encoder(stepped: SteppedEngine, source: Source) -> bool:
 
 
 def is_being_encoded(stepped: SteppedEngine, source: Source) -> bool:
-    return source in stepped.engine._scheduler._sources._in_pass
+    return any(source in one for one in stepped.engine._scheduler._sources._passes)
 
 
 def is_about_to_be_stored(stepped: SteppedEngine, source: Source) -> bool:

@@ -237,7 +237,7 @@ SEGMENTS = pytest.mark.parametrize(
 
 
 def shared_segments(stepped: SteppedEngine, role: str) -> list[SharedPrefix]:
-    memories = stepped.engine._scheduler._memories
+    memories = stepped.engine._scheduler._places.memories
     memory = memories.rows if role == "decoder" else memories.sources
     assert memory is not None
     return list(memory._shared.values())

@@ -183,6 +183,7 @@ _MODELS: dict[str, Schema] = {
             "max_total_tokens": COUNT,
             "max_prefix_length": COUNT,
             "max_concurrent_rows": COUNT,
+            "max_tenant_rows": COUNT,
             "max_waiting_requests": COUNT,
             "max_request_rows": COUNT,
             "max_body_bytes": COUNT,
