@@ -20,7 +20,7 @@ from app.engine.request import GenerationRequest
 MAX_WAIT_S = 60.0
 """What clients are told at most; those of OpenAI wait no longer on anybody's word."""
 _MAX_TENANTS, _MAX_TOLD = 4096, 128
-_MOST_WAITING = 256
+_MOST_WAITING = 64
 """Of one tenant's requests that wait, so many are looked at."""
 _STEPS = 16
 """Recent steps whose mean is believed."""
