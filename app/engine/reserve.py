@@ -16,13 +16,15 @@ class Stock:
     def allows(self, held: int, wanted: int, fair: float = 1.0) -> bool:
         """Whether a tenant that holds `held` may take `wanted` more; `fair` is its part of all.
 
-        The reserve is for tenants below half their fair share, and each leaves as much of it to
-        others as it then has: of many tenants that come at once, each finds something.
+        The reserve is for tenants that have less than their fair share of the rest, and each leaves
+        as much of it to others as it then has: of many that come at once, each finds something.
         """
         if self.reserve == 0:
             return True
         left = self.free - wanted
-        return left >= self.reserve or held + wanted <= min(left, fair * self.whole / 2)
+        return left >= self.reserve or held + wanted <= min(
+            left, fair * (self.whole - self.reserve)
+        )
 
 
 def reserve_of(whole: int, part: float) -> int:
