@@ -133,11 +133,15 @@ class Forecast:
     ) -> float:
         """Seconds until the tenant, of whose limit `free` rows are free, may have `rows`.
 
-        `waiting` are its requests without a row, `new_tokens` those of each row that is refused.
+        `waiting` are its requests without a row, `new_tokens` those of each row that is refused, 0
+        where that is not known yet.
         """
         stays = self._stays(tenant, waiting)
         told = self._told["rows"]
         wait = first_fit(free, stays, told.of(tenant, self._clock()), rows)
+        if not new_tokens:
+            likely = (self._expected_tokens(one.request) for one in self._of(tenant))
+            new_tokens = round(next(likely, 0))
         stay = Stay(rows, new_tokens * self._step_s)
         # what does not end here ends elsewhere, at a time that is not known
         return self._tell(told, tenant, stay.end_s / 2 if wait is None else wait, stay)
