@@ -159,7 +159,8 @@ class ActiveRequest:
 
     def keep_prompt(self, leader: Row) -> Row:
         """A place for the prompt that `leader` has computed, for rows that are still to enter."""
-        self.prompt = replace(leader, is_trunk=True, token_ids=list(leader.token_ids), slot=None)
+        ids = list(leader.token_ids)
+        self.prompt = replace(leader, is_trunk=True, token_ids=ids, slot=None, history=None)
         return self.prompt
 
     def finished(self, now: float) -> RequestFinished:
