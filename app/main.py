@@ -172,7 +172,6 @@ async def _acquire(
     await asyncio.to_thread(_check_keys, settings, keyring)
     authentication = _authentication(settings, registry)
     limiter = _limiter(settings)
-
     engine = await asyncio.to_thread(in_passing_thread, _prepare, settings, model)
     model = engine.model
     engine.start()
