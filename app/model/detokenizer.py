@@ -16,10 +16,10 @@ from tokenizers import Tokenizer
 BROKEN = "\ufffd"
 """What stands for bytes that are no character."""
 
-_CONTEXT = 8
+_CONTEXT = 5
 """Tokens before a token that decide how it is spelled."""
 
-_WINDOW = 24
+_WINDOW = 10
 """Tokens that are decoded together at most, but for a run of bytes."""
 
 _MAX_RUN = 32
@@ -60,6 +60,7 @@ class ByteDetokenizer:
         self._length = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._decoder.decode(self._last_bytes(context))
+        self._is_incomplete = bool(self._decoder.getstate()[0])
         # the prompt's text has shown its incomplete character as a broken one already
         self._owed = self._is_incomplete
 
@@ -69,6 +70,10 @@ class ByteDetokenizer:
         if not data:
             self.start = max(self.start, self._length)
             return ""
+        if data.isascii() and not self._is_incomplete:
+            self.start = self._length
+            self._length += len(data)
+            return data.decode("ascii")
         first = self._decode(data[:1])
         self.start = max(self.start, self._length - (0 if self._is_incomplete else 1))
         return first + self._decode(data[1:])
@@ -77,15 +82,12 @@ class ByteDetokenizer:
         """The incomplete character at the end, as a broken one."""
         return self._decode(b"", final=True)
 
-    @property
-    def _is_incomplete(self) -> bool:
-        return bool(self._decoder.getstate()[0])
-
     def _bytes_of(self, token_id: int) -> bytes:
         return self._table[token_id] if token_id < len(self._table) else b""
 
     def _decode(self, data: bytes, *, final: bool = False) -> str:
         text = self._decoder.decode(data, final)
+        self._is_incomplete = bool(self._decoder.getstate()[0])
         if text and self._owed:
             self._owed = False
             text = text.removeprefix(BROKEN)

@@ -184,13 +184,13 @@ class Text:
         return bare != spaced and bool(bare) and self.token_text(bare[0]).startswith(" ")
 
     def _known(self, token_ids: Sequence[int]) -> list[int]:
-        for token_id in token_ids:
-            if token_id >= self.vocab_size:
-                token = self._tokenizer.id_to_token(token_id)
-                raise InvalidRequest(
-                    f"the text has the token {token!r}, whose id is {token_id}; this model's "
-                    f"embedding ends at {self.vocab_size - 1}, so that it cannot read the token"
-                )
+        beyond = max(token_ids, default=0)
+        if beyond >= self.vocab_size:
+            raise InvalidRequest(
+                f"the text has the token {self._tokenizer.id_to_token(beyond)!r}, whose id is "
+                f"{beyond}; this model's embedding ends at {self.vocab_size - 1}: it cannot "
+                "read the token"
+            )
         return list(token_ids)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
