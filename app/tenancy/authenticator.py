@@ -1,7 +1,8 @@
 """From what a request presents to the principal who sends it.
 
 A key that this process has seen lately costs microseconds and no I/O; any other one a look at the
-catalog. Whatever is wrong with a key, the answer is the same, and so is the work. Synchronous and
+catalog. Whatever is wrong with a key, the answer is the same, and so is the work: a wrong key of a
+kid that is in use is looked up once, as a kid that nobody has. Synchronous and
 thread-safe. Knows nothing about HTTP.
 """
 
@@ -11,7 +12,7 @@ import hmac
 import threading
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from sqlalchemy import BindParameter, bindparam, or_, select, update
 
@@ -78,21 +79,26 @@ class KeyAuthenticator:
         kid = self._kid(presented, peer)
         if not self._feed.fresh():
             return None
-        found, entry = self._cache.get(kid)
-        if not found:
+        _, entry = self._cache.get(kid)
+        if not self._fits(presented, entry):
+            if self._cache.is_refused(kid):
+                self._refuse(kid, peer)
             self._failures.check(peer)
             return None
-        return self._judge(presented, kid, entry, peer)
+        return self._bearer(kid, entry)
 
     def look_up(self, presented: str | None, peer: str) -> Principal:
         """As in `Authentication`."""
         kid = self._kid(presented, peer)
         self._feed.refresh()
-        found, entry = self._cache.get(kid)
-        if not found:
+        _, entry = self._cache.get(kid)
+        if not self._fits(presented, entry):
             self._failures.check(peer)
-            entry = self._read(kid)
-        return self._judge(presented, kid, entry, peer)
+            if not self._cache.is_refused(kid):
+                entry = self._read(kid)
+            if not self._fits(presented, entry):
+                self._refuse(kid, peer)
+        return self._bearer(kid, entry)
 
     def note_uses(self) -> None:
         """As in `Authentication`; what cannot be written is kept for the next time."""
@@ -122,8 +128,8 @@ class KeyAuthenticator:
             raise refusal()
         kid = read_kid(presented)
         if kid is None:
-            self._judge(presented, "", None, peer)
-            raise refusal()
+            self._fits(presented, None)
+            self._refuse("", peer)
         return kid
 
     def _read(self, kid: str) -> Entry | None:
@@ -149,14 +155,22 @@ class KeyAuthenticator:
         self._cache.put(kid, entry, epoch)
         return entry
 
-    def _judge(self, presented: str | None, kid: str, entry: Entry | None, peer: str) -> Principal:
-        """The bearer, if the whole key matches and is valid now; as much work if there is none."""
+    def _fits(self, presented: str | None, entry: Entry | None) -> bool:
+        """Whether the whole key matches and is valid now; as much work if there is none."""
         expected = _NO_DIGEST if entry is None else entry.digest
         matches = hmac.compare_digest(expected, digest(self._pepper, presented or ""))
-        now = self._clock()
-        if entry is None or not matches or not entry.is_valid(now):
-            self._failures.count(peer)
+        return matches and entry is not None and entry.is_valid(self._clock())
+
+    def _refuse(self, kid: str, peer: str) -> NoReturn:
+        """From here on a wrong key of this kid is as known as a kid that nobody has."""
+        self._cache.refuse(kid)
+        self._failures.count(peer)
+        raise refusal()
+
+    def _bearer(self, kid: str, entry: Entry | None) -> Principal:
+        if entry is None:
             raise refusal()
+        now = self._clock()
         if now - entry.noted_at >= NOTE_USE_S:
             self._note(kid, entry, now)
         return entry.principal

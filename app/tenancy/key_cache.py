@@ -60,15 +60,24 @@ class KeyCache:
                 return True, None
             return False, None
 
+    def is_refused(self, kid: str) -> bool:
+        """Whether the catalog was asked lately for a key of this kid that was refused."""
+        with self._lock:
+            return kid in self._unknown
+
+    def refuse(self, kid: str) -> None:
+        """Remember that a wrong key of a known kid was refused after the catalog was asked."""
+        with self._lock:
+            if kid in self._known:
+                self._note_unknown(kid)
+
     def put(self, kid: str, entry: Entry | None, epoch: int) -> None:
         """Keeps an answer that a transaction of this epoch has seen, unless it is outdated."""
         with self._lock:
             if epoch != self._epoch:
                 return
             if entry is None:
-                self._unknown[kid] = None
-                if len(self._unknown) > self._limits[1]:
-                    self._unknown.popitem(last=False)
+                self._note_unknown(kid)
                 return
             self._known[kid] = entry
             self._by_tenant[entry.principal.tenant].add(kid)
@@ -92,6 +101,11 @@ class KeyCache:
                         self._drop(kid)
                     # keys that were refused with their tenant are among the unknown ones
                     self._unknown.clear()
+
+    def _note_unknown(self, kid: str) -> None:
+        self._unknown[kid] = None
+        if len(self._unknown) > self._limits[1]:
+            self._unknown.popitem(last=False)
 
     def _drop(self, kid: str) -> None:
         self._unknown.pop(kid, None)

@@ -51,13 +51,15 @@ def test_the_test_tells_what_differs_from_what_does_not() -> None:
     assert p_value(same[0], other) < 1e-4
 
 
-def compare(arms: Sequence[Callable[[int], httpx.Response]], status: int) -> float:
+def compare(
+    arms: Sequence[Callable[[int], httpx.Response]], status: int, samples: int = SAMPLES
+) -> float:
     """The median p over rounds in which both arms answer in random order, request by request."""
     dice = random.Random(11)
     values = []
     for _ in range(ROUNDS):
         times: tuple[list[float], list[float]] = ([], [])
-        for number in range(2 * SAMPLES):
+        for number in range(2 * samples):
             arm = dice.randrange(2)
             begun = time.perf_counter()
             reply = arms[arm](number)
@@ -137,5 +139,35 @@ def test_a_wrong_secret_takes_as_long_as_a_kid_that_nobody_has(guarded: Guarded)
                 lambda _: client.get("/v1/models", headers=sent[1]),
             ],
             401,
+        )
+    assert p > 0.01
+
+
+def test_the_first_wrong_key_of_a_kid_in_use_takes_as_long_as_one_of_no_kid(
+    guarded: Guarded,
+) -> None:
+    """Each key in use is tried once: the first attempt is the one that would tell."""
+    services, used = guarded.server.services, []
+    for number in range(12):
+        services.accounts.create(f"many-{number}")
+        used += [services.keyring.create(f"many-{number}")[1] for _ in range(100)]
+    wrong = [key_with_checksum(f"pfx_{key.kid}_{'x' * 32}") for key in used]
+    nobodys = [mint().text for _ in used]
+    with guarded.client() as client:
+        for key in used:
+            sent = {"authorization": f"Bearer {key.text}"}
+            assert client.get("/v1/published", headers=sent).status_code == 200
+        arms = [iter(wrong), iter(nobodys)]
+        p = compare(
+            [
+                lambda _: client.get(
+                    "/v1/models", headers={"authorization": f"Bearer {next(arms[0])}"}
+                ),
+                lambda _: client.get(
+                    "/v1/models", headers={"authorization": f"Bearer {next(arms[1])}"}
+                ),
+            ],
+            401,
+            samples=350,
         )
     assert p > 0.01

@@ -132,9 +132,49 @@ def test_comparing_takes_constant_time(house: House, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(module.hmac, "compare_digest", noted)
     _, key = house.keyring.create("acme")
     enter(house, key.text)
+    counts = []
     for text in (next(_keys_with(key.kid)), mint().text, "no key at all"):
+        before = len(compared)
         refused(house, text)
-    assert compared == [(64, 64)] * 4
+        counts.append(len(compared) - before)
+    assert set(compared) == {(64, 64)}
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_a_wrong_key_of_a_kid_in_use_costs_what_one_of_no_kid_costs(
+    house: House, monkeypatch: pytest.MonkeyPatch, is_warm: bool
+) -> None:
+    """Statements and comparisons, of the first attempt and of the next ones."""
+    compared: list[str] = []
+    compare = hmac.compare_digest
+    monkeypatch.setattr(
+        module.hmac, "compare_digest", lambda *pair: compared.append("") or compare(*pair)
+    )
+    _, key = house.keyring.create("acme")
+    _, other = house.keyring.create("acme")
+    enter(house, (key if is_warm else other).text)
+    wrong = _keys_with(key.kid)
+    nobodys = mint()
+    costs = []
+    for texts in ([next(wrong) for _ in range(3)], [nobodys.text] * 3):
+        steps = []
+        for text in texts:
+            compared.clear()
+            with statements(house) as asked:
+                refused(house, text)
+            steps.append((len(asked), len(compared)))
+        costs.append(steps)
+    assert costs[0] == costs[1]
+    assert costs[0][0][0] > 0 == costs[0][1][0]
+    assert enter(house, key.text).kid == key.kid
+
+
+def test_a_wrong_key_never_locks_the_right_one_out(house: House) -> None:
+    _, key = house.keyring.create("acme")
+    for wrong in (next(_keys_with(key.kid)) for _ in range(3)):
+        refused(house, wrong)
+        assert enter(house, key.text).kid == key.kid
 
 
 def test_a_key_begins_and_ends_by_the_clock_although_it_is_known(house: House) -> None:
