@@ -27,6 +27,9 @@ _log = logging.getLogger(__name__)
 _LAYOUT_ROWS = 64
 """The row count that the blocked layout is chosen for; it serves 1 to 256 rows equally well."""
 
+_ROW_STEPS = ((16, 1), (64, 4), (128, 8), (512, 16), (1024, 32), (2048, 64), (1 << 62, 256))
+"""(most rows, step): up to as many rows, row counts are rounded up to multiples of the step."""
+
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
@@ -66,7 +69,22 @@ class PackedLinear(torch.nn.Module):
         if self._few_rows is not None and self._few_rows.takes(x):
             return self._few_rows(x)
         kind, algorithm = self._activation
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, kind, [], algorithm)
+        rows = x.shape[-2] if x.dim() > 1 else 1
+        extra = padded_rows(rows) - rows
+        if extra:
+            x = torch.nn.functional.pad(x, (0, 0, 0, extra))
+        y = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, kind, [], algorithm)
+        return y[..., :rows, :] if extra else y
+
+
+def padded_rows(rows: int) -> int:
+    """The row count that is computed in place of `rows`: of a hundred sizes the next larger one.
+
+    oneDNN compiles code for every row count, in some milliseconds, and keeps it: of all counts that
+    ragged steps have some hundred MB, which last for ever.
+    """
+    step = next(step for most, step in _ROW_STEPS if rows <= most)
+    return -(-rows // step) * step
 
 
 def pack_linear_layers(module: torch.nn.Module) -> dict[str, str]:

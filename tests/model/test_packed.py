@@ -17,7 +17,7 @@ from app.model.dense import dense_logits
 from app.model.few_rows import FewRowsKernel, FewRowsProduct, Processor, load_few_rows_kernel
 from app.model.load import load_model
 from app.model.native import NoNativeCode
-from app.model.packed import PackedLinear, pack_linear_layers
+from app.model.packed import PackedLinear, pack_linear_layers, padded_rows
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 WITHOUT_BFLOAT16 = pytest.mark.skipif(
@@ -253,3 +253,46 @@ def test_without_onednn_nothing_is_packed(
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     model = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32")
     assert model.notes["packed_weights"] == "unavailable"
+
+
+def test_row_counts_become_few_and_none_grows_by_more_than_an_eighth() -> None:
+    sizes = {padded_rows(rows) for rows in range(1, 2049)}
+    assert len(sizes) <= 100
+    for rows in range(1, 2049):
+        padded = padded_rows(rows)
+        assert rows <= padded <= max(rows + 3, rows * 9 // 8 + 1)
+        assert padded_rows(padded) == padded
+    assert [padded_rows(rows) for rows in (1, 5, 16, 32, 64, 128, 512)] == [
+        1, 5, 16, 32, 64, 128, 512,
+    ]  # fmt: skip
+
+
+@torch.inference_mode()
+def test_rows_that_are_filled_up_give_what_they_give_and_no_more() -> None:
+    plain = torch.nn.Linear(32, 48)
+    packed = PackedLinear(plain.weight, plain.bias, gelu="tanh")
+    for rows in (17, 65, 129, 301):
+        x = random_input(rows, 32, torch.float32)
+        for shape in ((rows, 32), (1, rows, 32), (1, 1, rows, 32)):
+            y = packed(x.view(shape))
+            expected = torch.nn.functional.gelu(plain(x), approximate="tanh").view(y.shape)
+            assert y.shape == (*shape[:-1], 48)
+            assert relative_difference(y, expected) <= TOLERANCE[torch.float32]
+
+
+@torch.inference_mode()
+def test_memory_does_not_grow_with_the_row_counts_that_were_met() -> None:
+    """oneDNN keeps the code that it compiles for each."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("no list of this process's pages here")
+    plain = torch.nn.Linear(256, 768)
+    packed = PackedLinear(plain.weight, plain.bias)
+
+    def grown_mb(counts: range) -> float:
+        before = int(Path("/proc/self/statm").read_text().split()[1])
+        for rows in counts:
+            packed(torch.zeros(1, rows, 256))
+        return (int(Path("/proc/self/statm").read_text().split()[1]) - before) * 4096 / 1e6
+
+    grown_mb(range(padded_rows(1), 700, 16))
+    assert grown_mb(range(257, 513)) < 10
