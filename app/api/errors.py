@@ -9,6 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,8 +19,16 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from app.api.access_log import STORAGE
+from app.api.route_advice import RouteAdvice
 from app.api.validation import validation_error
-from app.errors import InsufficientStorage, InvalidRequest, NotFound, PolyprefixError, Unprocessable
+from app.errors import (
+    InsufficientStorage,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    PolyprefixError,
+    Unprocessable,
+)
 from app.tenancy.keys import strike
 
 _log = logging.getLogger(__name__)
@@ -57,10 +66,13 @@ class ErrorResponse(StrictJSONResponse):
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Map what routes raise on purpose to a response; `Observe` answers what is left."""
+    """Map what routes raise on purpose to a response; `Observe` answers what is left.
+
+    The app has all its routes by now.
+    """
     app.add_exception_handler(PolyprefixError, _on_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(HTTPException, partial(_on_http, RouteAdvice.of(app)))
 
 
 def error_body(error: PolyprefixError, path: str) -> dict[str, Any]:
@@ -111,17 +123,23 @@ async def _on_validation(request: Request, error: Exception) -> Response:
     return error_response(validation_error(error.errors(), status=status), path)
 
 
-async def _on_http(request: Request, error: Exception) -> Response:
+async def _on_http(advice: RouteAdvice, request: Request, error: Exception) -> Response:
     """What the framework itself refuses: unknown paths and methods."""
+    path = request.scope["path"]
     if not isinstance(error, HTTPException):
-        return internal_error(error, request.scope["path"])
-    ours: PolyprefixError = NotFound("there is no such route")
-    if error.status_code != 404:
+        return internal_error(error, path)
+    headers = dict(error.headers or {})
+    ours: PolyprefixError
+    if error.status_code == 404:
+        ours = NotFound(advice.missing(request.method, path))
+    elif error.status_code == 405:
+        # of the routes of one path the framework names the first one's alone
+        headers["allow"] = ", ".join(advice.methods(path))
+        ours = MethodNotAllowed(f"{path} takes {headers['allow']}, not {request.method[:10]}")
+    else:
         ours = PolyprefixError(str(error.detail))
-        ours.status, ours.code = error.status_code, "method_not_allowed"
-        if error.status_code != 405:
-            ours.code = "invalid_request"
-    response = error_response(ours, request.scope["path"])
-    for name, value in (error.headers or {}).items():
+        ours.status, ours.code = error.status_code, "invalid_request"
+    response = error_response(ours, path)
+    for name, value in headers.items():
         response.headers[name] = value
     return response

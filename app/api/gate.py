@@ -16,7 +16,7 @@ from app.api.services import Services
 from app.errors import PolyprefixError, Unavailable
 from app.tenancy.principal import Principal
 
-OPEN = frozenset({"/health/live", "/health/ready"})
+OPEN = frozenset({"/health/live", "/health/ready", "/ping"})
 """All that may be read without a key, compared with the path that the router sees, in full."""
 
 _READING = ("GET", "HEAD")

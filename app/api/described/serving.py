@@ -193,6 +193,11 @@ _MODELS: dict[str, Schema] = {
             "version": TEXT,
         }
     ),
+    "Index": object_of(
+        {"name": just("polyprefix"), "version": TEXT, "model": TEXT, "links": map_of(TEXT)}
+    ),
+    "ServerVersion": object_of({"version": TEXT, "model": TEXT}),
+    "Ping": object_of({"status": just("ok")}),
     "Health": object_of(
         {
             "status": just("ok", "unavailable"),
