@@ -7,8 +7,10 @@
     ├── InsufficientScope           403 insufficient_scope
     ├── NotFound                    404 not_found
     │   └── PrefixNotFound          404 prefix_not_found
+    ├── MethodNotAllowed            405 method_not_allowed
     ├── Conflict                    409 conflict
     │   ├── BaseModelMismatch       409 base_model_mismatch
+    │   ├── NotUsableInDtype        409 not_usable_in_dtype
     │   ├── InUse                   409 in_use
     │   ├── GateNotPassed           409 gate_not_passed
     │   └── QuotaExceeded           409 quota_exceeded
@@ -17,6 +19,7 @@
     ├── UnsupportedMediaType        415 unsupported_media_type
     ├── Unprocessable               422 invalid_request
     │   └── InvalidPrefix           422 invalid_prefix
+    │       └── PrefixOverflows     422 invalid_prefix
     ├── RateLimited                 429 rate_limit_exceeded
     │   └── TenantQueueFull         429 tenant_queue_full
     ├── RequestCancelled            499 cancelled
@@ -89,6 +92,12 @@ class PrefixNotFound(NotFound):
     code = "prefix_not_found"
 
 
+class MethodNotAllowed(PolyprefixError):
+    """The path is a route's, and the method is not; the `Allow` header names those that are."""
+
+    status, code = 405, "method_not_allowed"
+
+
 class Conflict(PolyprefixError):
     """The request contradicts the present state."""
 
@@ -99,6 +108,12 @@ class BaseModelMismatch(Conflict):
     """The prefix was trained on another base model than the one that is served."""
 
     code = "base_model_mismatch"
+
+
+class NotUsableInDtype(Conflict):
+    """A version that holds values which the dtype that this server computes in does not have."""
+
+    code = "not_usable_in_dtype"
 
 
 class InUse(Conflict):
@@ -147,6 +162,10 @@ class InvalidPrefix(Unprocessable):
     """A prefix file breaks a rule of the format; the message names the rule and the tensor."""
 
     code = "invalid_prefix"
+
+
+class PrefixOverflows(InvalidPrefix):
+    """Values that are finite in the file overflow in the dtype that is served."""
 
 
 class RateLimited(PolyprefixError):

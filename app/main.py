@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
 from typing import TypedDict
@@ -14,6 +15,7 @@ from typing import TypedDict
 from fastapi import FastAPI
 
 from app.api import (
+    about,
     admin,
     aliases,
     audit,
@@ -40,16 +42,15 @@ from app.api.metrics import Metrics
 from app.api.middleware import BoundBodies, Observe
 from app.api.pinning import follow_pins
 from app.api.services import DEMO_TENANT, Limits, Services
+from app.api.stored_prefixes import stored_prefixes
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.probe import probe
-from app.errors import InvalidPrefix, InvalidRequest, PolyprefixError
+from app.errors import InvalidRequest
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.model.threads import in_passing_thread
-from app.prefix.codec import decode
-from app.prefix.prefix import Prefix
-from app.prefix.tiers import PrefixKey, PrefixTiers
+from app.prefix.tiers import PrefixTiers
 from app.registry.opening import open_registry
 from app.registry.registry import Registry
 from app.registry.seed import seed
@@ -77,6 +78,7 @@ _ROUTERS = (
     aliases,
     publications,
     health,
+    about,
     admin,
     audit,
     usage,
@@ -89,6 +91,7 @@ _ROUTERS = (
 _POLL_S = 0.45
 """Seconds between two looks at the catalog: what others write is followed within one second."""
 _NOTE_USES_S = 5.0
+_LONG_S = 2.0
 _HOW_TO_KEYS = (
     "set POLYPREFIX_KEY_PEPPER to a random secret of 32 characters or more and make a key with "
     "`polyprefix tenant create NAME` and `polyprefix key create NAME --admin`"
@@ -186,7 +189,7 @@ async def _acquire(
     _log.info("imported %d shipped prefixes", imported)
 
     tiers = PrefixTiers(
-        _loader(registry, model, settings.max_prefix_length),
+        stored_prefixes(registry, model, settings.max_prefix_length),
         host_bytes=settings.host_cache * _MIB,
         device_bytes=settings.device_cache * _MIB,
         device=model.device,
@@ -278,17 +281,34 @@ async def _close_books(books: Books) -> None:
 
 
 def _prepare(settings: Settings, model: FrozenModel | None) -> Engine:
-    """Everything that computes before the engine does: load, probe, choose kernels."""
+    """Everything that computes before the engine does: load, choose kernels, probe."""
     if model is None:
-        model = load_model(
-            settings.model,
-            device=settings.device,
-            dtype=settings.dtype,
-            served_name=settings.served_model_name,
-        )
-    difference = probe(model)
+        with _told("loading base model %s", settings.model):
+            model = load_model(
+                settings.model,
+                device=settings.device,
+                dtype=settings.dtype,
+                served_name=settings.served_model_name,
+            )
+    with _told("choosing attention, and compiling it if need be"):
+        engine = Engine(model, _engine_config(settings))
+    with _told(
+        "comparing mixed batches with plain transformers (%s attention)", engine.decode_attention
+    ):
+        difference = probe(model, engine.attention)
     _log.info("start-up probe passed: ragged = plain within %.1e", difference)
-    return Engine(model, _engine_config(settings))
+    return engine
+
+
+@contextmanager
+def _told(what: str, *about: str) -> Iterator[None]:
+    """Say what begins, and how long it took if that was long."""
+    text, started = what % about, time.monotonic()
+    _log.info(text)
+    yield
+    took = time.monotonic() - started
+    if took >= _LONG_S:
+        _log.info("%s took %.1f s", text, took)
 
 
 def _engine_config(settings: Settings) -> EngineConfig:
@@ -318,26 +338,3 @@ def _limits(settings: Settings) -> Limits:
         request_timeout=settings.request_timeout,
         stall_timeout=settings.stall_timeout,
     )
-
-
-def _loader(
-    registry: Registry, model: FrozenModel, max_length: int
-) -> Callable[[PrefixKey], Prefix]:
-    """How the tiers read a version from the store: as unread as an upload."""
-
-    def load(key: PrefixKey) -> Prefix:
-        with registry.objects.local(key.owner, key.digest) as path:
-            if path is None:
-                raise PolyprefixError(f"the store has lost version {key.digest[:12]}")
-            try:
-                return decode(
-                    path, model.spec, model.dtype, max_length=max_length, expect_digest=key.digest
-                )
-            except InvalidPrefix as error:
-                # it was valid when it was uploaded: the fault is the store's, not the client's
-                raise PolyprefixError(
-                    f"the store's file of version {key.digest[:12]} is damaged ({error.message}); "
-                    "delete the version and upload it again"
-                ) from error
-
-    return load

@@ -150,7 +150,7 @@ class Settings(BaseSettings):
     decode_attention: Literal["auto", "sdpa", "matmul", "native"] = Field(
         "auto",
         description="attention; auto is native, or without a C compiler the faster of torch's two "
-        "for rows that decode",
+        "for rows that decode; native without a compiler is an error",
     )
 
     # Prefixes in memory

@@ -7,6 +7,7 @@ about where the file came from.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from app.api.prefix_objects import version_object
 from app.api.services import Services
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
 from app.errors import GenerationFault, InvalidPrefix, InvalidRequest, PolyprefixError
+from app.model.dense import check_finite
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
 from app.registry.gates import Gate
@@ -75,6 +77,8 @@ async def admit(
     tenant = principal.tenant
     read = await services.workers.files.run(tenant, _decode, services, path)
     prefix, on_device, warnings = read
+    deadline = time.monotonic() + services.limits.request_timeout
+    await services.aside.run(tenant, deadline, check_finite, services.model, on_device)
     await _probe(services, on_device, principal)
     commit = partial(
         services.registry.add_version,
@@ -130,7 +134,7 @@ def _decode(services: Services, path: Path) -> tuple[Prefix, Prefix, list[str]]:
 
 
 async def _probe(services: Services, prefix: Prefix, principal: Principal) -> None:
-    """One token with the prefix, as a row of its own: finite values may still overflow inside.
+    """One token with the prefix by what serves, as a row of its own.
 
     Where there is an encoder it reads a token too, so that every module of the prefix is used.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from app.api.services import Services
     from app.registry.records import PrefixRecord
     from app.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 SHOWN_PREFIXES = 12
 _COFFEE_SHOP = "name : Blue Spice | eatType : coffee shop | priceRange : cheap | area : city centre"
@@ -133,9 +136,11 @@ def _run(settings: Settings) -> None:
     from app.cli.connections import connections_within
     from app.cli.logs import configure_logging
     from app.cli.server import Server, bind, configuration
-    from app.main import create_app, drain
 
     configure_logging(settings.log_level, settings.log_format, access=settings.access_log)
+    _log.info("starting: importing torch and transformers takes some seconds")
+    from app.main import create_app, drain
+
     app = create_app(settings)
     door = bind(settings.host, settings.port)
 

@@ -88,15 +88,14 @@ class Engine:
             self.source_table,
             _reply_frame(model),
         )
-        attention = choose_attention(
+        self.attention = choose_attention(
             self.config.decode_attention,
             shape.kv_heads,
             shape.head_dim,
             model.device,
             model.dtype,
         )
-        self.decode_attention = attention.name
-        self._runner = Runner(model, self.pool, attention, self.source_pool)
+        self._runner = Runner(model, self.pool, self.attention, self.source_pool)
         self._meter = Meter()
         self._router = Router()
         self._inbox = Inbox()
@@ -124,6 +123,11 @@ class Engine:
         column_bytes = KVPool.column_bytes(shape, model.dtype)
         pool = KVPool(shape, capacities, max_bytes, model.device, model.dtype)
         return pool, SlotTable(capacities, max_bytes // column_bytes)
+
+    @property
+    def decode_attention(self) -> str:
+        """The name of the attention that was chosen."""
+        return self.attention.name
 
     @property
     def num_waiting_tenants(self) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from app.engine.native_attention import AttentionKernel, load_attention_kernel
+from app.errors import InvalidRequest
 from app.model.native import NoNativeCode
 
 _log = logging.getLogger(__name__)
@@ -109,7 +110,8 @@ def choose_attention(
     """The attention of a step: one of `NAMES`; `auto` is native code where there is any.
 
     That is not timed: beside other programs a trial of microseconds says nothing, and replicas
-    should choose alike. Without it the log says why, and the faster of torch's two is taken.
+    should choose alike. Without it the log says why, and the faster of torch's two is taken. Raises
+    InvalidRequest if `native` is asked for on a CPU and there is none.
     """
     if device.type != "cpu":
         return PRODUCTS if setting == "matmul" else FUSED
@@ -118,6 +120,12 @@ def choose_attention(
     try:
         return Attention("native", _fused, native=load_attention_kernel(head_dim, dtype))
     except NoNativeCode as error:
+        if setting == "native":
+            raise InvalidRequest(
+                "decode_attention (POLYPREFIX_DECODE_ATTENTION) is `native`, and there is no "
+                f"native code: {error}; install a C compiler (cc or gcc), or set it to `auto`, "
+                "which takes torch's attention then"
+            ) from error
         _log.warning("attention: no native code, torch's is used: %s", error)
     trial = _Trial(kv_heads, head_dim, dtype)
     wins = trial.seconds(PRODUCTS) < _CLEARLY * trial.seconds(FUSED)

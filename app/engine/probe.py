@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from app.engine.encoding import EncoderPass
+from app.engine.kernels import FUSED, Attention
 from app.engine.plan import Chunk
 from app.engine.pool import KVPool
 from app.engine.ragged import RaggedPlan
@@ -32,13 +33,15 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 """Largest difference of a logit, as a share of the spread of the reference's logits."""
 
 
-def probe(model: FrozenModel) -> float:
-    """Largest relative difference found; raises UnsupportedModel if it is too large.
+def probe(model: FrozenModel, attention: Attention = FUSED) -> float:
+    """Largest relative difference found with `attention`, the one that is going to serve.
+
+    Raises UnsupportedModel if the difference is too large.
 
     Also raises UnsupportedModel if an attention layer did not call our function exactly once.
     """
     try:
-        worst = _largest_difference(model)
+        worst = _largest_difference(model, attention)
     except PolyprefixError as error:
         raise _unsupported(model, error.message) from error
     except Exception as error:
@@ -47,7 +50,8 @@ def probe(model: FrozenModel) -> float:
         raise _unsupported(
             model,
             "its logits in a mixed batch differ from plain transformers' by "
-            f"{worst:.1e} of their spread; it needs something that the attention plan ignores",
+            f"{worst:.1e} of their spread, with {attention.name} attention; it needs something "
+            "that the attention plan ignores",
         )
     return worst
 
@@ -74,7 +78,7 @@ class _CountingPlan:
 
 
 @torch.inference_mode()
-def _largest_difference(model: FrozenModel) -> float:
+def _largest_difference(model: FrozenModel, attention: Attention) -> float:
     longest = max(len(run.token_ids) for run in model.references)
     capacities = length_classes(longest)
     table = SlotTable(capacities, max_columns=longest * len(model.references))
@@ -94,7 +98,7 @@ def _largest_difference(model: FrozenModel) -> float:
             for row, count in zip(rows, counts, strict=True)
             if row.num_pending
         ]
-        worst = max(worst, _compare(model, chunks, pool, sources))
+        worst = max(worst, _compare(model, attention, chunks, pool, sources))
         for chunk in chunks:
             chunk.row.num_computed += chunk.count
         counts = [1] * len(rows)
@@ -136,10 +140,14 @@ def _row_of(model: FrozenModel, index: int) -> Row:
 
 
 def _compare(
-    model: FrozenModel, chunks: Sequence[Chunk], pool: KVPool, sources: KVPool | None
+    model: FrozenModel,
+    attention: Attention,
+    chunks: Sequence[Chunk],
+    pool: KVPool,
+    sources: KVPool | None,
 ) -> float:
     """Largest relative difference of one ragged step from the references."""
-    ragged = RaggedPlan(chunks, pool, model.device, model.dtype, sources=sources)
+    ragged = RaggedPlan(chunks, pool, model.device, model.dtype, attention, sources)
     counting = _CountingPlan(ragged)
     logits = model.forward(ragged.input_ids, ragged.position_ids, counting)[0].float()
     roles = [role for role in model.spec.modules if role != "encoder"]

@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from app.errors import UnsupportedModel
+from app.errors import InvalidPrefix, UnsupportedModel
 from app.prefix.prefix import KeyValues
 from app.prefix.spec import MODULES
 
@@ -159,6 +159,38 @@ class DensePlan:
             return None
         before = self._source_mask.new_ones(len(self._source_mask), length)
         return torch.cat([before, self._source_mask], dim=1)[:, None, None]
+
+
+class OverflowPlan(DensePlan):
+    """A `DensePlan` that raises InvalidPrefix where a prefix makes some kernel's sums overflow.
+
+    Kernels add in different orders and scale earlier or later, so the sums are taken of absolute
+    values, in fp32 and unscaled: what is finite here is finite in every order.
+    """
+
+    def attend(
+        self,
+        role: str,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """See `AttentionPlan`."""
+        prefix = self._modules.get(role)
+        if prefix is not None:
+            grouped = query.reshape(len(query), key.shape[1], -1, query.shape[-1]).float().abs()
+            scores = grouped @ prefix.keys[layer].float().abs().transpose(-1, -2)
+            scores = scores * max(1.0, scaling)
+            values = prefix.values[layer].float().abs().sum(dim=-2)
+            for part, sums in (("keys", scores), ("values", values)):
+                if not bool(torch.isfinite(sums).all()):
+                    raise InvalidPrefix(
+                        "not a usable prefix: with it the model's next-token logits are not finite "
+                        f"on every machine: the sums over {role}.{part} overflow in layer {layer}"
+                    )
+        return super().attend(role, layer, query, key, value, scaling)
 
 
 class RecordingPlan(DensePlan):

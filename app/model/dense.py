@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from app.errors import UnsupportedModel
-from app.model.attention import DensePlan, RecordingPlan
+from app.errors import InvalidPrefix, UnsupportedModel
+from app.model.attention import DensePlan, OverflowPlan, RecordingPlan
 from app.model.frozen import FrozenModel
-from app.prefix.prefix import KeyValues
+from app.prefix.prefix import KeyValues, Prefix
 
 
 def dense_logits(
@@ -70,6 +70,35 @@ def _attention_dropout(model: FrozenModel) -> float:
     config = model.hf.config
     share = getattr(config, "attention_dropout", None)
     return float(getattr(config, "attn_pdrop", 0.0) if share is None else share)
+
+
+_CHECKED_TOKENS = 8
+
+
+@torch.inference_mode()
+def check_finite(model: FrozenModel, prefix: Prefix) -> None:
+    """Raise InvalidPrefix unless the model's numbers stay finite with `prefix`, on its device.
+
+    By torch's attention and by bounds that hold for every kernel, so that no machine takes a file
+    that another refuses. A few tokens from all over the vocabulary follow the prefix.
+    """
+    vocabulary, limit = int(model.hf.config.vocab_size), model.spec.context_limit
+    offset = prefix.metadata.position_offset
+    count = min(_CHECKED_TOKENS, limit - offset)
+    if count < 1:
+        return  # no prompt fits behind it: whoever runs one is told
+    step = max(1, vocabulary // _CHECKED_TOKENS)
+    ids = torch.arange(count, device=model.device)[None] * step % vocabulary
+    plan = OverflowPlan(prefix.modules)
+    if model.encoder_decoder is not None:
+        logits = model.encoder_decoder.teach(ids, ids, plan, position_offset=offset)
+    else:
+        positions = torch.arange(count, device=model.device)[None] + offset
+        logits = model.forward(ids, positions, plan)
+    if not bool(torch.isfinite(logits).all()):
+        raise InvalidPrefix(
+            "not a usable prefix: with it the model's next-token logits are not finite"
+        )
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from app.errors import BaseModelMismatch, FileTooLarge, InvalidPrefix
+from app.errors import BaseModelMismatch, FileTooLarge, InvalidPrefix, PrefixOverflows
 from app.prefix.foreign import START_BYTES, looks_like
 from app.prefix.header import LENGTH_BYTES, Header, header_length, parse_header
 from app.prefix.metadata import parse_metadata, render_metadata
@@ -26,6 +26,7 @@ from app.prefix.spec import MODULES, BaseModelSpec
 
 _DTYPES = {"F16", "BF16", "F32"}
 _PARTS = ("keys", "values")
+_NOT_VALID = "not a valid prefix file"
 
 
 def encode(prefix: Prefix) -> bytes:
@@ -158,7 +159,7 @@ def _load_modules(data: bytes, size: int) -> Mapping[str, KeyValues]:
         raise
     except BaseException as error:  # a panic of the library is no Exception
         raise InvalidPrefix(
-            f"not a valid prefix file: the safetensors library refuses it ({type(error).__name__})"
+            f"{_NOT_VALID}: the safetensors library refuses it ({type(error).__name__})"
         ) from error
     names = {name.partition(".")[0] for name in tensors}
     return {
@@ -177,8 +178,10 @@ def _check_values(prefix: Prefix, dtype: torch.dtype) -> None:
                 _refuse(f"tensor {name}.{part} holds a value that is NaN or infinite")
             if tensor.dtype != dtype and not bool(torch.isfinite(tensor.to(dtype)).all()):
                 served = str(dtype).removeprefix("torch.")
-                _refuse(f"tensor {name}.{part} holds a value that overflows in {served}")
+                raise PrefixOverflows(
+                    f"{_NOT_VALID}: tensor {name}.{part} holds a value that overflows in {served}"
+                )
 
 
 def _refuse(reason: str) -> NoReturn:
-    raise InvalidPrefix(f"not a valid prefix file: {reason}")
+    raise InvalidPrefix(f"{_NOT_VALID}: {reason}")

@@ -38,6 +38,7 @@ class Served:
 
     url: str
     curl: str
+    log: str
 
     def run(self, *arguments: str, check: bool = True) -> Result:
         """`polyprefix prefix ARGUMENTS` against the server."""
@@ -49,12 +50,16 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tiny_gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     root = tmp_path_factory.mktemp("served")
-    process = subprocess.Popen(
-        [POLYPREFIX, "serve", "--port", "0", "--data-dir", str(root / "data")],
-        env=environment(model=str(tiny_gpt2_folder), store=str(root / "store"), dtype="float32"),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    with (root / "log").open("w") as log:
+        process = subprocess.Popen(
+            [POLYPREFIX, "serve", "--port", "0", "--data-dir", str(root / "data")],
+            env=environment(
+                model=str(tiny_gpt2_folder), store=str(root / "store"), dtype="float32"
+            ),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
     assert process.stdout
     with process:
         said = ""
@@ -65,7 +70,7 @@ def served(tiny_gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         found = re.search(r"polyprefix at (http://127\.0\.0\.1:\d+)", said)
         assert found, said
         assert "tiny-gpt2 (float32, cpu)" in said
-        yield Served(found[1], said.splitlines()[-1])
+        yield Served(found[1], said.splitlines()[-1], (root / "log").read_text())
         process.terminate()
     assert process.returncode == 0
 
@@ -84,6 +89,25 @@ def test_the_printed_curl_command_is_answered(served: Served) -> None:
     reply = httpx.post(command[1], json=body)
     assert reply.status_code == 200
     assert reply.json()["model"] == body["model"] == "tiny-gpt2"
+
+
+def test_a_start_says_each_thing_once_as_it_begins(served: Served) -> None:
+    lines = served.log.splitlines()
+    assert not any(" WARNING " in line for line in lines)
+    places = [
+        [index for index, line in enumerate(lines) if said in line and " took " not in line]
+        for said in (
+            "starting: importing torch and transformers",
+            "loading base model",
+            "packed weights:",
+            "choosing attention",
+            "comparing mixed batches with plain transformers",
+            "start-up probe passed",
+            "shipped prefixes",
+        )
+    ]
+    assert all(len(each) == 1 for each in places), served.log
+    assert places == sorted(places)
 
 
 def test_a_prefix_from_push_to_delete(served: Served, file: Path, tmp_path: Path) -> None:

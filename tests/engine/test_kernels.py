@@ -19,6 +19,7 @@ from app.engine.kernels import (
     choose_attention,
     merge,
 )
+from app.errors import InvalidRequest
 from app.model.native import NoNativeCode
 
 KERNELS = pytest.mark.parametrize("attention", [FUSED, PRODUCTS], ids=lambda one: one.name)
@@ -246,17 +247,25 @@ def test_another_device_than_a_cpu_gets_its_own_kernel(setting: str) -> None:
     assert chosen.name == "sdpa"
 
 
-@pytest.mark.parametrize("setting", ["auto", "native"])
-def test_without_native_code_another_computation_is_taken_and_the_log_says_why(
-    setting: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def refuse(*_: object) -> None:
-        raise NoNativeCode("no C compiler is installed")
+def refuse_code(*_: object) -> None:
+    raise NoNativeCode("no C compiler is installed")
 
-    monkeypatch.setattr(kernels, "load_attention_kernel", refuse)
-    assert choose_attention(setting, 2, 16, CPU, torch.float32).name in ("sdpa", "matmul")
+
+def test_without_native_code_another_computation_is_taken_and_the_log_says_why(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(kernels, "load_attention_kernel", refuse_code)
+    assert choose_attention("auto", 2, 16, CPU, torch.float32).name in ("sdpa", "matmul")
     [line] = caplog.messages
     assert "no C compiler is installed" in line
+
+
+def test_native_code_that_is_asked_for_and_not_there_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kernels, "load_attention_kernel", refuse_code)
+    with pytest.raises(InvalidRequest, match="POLYPREFIX_DECODE_ATTENTION.*no C compiler.*auto"):
+        choose_attention("native", 2, 16, CPU, torch.float32)
 
 
 def test_native_code_is_taken_where_there_is_any() -> None:

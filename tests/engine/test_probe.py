@@ -19,9 +19,11 @@ from transformers import (
     StableLmForCausalLM,
 )
 
+from app.engine.kernels import FUSED, PRODUCTS, Attention, choose_attention
 from app.engine.probe import probe
 from app.errors import UnsupportedModel
 from app.model import load as load_module
+from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from tests.model.architectures import SERVED, STABLELM
 from tests.tiny import CONTEXT, VOCABULARY, llama_like, save_model
@@ -95,3 +97,24 @@ def test_a_model_that_gives_no_numbers_does_not_start(tiny_gpt2_folder: Path) ->
         model.hf.transformer.ln_f.bias[0] = float("nan")
     with pytest.raises(UnsupportedModel, match="differ"):
         probe(model)
+
+
+@pytest.mark.parametrize("name", ["native", "sdpa", "matmul"])
+def test_the_attention_that_serves_is_the_one_that_is_probed(
+    tiny_gpt2: FrozenModel, name: str
+) -> None:
+    shape = tiny_gpt2.spec.decoder
+    chosen = choose_attention(
+        name, shape.kv_heads, shape.head_dim, tiny_gpt2.device, tiny_gpt2.dtype
+    )
+    assert probe(tiny_gpt2, chosen) <= 1e-4
+
+
+def test_an_attention_that_is_wrong_does_not_start_and_is_named(tiny_gpt2: FrozenModel) -> None:
+    def wrong(*operands: torch.Tensor) -> torch.Tensor:
+        return PRODUCTS.compute(*operands) * 1.5
+
+    broken = Attention("broken", wrong, whole_slots=True)
+    with pytest.raises(UnsupportedModel, match="with broken attention"):
+        probe(tiny_gpt2, broken)
+    assert probe(tiny_gpt2, FUSED) <= 1e-4
