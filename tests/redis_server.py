@@ -115,7 +115,7 @@ class Proxy:
     """Passes bytes on to `target`, after `delay` seconds each way.
 
     With `swallows` it reads and passes nothing; with `cuts` it passes half of the next reply and
-    resets the connection.
+    resets the connection. What is in `intrudes` goes before the next reply, once.
     """
 
     target: int
@@ -123,6 +123,7 @@ class Proxy:
     delay: float = 0.0
     swallows: bool = False
     cuts: bool = False
+    intrudes: bytes = b""
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -162,6 +163,8 @@ class Proxy:
                     await asyncio.sleep(0)
                     reset(writer)
                     return
+                if is_reply:
+                    data, self.intrudes = self.intrudes + data, b""
                 writer.write(data)
         writer.close()
 

@@ -24,9 +24,9 @@ from functools import partial
 from app.errors import InvalidRequest
 from app.tenancy.breaker import Breaker
 from app.tenancy.buckets import LocalLimits
-from app.tenancy.courier import Courier, CourierFault, CourierSilence, done_within
 from app.tenancy.limits import TenantLimits
-from app.tenancy.script import LUA, Call, read_reply
+from app.tenancy.pipeline import RedisFails, ScriptFault, ScriptPipeline, done_within
+from app.tenancy.script import Call
 from app.tenancy.standing import Cost, Standing
 
 _log = logging.getLogger(__name__)
@@ -64,19 +64,22 @@ class RedisLimits:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         try:
-            self._courier = Courier(
-                url, LUA, timeout=max(probe_seconds, timeout), connect_timeout=2 * probe_seconds
+            self._pipeline = ScriptPipeline(
+                url,
+                namespace=namespace,
+                timeout=max(probe_seconds, timeout),
+                connect_timeout=2 * probe_seconds,
             )
         except ValueError as error:
             raise InvalidRequest(f"the URL of Redis is not one: {error}") from error
         self._timeout, self._probe_seconds = timeout, probe_seconds
-        self._lease_seconds, self._namespace, self._clock = lease_seconds, namespace, clock
+        self._lease_seconds, self._clock = lease_seconds, clock
         self._breaker = Breaker("Redis", meanwhile="each replica applies the limits by itself")
         self._name, self._numbers = secrets.token_hex(8), itertools.count()
         self._live: dict[str, _Held] = {}
         self._owed: dict[str, Call] = {}
         self._known = LocalLimits(clock=clock)
-        self._late = 0
+        self._late, self._connections = 0, 0
         self._looking: asyncio.Future[bool] | None = None
         self._kept_at = clock()
         self._watcher: asyncio.Future[None] | None = None
@@ -107,7 +110,7 @@ class RedisLimits:
         deadline = self._clock() + _END_PATIENCE
         while self._owed and self.is_up and self._clock() < deadline:
             await asyncio.sleep(0.005)
-        await self._courier.close()
+        await self._pipeline.close()
 
     async def take(
         self, tenant: str, limits: TenantLimits, cost: Cost
@@ -122,16 +125,16 @@ class RedisLimits:
         lease = self._new_lease()
         call = Call(tenant, "take", lease, cost.rows, self._lease_seconds, limits, 1, cost.tokens)
         try:
-            nonce, reply = self._post(call)
-        except CourierFault as fault:
+            reply = self._pipeline.send(call)
+        except ScriptFault as fault:
             await self._doubt(fault)
             return self._decide_alone(call)
         try:
             # while a reply is overdue, nobody waits for the next ones
             if not await done_within(reply, 0 if self._late else self._timeout):
-                return self._go_on_without(call, reply, nonce)
-            standing = await self._read(call, nonce, reply)
-        except CourierFault as fault:
+                return self._go_on_without(call, reply)
+            standing = self._learn(call, await reply)
+        except ScriptFault as fault:
             # it may have been counted without telling us: given back when Redis works again
             self._owe(replace(call, mode="give"))
             await self._doubt(fault)
@@ -143,22 +146,20 @@ class RedisLimits:
             self._live[lease] = _Held(call, is_charged=True, is_told=True)
         return lease, standing
 
-    def _go_on_without(
-        self, call: Call, reply: asyncio.Future[str], nonce: str
-    ) -> tuple[str, Standing]:
+    def _go_on_without(self, call: Call, reply: asyncio.Future[Standing]) -> tuple[str, Standing]:
         """Decide now; what Redis says later is what counts there."""
         self._late += 1
         self._live[call.lease] = _Held(call, is_charged=True, is_told=True)
-        reply.add_done_callback(partial(self._came_late, call, nonce))
+        reply.add_done_callback(partial(self._came_late, call))
         return self._guess(call, call.lease)
 
-    def _came_late(self, call: Call, nonce: str, reply: asyncio.Future[str]) -> None:
+    def _came_late(self, call: Call, reply: asyncio.Future[Standing]) -> None:
         self._late -= 1
         if reply.cancelled():
             return
         try:
-            self._learn(call, read_reply(reply.result(), nonce))
-        except (CourierFault, ValueError) as fault:
+            self._learn(call, reply.result())
+        except ScriptFault as fault:
             held = self._live.get(call.lease)
             if held is not None:
                 held.is_charged = False
@@ -172,8 +173,9 @@ class RedisLimits:
             self.give(lease, requests=1, tokens=call.tokens)
         return lease, standing
 
-    def _learn(self, call: Call, standing: Standing) -> None:
+    def _learn(self, call: Call, standing: Standing) -> Standing:
         self._known.put(call.tenant, call.limits, standing)
+        return standing
 
     def _decide_alone(self, call: Call) -> tuple[str, Standing | None]:
         """After a fault: None if Redis is down, else by what it said last."""
@@ -181,10 +183,10 @@ class RedisLimits:
         return self._guess(call, lease) if self.is_up else (lease, None)
 
     def _suspect(self, fault: Exception) -> asyncio.Future[bool] | None:
-        """A call failed. Silence is evidence; else Redis is looked at: that look, if it is new."""
+        """A call failed: that is evidence, or Redis is looked at. That look, if it is new."""
         if not self.is_up:
             return None
-        if isinstance(fault, CourierSilence):
+        if isinstance(fault, RedisFails):
             self._breaker.trip(str(fault))
             return None
         is_new = self._looking is None or self._looking.done()
@@ -192,7 +194,7 @@ class RedisLimits:
         look = self._look()
         return look if is_new else None
 
-    async def _doubt(self, fault: CourierFault) -> None:
+    async def _doubt(self, fault: ScriptFault) -> None:
         """The first whose call fails waits for what a look at Redis shows; not for long."""
         look = self._suspect(fault)
         if look is not None:
@@ -229,30 +231,16 @@ class RedisLimits:
         while len(self._owed) > _MAX_OWED:
             del self._owed[next(iter(self._owed))]
 
-    def _post(self, call: Call) -> tuple[str, asyncio.Future[str]]:
-        return self._courier.post(call.keys(self._namespace), call.arguments)
-
-    async def _read(self, call: Call, nonce: str, reply: asyncio.Future[str]) -> Standing:
-        try:
-            standing = read_reply(await reply, nonce)
-        except ValueError as error:
-            # whose reply that was is not known: nothing of this connection is believed
-            await self._courier.drop(str(error))
-            self._breaker.trip(str(error))
-            raise CourierFault(str(error)) from error
-        self._learn(call, standing)
-        return standing
-
     def _send(self, call: Call) -> None:
         """Send what nobody waits for."""
         try:
-            _, reply = self._post(call)
-        except CourierFault as fault:
+            reply = self._pipeline.send(call)
+        except ScriptFault as fault:
             self._suspect(fault)
         else:
             reply.add_done_callback(partial(self._sent, call))
 
-    def _sent(self, call: Call, reply: asyncio.Future[str]) -> None:
+    def _sent(self, call: Call, reply: asyncio.Future[Standing]) -> None:
         if reply.cancelled():
             return
         fault = reply.exception()
@@ -286,37 +274,33 @@ class RedisLimits:
 
         A Redis that failed has to answer twice before callers wait for it.
         """
-        is_back = self._breaker.is_open or not self._courier.is_connected
+        was_open = self._breaker.is_open
         try:
             try:
-                await self._connect_and_probe()
-            except CourierSilence:
+                await self._probe()
+            except RedisFails:
                 raise
-            except CourierFault:
-                if is_back or self._courier.is_connected:
+            except ScriptFault:
+                if was_open:
                     raise
-                is_back = True  # the connection was lost, which says nothing of the next one
-                await self._connect_and_probe()
-        except CourierFault as fault:
+                await self._probe()  # a lost connection says nothing of the next one
+            if was_open:
+                await self._probe()
+        except ScriptFault as fault:
             self._breaker.trip(str(fault))
             return False
-        if is_back:
+        if was_open or self._connections != self._pipeline.connections:
+            self._connections = self._pipeline.connections
             self._breaker.mend()
             for call in list(self._owed.values()):
                 self._send(call)
             self._keep()
         return True
 
-    async def _connect_and_probe(self) -> None:
-        await self._courier.connect()
-        await self._probe()
-        if self._breaker.is_open:
-            await self._probe()
-
     async def _probe(self) -> None:
         name = f"probe-{self._name}"
         call = Call(name, "take", name, 1, self._lease_seconds, TenantLimits())
-        await self._read(call, *self._post(call))
+        self._learn(call, await self._pipeline.send(call))
 
     def _keep(self) -> None:
         """Renew what runs here, or restore it where Redis has lost it."""

@@ -19,7 +19,7 @@ from app.tenancy.limits import TenantLimits
 from app.tenancy.redis_limits import RedisLimits
 from app.tenancy.script import LUA, Call, read_reply
 from app.tenancy.standing import Cost, Standing
-from tests.redis_server import RedisServer, redis_server
+from tests.redis_server import Proxy, RedisServer, proxied, redis_server
 from tests.tenancy.test_buckets import STEPS
 
 METERS, LEASES = "polyprefix:limits:{acme}:meters", "polyprefix:limits:{acme}:leases"
@@ -27,7 +27,9 @@ LIMITS = TenantLimits(requests_per_minute=6, tokens_per_minute=600, max_rows=4)
 
 
 @asynccontextmanager
-async def replicas(redis: RedisServer, number: int = 1, **options: Any) -> AsyncIterator[list[Any]]:
+async def replicas(
+    redis: RedisServer | Proxy, number: int = 1, **options: Any
+) -> AsyncIterator[list[Any]]:
     """Several replicas' shared limits on one Redis, with patience for a slow machine."""
     made = [RedisLimits(redis.url, **{"timeout": 0.5, **options}) for _ in range(number)]
     try:
@@ -252,9 +254,11 @@ def test_a_reply_to_another_call_is_a_fault_and_ends_the_connection(
     shared_redis: RedisServer,
 ) -> None:
     async def main() -> None:
-        async with replicas(shared_redis, probe_seconds=0.05) as [one]:
-            command = one._courier._connection.pack_command("ECHO", "stale 1 0 0 0")
-            await one._courier._connection.send_packed_command(command)
+        async with (
+            proxied(shared_redis.port) as proxy,
+            replicas(proxy, probe_seconds=0.05) as [one],
+        ):
+            proxy.intrudes = b"$13\r\nstale 1 0 0 0\r\n"
             assert (await one.take("acme", LIMITS, Cost(1, 1)))[1] is None
             assert not one.is_up
             await until(lambda: one.is_up)
