@@ -123,9 +123,12 @@ def check_base(services: Services, version: Resolved | Version) -> None:
 
 
 def named(services: Services, model: str) -> tuple[PrefixReference, ...]:
-    """The prefixes that a name stands for; PrefixNotFound if no prefix can have it."""
+    """The prefixes that a name stands for; PrefixNotFound if no prefix can have it.
+
+    Behind the base model's id and a colon they are the same (SGLang's form).
+    """
     try:
-        return parse_model_field(model)
+        return parse_model_field(model.removeprefix(f"{services.model.spec.model_id}:"))
     except InvalidRequest as error:
         if model.count("+") >= MAX_PARTS:
             raise

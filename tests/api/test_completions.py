@@ -87,7 +87,8 @@ def test_every_form_of_a_name_means_the_same_version(
     client: httpx.Client, prefixes: dict[str, Prefix]
 ) -> None:
     digest = prefixes["tone"].digest
-    forms = ("tone", "tone@latest", f"tone@{digest}", f"tone@{digest[:6]}", "demo/tone")
+    plain = ("tone", "tone@latest", f"tone@{digest}", f"tone@{digest[:6]}", "demo/tone")
+    forms = (*plain, f"{BASE}:tone", f"{BASE}:demo/tone@latest")
     replies = [complete(client, model=form) for form in forms]
     assert len({text_of(reply) for reply in replies}) == 1
     assert {reply.headers["x-prefix-version"] for reply in replies} == {digest}
@@ -137,7 +138,9 @@ def test_not_yours_and_not_there_read_alike(client: httpx.Client) -> None:
     assert known.replace("tone", "none") == unknown
 
 
-@pytest.mark.parametrize("model", ["+", "tone+", "a b", "../x", "tone@", "TONE", "é", "@x"])
+@pytest.mark.parametrize(
+    "model", ["+", "tone+", "a b", "../x", "tone@", "TONE", "é", "@x", f"{BASE}:", "other:tone"]
+)
 def test_a_name_that_breaks_the_grammar_does_not_exist(model: str, client: httpx.Client) -> None:
     reply = complete(client, model=model)
     assert (reply.status_code, error_of(reply)["code"]) == (404, "prefix_not_found")
