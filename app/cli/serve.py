@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -139,8 +140,12 @@ def _run(settings: Settings) -> None:
 
     configure_logging(settings.log_level, settings.log_format, access=settings.access_log)
     _log.info("starting: importing torch and transformers takes some seconds")
+    from transformers.utils import logging as transformers_logging
+
     from app.main import create_app, drain
 
+    if not sys.stderr.isatty():  # a bar would run through the lines of a log
+        transformers_logging.disable_progress_bar()
     app = create_app(settings)
     door = bind(settings.host, settings.port)
 

@@ -94,6 +94,7 @@ def test_the_printed_curl_command_is_answered(served: Served) -> None:
 def test_a_start_says_each_thing_once_as_it_begins(served: Served) -> None:
     lines = served.log.splitlines()
     assert not any(" WARNING " in line for line in lines)
+    assert "Loading weights" not in served.log  # a library's bar, which only a terminal shows
     places = [
         [index for index, line in enumerate(lines) if said in line and " took " not in line]
         for said in (
