@@ -30,7 +30,7 @@ from app.model.frozen import FrozenModel
 from app.model.generation_defaults import check_padding, end_token_ids, generation_defaults
 from app.model.packed import pack_linear_layers
 from app.model.reference import reference_runs
-from app.model.source import check_source
+from app.model.source import check_place, check_weights
 from app.model.text import Text, TokenizerFacts
 from app.prefix.spec import BaseModelSpec, ModuleShape
 
@@ -52,11 +52,12 @@ def load_model(
     reordered for inference (no gradients flow through them): training loads without.
     Raises UnsupportedModel when the model needs something that the engine does not do.
     """
-    check_source(name_or_path)
+    check_place(name_or_path)
     register_attention()
     where = resolve_device(device)
     config = _load_config(name_or_path)
     check_supported(config)
+    check_weights(name_or_path)
     check_padding(config)
     module = _load_module(name_or_path, config)
     fingerprint = fingerprint_of(module)

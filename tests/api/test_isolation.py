@@ -50,9 +50,13 @@ def world(tiny_gpt2: FrozenModel, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def body_of(world: World, endpoint: Endpoint, name: str) -> dict[str, Any]:
     """`json` or `content` of a request that names a prefix of acme's; `{}` for new routes."""
-    generation = {"prompt": "x", "inputs": "x", "model": name, "max_tokens": 1}
-    generation["parameters"] = {"adapter_id": name, "max_new_tokens": 1}
+    tgi = {"inputs": "x", "parameters": {"adapter_id": name, "max_new_tokens": 1}}
     bodies: dict[str, Any] = {
+        "POST /v1/completions": {"prompt": "x", "model": name, "max_tokens": 1},
+        "POST /generate": tgi,
+        "POST /generate_stream": tgi,
+        "POST /": tgi,
+        "POST /tokenize": {"inputs": "x", "model": name},
         "POST /detokenize": {"tokens": [5]},
         "PUT /v1/prefixes/{name}/aliases/{alias}": {"version": world.digest},
         "POST /admin/tenants": {"id": "made"},
@@ -73,8 +77,6 @@ def body_of(world: World, endpoint: Endpoint, name: str) -> dict[str, Any]:
     if endpoint.id == "POST /v1/prefixes/{name}/versions":
         headers = {"content-type": "application/octet-stream"}
         return {"content": b"not a prefix", "headers": headers}
-    if endpoint.path in ("/v1/completions", "/generate", "/generate_stream", "/", "/tokenize"):
-        return {"json": generation}
     if endpoint.method in ("GET", "DELETE", "HEAD"):
         return {}
     return {"json": bodies.get(endpoint.id, {})}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import accumulate
 
 import openai
 import pytest
 from openai.types import Completion
-from openai.types.completion_choice import Logprobs
+from openai.types.completion_choice import CompletionChoice, Logprobs
 
 from app.prefix.prefix import Prefix
 from tests.api.helpers import BASE, LETTERS, NO_END, letter_bias
@@ -126,18 +125,20 @@ def test_an_impossible_best_of_is_refused(client: openai.OpenAI, fields: dict[st
 # Log-probabilities
 
 
-def check_logprobs(scores: Logprobs | None, num_tokens: int) -> Logprobs:
-    """Equal lengths, and each offset where the text of the tokens before it ends."""
+def check_logprobs(choice: CompletionChoice, num_tokens: int) -> Logprobs:
+    """Equal lengths, and each offset where the token begins in the text that is returned."""
+    scores = choice.logprobs
     assert scores
-    lengths = [len(token) for token in scores.tokens]
-    assert scores.text_offset == [0, *accumulate(lengths)][:-1]
+    assert scores.text_offset == sorted(scores.text_offset)
+    for token, offset in zip(scores.tokens, scores.text_offset, strict=True):
+        assert token.startswith("bytes:") or choice.text.startswith(token, offset)
     assert len(scores.tokens) == len(scores.token_logprobs) == num_tokens
     return scores
 
 
 def test_logprobs_name_the_alternatives_of_every_token(client: openai.OpenAI) -> None:
     [choice] = complete(client, logprobs=3).choices
-    scores = check_logprobs(choice.logprobs, 8)
+    scores = check_logprobs(choice, 8)
     for token, logprob, top in zip(
         scores.tokens, scores.token_logprobs, scores.top_logprobs, strict=True
     ):
@@ -151,7 +152,7 @@ def test_the_chosen_token_is_named_even_if_it_is_not_among_the_best(
 ) -> None:
     bias = letter_bias(server.services)
     [choice] = complete(client, logprobs=1, logit_bias=bias, max_tokens=16).choices
-    scores = check_logprobs(choice.logprobs, 16)
+    scores = check_logprobs(choice, 16)
     assert "".join(scores.tokens) == choice.text
     assert all(token in top for token, top in zip(scores.tokens, scores.top_logprobs, strict=True))
     assert max(len(top) for top in scores.top_logprobs) == 2
@@ -159,7 +160,7 @@ def test_the_chosen_token_is_named_even_if_it_is_not_among_the_best(
 
 def test_logprobs_zero_scores_the_chosen_tokens_alone(client: openai.OpenAI) -> None:
     [choice] = complete(client, logprobs=0).choices
-    assert check_logprobs(choice.logprobs, 8).top_logprobs is None
+    assert check_logprobs(choice, 8).top_logprobs is None
 
 
 def test_streamed_logprobs_join_to_the_whole_ones(client: openai.OpenAI) -> None:
@@ -176,7 +177,7 @@ def test_echo_puts_the_prompt_first_with_its_scores(client: openai.OpenAI) -> No
     reply = complete(client, prompt, echo=True, logprobs=1)
     [choice] = reply.choices
     assert reply.usage
-    scores = check_logprobs(choice.logprobs, reply.usage.total_tokens)
+    scores = check_logprobs(choice, reply.usage.total_tokens)
     assert choice.text.startswith(prompt)
     assert "".join(scores.tokens[: reply.usage.prompt_tokens]) == prompt
     assert scores.token_logprobs[0] is None

@@ -132,7 +132,7 @@ POISONS = {
         "not finite",
     ),
     "a sampler that raises": Poison(
-        lambda _: make_request("bad", range(20, 30), 9, logit_bias={VOCABULARY + 5: 1.0}),
+        lambda _: make_request("bad", range(20, 30), 9, logit_bias={5: "much"}),
         "could not be sampled",
     ),
     "a prompt that cannot be scored": Poison(
