@@ -27,7 +27,7 @@ Run = Callable[..., Result]
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """`polyprefix …` in an empty folder; it must fail in a line or two, without a traceback."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("app.cli.server.configure_logging", lambda *_, **__: None)
+    monkeypatch.setattr("app.cli.logs.configure_logging", lambda *_, **__: None)
 
     def running(*arguments: str, says: tuple[str, ...] = (), **env: str) -> Result:
         settings = {f"POLYPREFIX_{name.upper()}": value for name, value in env.items()}

@@ -146,7 +146,7 @@ def test_a_replica_that_is_killed_takes_nothing_with_it(
                 return count
 
             loading = pool.submit(load)
-            endless = {"max_tokens": 100, "ignore_eos": True, "n": 1}
+            endless = {"max_tokens": 100, "min_tokens": 100, "n": 1}
             deadline = time.monotonic() + 60
 
             def hold_rows() -> None:
