@@ -140,12 +140,11 @@ def _run(settings: Settings) -> None:
 
     configure_logging(settings.log_level, settings.log_format, access=settings.access_log)
     _log.info("starting: importing torch and transformers takes some seconds")
-    from transformers.utils import logging as transformers_logging
-
     from app.main import create_app, drain
+    from app.model.load import hide_progress_bars
 
     if not sys.stderr.isatty():  # a bar would run through the lines of a log
-        transformers_logging.disable_progress_bar()
+        hide_progress_bars()
     app = create_app(settings)
     door = bind(settings.host, settings.port)
 

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from app.errors import UnsupportedModel
 from app.model.attention import ATTENTION_NAME, register_attention
@@ -92,6 +93,11 @@ def load_model(
         start_tokens=start_tokens(module) if has_encoder else None,
         generation=generation_defaults(module),
     )
+
+
+def hide_progress_bars() -> None:
+    """Load models without the library's progress bars, in this process."""
+    transformers_logging.disable_progress_bar()
 
 
 def resolve_device(device: str) -> torch.device:
