@@ -136,7 +136,12 @@ versions = Table(
     Index("versions_by_content", "owner", "digest"),
     Index("versions_in_order", "prefix_id", "id"),
     Index(
-        "versions_pinned", "id", sqlite_where=text("pinned = 1"), postgresql_where=text("pinned")
+        "versions_pinned",
+        "owner",
+        "pinned_epoch",
+        "id",
+        sqlite_where=text("pinned = 1"),
+        postgresql_where=text("pinned"),
     ),
     sqlite_autoincrement=True,
 )

@@ -47,3 +47,11 @@ def upgrade() -> None:
         batch_op.add_column(
             sa.Column("pinned_epoch", sa.BigInteger(), server_default="0", nullable=False)
         )
+    op.drop_index("versions_pinned", "versions")
+    op.create_index(
+        "versions_pinned",
+        "versions",
+        ["owner", "pinned_epoch", "id"],
+        sqlite_where=sa.text("pinned = 1"),
+        postgresql_where=sa.text("pinned"),
+    )
