@@ -176,6 +176,7 @@ def _opened(url: str, folder: Path) -> Iterator[list[Registry]]:
         registry.close()
 
 
+@pytest.mark.timeout(900)  # how long its writers take is the machine's to say
 def test_one_winner_per_etag_one_line_of_states_no_reader_in_the_past(
     replicas: list[Registry],
 ) -> None:
