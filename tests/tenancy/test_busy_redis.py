@@ -106,7 +106,8 @@ def test_two_busy_replicas_admit_what_one_may(shared_redis: RedisServer) -> None
     assert [result[2:] for result in results] == [["0", "False"]] * 2
     admitted = sum(int(result[0]) for result in results)
     took = max(float(result[1]) for result in results)
-    allowed = 60 + took + 6  # a tenth for what is decided while a reply is late
+    # what each decides alone while a reply is late depends on the load; without Redis it is 120
+    allowed = 60 + took + 24
     assert 60 <= admitted <= allowed
 
 
