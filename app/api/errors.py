@@ -137,7 +137,11 @@ async def _on_http(advice: RouteAdvice, request: Request, error: Exception) -> R
         headers["allow"] = ", ".join(advice.methods(path))
         ours = MethodNotAllowed(f"{path} takes {headers['allow']}, not {request.method[:10]}")
     else:
-        ours = PolyprefixError(str(error.detail))
+        # 400 is the framework's for a body that its parser gave up
+        unread = (
+            "the body is no JSON in UTF-8, is nested too deeply or has a number that is too long"
+        )
+        ours = PolyprefixError(unread if error.status_code == 400 else str(error.detail))
         ours.status, ours.code = error.status_code, "invalid_request"
     response = error_response(ours, path)
     for name, value in headers.items():
