@@ -125,9 +125,7 @@ def _prompts(body: CompletionBody, services: Services) -> list[str | list[int]]:
     prompt = body.prompt
     if prompt is None:
         return [new_document(services)]
-    if isinstance(prompt, str):
-        return [prompt]
-    if isinstance(prompt[0], int):
+    if isinstance(prompt, str) or isinstance(prompt[0], int):
         return [prompt]
     return list(prompt)
 
