@@ -22,7 +22,7 @@ async def follow_pins(registry: Registry, tiers: PrefixTiers) -> Background:
 
     def keep(epoch: int, contents: Iterable[ContentKey]) -> None:
         if not pins.is_outdated(epoch):
-            tiers.keep_pins(PrefixKey(*content) for content in contents)
+            tiers.keep_pins([PrefixKey(*content) for content in contents])
 
     def follow() -> None:
         found = pins.look()

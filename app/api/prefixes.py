@@ -118,7 +118,6 @@ async def pin_version(name: str, digest: str, services: ServicesDep, tenant: Ten
     version = await services.workers.writes.finish(
         tenant, services.registry.pin, tenant, name, digest
     )
-    services.tiers.pin(PrefixKey(version.owner, version.digest))
     [content] = await _version_objects(services, tenant, [version])
     return StrictJSONResponse(content)
 
@@ -131,7 +130,6 @@ async def unpin_version(
     version = await services.workers.writes.finish(
         tenant, services.registry.unpin, tenant, name, digest
     )
-    services.tiers.unpin(PrefixKey(version.owner, version.digest))
     [content] = await _version_objects(services, tenant, [version])
     return StrictJSONResponse(content)
 

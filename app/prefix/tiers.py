@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal
@@ -170,7 +170,7 @@ class PrefixTiers:
         # apart, so that what is in memory comes to the device while a store does not answer
         self._movers = ThreadPoolExecutor(1, thread_name_prefix="prefix-mover")
         self._flights: dict[PrefixKey, _Flight] = {}
-        self._pinned: OrderedDict[PrefixKey, None] = OrderedDict()
+        self._pinned: frozenset[PrefixKey] = frozenset()
 
     def try_acquire(self, key: PrefixKey) -> Lease | None:
         """A lease at once if the prefix is on the device, else None: the warm path."""
@@ -204,29 +204,21 @@ class PrefixTiers:
         return "host" if key in self._host.entries else None
 
     def evict(self, key: PrefixKey) -> None:
-        """Forget a prefix, and its pin; rows that hold it keep it."""
-        self.unpin(key)
+        """Forget a prefix; rows that hold it keep it, and its pin outlasts it."""
         self._device.remove(key)
         self._host.remove(key)
 
-    def pin(self, key: PrefixKey) -> None:
-        """Keep the prefix once it is here, while pinned ones take no more than half of a tier.
+    def keep_pins(self, keys: Sequence[PrefixKey]) -> None:
+        """Keep these prefixes, and no others, once they are here; the oldest pin comes first.
 
-        Of too many pins the oldest are forgotten.
+        Of more than `MAX_PINNED` the oldest are ignored. Pinned ones take no more than half of a
+        tier.
         """
-        self._pinned[key] = None
-        if len(self._pinned) > MAX_PINNED:
-            self._pinned.popitem(last=False)
+        self._pinned = frozenset(keys[-MAX_PINNED:])
 
-    def unpin(self, key: PrefixKey) -> None:
-        """Let the prefix be evicted again."""
-        self._pinned.pop(key, None)
-
-    def keep_pins(self, keys: Iterable[PrefixKey]) -> None:
-        """Replace all pins, the oldest first."""
-        self._pinned = OrderedDict()
-        for key in keys:
-            self.pin(key)
+    def is_pinned(self, key: PrefixKey) -> bool:
+        """Whether the prefix is kept once it is here."""
+        return key in self._pinned
 
     def stats(self) -> dict[Tier, TierStats]:
         """Figures of both tiers, for metrics."""

@@ -22,12 +22,14 @@ class PinFollower:
         """`limit` bounds the pins that are told: the ones that were made last."""
         self._catalog, self._feed, self._limit = catalog, feed, limit
         self._changed = threading.Event()
+        self._changed_at = -1
 
     def start(self, wake: Callable[[], None]) -> None:
         """From now on `wake` is called when `look` may find something new; it must not raise."""
 
-        def notice(_epoch: int, changes: Sequence[Change] | None) -> None:
+        def notice(epoch: int, changes: Sequence[Change] | None) -> None:
             if changes is None or any(change.kind in _MAY_PIN for change in changes):
+                self._changed_at = epoch
                 self._changed.set()
                 wake()
 
@@ -49,5 +51,8 @@ class PinFollower:
             raise
 
     def is_outdated(self, epoch: int) -> bool:
-        """Whether something was written after this epoch: then another look follows."""
-        return self._feed.epoch > epoch
+        """Whether pins may have changed after this epoch; then another look follows.
+
+        Changes of other kinds don't count: no look follows them, so what was found still holds.
+        """
+        return self._changed_at > epoch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.prefix import Prefix
+from app.prefix.tiers import PrefixKey
 from tests.api.helpers import complete, error_of, events_of, slowed, text_of, with_metadata
 from tests.server import RunningServer
 from tests.tiny import random_prefix
@@ -352,8 +354,13 @@ def test_a_deleted_prefix_leaves_memory_with_its_pins(
     services = own_server.services
     with own_server.client() as client:
         client.post(f"{URL}/versions/{digest}/pin")
+        version = services.registry.get_version("demo", NAME, digest)
         assert complete(client, model=NAME).status_code == 200
         assert services.tiers.stats()["device"].entries == 1
         assert client.delete(path).status_code == 200
     assert services.tiers.stats()["device"].entries == services.tiers.stats()["host"].entries == 0
-    assert not services.tiers._pinned
+    key = PrefixKey(version.owner, digest)
+    deadline = time.monotonic() + 10
+    while services.tiers.is_pinned(key):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

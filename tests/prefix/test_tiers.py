@@ -206,7 +206,7 @@ class TestLeases:
 class TestPins:
     def test_a_pinned_prefix_stays_in_both_tiers(self) -> None:
         async def scene(tiers: PrefixTiers, store: Store) -> None:
-            tiers.pin(A)
+            tiers.keep_pins([A])
             await use(tiers, A, B, C, D)
             assert await use(tiers, A) == ["device"]
             assert tiers.stats()["host"].entries == 2
@@ -216,10 +216,9 @@ class TestPins:
 
     def test_it_can_be_unpinned(self) -> None:
         async def scene(tiers: PrefixTiers, _store: Store) -> None:
-            tiers.pin(A)
+            tiers.keep_pins([A])
             await use(tiers, A, B)
-            tiers.unpin(A)
-            tiers.unpin(B)
+            tiers.keep_pins([])
             await use(tiers, C, D)
             assert tiers.contains(A) is None
 
@@ -227,8 +226,7 @@ class TestPins:
 
     def test_pins_of_one_owner_do_not_shut_others_out(self) -> None:
         async def scene(tiers: PrefixTiers, store: Store) -> None:
-            for key in (A, B, C, D):
-                tiers.pin(key)
+            tiers.keep_pins([A, B, C, D])
             await use(tiers, A, B, C, D)
             others = [PrefixKey("other", digit * 64) for digit in "ab"]
             assert await use(tiers, *others) == ["store", "store"]
@@ -239,13 +237,16 @@ class TestPins:
 
         play(scene, device_units=4, host_units=4)
 
-    def test_what_is_forgotten_is_not_pinned_any_more(self) -> None:
+    def test_an_evicted_prefix_is_gone_and_stays_pinned_for_others_that_use_its_content(
+        self,
+    ) -> None:
         async def scene(tiers: PrefixTiers, _store: Store) -> None:
-            tiers.pin(A)
+            tiers.keep_pins([A])
             await use(tiers, A)
             tiers.evict(A)
-            await use(tiers, A, B, C)
             assert tiers.contains(A) is None
+            await use(tiers, A, B, C)
+            assert tiers.contains(A) == "device"
 
         play(scene, device_units=2, host_units=2)
 
@@ -253,8 +254,7 @@ class TestPins:
         monkeypatch.setattr("app.prefix.tiers.MAX_PINNED", 1)
 
         async def scene(tiers: PrefixTiers, _store: Store) -> None:
-            tiers.pin(A)
-            tiers.pin(B)
+            tiers.keep_pins([A, B])
             await use(tiers, A, B, C, D)
             assert (tiers.contains(A), tiers.contains(B)) == (None, "device")
 
@@ -264,7 +264,7 @@ class TestPins:
 _KEYS = [PrefixKey("owner", f"{index:064x}") for index in range(6)]
 _STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["acquire", "acquire", "use", "release", "pin", "unpin", "evict"]),
+        st.sampled_from(["acquire", "acquire", "use", "release", "keep_pins", "evict"]),
         st.sampled_from(_KEYS),
     ),
     max_size=40,
@@ -288,8 +288,8 @@ def test_bytes_add_up_and_leases_hold_whatever_is_done(steps: list[tuple[str, Pr
 async def _act(
     tiers: PrefixTiers, leases: dict[PrefixKey, list[Lease]], action: str, key: PrefixKey
 ) -> None:
-    if action in ("pin", "unpin"):
-        getattr(tiers, action)(key)
+    if action == "keep_pins":
+        tiers.keep_pins([key] if not tiers.is_pinned(key) else [])
     elif action == "release":
         for lease in leases[key]:
             lease.release()
