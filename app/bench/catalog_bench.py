@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from app.db.change_log import ChangeKind, note
 from app.prefix.reference import PrefixReference
 from app.registry import aliases, versions
-from app.registry.changes import ChangeKind, note
 from app.registry.opening import open_registry
 from app.registry.records import LATEST, VersionInfo
 from app.registry.registry import Registry

@@ -16,7 +16,7 @@ import typer
 from app.cli.configuration import check_folder, read_settings
 
 if TYPE_CHECKING:
-    from app.registry.catalog import Catalog
+    from app.db.database import Catalog
     from app.settings import Settings
     from app.tenancy.accounts import Accounts
     from app.tenancy.keyring import Keyring
@@ -63,7 +63,7 @@ def catalog_settings(data_dir: Path | None, database_url: str | None) -> Setting
 @contextmanager
 def opened(data_dir: Path | None, database_url: str | None) -> Iterator[tuple[Catalog, Settings]]:
     """The catalog that the options name, to the end of the block."""
-    from app.registry.catalog import Catalog
+    from app.db.database import Catalog
 
     settings = catalog_settings(data_dir, database_url)
     catalog = Catalog(settings.catalog_url)

@@ -15,10 +15,10 @@ def migrate(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
 
     Example: `POLYPREFIX_DATABASE_URL=postgresql://polyprefix@db/polyprefix polyprefix migrate`
     """
-    from app.registry import catalog
+    from app.db import database
 
     settings = catalog_settings(data_dir, database_url)
-    before, after = catalog.migrate(settings.catalog_url)
+    before, after = database.migrate(settings.catalog_url)
     if before == after:
         stdout().print(f"revision {after}: up to date")
     else:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from app.db.transactions import Transactions
 from app.errors import InvalidRequest
 from app.prefix.reference import check_alias, check_name
 from app.registry import aliases, gates, scope, versions
 from app.registry.gates import NO_SCORES, Scores
 from app.registry.records import Alias, AliasChange
 from app.registry.splits import check_split
-from app.registry.transactions import Transactions
 
 
 class AliasBook:

@@ -12,9 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, insert, select, update
 
-from app.errors import Conflict, NotFound, PreconditionFailed
-from app.registry.records import LATEST, Alias, AliasChange
-from app.registry.schema import (
+from app.db.schema import (
     alias_history,
     alias_targets,
     aliases,
@@ -22,6 +20,8 @@ from app.registry.schema import (
     tenants,
     versions,
 )
+from app.errors import Conflict, NotFound, PreconditionFailed
+from app.registry.records import LATEST, Alias, AliasChange
 
 MAX_HISTORY = 100
 """Moves that are remembered per alias."""

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
+from app.db.schema import contents, retired_owners, versions
 from app.errors import Unavailable
 from app.registry.records import SHIPPED_OWNER
-from app.registry.schema import contents, retired_owners, versions
 
 _PRESENT = "present"
 _REMOVING = "removing"

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from app.db.database import Catalog
+from app.db.errors import storage_faults
 from app.errors import PolyprefixError, Unavailable
 from app.registry import content_states, scope, versions
-from app.registry.catalog import Catalog
 from app.registry.content_states import Content
-from app.registry.faults import storage_faults
 from app.registry.objects import ObjectStore
 from app.registry.records import Version, VersionInfo
 

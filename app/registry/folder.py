@@ -16,8 +16,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from app.db.errors import storage_faults
 from app.errors import InvalidRequest
-from app.registry.faults import storage_faults
 from app.registry.objects import SUFFIX, StoredObject, check_owner, object_name
 from app.registry.root import READ_FLAGS, Root, regular_file
 from app.registry.staging import FOLDER, FileInTransit, Staging

@@ -16,12 +16,12 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, delete, select
 
+from app.db.change_log import ChangeKind, note
+from app.db.database import Catalog
+from app.db.schema import retired_owners
 from app.registry import content_states, scope
-from app.registry.catalog import Catalog
-from app.registry.changes import ChangeKind, note
 from app.registry.content_states import Content
 from app.registry.objects import ObjectStore
-from app.registry.schema import retired_owners
 
 Item = TypeVar("Item")
 

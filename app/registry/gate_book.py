@@ -5,12 +5,12 @@ Knows nothing about how scores are computed.
 
 from __future__ import annotations
 
+from app.db.transactions import Transactions
 from app.errors import InvalidRequest, NotFound
 from app.prefix.reference import check_alias, check_name
 from app.registry import gates, scope
 from app.registry.gates import Gate
 from app.registry.records import LATEST
-from app.registry.transactions import Transactions
 
 
 class GateBook:

@@ -15,9 +15,9 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, insert, select
 
+from app.db.schema import alias_gates, gate_scores, versions
 from app.errors import Conflict, GateNotPassed
 from app.registry import aliases
-from app.registry.schema import alias_gates, gate_scores, versions
 
 MAX_GATES = 10
 """Gates that the aliases of one prefix may have."""

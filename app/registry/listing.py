@@ -10,17 +10,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, select
 
-from app.registry import scope
-from app.registry.aliases import splits_of
-from app.registry.paging import (
+from app.db.paging import (
     check_limit,
     make_cursor,
     make_number_cursor,
     read_cursor,
     read_number_cursor,
 )
+from app.db.schema import aliases, prefixes, versions
+from app.registry import scope
+from app.registry.aliases import splits_of
 from app.registry.records import LATEST, Page, PrefixRecord, Version
-from app.registry.schema import aliases, prefixes, versions
 from app.registry.versions import to_version
 
 

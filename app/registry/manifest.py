@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from app.db.errors import storage_faults
 from app.errors import PolyprefixError
 from app.prefix.reference import check_alias, check_name
-from app.registry.faults import storage_faults
 from app.registry.folder import FolderStore
 from app.registry.records import SHIPPED_OWNER, VersionInfo
 

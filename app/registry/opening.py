@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from app.db.database import Catalog
 from app.errors import InvalidRequest, PolyprefixError
-from app.registry.catalog import Catalog
 from app.registry.folder import FolderStore
 from app.registry.location import parse_location
 from app.registry.objects import ObjectStore

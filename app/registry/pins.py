@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
+from app.db.change_feed import ChangeFeed
+from app.db.change_log import Change, ChangeKind, read_epoch
+from app.db.database import Catalog
 from app.errors import PolyprefixError
 from app.registry import versions
-from app.registry.catalog import Catalog
-from app.registry.changes import Change, ChangeKind, read_epoch
-from app.registry.feed import ChangeFeed
 from app.registry.records import ContentKey
 
 _MAY_PIN = {ChangeKind.PREFIX, ChangeKind.TENANT}

@@ -10,14 +10,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, delete, insert, select, union
 
+from app.db.paging import check_limit, make_number_cursor, read_number_cursor
+from app.db.schema import prefixes, publications, tenants
+from app.db.transactions import Transactions
 from app.errors import InvalidRequest
 from app.prefix.reference import check_name
 from app.registry import scope
-from app.registry.paging import check_limit, make_number_cursor, read_number_cursor
 from app.registry.records import Page, Publication, PublishedPrefix
-from app.registry.schema import prefixes, publications, tenants
 from app.registry.scope import EVERYONE
-from app.registry.transactions import Transactions
 
 MAX_GRANTEES = 100
 """Tenants that one prefix may be published to by name."""

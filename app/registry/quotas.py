@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, select, update
 
+from app.db.schema import tenants
 from app.errors import QuotaExceeded
 from app.registry.records import Quota
-from app.registry.schema import tenants
 
 
 def count(connection: Connection, tenant: str, *, prefixes: int = 0, nbytes: int = 0) -> None:

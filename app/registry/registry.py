@@ -16,6 +16,10 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection
 
+from app.db.change_feed import ChangeFeed
+from app.db.change_log import ChangeKind, note
+from app.db.database import Catalog
+from app.db.transactions import Transactions
 from app.errors import Conflict, InUse
 from app.prefix.reference import PrefixReference, check_alias, check_name
 from app.registry import (
@@ -29,9 +33,6 @@ from app.registry import (
     versions,
 )
 from app.registry.alias_book import AliasBook
-from app.registry.catalog import Catalog
-from app.registry.changes import ChangeKind, note
-from app.registry.feed import ChangeFeed
 from app.registry.garbage import Collector
 from app.registry.gate_book import GateBook
 from app.registry.gates import NO_SCORES, Scores, Unscored
@@ -50,7 +51,6 @@ from app.registry.records import (
 )
 from app.registry.resolver import Resolver
 from app.registry.resolving import ResolveCache
-from app.registry.transactions import Transactions
 
 _NO_QUOTA = Quota()
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
 
+from app.db.change_feed import ChangeFeed
+from app.db.database import Catalog
+from app.db.schema import alias_targets, aliases, prefixes, tenants, versions
 from app.errors import InvalidRequest
 from app.prefix.reference import PrefixReference
 from app.registry import scope
-from app.registry.catalog import Catalog
-from app.registry.feed import ChangeFeed
 from app.registry.records import LATEST, Resolved
 from app.registry.resolving import ResolveCache
-from app.registry.schema import alias_targets, aliases, prefixes, tenants, versions
 from app.registry.splits import Split
 
 _COLUMNS = (

@@ -11,8 +11,8 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+from app.db.change_log import Change, ChangeKind
 from app.prefix.reference import PrefixReference
-from app.registry.changes import Change, ChangeKind
 from app.registry.records import Resolved
 from app.registry.splits import Split
 

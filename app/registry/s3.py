@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, BinaryIO
 import obstore
 from obstore.store import S3Store as Client
 
+from app.db.circuit_breaker import Outage
+from app.db.errors import storage_faults
 from app.errors import InvalidRequest, PolyprefixError, Unavailable
-from app.registry.faults import storage_faults
 from app.registry.location import S3Location
 from app.registry.objects import StoredObject, check_owner, object_name
-from app.registry.outage import Outage
 from app.registry.root import READ_FLAGS, Root
 from app.registry.s3_faults import s3_faults
 from app.registry.staging import FileInTransit, Staging

@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import BindParameter, ColumnElement, Connection, Select, exists, insert, select
 
+from app.db.schema import prefixes, publications, tenants, versions
 from app.errors import NotFound, PrefixNotFound
 from app.registry.records import Tenant
-from app.registry.schema import prefixes, publications, tenants, versions
 
 EVERYONE = "*"
 """The grantee that stands for all tenants."""

@@ -13,14 +13,14 @@ from pathlib import Path
 
 from sqlalchemy import Connection, exists, insert, select
 
+from app.db.change_log import ChangeKind, note
+from app.db.schema import prefixes, publications, seeded
+from app.db.schema import versions as version_rows
 from app.registry import aliases, gates, versions
-from app.registry.changes import ChangeKind, note
 from app.registry.folder import FolderStore
 from app.registry.manifest import ShippedPrefix, ShippedVersion, read_manifest
 from app.registry.records import LATEST, SHIPPED_OWNER
 from app.registry.registry import Registry
-from app.registry.schema import prefixes, publications, seeded
-from app.registry.schema import versions as version_rows
 from app.registry.scope import EVERYONE, get_prefix_id
 
 DEFAULT_TENANT = "demo"

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from app.db.errors import storage_faults
 from app.errors import InsufficientStorage
-from app.registry.faults import storage_faults
 from app.registry.root import READ_FLAGS, Root, regular_file
 
 FOLDER = ".staging"

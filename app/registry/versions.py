@@ -9,11 +9,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
 
+from app.db.schema import aliases, prefixes, versions
 from app.errors import InvalidRequest
 from app.prefix.reference import check_name, looks_hexadecimal
 from app.registry import quotas, scope
 from app.registry.records import SHIPPED_OWNER, ContentKey, Version, VersionInfo
-from app.registry.schema import aliases, prefixes, versions
 
 
 def to_version(row: Row[Any]) -> Version:

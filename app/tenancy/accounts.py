@@ -14,13 +14,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
-from app.errors import Conflict, NotFound
-from app.prefix.reference import check_name
-from app.registry.catalog import Catalog
-from app.registry.changes import ChangeKind, note
-from app.registry.paging import check_limit, make_cursor, read_cursor
-from app.registry.records import Page
-from app.registry.schema import (
+from app.db.change_log import ChangeKind, note
+from app.db.database import Catalog
+from app.db.paging import check_limit, make_cursor, read_cursor
+from app.db.schema import (
     alias_targets,
     aliases,
     prefixes,
@@ -28,6 +25,9 @@ from app.registry.schema import (
     retired_owners,
     tenants,
 )
+from app.errors import Conflict, NotFound
+from app.prefix.reference import check_name
+from app.registry.records import Page
 from app.tenancy.limits import TenantLimits
 
 Transaction = Callable[[], AbstractContextManager[tuple[Connection, int]]]

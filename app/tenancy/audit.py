@@ -14,8 +14,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from app.db.database import Catalog
 from app.errors import PolyprefixError
-from app.registry.catalog import Catalog
 from app.tenancy import audit_chain
 from app.tenancy.audit_call import Call, current_call
 from app.tenancy.audit_chain import Link

@@ -16,11 +16,11 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
+from app.db.database import Catalog
+from app.db.paging import check_limit, make_cursor, read_cursor
+from app.db.schema import audit_log
 from app.errors import InvalidRequest, Unavailable
-from app.registry.catalog import Catalog
-from app.registry.paging import check_limit, make_cursor, read_cursor
 from app.registry.records import Page
-from app.registry.schema import audit_log
 
 GENESIS = "0" * 64
 """The hash before a chain's first record."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, select
 
-from app.registry.changes import ChangeKind, read_epoch
-from app.registry.schema import alias_history, aliases, catalog_changes, prefixes
+from app.db.change_log import ChangeKind, read_epoch
+from app.db.schema import alias_history, aliases, catalog_changes, prefixes
 
 _MOST = 16
 """Changes that one record names."""

@@ -16,10 +16,10 @@ from typing import NoReturn, Protocol
 
 from sqlalchemy import BindParameter, bindparam, or_, select, update
 
+from app.db.change_feed import ChangeFeed
+from app.db.database import Catalog
+from app.db.schema import api_keys, tenants
 from app.errors import InvalidKey, PolyprefixError
-from app.registry.catalog import Catalog
-from app.registry.feed import ChangeFeed
-from app.registry.schema import api_keys, tenants
 from app.tenancy.failures import Failures
 from app.tenancy.key_cache import Entry, KeyCache
 from app.tenancy.keyring import read_scopes

@@ -9,8 +9,8 @@ import logging
 import time
 from collections.abc import Callable
 
+from app.db.database import Catalog
 from app.errors import PolyprefixError
-from app.registry.catalog import Catalog
 from app.tenancy.audit import AuditLog
 from app.tenancy.usage import UsageLedger
 

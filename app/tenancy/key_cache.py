@@ -11,7 +11,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.registry.changes import Change, ChangeKind
+from app.db.change_log import Change, ChangeKind
 from app.tenancy.principal import Principal
 
 

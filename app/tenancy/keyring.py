@@ -12,12 +12,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, or_, select, update
 
+from app.db.change_log import ChangeKind, note
+from app.db.database import Catalog
+from app.db.paging import check_limit, make_cursor, read_cursor
+from app.db.schema import api_keys, tenants
 from app.errors import Conflict, InvalidRequest, NotFound
-from app.registry.catalog import Catalog
-from app.registry.changes import ChangeKind, note
-from app.registry.paging import check_limit, make_cursor, read_cursor
 from app.registry.records import Page
-from app.registry.schema import api_keys, tenants
 from app.tenancy.accounts import Transaction, get_account
 from app.tenancy.keys import ApiKey, digest, is_kid, mint, strike
 from app.tenancy.principal import TENANT_SCOPES, Scope

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from app.registry.catalog import Catalog
+from app.db.database import Catalog
 from app.tenancy import usage_table
 from app.tenancy.sums import HOUR, Batch, Sums, UsageKey
 

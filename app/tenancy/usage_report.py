@@ -12,11 +12,11 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, tuple_
 
+from app.db.database import Catalog
+from app.db.paging import check_limit, make_cursor, read_cursor
+from app.db.schema import usage_hours
 from app.errors import InvalidRequest
-from app.registry.catalog import Catalog
-from app.registry.paging import check_limit, make_cursor, read_cursor
 from app.registry.records import Page
-from app.registry.schema import usage_hours
 from app.tenancy import usage_table
 from app.tenancy.sums import Sums, UsageKey
 from app.tenancy.usage import UsageLedger

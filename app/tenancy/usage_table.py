@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, Select, delete, func, literal_
 from sqlalchemy import update as sql_update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from app.registry.schema import usage_batches, usage_hours
+from app.db.schema import usage_batches, usage_hours
 from app.tenancy.sums import Batch
 
 DAY = 86_400

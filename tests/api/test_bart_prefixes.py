@@ -13,11 +13,11 @@ from sqlalchemy import null, update
 from typer.testing import CliRunner
 
 from app.cli import app as command_line
+from app.db.schema import versions
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.metadata import render_metadata
 from app.prefix.prefix import KeyValues, Prefix
-from app.registry.schema import versions
 from tests.api.helpers import error_of, with_metadata
 from tests.server import RunningServer
 from tests.tiny import random_prefix

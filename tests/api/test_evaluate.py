@@ -18,12 +18,12 @@ from app.api.choosing import Choice
 from app.api.evaluation_schemas import DecodingFields
 from app.api.generation import Job
 from app.api.scoring import judge_of
+from app.db.schema import versions
 from app.engine.engine import Engine
 from app.engine.request import SamplingParams
 from app.errors import GenerationFault
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
-from app.registry.schema import versions
 from app.tenancy.limits import TenantLimits
 from app.tenancy.principal import Principal, Scope
 from tests.api.helpers import Json, complete, error_of, slowed, text_of, until, until_idle

@@ -12,8 +12,8 @@ import pytest
 from openai import OpenAI, OpenAIError
 from sqlalchemy import update
 
+from app.db.schema import tenants
 from app.model.frozen import FrozenModel
-from app.registry.schema import tenants
 from tests.api.guarded import EVERYTHING, Guarded, guarding
 from tests.api.helpers import BASE, NO_END, complete, slowed, until, until_idle
 from tests.tiny import random_prefix

@@ -11,8 +11,8 @@ from sqlalchemy import delete, update
 from typer.testing import CliRunner, Result
 
 from app.cli import app
-from app.registry.catalog import Catalog
-from app.registry.schema import audit_log
+from app.db.database import Catalog
+from app.db.schema import audit_log
 
 PEPPER = "a pepper for tests of 32 characters or more"
 

@@ -11,7 +11,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from app.cli import app
-from app.registry.catalog import Catalog
+from app.db.database import Catalog
 from app.tenancy.accounts import Accounts
 from app.tenancy.keys import PATTERN, read_kid
 from app.tenancy.principal import TENANT_SCOPES, Scope

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import pytest
 from sqlalchemy import event
 
+from app.db.change_feed import ChangeFeed
 from app.prefix.reference import PrefixReference, parse_model_field
-from app.registry.feed import ChangeFeed
 from app.registry.opening import open_registry
 from app.registry.records import Version, VersionInfo
 from app.registry.registry import Registry

@@ -10,10 +10,10 @@ from typing import Any
 
 from sqlalchemy import func, insert, select, update
 
-from app.registry.changes import ChangeKind, note
+from app.db.change_log import ChangeKind, note
+from app.db.schema import alias_history, aliases, prefixes, tenants, versions
 from app.registry.records import LATEST
 from app.registry.registry import Registry
-from app.registry.schema import alias_history, aliases, prefixes, tenants, versions
 
 CONTENTS = 4
 NBYTES = 1000

@@ -8,7 +8,7 @@ from pathlib import Path
 from alembic import command
 from sqlalchemy import Connection, text
 
-from app.registry import migrate
+from app.db import migrate
 
 OWNER = "ab" * 16
 KEPT, GARBAGE = b"kept content", b"nobody needs this"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from app.db.database import Catalog, migrate
 from app.errors import PreconditionFailed, Unavailable
 from app.prefix.reference import PrefixReference
-from app.registry.catalog import Catalog, migrate
 from app.registry.folder import FolderStore
 from app.registry.records import VersionInfo
 from app.registry.registry import Registry

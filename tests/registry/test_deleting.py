@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from app.db.schema import contents as table
 from app.errors import InUse, PrefixNotFound
 from app.registry.registry import Registry
-from app.registry.schema import contents as table
 from tests.registry.conftest import Upload, stored
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from app.db.paging import MAX_LIMIT, make_cursor
 from app.errors import InvalidRequest
-from app.registry.paging import MAX_LIMIT, make_cursor
 from app.registry.registry import Registry
 from tests.registry.conftest import Upload
 

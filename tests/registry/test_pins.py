@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from app.registry.catalog import Catalog
-from app.registry.changes import ChangeKind, note
-from app.registry.feed import ChangeFeed
+from app.db.change_feed import ChangeFeed
+from app.db.change_log import ChangeKind, note
+from app.db.database import Catalog
 from app.registry.pins import PinFollower
 
 

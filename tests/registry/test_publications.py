@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import update
 
+from app.db.change_log import ChangeKind, note
+from app.db.schema import tenants
 from app.errors import InvalidRequest, PrefixNotFound
 from app.prefix.reference import PrefixReference
-from app.registry.changes import ChangeKind, note
 from app.registry.publications import MAX_GRANTEES
 from app.registry.records import Version
 from app.registry.registry import Registry
-from app.registry.schema import tenants
 from tests.registry.conftest import Clock, Upload, statements
 
 Ref = Callable[[str], PrefixReference]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
+from app.db.migrations.versions import rev_0002_tenants as revision
 from app.errors import QuotaExceeded
-from app.registry.migrations.versions import rev_0002_tenants as revision
 from app.registry.quotas import stored
 from app.registry.records import SHIPPED_OWNER, Quota, VersionInfo
 from app.registry.registry import Registry

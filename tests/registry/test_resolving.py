@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Connection
 
+from app.db.change_feed import ChangeFeed
 from app.errors import InsufficientStorage, InvalidRequest, PrefixNotFound
 from app.prefix.reference import PrefixReference
-from app.registry.feed import ChangeFeed
 from app.registry.records import Version
 from app.registry.registry import Registry
 from app.registry.resolving import ResolveCache

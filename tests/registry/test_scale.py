@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
+from app.db.change_log import ChangeKind, note
+from app.db.paging import make_cursor
 from app.errors import PrefixNotFound
 from app.prefix.reference import PrefixReference
-from app.registry.changes import ChangeKind, note
 from app.registry.opening import open_registry
-from app.registry.paging import make_cursor
 from app.registry.records import Quota, Resolved, VersionInfo
 from app.registry.registry import Registry
 from app.registry.resolving import ResolveCache

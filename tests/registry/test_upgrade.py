@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, select
 
-from app.registry.catalog import migrate
+from app.db.database import migrate
+from app.db.schema import contents
 from app.registry.opening import open_registry
 from app.registry.records import ContentKey, VersionInfo
 from app.registry.registry import Registry
-from app.registry.schema import contents
 from tests.postgres_server import PostgresServer, postgres_server
 from tests.registry.old_release import (
     GARBAGE,

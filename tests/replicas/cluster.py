@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 
+from app.db.database import Catalog, migrate
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.prefix import Prefix
-from app.registry.catalog import Catalog, migrate
 from app.tenancy.accounts import Accounts
 from app.tenancy.keyring import Keyring
 from app.tenancy.principal import Scope

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from sqlalchemy import update
 
+from app.db.schema import contents
 from app.errors import Unavailable
-from app.registry.schema import contents
 from tests.postgres_server import PostgresServer, postgres_server
 from tests.replicas.cluster import Sample, calling, within
 from tests.replicas.conftest import Pair, Tenant

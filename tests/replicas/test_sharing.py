@@ -9,7 +9,7 @@ from itertools import cycle, islice
 import httpx
 import pytest
 
-from app.registry.catalog import Catalog
+from app.db.database import Catalog
 from app.tenancy.audit_chain import list_records, verify
 from tests.api.helpers import until
 from tests.redis_server import RedisServer

@@ -11,8 +11,8 @@ import time
 
 from sqlalchemy import insert
 
-from app.registry.catalog import Catalog
-from app.registry.schema import tenants
+from app.db.database import Catalog
+from app.db.schema import tenants
 from app.tenancy.audit_call import LocalCall, calling
 from app.tenancy.books import WRITE_S, Books
 from app.tenancy.sums import Sums

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.registry.catalog import Catalog, migrate
+from app.db.database import Catalog, migrate
 from tests.postgres_server import PostgresServer, postgres_server
 from tests.redis_server import RedisServer, redis_server
 from tests.tenancy.house import House, open_house

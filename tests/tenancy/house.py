@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from app.registry.catalog import Catalog
-from app.registry.feed import ChangeFeed
+from app.db.change_feed import ChangeFeed
+from app.db.database import Catalog
 from app.tenancy.accounts import Accounts
 from app.tenancy.authenticator import KeyAuthenticator
 from app.tenancy.failures import Failures

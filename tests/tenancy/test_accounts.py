@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import func, insert, select
 
+from app.db import schema
+from app.db.change_log import Change, ChangeKind, read_changes
 from app.errors import Conflict, InvalidRequest, NotFound
-from app.registry import schema
-from app.registry.changes import Change, ChangeKind, read_changes
 from app.tenancy.limits import TenantLimits
 from tests.tenancy.house import House
 

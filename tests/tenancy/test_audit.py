@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, insert, select, text, update
 
+from app.db.database import Catalog
+from app.db.schema import audit_log, tenants
 from app.errors import Conflict, InvalidRequest, PolyprefixError, Unavailable
-from app.registry.catalog import Catalog
-from app.registry.schema import audit_log, tenants
 from app.tenancy import audit_chain
 from app.tenancy.audit import AuditLog
 from app.tenancy.audit_call import LocalCall, calling, shown

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from app.db.database import Catalog, migrate
+from app.db.schema import audit_log, tenants, usage_hours
 from app.errors import Unavailable
-from app.registry.catalog import Catalog, migrate
-from app.registry.schema import audit_log, tenants, usage_hours
 from app.tenancy.audit_chain import verify
 from app.tenancy.books import WRITE_S, Books
 from app.tenancy.sums import Sums

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.registry.changes import Change, ChangeKind
+from app.db.change_log import Change, ChangeKind
 from app.tenancy.key_cache import Entry, KeyCache
 from app.tenancy.principal import Principal
 

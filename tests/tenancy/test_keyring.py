@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from app.db.change_log import Change, ChangeKind, read_changes
+from app.db.schema import api_keys
 from app.errors import Conflict, InvalidRequest, NotFound
-from app.registry.changes import Change, ChangeKind, read_changes
-from app.registry.schema import api_keys
 from app.tenancy import keyring as module
 from app.tenancy.keyring import Keyring
 from app.tenancy.keys import digest

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from app.db.database import Catalog, migrate
 from app.errors import Conflict, InvalidKey
-from app.registry.catalog import Catalog, migrate
 from app.tenancy import keyring as module
 from tests.postgres_server import postgres_url
 from tests.tenancy.house import PEER, House

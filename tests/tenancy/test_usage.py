@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Connection, func, insert, select
 
+from app.db.database import Catalog
+from app.db.schema import usage_batches, usage_hours
 from app.errors import InvalidRequest, Unavailable
-from app.registry.catalog import Catalog
-from app.registry.schema import usage_batches, usage_hours
 from app.tenancy.sums import Sums
 from app.tenancy.usage import OTHERS, UsageLedger
 from app.tenancy.usage_report import UsageQuery, UsageRow, read_usage

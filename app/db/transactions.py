@@ -10,10 +10,10 @@ from contextlib import AbstractContextManager, contextmanager
 
 from sqlalchemy import Connection
 
+from app.db.change_feed import ChangeFeed
+from app.db.change_log import Change, ChangeKind, note, read_changes
+from app.db.database import Catalog
 from app.prefix.reference import check_name
-from app.registry.catalog import Catalog
-from app.registry.changes import Change, ChangeKind, note, read_changes
-from app.registry.feed import ChangeFeed
 
 
 class Transactions:

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, delete, insert, select, update
 
-from app.registry.schema import catalog_changes, catalog_epoch
+from app.db.schema import catalog_changes, catalog_epoch
 
 KEPT_EPOCHS = 20_000
 """Epochs whose notes are kept; who has looked away for longer forgets everything."""

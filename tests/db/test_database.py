@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, select, text
 
+from app.db import database as module
+from app.db.database import Catalog
+from app.db.schema import catalog_epoch, tenants
 from app.errors import Conflict, InsufficientStorage, PolyprefixError, Unavailable
-from app.registry import catalog as module
-from app.registry.catalog import Catalog
-from app.registry.schema import catalog_epoch, tenants
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from app.db import change_log as module
+from app.db.change_feed import ChangeFeed
+from app.db.change_log import Change, ChangeKind, note
+from app.db.database import Catalog
+from app.db.transactions import Transactions
 from app.errors import Unavailable
-from app.registry import changes as module
-from app.registry.catalog import Catalog
-from app.registry.changes import Change, ChangeKind, note
-from app.registry.feed import ChangeFeed
-from app.registry.transactions import Transactions
 
 
 class Listener:

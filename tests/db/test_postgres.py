@@ -11,10 +11,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import insert, select
 
+from app.db.database import Catalog, migrate
+from app.db.migrate import head
+from app.db.schema import metadata, tenants
 from app.errors import PolyprefixError, Unavailable
-from app.registry.catalog import Catalog, migrate
-from app.registry.migrate import head
-from app.registry.schema import metadata, tenants
 from tests.postgres_server import PostgresServer, postgres_server
 
 

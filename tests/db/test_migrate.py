@@ -12,11 +12,11 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, insert, select, text
 
+from app.db import migrate as module
+from app.db.database import Catalog, migrate
+from app.db.migrate import head, upgrade
+from app.db.schema import catalog_epoch, metadata, prefixes, tenants
 from app.errors import PolyprefixError
-from app.registry import migrate as module
-from app.registry.catalog import Catalog, migrate
-from app.registry.migrate import head, upgrade
-from app.registry.schema import catalog_epoch, metadata, prefixes, tenants
 
 
 @pytest.fixture

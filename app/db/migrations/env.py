@@ -1,10 +1,10 @@
-"""Runs revisions on the connection that `app.registry.migrate` hands over; run by Alembic."""
+"""Runs revisions on the connection that `app.db.migrate` hands over; run by Alembic."""
 
 from __future__ import annotations
 
 from alembic import context
 
-from app.registry.schema import metadata
+from app.db.schema import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from app.db.circuit_breaker import Outage
 from app.errors import Unavailable
-from app.registry.outage import Outage
 
 
 class Lost(Exception):

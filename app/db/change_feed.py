@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy import Connection
 
+from app.db.change_log import Change, read_changes, read_epoch
+from app.db.database import Catalog
 from app.errors import PolyprefixError
-from app.registry.catalog import Catalog
-from app.registry.changes import Change, read_changes, read_epoch
 
 Listener = Callable[[int, Sequence[Change] | None], None]
 """Told an epoch and what has changed up to it since the last one that it was told, None if that may

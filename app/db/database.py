@@ -16,13 +16,13 @@ from sqlalchemy import Connection, Engine, create_engine, event, func, insert, s
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
+from app.db.change_log import begin_epoch, end_epoch, read_epoch
+from app.db.circuit_breaker import Outage
+from app.db.errors import catalog_faults, is_lost, storage_faults
+from app.db.migrate import is_current, upgrade
+from app.db.postgres import make_postgres_engine
+from app.db.schema import catalog_epoch
 from app.errors import PolyprefixError, Unavailable
-from app.registry.changes import begin_epoch, end_epoch, read_epoch
-from app.registry.faults import catalog_faults, is_lost, storage_faults
-from app.registry.migrate import is_current, upgrade
-from app.registry.outage import Outage
-from app.registry.postgres import make_postgres_engine
-from app.registry.schema import catalog_epoch
 
 _BUSY_TIMEOUT_S = 10
 _WRITER_TIMEOUT_S = 30
