@@ -51,9 +51,9 @@ from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.model.threads import in_passing_thread
 from app.prefix.tiers import PrefixTiers
-from app.registry.opening import open_registry
+from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
-from app.registry.seed import seed
+from app.registry.shipped.import_ import seed
 from app.settings import Settings
 from app.tenancy.accounts import Accounts
 from app.tenancy.authenticator import Anonymous, Authentication, KeyAuthenticator

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from app.registry.location import S3Location, parse_location
+from app.registry.storage.url import S3Location, parse_location
 from app.settings import Settings
 
 FILE = Path(__file__).resolve().parent.parent / "docker" / "compose.yaml"

@@ -27,9 +27,9 @@ from app.errors import GenerationFault, InvalidPrefix, InvalidRequest, Polyprefi
 from app.model.dense import check_finite
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
-from app.registry.gates import Gate
-from app.registry.objects import StagedFile
-from app.registry.records import Quota, Version
+from app.registry.quality_gates import Gate
+from app.registry.storage.store import StagedFile
+from app.registry.types import Quota, Version
 from app.tenancy.principal import Principal
 from app.training.publish import describe
 

@@ -16,8 +16,8 @@ from app.api.gating import past_gate, version_score
 from app.api.prefix_objects import alias_object, change_object
 from app.api.schemas import AliasBody
 from app.api.services import ServicesDep
-from app.registry.gates import Gate
-from app.registry.records import Alias
+from app.registry.quality_gates import Gate
+from app.registry.types import Alias
 from app.tenancy.principal import Scope
 
 router = APIRouter(prefix="/v1/prefixes/{name}/aliases/{alias}")

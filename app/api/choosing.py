@@ -14,7 +14,7 @@ from app.errors import BaseModelMismatch, InvalidRequest, PrefixNotFound
 from app.prefix.prefix import Prefix
 from app.prefix.reference import MAX_PARTS, PrefixReference, parse_model_field
 from app.prefix.tiers import Lease, PrefixKey
-from app.registry.records import Resolved, Version
+from app.registry.types import Resolved, Version
 
 _MAX_SHOWN = 80
 _TIERS = ("device", "host", "store")

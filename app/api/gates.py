@@ -16,7 +16,7 @@ from app.api.errors import StrictJSONResponse
 from app.api.evaluation_schemas import GateBody
 from app.api.services import ServicesDep
 from app.errors import InvalidRequest
-from app.registry.gates import Gate
+from app.registry.quality_gates import Gate
 from app.tenancy.principal import Scope
 
 router = APIRouter(prefix="/v1/prefixes/{name}/aliases/{alias}/gate")

@@ -17,7 +17,7 @@ from app.api.generation import unless_gone
 from app.api.scoring import choose_version, judge_of, score
 from app.api.services import Services
 from app.errors import Conflict
-from app.registry.gates import Gate, Unscored
+from app.registry.quality_gates import Gate, Unscored
 from app.tenancy.principal import Principal
 
 Result = TypeVar("Result")

@@ -12,7 +12,7 @@ from app.api.services import Services
 from app.errors import PolyprefixError
 from app.prefix.header import LENGTH_BYTES, MAX_HEADER_BYTES, header_length, parse_header
 from app.prefix.spec import MODULES
-from app.registry.records import Version
+from app.registry.types import Version
 
 
 def module_lengths(services: Services, tenant: str, version: Version) -> Mapping[str, int]:

@@ -13,7 +13,7 @@ from app.api.errors import StrictJSONResponse
 from app.api.prefixes import forget_prefix
 from app.api.services import Services, ServicesDep
 from app.errors import InUse, InvalidRequest, PrefixNotFound
-from app.registry.records import PublishedPrefix
+from app.registry.types import PublishedPrefix
 from app.tenancy.principal import Scope
 
 router = APIRouter()

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from app.api.background import Background
 from app.prefix.tiers import MAX_PINNED, PrefixKey, PrefixTiers
 from app.registry.pins import PinFollower
-from app.registry.records import ContentKey
 from app.registry.registry import Registry
+from app.registry.types import ContentKey
 
 _RETRY_S = 0.45
 """Seconds until the next try while the catalog does not answer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from app.registry.records import (
+from app.registry.types import (
     Alias,
     AliasChange,
     PrefixRecord,

@@ -14,7 +14,7 @@ from app.api.lengths import known_lengths, module_lengths
 from app.api.prefix_objects import prefix_object, version_object
 from app.api.services import Services, ServicesDep
 from app.prefix.tiers import PrefixKey
-from app.registry.records import Version
+from app.registry.types import Version
 from app.tenancy.principal import Scope
 
 router = APIRouter(prefix="/v1/prefixes")

@@ -19,7 +19,7 @@ from app.errors import (
 )
 from app.prefix.codec import max_file_bytes
 from app.prefix.reference import check_alias, check_name
-from app.registry.objects import StagedFile
+from app.registry.storage.store import StagedFile
 from app.tenancy.principal import Scope
 
 router = APIRouter()

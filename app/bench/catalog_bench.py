@@ -18,10 +18,10 @@ from typing import Any
 from app.db.change_log import ChangeKind, note
 from app.prefix.reference import PrefixReference
 from app.registry import aliases, versions
-from app.registry.opening import open_registry
-from app.registry.records import LATEST, VersionInfo
+from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
-from app.registry.seed import seed
+from app.registry.shipped.import_ import seed
+from app.registry.types import LATEST, VersionInfo
 
 _TENANT = "bench"
 _OWNER = "bench"

@@ -29,9 +29,9 @@ from app.prefix.codec import decode, encode
 from app.prefix.prefix import Prefix
 from app.prefix.reference import PrefixReference
 from app.prefix.tiers import Lease, PrefixKey, PrefixTiers
-from app.registry.opening import open_registry
-from app.registry.records import VersionInfo
+from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
+from app.registry.types import VersionInfo
 
 _TENANT = "bench"
 _ON_DEVICE = 100

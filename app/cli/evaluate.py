@@ -123,7 +123,7 @@ def _result(name: str, length: int, done: Evaluation) -> dict[str, object]:
 def _prefix(name: str, store: Path | None, model: FrozenModel) -> Prefix:
     """The prefix of a file or of a store's name, on the model's device."""
     from app.prefix.codec import decode
-    from app.registry.manifest import read_manifest
+    from app.registry.shipped.manifest import read_manifest
 
     path = Path(name)
     if store is not None and not path.is_file():

@@ -26,7 +26,7 @@ from app.model.source import check_source
 
 if TYPE_CHECKING:
     from app.api.services import Services
-    from app.registry.records import PrefixRecord
+    from app.registry.types import PrefixRecord
     from app.settings import Settings
 
 _log = logging.getLogger(__name__)
@@ -124,7 +124,7 @@ def serve(
 
 def _check_places(settings: Settings) -> None:
     """Refuse folders and a model that cannot be used, before anything is loaded."""
-    from app.registry.location import parse_location
+    from app.registry.storage.url import parse_location
 
     check_folder(settings.data_dir, "--data-dir")
     store = parse_location(settings.store)

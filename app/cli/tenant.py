@@ -14,7 +14,7 @@ from app.cli.catalog import AsJson, DatabaseUrl, DataDir, Tenant, tenancy
 from app.cli.console import Commands, date, human_bytes, plain, print_json, stderr, stdout, table
 
 if TYPE_CHECKING:
-    from app.registry.records import Page
+    from app.registry.types import Page
     from app.tenancy.accounts import Account
     from app.tenancy.limits import TenantLimits
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from app.db.transactions import Transactions
 from app.errors import InvalidRequest
 from app.prefix.reference import check_alias, check_name
-from app.registry import aliases, gates, scope, versions
-from app.registry.gates import NO_SCORES, Scores
-from app.registry.records import Alias, AliasChange
+from app.registry import aliases, quality_gates, scope, versions
+from app.registry.quality_gates import NO_SCORES, Scores
 from app.registry.splits import check_split
+from app.registry.types import Alias, AliasChange
 
 
 class AliasBook:
@@ -50,8 +50,8 @@ class AliasBook:
             aliases.check_match(connection, prefix_id, alias, if_match)
             row = versions.get_row(connection, tenant, name, digest)
             weights = {row.digest: 1}
-            gates.check(connection, prefix_id, alias, weights, scores)
-            gates.remember(connection, prefix_id, alias, weights, scores)
+            quality_gates.check(connection, prefix_id, alias, weights, scores)
+            quality_gates.remember(connection, prefix_id, alias, weights, scores)
             now = self._transactions.now()
             aliases.move(connection, epoch, row, alias, reason="set", now=now)
             return aliases.get(connection, prefix_id, alias)
@@ -82,8 +82,8 @@ class AliasBook:
             }
             if len(weights) < len(split):
                 raise InvalidRequest("the split names a version twice", param="split")
-            gates.check(connection, prefix_id, alias, weights, scores)
-            gates.remember(connection, prefix_id, alias, weights, scores)
+            quality_gates.check(connection, prefix_id, alias, weights, scores)
+            quality_gates.remember(connection, prefix_id, alias, weights, scores)
             now = self._transactions.now()
             aliases.split(connection, epoch, prefix_id, alias, weights, reason="set", now=now)
             return aliases.get(connection, prefix_id, alias)

@@ -21,7 +21,7 @@ from app.db.schema import (
     versions,
 )
 from app.errors import Conflict, NotFound, PreconditionFailed
-from app.registry.records import LATEST, Alias, AliasChange
+from app.registry.types import LATEST, Alias, AliasChange
 
 MAX_HISTORY = 100
 """Moves that are remembered per alias."""

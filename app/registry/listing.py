@@ -20,7 +20,7 @@ from app.db.paging import (
 from app.db.schema import aliases, prefixes, versions
 from app.registry import scope
 from app.registry.aliases import splits_of
-from app.registry.records import LATEST, Page, PrefixRecord, Version
+from app.registry.types import LATEST, Page, PrefixRecord, Version
 from app.registry.versions import to_version
 
 

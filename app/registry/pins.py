@@ -10,7 +10,7 @@ from app.db.change_log import Change, ChangeKind, read_epoch
 from app.db.database import Catalog
 from app.errors import PolyprefixError
 from app.registry import versions
-from app.registry.records import ContentKey
+from app.registry.types import ContentKey
 
 _MAY_PIN = {ChangeKind.PREFIX, ChangeKind.TENANT}
 

@@ -16,8 +16,8 @@ from app.db.transactions import Transactions
 from app.errors import InvalidRequest
 from app.prefix.reference import check_name
 from app.registry import scope
-from app.registry.records import Page, Publication, PublishedPrefix
 from app.registry.scope import EVERYONE
+from app.registry.types import Page, Publication, PublishedPrefix
 
 MAX_GRANTEES = 100
 """Tenants that one prefix may be published to by name."""

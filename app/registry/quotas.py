@@ -10,7 +10,7 @@ from sqlalchemy import Connection, select, update
 
 from app.db.schema import tenants
 from app.errors import QuotaExceeded
-from app.registry.records import Quota
+from app.registry.types import Quota
 
 
 def count(connection: Connection, tenant: str, *, prefixes: int = 0, nbytes: int = 0) -> None:

@@ -22,23 +22,17 @@ from app.db.database import Catalog
 from app.db.transactions import Transactions
 from app.errors import Conflict, InUse
 from app.prefix.reference import PrefixReference, check_alias, check_name
-from app.registry import (
-    aliases,
-    content_states,
-    contents,
-    gates,
-    listing,
-    quotas,
-    scope,
-    versions,
-)
+from app.registry import aliases, listing, quality_gates, quotas, scope, versions
 from app.registry.alias_book import AliasBook
-from app.registry.garbage import Collector
-from app.registry.gate_book import GateBook
-from app.registry.gates import NO_SCORES, Scores, Unscored
-from app.registry.objects import ObjectStore, StagedFile
 from app.registry.publications import Publications
-from app.registry.records import (
+from app.registry.quality_gate_service import GateBook
+from app.registry.quality_gates import NO_SCORES, Scores, Unscored
+from app.registry.resolve_cache import ResolveCache
+from app.registry.resolver import Resolver
+from app.registry.storage import content_states, contents
+from app.registry.storage.garbage import Collector
+from app.registry.storage.store import ObjectStore, StagedFile
+from app.registry.types import (
     LATEST,
     ContentKey,
     Page,
@@ -49,8 +43,6 @@ from app.registry.records import (
     Version,
     VersionInfo,
 )
-from app.registry.resolver import Resolver
-from app.registry.resolving import ResolveCache
 
 _NO_QUOTA = Quota()
 
@@ -151,7 +143,7 @@ class Registry:
             quotas.check(connection, tenant, quota, before)
             self._check_gate(connection, row.prefix_id, alias, info.digest, scores, late=True)
             if alias is not None:
-                gates.remember(connection, row.prefix_id, alias, {info.digest: 1}, scores)
+                quality_gates.remember(connection, row.prefix_id, alias, {info.digest: 1}, scores)
             for moved in (LATEST,) if alias is None else (LATEST, alias):
                 aliases.move(connection, epoch, row, moved, reason="upload", now=now)
             return versions.to_version(row), created
@@ -170,7 +162,7 @@ class Registry:
         if prefix_id is None or alias is None:
             return
         try:
-            gates.check(connection, prefix_id, alias, {digest: 1}, scores)
+            quality_gates.check(connection, prefix_id, alias, {digest: 1}, scores)
         except Unscored as error:
             if not late:
                 raise

@@ -18,9 +18,9 @@ from app.db.schema import alias_targets, aliases, prefixes, tenants, versions
 from app.errors import InvalidRequest
 from app.prefix.reference import PrefixReference
 from app.registry import scope
-from app.registry.records import LATEST, Resolved
-from app.registry.resolving import ResolveCache
+from app.registry.resolve_cache import ResolveCache
 from app.registry.splits import Split
+from app.registry.types import LATEST, Resolved
 
 _COLUMNS = (
     versions.c.owner,

@@ -13,7 +13,7 @@ from sqlalchemy import BindParameter, ColumnElement, Connection, Select, exists,
 
 from app.db.schema import prefixes, publications, tenants, versions
 from app.errors import NotFound, PrefixNotFound
-from app.registry.records import Tenant
+from app.registry.types import Tenant
 
 EVERYONE = "*"
 """The grantee that stands for all tenants."""

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from app.errors import InvalidRequest
-from app.registry.records import Resolved
+from app.registry.types import Resolved
 
 MIN_VERSIONS, MAX_VERSIONS = 2, 16
 """How many versions a split may have."""

@@ -13,7 +13,7 @@ from app.db.schema import aliases, prefixes, versions
 from app.errors import InvalidRequest
 from app.prefix.reference import check_name, looks_hexadecimal
 from app.registry import quotas, scope
-from app.registry.records import SHIPPED_OWNER, ContentKey, Version, VersionInfo
+from app.registry.types import SHIPPED_OWNER, ContentKey, Version, VersionInfo
 
 
 def to_version(row: Row[Any]) -> Version:

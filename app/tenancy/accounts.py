@@ -27,7 +27,7 @@ from app.db.schema import (
 )
 from app.errors import Conflict, NotFound
 from app.prefix.reference import check_name
-from app.registry.records import Page
+from app.registry.types import Page
 from app.tenancy.limits import TenantLimits
 
 Transaction = Callable[[], AbstractContextManager[tuple[Connection, int]]]

@@ -20,7 +20,7 @@ from app.db.database import Catalog
 from app.db.paging import check_limit, make_cursor, read_cursor
 from app.db.schema import audit_log
 from app.errors import InvalidRequest, Unavailable
-from app.registry.records import Page
+from app.registry.types import Page
 
 GENESIS = "0" * 64
 """The hash before a chain's first record."""

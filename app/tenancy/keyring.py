@@ -17,7 +17,7 @@ from app.db.database import Catalog
 from app.db.paging import check_limit, make_cursor, read_cursor
 from app.db.schema import api_keys, tenants
 from app.errors import Conflict, InvalidRequest, NotFound
-from app.registry.records import Page
+from app.registry.types import Page
 from app.tenancy.accounts import Transaction, get_account
 from app.tenancy.keys import ApiKey, digest, is_kid, mint, strike
 from app.tenancy.principal import TENANT_SCOPES, Scope

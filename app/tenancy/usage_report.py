@@ -16,7 +16,7 @@ from app.db.database import Catalog
 from app.db.paging import check_limit, make_cursor, read_cursor
 from app.db.schema import usage_hours
 from app.errors import InvalidRequest
-from app.registry.records import Page
+from app.registry.types import Page
 from app.tenancy import usage_table
 from app.tenancy.sums import Sums, UsageKey
 from app.tenancy.usage import UsageLedger

@@ -15,8 +15,8 @@ import torch
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
-from app.registry.manifest import add_to_manifest
-from app.registry.records import VersionInfo
+from app.registry.shipped.manifest import add_to_manifest
+from app.registry.types import VersionInfo
 
 _FILE_DTYPE = torch.float16
 

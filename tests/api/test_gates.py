@@ -11,7 +11,7 @@ import pytest
 from app.api import aliases
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
-from app.registry.gates import Gate
+from app.registry.quality_gates import Gate
 from tests.api.helpers import Json, error_of, slowed, until, until_idle, with_metadata
 from tests.api.test_disconnect import send
 from tests.server import RunningServer

@@ -11,9 +11,9 @@ from app.model.load import load_model
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
 from app.prefix.spec import MODULES
-from app.registry.manifest import ShippedVersion, read_manifest
-from app.registry.opening import open_registry
-from app.registry.seed import seed
+from app.registry.open_registry import open_registry
+from app.registry.shipped.import_ import seed
+from app.registry.shipped.manifest import ShippedVersion, read_manifest
 from app.settings import DEMO_MODEL, SHIPPED_STORE
 from app.training.data import read_examples
 from app.training.evaluation import evaluate, running_engine

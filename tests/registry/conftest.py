@@ -13,9 +13,9 @@ from sqlalchemy import event
 
 from app.db.change_feed import ChangeFeed
 from app.prefix.reference import PrefixReference, parse_model_field
-from app.registry.opening import open_registry
-from app.registry.records import Version, VersionInfo
+from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
+from app.registry.types import Version, VersionInfo
 from tests.s3_server import S3Server
 
 

@@ -29,11 +29,11 @@ from unittest.mock import patch
 from sqlalchemy import text
 
 from app.errors import InsufficientStorage, PolyprefixError, Unavailable
-from app.registry.manifest import add_to_manifest, read_manifest
-from app.registry.opening import open_registry
-from app.registry.records import Version, VersionInfo
+from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
-from app.registry.seed import seed
+from app.registry.shipped.import_ import seed
+from app.registry.shipped.manifest import add_to_manifest, read_manifest
+from app.registry.types import Version, VersionInfo
 
 TENANT = "demo"
 OS_CALLS = (

@@ -12,8 +12,8 @@ from sqlalchemy import func, insert, select, update
 
 from app.db.change_log import ChangeKind, note
 from app.db.schema import alias_history, aliases, prefixes, tenants, versions
-from app.registry.records import LATEST
 from app.registry.registry import Registry
+from app.registry.types import LATEST
 
 CONTENTS = 4
 NBYTES = 1000

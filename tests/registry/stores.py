@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from app.registry.folder import FolderStore
-from app.registry.location import S3Location, parse_location
-from app.registry.objects import ObjectStore
-from app.registry.s3 import S3Store
+from app.registry.storage.local import FolderStore
+from app.registry.storage.s3 import S3Store
+from app.registry.storage.store import ObjectStore
+from app.registry.storage.url import S3Location, parse_location
 from tests.s3_server import S3Server
 
 OWNER = "a1" * 16

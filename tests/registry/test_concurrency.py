@@ -14,8 +14,8 @@ import pytest
 
 from app.errors import InUse, PolyprefixError, PreconditionFailed, PrefixNotFound, Unavailable
 from app.prefix.reference import PrefixReference
-from app.registry.records import Version, VersionInfo
 from app.registry.registry import Registry
+from app.registry.types import Version, VersionInfo
 from tests.registry.conftest import Upload
 
 Describe = Callable[..., VersionInfo]

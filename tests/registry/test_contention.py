@@ -19,9 +19,9 @@ import pytest
 from app.db.database import Catalog, migrate
 from app.errors import PreconditionFailed, Unavailable
 from app.prefix.reference import PrefixReference
-from app.registry.folder import FolderStore
-from app.registry.records import VersionInfo
 from app.registry.registry import Registry
+from app.registry.storage.local import FolderStore
+from app.registry.types import VersionInfo
 from tests.postgres_server import postgres_url
 
 NAMES = [f"name-{number}" for number in range(10)]

@@ -18,10 +18,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from app.errors import InvalidRequest, PolyprefixError
 from app.prefix.reference import PrefixReference
-from app.registry.opening import open_registry
+from app.registry.open_registry import open_registry
 from app.registry.quotas import stored
-from app.registry.records import Quota, VersionInfo
 from app.registry.registry import Registry
+from app.registry.types import Quota, VersionInfo
 
 BOTH = ("acme", "rival")
 TENANTS = st.sampled_from(BOTH)

@@ -25,10 +25,10 @@ from app.errors import (
     PrefixNotFound,
 )
 from app.prefix.reference import PrefixReference
-from app.registry.opening import open_registry
+from app.registry.open_registry import open_registry
 from app.registry.quotas import stored
-from app.registry.records import VersionInfo
 from app.registry.registry import Registry
+from app.registry.types import VersionInfo
 
 Result = TypeVar("Result")
 

@@ -12,8 +12,8 @@ from app.db.schema import tenants
 from app.errors import InvalidRequest, PrefixNotFound
 from app.prefix.reference import PrefixReference
 from app.registry.publications import MAX_GRANTEES
-from app.registry.records import Version
 from app.registry.registry import Registry
+from app.registry.types import Version
 from tests.registry.conftest import Clock, Upload, statements
 
 Ref = Callable[[str], PrefixReference]

@@ -19,8 +19,8 @@ from app.errors import (
     PrefixNotFound,
     Unavailable,
 )
-from app.registry.records import VersionInfo
 from app.registry.registry import Registry
+from app.registry.types import VersionInfo
 from tests.registry.conftest import Upload, stored
 
 

@@ -21,11 +21,11 @@ from app.db.change_log import ChangeKind, note
 from app.db.paging import make_cursor
 from app.errors import PrefixNotFound
 from app.prefix.reference import PrefixReference
-from app.registry.opening import open_registry
-from app.registry.records import Quota, Resolved, VersionInfo
+from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
-from app.registry.resolving import ResolveCache
-from app.registry.seed import seed
+from app.registry.resolve_cache import ResolveCache
+from app.registry.shipped.import_ import seed
+from app.registry.types import Quota, Resolved, VersionInfo
 from tests.registry.conftest import Clock
 from tests.registry.many import fill, user_name
 

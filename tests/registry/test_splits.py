@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from app.errors import InvalidRequest
-from app.registry.records import Resolved
 from app.registry.splits import MAX_VERSIONS, MAX_WEIGHT, Split, check_split
+from app.registry.types import Resolved
 
 USERS = [f"user-{number}" for number in range(20_000)]
 DIGESTS = [f"{number:064x}" for number in range(5)]

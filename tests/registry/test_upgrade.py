@@ -12,9 +12,9 @@ from sqlalchemy import create_engine, select
 
 from app.db.database import migrate
 from app.db.schema import contents
-from app.registry.opening import open_registry
-from app.registry.records import ContentKey, VersionInfo
+from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
+from app.registry.types import ContentKey, VersionInfo
 from tests.postgres_server import PostgresServer, postgres_server
 from tests.registry.old_release import (
     GARBAGE,

@@ -18,7 +18,7 @@ from app.cli.train import train
 from app.errors import InvalidRequest, PolyprefixError, PrefixNotFound
 from app.model.load import load_model
 from app.prefix.codec import decode
-from app.registry.manifest import read_manifest
+from app.registry.shipped.manifest import read_manifest
 from app.training.recipe import Recipe
 from app.training.session import Job, Session
 from app.training.trainer import Trainer

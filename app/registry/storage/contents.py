@@ -13,10 +13,11 @@ from typing import BinaryIO
 from app.db.database import Catalog
 from app.db.errors import storage_faults
 from app.errors import PolyprefixError, Unavailable
-from app.registry import content_states, scope, versions
-from app.registry.content_states import Content
-from app.registry.objects import ObjectStore
-from app.registry.records import Version, VersionInfo
+from app.registry import scope, versions
+from app.registry.storage import content_states
+from app.registry.storage.content_states import Content
+from app.registry.storage.store import ObjectStore
+from app.registry.types import Version, VersionInfo
 
 
 @dataclass(frozen=True)

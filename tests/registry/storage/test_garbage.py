@@ -17,8 +17,8 @@ import pytest
 from app.db.database import Catalog
 from app.db.schema import retired_owners, tenants
 from app.errors import Unavailable
-from app.registry.records import Version, VersionInfo
 from app.registry.registry import Registry
+from app.registry.types import Version, VersionInfo
 from tests.registry.stores import FolderHandles, S3Handles, StoreHandles
 
 GRACE_S = 60.0

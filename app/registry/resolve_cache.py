@@ -13,8 +13,8 @@ from typing import TypeVar
 
 from app.db.change_log import Change, ChangeKind
 from app.prefix.reference import PrefixReference
-from app.registry.records import Resolved
 from app.registry.splits import Split
+from app.registry.types import Resolved
 
 Key = tuple[str, PrefixReference]
 """Who asks, for what."""

@@ -16,8 +16,8 @@ from app.errors import InsufficientStorage, InvalidPrefix, PolyprefixError, Unav
 from app.model.frozen import FrozenModel
 from app.prefix.codec import decode, encode
 from app.prefix.prefix import Prefix
-from app.registry.objects import ObjectStore
-from app.registry.opening import open_store
+from app.registry.open_registry import open_store
+from app.registry.storage.store import ObjectStore
 from tests.registry.stores import DIGEST, OWNER, S3Handles, get, put, temps
 from tests.s3_server import Fault, Proxy, S3Server
 from tests.tiny import random_prefix

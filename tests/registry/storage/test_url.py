@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import InvalidRequest
-from app.registry.location import S3Location, parse_location
-from app.registry.opening import open_store
+from app.registry.open_registry import open_store
+from app.registry.storage.url import S3Location, parse_location
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app.db.schema import contents, retired_owners, versions
 from app.errors import Unavailable
-from app.registry.records import SHIPPED_OWNER
+from app.registry.types import SHIPPED_OWNER
 
 _PRESENT = "present"
 _REMOVING = "removing"

@@ -22,11 +22,11 @@ from obstore.store import S3Store as Client
 from app.db.circuit_breaker import Outage
 from app.db.errors import storage_faults
 from app.errors import InvalidRequest, PolyprefixError, Unavailable
-from app.registry.location import S3Location
-from app.registry.objects import StoredObject, check_owner, object_name
-from app.registry.root import READ_FLAGS, Root
-from app.registry.s3_faults import s3_faults
-from app.registry.staging import FileInTransit, Staging
+from app.registry.storage.s3_errors import s3_faults
+from app.registry.storage.safe_folder import READ_FLAGS, Root
+from app.registry.storage.staging import FileInTransit, Staging
+from app.registry.storage.store import StoredObject, check_owner, object_name
+from app.registry.storage.url import S3Location
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from app.db.database import Catalog
 from app.errors import InvalidRequest, PolyprefixError
-from app.registry.folder import FolderStore
-from app.registry.location import parse_location
-from app.registry.objects import ObjectStore
 from app.registry.registry import Registry
-from app.registry.s3 import S3Store
+from app.registry.storage.local import FolderStore
+from app.registry.storage.s3 import S3Store
+from app.registry.storage.store import ObjectStore
+from app.registry.storage.url import parse_location
 
 _log = logging.getLogger(__name__)
 

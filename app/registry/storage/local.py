@@ -18,9 +18,9 @@ from typing import BinaryIO
 
 from app.db.errors import storage_faults
 from app.errors import InvalidRequest
-from app.registry.objects import SUFFIX, StoredObject, check_owner, object_name
-from app.registry.root import READ_FLAGS, Root, regular_file
-from app.registry.staging import FOLDER, FileInTransit, Staging
+from app.registry.storage.safe_folder import READ_FLAGS, Root, regular_file
+from app.registry.storage.staging import FOLDER, FileInTransit, Staging
+from app.registry.storage.store import SUFFIX, StoredObject, check_owner, object_name
 
 _UNLOCKED_S = 20 * 60.0
 """How long a removal can take where no lock tells whether its process lives."""

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from app.errors import InvalidRequest, PolyprefixError, PrefixNotFound
-from app.registry.manifest import add_to_manifest, read_manifest, write_manifest
-from app.registry.opening import open_registry
-from app.registry.records import VersionInfo
+from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
-from app.registry.seed import seed
+from app.registry.shipped.import_ import seed
+from app.registry.shipped.manifest import add_to_manifest, read_manifest, write_manifest
+from app.registry.types import VersionInfo
 from tests.registry.conftest import Upload, stored
 from tests.s3_server import S3Server
 

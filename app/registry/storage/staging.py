@@ -16,7 +16,7 @@ from pathlib import Path
 
 from app.db.errors import storage_faults
 from app.errors import InsufficientStorage
-from app.registry.root import READ_FLAGS, Root, regular_file
+from app.registry.storage.safe_folder import READ_FLAGS, Root, regular_file
 
 FOLDER = ".staging"
 """Name of the folder below the root."""

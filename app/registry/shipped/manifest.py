@@ -21,8 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.db.errors import storage_faults
 from app.errors import PolyprefixError
 from app.prefix.reference import check_alias, check_name
-from app.registry.folder import FolderStore
-from app.registry.records import SHIPPED_OWNER, VersionInfo
+from app.registry.storage.local import FolderStore
+from app.registry.types import SHIPPED_OWNER, VersionInfo
 
 _FILE_NAME = "catalog.json"
 _MAX_BYTES = 16 * 2**20

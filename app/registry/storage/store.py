@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from app.errors import InvalidRequest
-from app.registry.records import check_digest
+from app.registry.types import check_digest
 
 SUFFIX = ".safetensors"
 """What the name of every content ends with, after its digest."""

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from app.errors import Conflict, GateNotPassed, InvalidRequest, NotFound, PrefixNotFound
-from app.registry import gates
-from app.registry.gates import Gate, Scores, Unscored
-from app.registry.records import Version
+from app.registry import quality_gates
+from app.registry.quality_gates import Gate, Scores, Unscored
 from app.registry.registry import Registry
+from app.registry.types import Version
 from tests.registry.conftest import Upload
 
 EXAMPLES = [{"input": "a", "output": ["b", "c"]}]
@@ -267,7 +267,7 @@ def test_gates_go_with_their_prefix(registry: Registry, upload: Upload) -> None:
 def test_the_number_of_gates_is_bounded(
     registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gates, "MAX_GATES", 2)
+    monkeypatch.setattr(quality_gates, "MAX_GATES", 2)
     registry.gates.set("demo", "e2e", "other", GATE)
     with pytest.raises(Conflict):
         registry.gates.set("demo", "e2e", "third", GATE)

@@ -16,12 +16,12 @@ from sqlalchemy import Connection, exists, insert, select
 from app.db.change_log import ChangeKind, note
 from app.db.schema import prefixes, publications, seeded
 from app.db.schema import versions as version_rows
-from app.registry import aliases, gates, versions
-from app.registry.folder import FolderStore
-from app.registry.manifest import ShippedPrefix, ShippedVersion, read_manifest
-from app.registry.records import LATEST, SHIPPED_OWNER
+from app.registry import aliases, quality_gates, versions
 from app.registry.registry import Registry
 from app.registry.scope import EVERYONE, get_prefix_id
+from app.registry.shipped.manifest import ShippedPrefix, ShippedVersion, read_manifest
+from app.registry.storage.local import FolderStore
+from app.registry.types import LATEST, SHIPPED_OWNER
 
 DEFAULT_TENANT = "demo"
 """The tenant that exists without being made by an administrator."""
@@ -159,7 +159,7 @@ def _import(
             aliases.move(connection, epoch, row, LATEST, reason="seed", now=now)
         for alias, digest in prefix.aliases.items():
             present = aliases.find_alias(connection, row.prefix_id, alias)
-            gate = gates.find(connection, row.prefix_id, alias)
+            gate = quality_gates.find(connection, row.prefix_id, alias)
             if digest == version.digest and present is None and gate is None:
                 aliases.move(connection, epoch, row, alias, reason="seed", now=now)
         key = {"tenant_id": tenant, "name": name, "digest": version.digest, "added_at": now}

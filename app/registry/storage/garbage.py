@@ -19,9 +19,10 @@ from sqlalchemy import Connection, delete, select
 from app.db.change_log import ChangeKind, note
 from app.db.database import Catalog
 from app.db.schema import retired_owners
-from app.registry import content_states, scope
-from app.registry.content_states import Content
-from app.registry.objects import ObjectStore
+from app.registry import scope
+from app.registry.storage import content_states
+from app.registry.storage.content_states import Content
+from app.registry.storage.store import ObjectStore
 
 Item = TypeVar("Item")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import InsufficientStorage, PolyprefixError, Unavailable
-from app.registry.folder import FolderStore
+from app.registry.storage.local import FolderStore
 from tests.registry.stores import DIGEST, OWNER, put, temps
 
 
@@ -105,7 +105,8 @@ class TestPlantedLinks:
 class TestSweeping:
     def test_what_a_dead_process_staged_is_removed(self, store: FolderStore) -> None:
         script = (
-            "import os, sys; from pathlib import Path; from app.registry.folder import FolderStore;"
+            "import os, sys; from pathlib import Path;"
+            "from app.registry.storage.local import FolderStore;"
             "staging = FolderStore(Path(sys.argv[1])).stage(); staged = staging.__enter__();"
             "staged.write(b'half'); os._exit(9)"
         )

@@ -8,9 +8,9 @@ from __future__ import annotations
 from app.db.transactions import Transactions
 from app.errors import InvalidRequest, NotFound
 from app.prefix.reference import check_alias, check_name
-from app.registry import gates, scope
-from app.registry.gates import Gate
-from app.registry.records import LATEST
+from app.registry import quality_gates, scope
+from app.registry.quality_gates import Gate
+from app.registry.types import LATEST
 
 
 class GateBook:
@@ -23,7 +23,9 @@ class GateBook:
         """The alias's gate; PrefixNotFound, NotFound."""
         _check_names(name, alias)
         with self._transactions.reading() as connection:
-            found = gates.find(connection, scope.get_prefix_id(connection, tenant, name), alias)
+            found = quality_gates.find(
+                connection, scope.get_prefix_id(connection, tenant, name), alias
+            )
         if found is None:
             raise _no_gate(alias)
         return found
@@ -41,8 +43,8 @@ class GateBook:
             )
         with self._transactions.changing(tenant, name) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
-            gates.put(connection, prefix_id, alias, gate, now=self._transactions.now())
-            found = gates.find(connection, prefix_id, alias)
+            quality_gates.put(connection, prefix_id, alias, gate, now=self._transactions.now())
+            found = quality_gates.find(connection, prefix_id, alias)
         if found is None:
             raise _no_gate(alias)
         return found
@@ -51,7 +53,9 @@ class GateBook:
         """Takes the alias's gate away; PrefixNotFound, NotFound."""
         _check_names(name, alias)
         with self._transactions.changing(tenant, name) as (connection, _):
-            if not gates.remove(connection, scope.get_prefix_id(connection, tenant, name), alias):
+            if not quality_gates.remove(
+                connection, scope.get_prefix_id(connection, tenant, name), alias
+            ):
                 raise _no_gate(alias)
 
 

@@ -11,9 +11,9 @@ from sqlalchemy import Connection
 from app.db.change_feed import ChangeFeed
 from app.errors import InsufficientStorage, InvalidRequest, PrefixNotFound
 from app.prefix.reference import PrefixReference
-from app.registry.records import Version
 from app.registry.registry import Registry
-from app.registry.resolving import ResolveCache
+from app.registry.resolve_cache import ResolveCache
+from app.registry.types import Version
 from tests.registry.conftest import Clock, Upload, statements
 
 Ref = Callable[[str], PrefixReference]

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import InvalidRequest
-from app.registry.objects import ObjectStore
+from app.registry.storage.store import ObjectStore
 from tests.registry.stores import (
     DIGEST,
     OWNER,
