@@ -55,14 +55,14 @@ from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
 from app.registry.shipped.import_ import seed
 from app.settings import Settings
-from app.tenancy.accounts import Accounts
-from app.tenancy.authenticator import Anonymous, Authentication, KeyAuthenticator
-from app.tenancy.books import WRITE_S, Books
-from app.tenancy.failures import Failures
-from app.tenancy.keyring import Keyring
-from app.tenancy.limiter import Limiter
-from app.tenancy.principal import Principal, Scope
-from app.tenancy.redis_limits import RedisLimits
+from app.tenancy.auth.authenticator import Anonymous, Authentication, KeyAuthenticator
+from app.tenancy.auth.failed_attempts import Failures
+from app.tenancy.auth.keyring import Keyring
+from app.tenancy.auth.principal import Principal, Scope
+from app.tenancy.limits.limiter import Limiter
+from app.tenancy.limits.shared import RedisLimits
+from app.tenancy.tenants import Accounts
+from app.tenancy.usage.flush import WRITE_S, Books
 from app.workers import Workers
 
 _log = logging.getLogger(__name__)

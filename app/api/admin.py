@@ -14,10 +14,10 @@ from app.api.auth import TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.schemas import KeyBody, LimitsBody, TenantBody, TenantPatchBody
 from app.api.services import ServicesDep
-from app.tenancy.accounts import Account
-from app.tenancy.keyring import KeyInfo
-from app.tenancy.limits import TenantLimits
-from app.tenancy.principal import Scope
+from app.tenancy.auth.keyring import KeyInfo
+from app.tenancy.auth.principal import Scope
+from app.tenancy.limits.limits import TenantLimits
+from app.tenancy.tenants import Account
 
 router = APIRouter(prefix="/admin/tenants", dependencies=requires(Scope.ADMIN))
 

@@ -30,7 +30,7 @@ from app.prefix.prefix import Prefix
 from app.registry.quality_gates import Gate
 from app.registry.storage.store import StagedFile
 from app.registry.types import Quota, Version
-from app.tenancy.principal import Principal
+from app.tenancy.auth.principal import Principal
 from app.training.publish import describe
 
 

@@ -18,7 +18,7 @@ from app.api.schemas import AliasBody
 from app.api.services import ServicesDep
 from app.registry.quality_gates import Gate
 from app.registry.types import Alias
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 
 router = APIRouter(prefix="/v1/prefixes/{name}/aliases/{alias}")
 

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query, Response
 from app.api.auth import TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.services import ServicesDep
-from app.tenancy.audit_chain import list_records
-from app.tenancy.principal import Scope
+from app.tenancy.audit.chain import list_records
+from app.tenancy.auth.principal import Scope
 
 router = APIRouter(dependencies=requires(Scope.ADMIN))
 

@@ -13,9 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.errors import error_response
 from app.api.services import Services
 from app.errors import PolyprefixError, Unavailable
-from app.tenancy.audit_call import calling, shown
-from app.tenancy.audit_chain import Link
-from app.tenancy.principal import Principal
+from app.tenancy.audit.chain import Link
+from app.tenancy.audit.context import calling, shown
+from app.tenancy.auth.principal import Principal
 
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 """Methods whose routes leave a record."""

@@ -12,8 +12,8 @@ from typing import Annotated
 from fastapi import Depends, Request, params
 
 from app.api.counting import COUNTED
-from app.tenancy.authenticator import refusal
-from app.tenancy.principal import Principal, Scope
+from app.tenancy.auth.authenticator import refusal
+from app.tenancy.auth.principal import Principal, Scope
 
 
 async def get_principal(request: Request) -> Principal:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from app.api.services import Services
-from app.tenancy.principal import Principal
-from app.tenancy.sums import Sums
+from app.tenancy.auth.principal import Principal
+from app.tenancy.usage.totals import Sums
 
 Result = TypeVar("Result")
 

@@ -18,7 +18,7 @@ from app.api.judging import Answer, Judge
 from app.api.scoring import choose_version, judge_of
 from app.api.services import ServicesDep
 from app.prefix.reference import check_name
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 from app.training.data import TokenPair
 from app.training.likelihood import Contrast, contrast
 

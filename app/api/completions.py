@@ -29,7 +29,7 @@ from app.api.services import Services, ServicesDep
 from app.engine.beam import BeamParams
 from app.engine.request import RowFinished, TextDelta
 from app.errors import InvalidRequest
-from app.tenancy.principal import Principal, Scope
+from app.tenancy.auth.principal import Principal, Scope
 
 router = APIRouter(dependencies=requires(Scope.GENERATE))
 

@@ -10,7 +10,7 @@ from starlette.types import Scope
 
 from app.api.services import Services
 from app.errors import RateLimited
-from app.tenancy.principal import Principal
+from app.tenancy.auth.principal import Principal
 
 REFUSALS = frozenset({400, 404, 409, 412, 413, 415, 422})
 """Statuses of requests that are refused for what they say."""

@@ -29,7 +29,7 @@ from app.errors import (
     PolyprefixError,
     Unprocessable,
 )
-from app.tenancy.keys import strike
+from app.tenancy.auth.keys import strike
 
 _log = logging.getLogger(__name__)
 _storage_log = logging.getLogger(STORAGE)

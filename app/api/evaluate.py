@@ -13,7 +13,7 @@ from app.api.generation import unless_gone
 from app.api.scoring import Scored, choose_version, judge_of, score
 from app.api.services import ServicesDep
 from app.prefix.reference import check_name
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 
 router = APIRouter(
     dependencies=[*requires(Scope.GENERATE), *requires(Scope.PREFIXES_READ)],

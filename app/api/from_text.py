@@ -26,7 +26,7 @@ from app.prefix.codec import encode
 from app.prefix.prefix import Prefix, PrefixMetadata
 from app.prefix.reference import check_alias, check_name
 from app.registry.storage.store import StagedFile
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 from app.training.words import words_prefix
 
 router = APIRouter()

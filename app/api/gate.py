@@ -14,7 +14,7 @@ from app.api.errors import error_response
 from app.api.middleware import Body, refuse
 from app.api.services import Services
 from app.errors import PolyprefixError, Unavailable
-from app.tenancy.principal import Principal
+from app.tenancy.auth.principal import Principal
 
 OPEN = frozenset({"/health/live", "/health/ready", "/ping"})
 """All that may be read without a key, compared with the path that the router sees, in full."""

@@ -17,7 +17,7 @@ from app.api.evaluation_schemas import GateBody
 from app.api.services import ServicesDep
 from app.errors import InvalidRequest
 from app.registry.quality_gates import Gate
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 
 router = APIRouter(prefix="/v1/prefixes/{name}/aliases/{alias}/gate")
 

@@ -18,7 +18,7 @@ from app.api.scoring import choose_version, judge_of, score
 from app.api.services import Services
 from app.errors import Conflict
 from app.registry.quality_gates import Gate, Unscored
-from app.tenancy.principal import Principal
+from app.tenancy.auth.principal import Principal
 
 Result = TypeVar("Result")
 

@@ -20,7 +20,7 @@ from app.api.schemas import CompatGenerateBody, GenerateBody, GenerateStreamBody
 from app.api.services import Services, ServicesDep
 from app.engine.request import FinishReason, RowFinished, TextDelta, TokenScore
 from app.errors import InvalidRequest
-from app.tenancy.principal import Principal, Scope
+from app.tenancy.auth.principal import Principal, Scope
 
 router = APIRouter(dependencies=requires(Scope.GENERATE))
 

@@ -25,9 +25,9 @@ from app.engine.request import (
 )
 from app.engine.router import RequestStream
 from app.errors import InvalidRequest, RequestCancelled
-from app.tenancy.limiter import Reservation
-from app.tenancy.principal import Principal
-from app.tenancy.sums import Sums
+from app.tenancy.auth.principal import Principal
+from app.tenancy.limits.limiter import Reservation
+from app.tenancy.usage.totals import Sums
 
 Result = TypeVar("Result")
 

@@ -10,7 +10,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from app.api.auth import requires
 from app.api.errors import StrictJSONResponse
 from app.api.services import Services, ServicesDep
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 
 router = APIRouter()
 

@@ -26,7 +26,7 @@ from app.api.services import Services
 from app.engine.request import PromptScored, SamplingParams, TextDelta
 from app.errors import ContextLengthExceeded, DeadlineExceeded, GenerationFault, InvalidRequest
 from app.prefix.prefix import Prefix
-from app.tenancy.principal import Principal
+from app.tenancy.auth.principal import Principal
 from app.training.data import TokenPair, answered_target, continued_target
 from app.training.likelihood import target_loss
 

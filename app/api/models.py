@@ -14,7 +14,7 @@ from app.api.prefixes import forget_prefix
 from app.api.services import Services, ServicesDep
 from app.errors import InUse, InvalidRequest, PrefixNotFound
 from app.registry.types import PublishedPrefix
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 
 router = APIRouter()
 

@@ -15,7 +15,7 @@ from app.api.prefix_objects import prefix_object, version_object
 from app.api.services import Services, ServicesDep
 from app.prefix.tiers import PrefixKey
 from app.registry.types import Version
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 
 router = APIRouter(prefix="/v1/prefixes")
 

@@ -14,7 +14,7 @@ from app.api.prefix_objects import publication_object, published_object
 from app.api.prefixes import Cursor, Limit
 from app.api.schemas import PublicationBody
 from app.api.services import ServicesDep
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 
 router = APIRouter()
 

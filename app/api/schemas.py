@@ -23,7 +23,7 @@ from app.api.client_fields import (
 from app.api.prompt_field import MAX_TEXT, PromptField, TokenIdsField
 from app.registry.publications import MAX_GRANTEES
 from app.registry.splits import MAX_VERSIONS, MAX_WEIGHT, MIN_VERSIONS
-from app.tenancy.principal import TENANT_SCOPES, Scope
+from app.tenancy.auth.principal import TENANT_SCOPES, Scope
 
 MAX_TOKENS = 1_000_000
 MAX_STOP = 4

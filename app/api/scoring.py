@@ -15,7 +15,7 @@ from app.api.evaluation_schemas import DecodingFields, ExampleBody
 from app.api.judging import Answer, Judge, borrow
 from app.api.services import Services
 from app.errors import InvalidRequest
-from app.tenancy.principal import Principal
+from app.tenancy.auth.principal import Principal
 from app.training.data import TokenPair
 from app.training.scores import corpus_bleu, mean_rouge
 

@@ -17,12 +17,12 @@ from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
 from app.prefix.tiers import PrefixTiers
 from app.registry.registry import Registry
-from app.tenancy.accounts import Accounts
-from app.tenancy.audit import AuditLog
-from app.tenancy.authenticator import Authentication
-from app.tenancy.keyring import Keyring
-from app.tenancy.limiter import Limiter
-from app.tenancy.usage import UsageLedger
+from app.tenancy.audit.log import AuditLog
+from app.tenancy.auth.authenticator import Authentication
+from app.tenancy.auth.keyring import Keyring
+from app.tenancy.limits.limiter import Limiter
+from app.tenancy.tenants import Accounts
+from app.tenancy.usage.recorder import UsageLedger
 from app.workers import Workers
 
 DEMO_TENANT = "demo"

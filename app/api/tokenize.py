@@ -16,7 +16,7 @@ from app.api.prompts import encode_prompts
 from app.api.schemas import DetokenizeBody, TokenizeBody
 from app.api.services import ServicesDep
 from app.errors import InvalidRequest
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 
 router = APIRouter()
 

@@ -20,7 +20,7 @@ from app.errors import (
 from app.prefix.codec import max_file_bytes
 from app.prefix.reference import check_alias, check_name
 from app.registry.storage.store import StagedFile
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 
 router = APIRouter()
 

@@ -13,9 +13,9 @@ from app.api.auth import PrincipalDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.services import ServicesDep
 from app.errors import InvalidRequest
-from app.tenancy.principal import Scope
-from app.tenancy.sums import HOUR
-from app.tenancy.usage_report import GROUPS, UsageQuery, UsageRow, read_usage
+from app.tenancy.auth.principal import Scope
+from app.tenancy.usage.report import GROUPS, UsageQuery, UsageRow, read_usage
+from app.tenancy.usage.totals import HOUR
 
 router = APIRouter(dependencies=requires())
 

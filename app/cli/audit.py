@@ -16,7 +16,7 @@ from app.cli.catalog import AsJson, DatabaseUrl, DataDir, opened
 from app.cli.console import Commands, plain, print_json, stderr, stdout, table
 
 if TYPE_CHECKING:
-    from app.tenancy.audit_chain import ChainReport, Link
+    from app.tenancy.audit.chain import ChainReport, Link
 
 _PAGE = 100
 _HEAD = re.compile(r"(\S{1,64}):([0-9]{1,18}):([0-9a-f]{64})", re.ASCII)
@@ -62,7 +62,7 @@ def verify(
 
     Example: `polyprefix audit verify --head server-1:4711:9f2c…`
     """
-    from app.tenancy.audit_chain import verify as walk
+    from app.tenancy.audit.chain import verify as walk
 
     heads = _read_heads(head or [])
     sound, reports = True, []
@@ -95,7 +95,7 @@ def list_audit(
 
     Example: `polyprefix audit list --tenant acme --start 2026-11-01T00:00Z`
     """
-    from app.tenancy.audit_chain import list_records
+    from app.tenancy.audit.chain import list_records
 
     wanted: dict[str, Any] = {"tenant": tenant, "start": _seconds(start) or 0, "end": _seconds(end)}
     shown = table("time (UTC)", "tenant", "key", "action", "target", "outcome", "from")
@@ -140,7 +140,7 @@ def _as_json(report: ChainReport) -> dict[str, Any]:
 
 
 def _read_heads(texts: list[str]) -> Mapping[str, Link]:
-    from app.tenancy.audit_chain import Link
+    from app.tenancy.audit.chain import Link
 
     heads: dict[str, Link] = {}
     for text in texts:

@@ -18,8 +18,8 @@ from app.cli.configuration import check_folder, read_settings
 if TYPE_CHECKING:
     from app.db.database import Catalog
     from app.settings import Settings
-    from app.tenancy.accounts import Accounts
-    from app.tenancy.keyring import Keyring
+    from app.tenancy.auth.keyring import Keyring
+    from app.tenancy.tenants import Accounts
 
 DataDir = Annotated[
     Path | None,
@@ -81,10 +81,10 @@ def tenancy(
 
     What is changed in it stands in the audit log as done by `command`.
     """
-    from app.tenancy.accounts import Accounts
-    from app.tenancy.audit import AuditLog
-    from app.tenancy.audit_call import LocalCall, calling
-    from app.tenancy.keyring import Keyring
+    from app.tenancy.audit.context import LocalCall, calling
+    from app.tenancy.audit.log import AuditLog
+    from app.tenancy.auth.keyring import Keyring
+    from app.tenancy.tenants import Accounts
 
     with opened(data_dir, database_url) as (catalog, settings):
         AuditLog(catalog, settings.replica)

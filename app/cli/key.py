@@ -18,8 +18,8 @@ from app.cli.tenant import every
 from app.errors import NotFound
 
 if TYPE_CHECKING:
-    from app.tenancy.keyring import KeyInfo
-    from app.tenancy.principal import Scope
+    from app.tenancy.auth.keyring import KeyInfo
+    from app.tenancy.auth.principal import Scope
 
 _DURATION = re.compile(r"([0-9]{1,6})([mhdw])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
@@ -149,7 +149,7 @@ def revoke(
 
 
 def _scopes(names: list[str] | None, *, admin: bool) -> frozenset[Scope]:
-    from app.tenancy.principal import TENANT_SCOPES, Scope
+    from app.tenancy.auth.principal import TENANT_SCOPES, Scope
 
     if admin and names:
         raise typer.BadParameter("--admin is all scopes; give it, or --scope, not both")

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from app.api.access_log import ACCESS, STORAGE, current_request
-from app.tenancy.keys import strike
+from app.tenancy.auth.keys import strike
 
 LogFormat = Literal["text", "json"]
 

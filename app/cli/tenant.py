@@ -15,8 +15,8 @@ from app.cli.console import Commands, date, human_bytes, plain, print_json, stde
 
 if TYPE_CHECKING:
     from app.registry.types import Page
-    from app.tenancy.accounts import Account
-    from app.tenancy.limits import TenantLimits
+    from app.tenancy.limits.limits import TenantLimits
+    from app.tenancy.tenants import Account
 
 _PAGE = 100
 _NONE = "none"
@@ -74,7 +74,7 @@ def create(
 
     Example: `polyprefix tenant create acme --max-rows 32 --tokens-per-minute 100000`
     """
-    from app.tenancy.limits import TenantLimits
+    from app.tenancy.limits.limits import TenantLimits
 
     limits = TenantLimits.from_json(_given_limits(locals()))
     with tenancy(data_dir, database_url, "tenant create") as works:
@@ -189,7 +189,7 @@ def _given_limits(options: Mapping[str, Any]) -> dict[str, object]:
     """The limits among the options of a command that were given, as the catalog's JSON."""
     from dataclasses import fields
 
-    from app.tenancy.limits import TenantLimits
+    from app.tenancy.limits.limits import TenantLimits
 
     names = [field.name for field in fields(TenantLimits)]
     return {name: _number(name, options[name]) for name in names if options[name] is not None}

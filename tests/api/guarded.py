@@ -17,9 +17,9 @@ from app.api.auth import Requires
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.prefix import Prefix
-from app.tenancy.keyring import Keyring
-from app.tenancy.keys import _checksum, mint
-from app.tenancy.principal import Scope
+from app.tenancy.auth.keyring import Keyring
+from app.tenancy.auth.keys import _checksum, mint
+from app.tenancy.auth.principal import Scope
 from tests.server import RunningServer, serving
 
 PEPPER = "a pepper for tests of 32 characters or more"

@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from app.model.frozen import FrozenModel
-from app.tenancy.keys import read_kid
-from app.tenancy.principal import TENANT_SCOPES
+from app.tenancy.auth.keys import read_kid
+from app.tenancy.auth.principal import TENANT_SCOPES
 from tests.api.guarded import Guarded, guarding
 from tests.tiny import random_prefix
 

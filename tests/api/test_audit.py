@@ -20,7 +20,7 @@ from app.main import create_app
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.settings import Settings
-from app.tenancy.audit_chain import list_records, verify
+from app.tenancy.audit.chain import list_records, verify
 from tests.api.guarded import EVERYTHING, Guarded, guarding
 from tests.api.helpers import BASE, complete, until
 from tests.tiny import random_prefix

@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 
 from app.api.described.replies import REPLIES
 from app.model.frozen import FrozenModel
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 from tests.api.guarded import EVERYTHING, endpoints, guarding
 from tests.api.stage import Stage
 from tests.tiny import random_prefix

@@ -24,8 +24,8 @@ from app.engine.request import SamplingParams
 from app.errors import GenerationFault
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
-from app.tenancy.limits import TenantLimits
-from app.tenancy.principal import Principal, Scope
+from app.tenancy.auth.principal import Principal, Scope
+from app.tenancy.limits.limits import TenantLimits
 from tests.api.helpers import Json, complete, error_of, slowed, text_of, until, until_idle
 from tests.api.plain_scores import (
     bart_ids,

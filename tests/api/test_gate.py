@@ -17,7 +17,7 @@ from app.errors import InvalidRequest
 from app.main import create_app
 from app.model.frozen import FrozenModel
 from app.settings import Settings
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 from tests.api.guarded import PEPPER, REFUSED, Guarded, endpoints, guarding
 from tests.server import serving
 from tests.tiny import random_prefix

@@ -15,7 +15,7 @@ import pytest
 from app.main import create_app
 from app.model.frozen import FrozenModel
 from app.settings import Settings
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 from tests.api.guarded import ADMITTED, EVERYTHING, REFUSED, Endpoint, Guarded, endpoints, guarding
 from tests.tiny import random_prefix
 

@@ -10,8 +10,8 @@ from pydantic import SecretStr
 
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
-from app.tenancy.limits import TenantLimits
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
+from app.tenancy.limits.limits import TenantLimits
 from tests.api.helpers import BASE, Json, complete, error_of
 from tests.server import RunningServer, serving
 from tests.tiny import random_prefix

@@ -15,8 +15,8 @@ import httpx
 import pytest
 
 from app.model.frozen import FrozenModel
-from app.tenancy.keys import mint
-from app.tenancy.principal import Scope
+from app.tenancy.auth.keys import mint
+from app.tenancy.auth.principal import Scope
 from tests.api.guarded import EVERYTHING, Guarded, guarding, key_with_checksum
 from tests.tiny import random_prefix
 

@@ -24,7 +24,7 @@ SERVE = textwrap.dedent(
     from app.cli.logs import configure_logging
     from app.cli.server import Server, bind, configuration
     from app.errors import InsufficientStorage
-    from app.tenancy.principal import Principal
+    from app.tenancy.auth.principal import Principal
 
     log = logging.getLogger("app.test")
 

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from app.cli import app
 from app.db.database import Catalog
-from app.tenancy.accounts import Accounts
-from app.tenancy.keys import PATTERN, read_kid
-from app.tenancy.principal import TENANT_SCOPES, Scope
+from app.tenancy.auth.keys import PATTERN, read_kid
+from app.tenancy.auth.principal import TENANT_SCOPES, Scope
+from app.tenancy.tenants import Accounts
 
 PEPPER = "a pepper for tests of 32 characters or more"
 

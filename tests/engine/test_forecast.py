@@ -17,8 +17,8 @@ from app.engine.forecast import MAX_WAIT_S, Forecast, Stay, Told, first_fit, sim
 from app.engine.request import GenerationRequest
 from app.errors import Overloaded, PolyprefixError, RateLimited
 from app.prefix.spec import BaseModelSpec, ModuleShape
-from app.tenancy.limiter import Limiter
-from app.tenancy.limits import TenantLimits
+from app.tenancy.limits.limiter import Limiter
+from app.tenancy.limits.limits import TenantLimits
 from tests.engine.rows import TEXT
 from tests.engine.timed import ON_CPU, TimedScheduler, requests_of, tenant_request
 

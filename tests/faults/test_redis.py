@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from app.tenancy.limiter import Limiter
-from app.tenancy.limits import TenantLimits
-from app.tenancy.redis_limits import RedisLimits
+from app.tenancy.limits.limiter import Limiter
+from app.tenancy.limits.limits import TenantLimits
+from app.tenancy.limits.shared import RedisLimits
 from tests.redis_server import Proxy, RedisServer, proxied, redis_server
 
 LIMITS = TenantLimits(requests_per_minute=10**6, tokens_per_minute=10**9, max_rows=1000)

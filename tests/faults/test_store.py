@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from app.model.frozen import FrozenModel
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 from tests.api.guarded import Guarded, guarding
 from tests.api.helpers import until
 from tests.s3_server import Fault, Proxy, S3Server

@@ -16,9 +16,9 @@ from app.db.database import Catalog, migrate
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.prefix import Prefix
-from app.tenancy.accounts import Accounts
-from app.tenancy.keyring import Keyring
-from app.tenancy.principal import Scope
+from app.tenancy.auth.keyring import Keyring
+from app.tenancy.auth.principal import Scope
+from app.tenancy.tenants import Accounts
 from tests.faults.test_hot_swap import MAX_TOKENS, PROMPT, greedy_alone
 from tests.postgres_server import PostgresServer
 from tests.redis_server import RedisServer

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.db.database import Catalog
-from app.tenancy.audit_chain import list_records, verify
+from app.tenancy.audit.chain import list_records, verify
 from tests.api.helpers import until
 from tests.redis_server import RedisServer
 from tests.replicas.cluster import Caller, calling, make_tenant, within

@@ -13,9 +13,9 @@ from sqlalchemy import insert
 
 from app.db.database import Catalog
 from app.db.schema import tenants
-from app.tenancy.audit_call import LocalCall, calling
-from app.tenancy.books import WRITE_S, Books
-from app.tenancy.sums import Sums
+from app.tenancy.audit.context import LocalCall, calling
+from app.tenancy.usage.flush import WRITE_S, Books
+from app.tenancy.usage.totals import Sums
 
 
 def main() -> None:

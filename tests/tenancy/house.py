@@ -7,10 +7,10 @@ from pathlib import Path
 
 from app.db.change_feed import ChangeFeed
 from app.db.database import Catalog
-from app.tenancy.accounts import Accounts
-from app.tenancy.authenticator import KeyAuthenticator
-from app.tenancy.failures import Failures
-from app.tenancy.keyring import Keyring
+from app.tenancy.auth.authenticator import KeyAuthenticator
+from app.tenancy.auth.failed_attempts import Failures
+from app.tenancy.auth.keyring import Keyring
+from app.tenancy.tenants import Accounts
 
 PEPPER = b"a pepper for tests of 32 characters or more"
 PEER = "192.0.2.1"

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from app.errors import RateLimited
-from app.tenancy.limiter import Limiter
-from app.tenancy.limits import TenantLimits
-from app.tenancy.redis_limits import RedisLimits
-from app.tenancy.standing import Cost
+from app.tenancy.limits.decision import Cost
+from app.tenancy.limits.limiter import Limiter
+from app.tenancy.limits.limits import TenantLimits
+from app.tenancy.limits.shared import RedisLimits
 from tests.redis_server import RedisServer, proxied
 
 SECONDS = 6.0
@@ -28,9 +28,9 @@ REPLICA = textwrap.dedent(
     """
     import asyncio, sys, threading, time
     from app.errors import RateLimited
-    from app.tenancy.limiter import Limiter
-    from app.tenancy.limits import TenantLimits
-    from app.tenancy.redis_limits import RedisLimits
+    from app.tenancy.limits.limiter import Limiter
+    from app.tenancy.limits.limits import TenantLimits
+    from app.tenancy.limits.shared import RedisLimits
 
     seconds = float(sys.argv[2])
     limits = TenantLimits(requests_per_minute=60)

@@ -9,10 +9,10 @@ import pytest
 
 from app.db.database import Catalog, migrate
 from app.errors import Conflict, InvalidKey
-from app.tenancy import keyring as module
+from app.tenancy.auth import keyring as module
 from tests.postgres_server import postgres_url
 from tests.tenancy.house import PEER, House
-from tests.tenancy.test_accounts import fill
+from tests.tenancy.test_tenants import fill
 
 NOW = 1_800_000_000
 

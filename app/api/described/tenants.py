@@ -18,7 +18,7 @@ from app.api.described.shapes import (
     object_of,
     page_of,
 )
-from app.tenancy.principal import Scope
+from app.tenancy.auth.principal import Scope
 
 _LIMITS = (
     "requests_per_minute",
