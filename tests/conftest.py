@@ -28,9 +28,11 @@ from tests.tiny import bart_config, gpt2_config, llama_like, save_model
 transformers_logging.disable_progress_bar()
 torch.set_num_threads(1)
 
-# how long an example takes says more about the machine than about the code
-hypothesis.settings.register_profile("suite", deadline=None)
-hypothesis.settings.load_profile("suite")
+# how long an example takes says more about the machine than about the code; the suite tries the
+# same examples each time, and HYPOTHESIS_PROFILE=explore looks for new ones
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
 @pytest.fixture(scope="session")

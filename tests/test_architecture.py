@@ -78,8 +78,8 @@ TORCH_FREE = {
     "app.prefix.reference",
     "app.engine.request",
     "app.engine.scheduler",
-    "app.engine.fairness",
-    "app.engine.tenant",
+    "app.engine.fairness.queue",
+    "app.engine.fairness.tenant_share",
     "app.engine.config",
     "app.engine.router",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from app.api.choosing import Choice
 from app.api.schemas import SamplingFields
-from app.engine.beam import BeamParams, beam_params
+from app.engine.decoding.beam_search import BeamParams, beam_params
 from app.errors import InvalidRequest
 from app.model.generation_defaults import GenerationDefaults
 

@@ -26,7 +26,7 @@ from app.api.prompts import encode_prompts, new_document
 from app.api.sampling import choose_max_tokens, num_before, parse_logit_bias, sampling_params
 from app.api.schemas import CompletionBody
 from app.api.services import Services, ServicesDep
-from app.engine.beam import BeamParams
+from app.engine.decoding.beam_search import BeamParams
 from app.engine.request import RowFinished, TextDelta
 from app.errors import InvalidRequest
 from app.tenancy.auth.principal import Principal, Scope

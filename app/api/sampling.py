@@ -8,7 +8,7 @@ from typing import Any
 from app.api.choosing import Choice
 from app.api.schemas import SamplingFields
 from app.api.services import Services
-from app.engine.beam import BeamParams
+from app.engine.decoding.beam_search import BeamParams
 from app.engine.request import SamplingParams
 from app.errors import ContextLengthExceeded, InvalidRequest
 from app.model.generation_defaults import GenerationDefaults

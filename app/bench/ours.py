@@ -12,8 +12,8 @@ import torch
 
 from app.bench.load import Item, Load, random_prefix
 from app.bench.measure import percentile
-from app.engine.beam import BeamParams
 from app.engine.config import EngineConfig
+from app.engine.decoding.beam_search import BeamParams
 from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams, TextDelta
 from app.model.load import load_model

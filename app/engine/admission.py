@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from app.engine.config import EngineConfig
-from app.engine.forecast import Forecast
-from app.engine.memory import Memories
+from app.engine.fairness.forecast import Forecast
+from app.engine.fairness.reserve import Stock, reserve_of
+from app.engine.kv_cache.memory import Memories
+from app.engine.kv_cache.slots import SlotTable
 from app.engine.request import GenerationRequest
-from app.engine.reserve import Stock, reserve_of
-from app.engine.slots import SlotTable
 from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded, TenantQueueFull
 from app.model.text import Text
 from app.prefix.spec import BaseModelSpec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.engine.reserve import reserve_of
+from app.engine.fairness.reserve import reserve_of
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class EngineConfig:
     of one row. `prefill_share`: while rows decode, prompts may lengthen a step by this many times
     the duration that it would have without them (more when many rows wait and few decode).
     `score_chunk`: prompt positions scored per step for `echo` with `logprobs` (each costs a row
-    of the vocabulary). `decode_attention`: auto or one of `app.engine.kernels.NAMES`.
+    of the vocabulary). `decode_attention`: auto or one of `app.engine.attention.backends.NAMES`.
 
     `reserve`: the part of rows, K/V memory and queue that no tenant takes beyond its fair share,
     also while nobody else wants it; 0 where there is one tenant.

@@ -20,18 +20,18 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from app.engine.active import ReplyFrame
 from app.engine.admission import Admission
+from app.engine.attention.backends import choose_attention
 from app.engine.config import EngineConfig
 from app.engine.inbox import Cancel, Inbox, Submit
-from app.engine.kernels import choose_attention
-from app.engine.pool import KVPool
+from app.engine.kv_cache.pool import KVPool
+from app.engine.kv_cache.slots import SlotTable, fine_length_classes, length_classes
+from app.engine.metering import Meter
 from app.engine.request import GenerationRequest, RequestFailed, RequestFinished
+from app.engine.request_state import ReplyFrame
 from app.engine.router import RequestStream, Router
 from app.engine.runner import Runner
 from app.engine.scheduler import Deliveries, Scheduler
-from app.engine.slots import SlotTable, fine_length_classes, length_classes
-from app.engine.work import Meter
 from app.errors import Draining, EngineStopped, PolyprefixError, RequestCancelled
 from app.model.frozen import FrozenModel
 from app.model.threads import sole_team

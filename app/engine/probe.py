@@ -12,15 +12,15 @@ from collections.abc import Sequence
 
 import torch
 
-from app.engine.encoding import EncoderPass
-from app.engine.kernels import FUSED, Attention
-from app.engine.plan import Chunk
-from app.engine.pool import KVPool
-from app.engine.ragged import RaggedPlan
+from app.engine.attention.backends import FUSED, Attention
+from app.engine.encoder.encoder_runner import EncoderPass
+from app.engine.kv_cache.pool import KVPool
+from app.engine.kv_cache.slots import SlotTable, length_classes
+from app.engine.output_text import Transcript
+from app.engine.ragged_batch import RaggedPlan
 from app.engine.request import GenerationRequest, SamplingParams
-from app.engine.row import Row, Source
-from app.engine.slots import SlotTable, length_classes
-from app.engine.transcript import Transcript
+from app.engine.sequence import Row, Source
+from app.engine.step import Chunk
 from app.errors import PolyprefixError, UnsupportedModel
 from app.model.attention import AttentionPlan
 from app.model.dense import keys_values_of

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engine.beam import BeamParams
+from app.engine.decoding.beam_search import BeamParams
 from app.errors import PolyprefixError
 from app.prefix.prefix import Prefix
 

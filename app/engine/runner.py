@@ -17,16 +17,16 @@ from typing import TypeVar
 
 import torch
 
-from app.engine.candidates import Candidates, find_candidates
-from app.engine.encoding import Encoded, EncoderRun
-from app.engine.kernels import FUSED, Attention
-from app.engine.logprobs import score_tokens
-from app.engine.plan import Chunk, Outcome, Sampled, StepPlan
-from app.engine.pool import KVPool
-from app.engine.ragged import RaggedPlan
-from app.engine.row import Occupant, Row, Source
-from app.engine.sampling import sample
-from app.engine.slots import PoolOperation
+from app.engine.attention.backends import FUSED, Attention
+from app.engine.decoding.beam_candidates import Candidates, find_candidates
+from app.engine.decoding.logprobs import score_tokens
+from app.engine.decoding.sampler import sample
+from app.engine.encoder.encoder_runner import Encoded, EncoderRun
+from app.engine.kv_cache.pool import KVPool
+from app.engine.kv_cache.slots import PoolOperation
+from app.engine.ragged_batch import RaggedPlan
+from app.engine.sequence import Occupant, Row, Source
+from app.engine.step import Chunk, Outcome, Sampled, StepPlan
 from app.errors import GenerationFault, PolyprefixError
 from app.model.frozen import FrozenModel
 

@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Sequence
 
-from app.engine.active import ActiveRequest, ReplyFrame, row_finished
 from app.engine.config import EngineConfig
-from app.engine.fairness import FairQueue
-from app.engine.pacing import PrefillPace
-from app.engine.places import Places
-from app.engine.plan import Chunk, Outcome, Sampled, StepPlan
+from app.engine.encoder.source_queue import SourceQueue
+from app.engine.fairness.prefill_budget import PrefillPace
+from app.engine.fairness.queue import FairQueue
+from app.engine.kv_cache.reservation import Places
+from app.engine.kv_cache.slots import SlotTable, slot_order
 from app.engine.request import Event, GenerationRequest, RequestFailed
-from app.engine.row import Occupant, Row, Source
-from app.engine.slots import SlotTable, slot_order
-from app.engine.sources import SourceQueue
+from app.engine.request_state import ActiveRequest, ReplyFrame, row_finished
+from app.engine.sequence import Occupant, Row, Source
+from app.engine.step import Chunk, Outcome, Sampled, StepPlan
 from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError
 from app.model.text import Text
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from app.engine.beam import beam_params
 from app.engine.config import EngineConfig
+from app.engine.decoding.beam_search import beam_params
 from app.engine.engine import Engine
 from app.engine.offline import complete
 from app.engine.request import GenerationRequest, SamplingParams

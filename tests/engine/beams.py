@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from app.engine.beam import BeamParams, BeamSearch, Hypothesis
+from app.engine.decoding.beam_search import BeamParams, BeamSearch, Hypothesis
 from tests.engine.rowwise import banned_tokens
 from tests.tiny import gpt2_config
 

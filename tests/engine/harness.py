@@ -10,8 +10,9 @@ import torch
 
 from app.engine import runner as runner_module
 from app.engine.config import EngineConfig
+from app.engine.decoding.sampler import sample
 from app.engine.engine import Engine
-from app.engine.plan import Sampled
+from app.engine.kv_cache.slots import SlotTable
 from app.engine.request import (
     Event,
     FinishReason,
@@ -22,9 +23,8 @@ from app.engine.request import (
     SamplingParams,
     TextDelta,
 )
-from app.engine.row import Row
-from app.engine.sampling import sample
-from app.engine.slots import SlotTable
+from app.engine.sequence import Row
+from app.engine.step import Sampled
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from app.engine.output_text import Transcript
 from app.engine.request import GenerationRequest, SamplingParams
-from app.engine.row import Row
-from app.engine.transcript import Transcript
+from app.engine.sequence import Row
 from app.model.text import Text
 from tests.tiny import train_tokenizer
 

@@ -7,9 +7,9 @@ from collections.abc import Collection
 
 import torch
 
-from app.engine.noise import uniform
+from app.engine.decoding.philox import uniform
 from app.engine.request import SamplingParams
-from app.engine.row import Row
+from app.engine.sequence import Row
 
 NEAR = 1e-6
 """Draws that lie so close to a boundary between two tokens may fall on either side."""

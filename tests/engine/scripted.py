@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 
-from app.engine.active import ReplyFrame
 from app.engine.config import EngineConfig
-from app.engine.plan import Outcome, Sampled, StepPlan
+from app.engine.kv_cache.slots import SlotTable, fine_length_classes, length_classes
 from app.engine.request import Event, GenerationRequest, RequestFailed, RequestFinished
-from app.engine.row import Row, Source
+from app.engine.request_state import ReplyFrame
 from app.engine.scheduler import Scheduler
-from app.engine.slots import SlotTable, fine_length_classes, length_classes
+from app.engine.sequence import Row, Source
+from app.engine.step import Outcome, Sampled, StepPlan
 from app.errors import PolyprefixError
 from tests.engine.rows import TEXT
 

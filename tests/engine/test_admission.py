@@ -9,7 +9,7 @@ import torch
 
 from app.engine.admission import Admission
 from app.engine.config import EngineConfig
-from app.engine.slots import SlotTable, length_classes
+from app.engine.kv_cache.slots import SlotTable, length_classes
 from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded, TenantQueueFull
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import BaseModelSpec, ModuleShape

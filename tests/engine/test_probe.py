@@ -19,7 +19,7 @@ from transformers import (
     StableLmForCausalLM,
 )
 
-from app.engine.kernels import FUSED, PRODUCTS, Attention, choose_attention
+from app.engine.attention.backends import FUSED, PRODUCTS, Attention, choose_attention
 from app.engine.probe import probe
 from app.errors import UnsupportedModel
 from app.model import load as load_module

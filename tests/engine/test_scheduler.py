@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from app.engine.config import EngineConfig
-from app.engine.plan import StepPlan
+from app.engine.kv_cache.slots import ClearSlot, CopyColumns, LoadPrefixes
 from app.engine.request import (
     FinishReason,
     PromptScored,
@@ -18,8 +18,8 @@ from app.engine.request import (
     RowFinished,
     TextDelta,
 )
-from app.engine.row import Row
-from app.engine.slots import ClearSlot, CopyColumns, LoadPrefixes
+from app.engine.sequence import Row
+from app.engine.step import StepPlan
 from app.errors import DeadlineExceeded, GenerationFault
 from app.model.text import Text
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.plan import StepPlan
 from app.engine.request import GenerationRequest
+from app.engine.step import StepPlan
 from tests.engine.timed import (
     FLAT,
     ON_CPU,

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
-from app.engine.plan import Outcome, StepPlan
 from app.engine.request import (
     Event,
     GenerationRequest,
@@ -17,6 +16,7 @@ from app.engine.request import (
     TextDelta,
 )
 from app.engine.router import RequestStream
+from app.engine.step import Outcome, StepPlan
 from app.model.frozen import FrozenModel
 
 CONFIG = EngineConfig(max_rows=8, kv_bytes=64 << 20)

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from app.engine.beam import BeamParams
 from app.engine.config import EngineConfig
-from app.engine.plan import StepPlan
+from app.engine.decoding.beam_search import BeamParams
 from app.engine.request import GenerationRequest, SamplingParams
-from app.engine.row import Source
+from app.engine.sequence import Source
+from app.engine.step import StepPlan
 from tests.engine.scripted import ScriptedScheduler
 
 PROMPT, NEW = 32, 48

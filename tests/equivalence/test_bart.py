@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from transformers import BartForConditionalGeneration
 
-from app.engine import pacing, sources
-from app.engine.beam import BeamParams
+from app.engine.attention.backends import NAMES
 from app.engine.config import EngineConfig
-from app.engine.kernels import NAMES
-from app.engine.memory import SHARED_LENGTH
+from app.engine.decoding.beam_search import BeamParams
+from app.engine.encoder import source_queue
+from app.engine.fairness import prefill_budget
+from app.engine.kv_cache.memory import SHARED_LENGTH
 from app.engine.request import GenerationRequest
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
@@ -224,9 +225,9 @@ def test_every_request_of_a_mix_equals_plain_transformers_alone(
     )
     with pytest.MonkeyPatch.context() as patch:
         # prompts of one token a step, encoder passes of one slice a step and of few sources
-        patch.setattr(pacing, "_MIN_TOKENS", 1)
-        patch.setattr(pacing.PrefillPace, "encoder_seconds", lambda *_: 0.0)
-        patch.setattr(sources, "_TOKENS_BESIDE_ROWS", pass_tokens)
+        patch.setattr(prefill_budget, "_MIN_TOKENS", 1)
+        patch.setattr(prefill_budget.PrefillPace, "encoder_seconds", lambda *_: 0.0)
+        patch.setattr(source_queue, "_TOKENS_BESIDE_ROWS", pass_tokens)
         stepped = run_mix(tiny_bart, mix, shelf, config, patch)
     plain = plain_bart(tiny_bart_folder)
     for index, case in enumerate(mix):

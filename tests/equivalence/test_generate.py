@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import BartForConditionalGeneration, GenerationMixin, PreTrainedModel
 
-from app.engine.beam import BeamParams
+from app.engine.attention.backends import NAMES
 from app.engine.config import EngineConfig
-from app.engine.kernels import NAMES
+from app.engine.decoding.beam_search import BeamParams
 from app.engine.request import GenerationRequest, RequestFinished
 from app.model.frozen import FrozenModel
 from app.model.load import load_model

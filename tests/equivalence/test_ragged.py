@@ -10,9 +10,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.engine import pacing
+from app.engine.attention.backends import NAMES
 from app.engine.config import EngineConfig
-from app.engine.kernels import NAMES
+from app.engine.fairness import prefill_budget
 from app.engine.request import RequestFinished
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
@@ -121,7 +121,7 @@ def test_every_row_of_a_mix_equals_plain_transformers_alone(
     config = EngineConfig(max_step_tokens=max_step_tokens, max_rows=max_rows, kv_bytes=64 << 20)
     with pytest.MonkeyPatch.context() as patch:
         # chunks as short as one token, which no step of a real server has to take
-        patch.setattr(pacing, "_MIN_TOKENS", 1)
+        patch.setattr(prefill_budget, "_MIN_TOKENS", 1)
         stepped = run_mix(model, mix, config, patch)
     for index, case in enumerate(mix):
         if case.cancelled_after is not None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.engine import pacing
 from app.engine.config import EngineConfig
+from app.engine.fairness import prefill_budget
 from app.engine.request import GenerationRequest
 from app.model.frozen import FrozenModel
 from tests.engine.harness import SteppedEngine, make_request
@@ -82,7 +82,7 @@ def test_a_seeded_request_draws_in_every_batch_what_it_draws_alone(
     config = EngineConfig(max_step_tokens=max_step_tokens, max_rows=max_rows)
     requests = {index: request_of(tiny_gpt2, index, str(index)) for index in order}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pacing, "_MIN_TOKENS", 1)
+        patch.setattr(prefill_budget, "_MIN_TOKENS", 1)
         stepped = SteppedEngine(tiny_gpt2, config, patch)
         for step in range(7):
             for index in order:

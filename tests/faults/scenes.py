@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from app.engine.beam import BeamParams
 from app.engine.config import EngineConfig
+from app.engine.decoding.beam_search import BeamParams
 from app.engine.request import GenerationRequest, RequestFailed, RequestFinished
 from app.errors import GenerationFault
 from app.model.frozen import FrozenModel

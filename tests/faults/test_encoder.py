@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from app.engine import encoding
-from app.engine.encoding import EncoderPlan
-from app.engine.pacing import PrefillPace
+from app.engine.encoder import encoder_runner
+from app.engine.encoder.encoder_runner import EncoderPlan
+from app.engine.fairness.prefill_budget import PrefillPace
+from app.engine.kv_cache.slots import StoreSource
 from app.engine.request import RequestFailed
-from app.engine.row import Source
-from app.engine.slots import StoreSource
+from app.engine.sequence import Source
 from app.errors import DeadlineExceeded
 from app.model.frozen import FrozenModel
 from tests.engine.harness import SteppedEngine, make_request
@@ -54,7 +54,7 @@ def test_a_pass_that_raises_for_one_source_is_repeated_source_by_source(
                 raise ArithmeticError("this source breaks it")
             return super().attend(role, at, *others)
 
-    monkeypatch.setattr(encoding, "EncoderPlan", Failing)
+    monkeypatch.setattr(encoder_runner, "EncoderPlan", Failing)
     good = healthy(tiny_bart, shared_prefix(tiny_bart))
     stepped = SteppedEngine(tiny_bart, CONFIG, monkeypatch)
     for request in [*good[:2], make_request("bad", range(20, 33), 9), *good[2:]]:

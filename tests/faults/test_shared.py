@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.engine.request import GenerationRequest
-from app.engine.row import Occupant, SharedPrefix
+from app.engine.sequence import Occupant, SharedPrefix
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix
 from tests.engine.harness import SteppedEngine, make_request

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import BartForConditionalGeneration
 
-from app.engine.beam import BeamParams
+from app.engine.decoding.beam_search import BeamParams
 from app.engine.request import GenerationRequest
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata

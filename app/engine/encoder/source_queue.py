@@ -1,0 +1,79 @@
+"""Which sources the encoder reads next: one pass at a time, whose turn it is first.
+
+A pass cannot be cut short, so beside that of a tenant that takes much a second one may begin, of
+sources to which it gives way. While rows decode a pass reads fewer tokens, since its slices are
+what they wait for. Knows nothing about tensors.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from app.engine.request import GenerationRequest
+from app.engine.sequence import Source
+
+_TOKENS_BESIDE_ROWS = 1024
+"""Tokens of one pass while rows decode; one source may have more, since it is read whole."""
+
+
+class SourceQueue:
+    """Sources that wait to be encoded, and those of the pass that is under way."""
+
+    def __init__(self, max_pass_tokens: int) -> None:
+        self._max_pass_tokens = max_pass_tokens
+        self._waiting: deque[Source] = deque()
+        self._passes: list[tuple[Source, ...]] = []
+
+    @property
+    def num_waiting(self) -> int:
+        """Sources without a result."""
+        return len(self._waiting) + sum(map(len, self._passes))
+
+    def add(self, source: Source) -> None:
+        """Queue a source."""
+        self._waiting.append(source)
+
+    def forget(self, source: Source) -> None:
+        """Drop a source that nobody needs any more; a pass that is under way ignores it."""
+        if source in self._waiting:
+            self._waiting.remove(source)
+
+    def begin(
+        self,
+        num_decode: int,
+        turn: Callable[[GenerationRequest], tuple[bool, float]] | None = None,
+        gives_way: Callable[[GenerationRequest, list[GenerationRequest]], bool] = lambda *_: False,
+    ) -> tuple[Source, ...]:
+        """Sources for a new pass, which goes before any that is under way; () for no new one.
+
+        Those of the requests of the least `turn` come first, of equals the oldest. While one pass
+        is under way, a second may begin of sources to whose requests all of that one give way.
+        """
+        if len(self._passes) > 1:
+            return ()
+        if turn is not None and len(self._waiting) > 1:
+            self._waiting = deque(sorted(self._waiting, key=lambda one: turn(one.request)))
+        limit = self._max_pass_tokens
+        if num_decode:
+            limit = min(limit, _TOKENS_BESIDE_ROWS)
+        chosen: list[Source] = []
+        for source in self._waiting:
+            under_way = (each.request for one in self._passes for each in one)
+            if not all(gives_way(request, [source.request]) for request in under_way):
+                continue
+            if chosen and source.num_tokens > limit:
+                break
+            limit -= source.num_tokens
+            chosen.append(source)
+        for source in chosen:
+            self._waiting.remove(source)
+        if chosen:
+            self._passes.append(tuple(chosen))
+        return tuple(chosen)
+
+    def end(self, sources: Iterable[Source]) -> None:
+        """The pass over `sources` is over, for better or worse."""
+        done = set(sources)
+        left = [tuple(source for source in one if source not in done) for one in self._passes]
+        self._passes = [one for one in left if one]

@@ -1,0 +1,305 @@
+"""Whose request starts next: the queue of requests that wait for rows, fair between tenants.
+
+Every tenant has a virtual token counter: the cost of what it was served, over its weight (Sheng et
+al., "Fairness in Serving Large Language Models", OSDI 2024). The least counter is next. A request
+is charged when it starts, with the new tokens that its tenant's requests usually get, and put
+right by what it does get; charged as it goes, whoever has just come would be given all rows.
+
+*No credit for idling.* A tenant that has nothing waiting when it asks is lifted to the counter of
+the last one that started: the least of those that waited then, as in the paper, and still there
+when nobody waits. So is a tenant that a cap holds back while another one starts.
+
+*Isolation.* Rows are never taken away, so some must be free for those who come. A reserve of rows
+and of memory is left to tenants below their share, also while nobody waits, and each of them leaves
+as much of it to others as it takes itself. A tenant is heavy
+if it wants more than twice, or gets 1.3 times, its fair share; else it is light. Heavy tenants
+together leave to light ones the part of the engine's throughput that these wanted at most in the
+last seconds and a quarter more, but may use half their own fair share. Where nobody or everybody
+is heavy, or a tenant is alone, that limit does not apply.
+
+*Wide requests.* The rows of one request enter one by one, each in its tenant's turn, and only the
+beams of a search enter together.
+
+*Nobody starves.* A tenant without a row is held back by no cap. What does not fit when its turn
+comes is overtaken, by any tenant until these have begun as much as it costs itself, and from then
+to twice that by tenants that have no row; after that what becomes free is kept for it. If its
+tenant has no row it keeps the turn, whoever comes. Tenants at a cap are overtaken always. Inside a
+tenant the higher priority comes first, always, then the older request: a stream of high ones
+starves low ones.
+
+*Prompts.* They are computed a tenant at a time, the one first for which the fewest prompt tokens
+were computed, over its weight; what it left unused while it had no prompts counts little.
+
+Knows nothing about slots, steps or time; it is told.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from app.engine.fairness.prefill_budget import Speed
+from app.engine.fairness.reserve import Stock
+from app.engine.fairness.tenant_share import MEMORY_S, WHOLE, Tenant
+from app.engine.request import GenerationRequest
+from app.engine.request_state import ActiveRequest
+
+_HEAVY_DEMAND, _HEAVY_RATE = 2.0, 1.3
+"""Times its fair share that a tenant wants, or gets, from which on it is heavy."""
+_NEVER_HEAVY = 1 / 8
+"""Part of the engine up to which a tenant is light, however many there are."""
+_MARGIN = 1.25
+"""Times what light tenants wanted at most: the next peak may be higher."""
+_LEAST_FOR_HEAVY = 0.5
+"""Part of their own fair share that heavy tenants may use in any case."""
+_PATIENCE = 2.0
+"""Times its own cost by which a request that does not fit is overtaken at most."""
+_PROMPT_CREDIT = 512.0
+"""Prompt tokens by which who comes may be before tenants that have prompts all the time."""
+_REBASE = 2.0**20
+"""Counters are made small again from here on."""
+_MAX_IDLE = 256
+"""Idle tenants that are remembered, for `MEMORY_S` at most."""
+
+
+class FairQueue:
+    """The requests that wait, by id and by tenant; one tenant's are in its own order.
+
+    One of which some rows have entered and others wait is no longer in `waiting`.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: dict[str, ActiveRequest] = {}
+        self._tenants: dict[str, Tenant] = {}
+        self._queued: dict[str, Tenant] = {}
+        self._idle_since: OrderedDict[str, float] = OrderedDict()
+        self._num_seen = 0
+        self._last_started = 0.0
+        self._turn: Tenant | None = None
+        self._now = 0.0
+        self._speed = Speed(0.0, 0.0, 1)
+        self._heavy: set[Tenant] = set()
+        self._room_for_heavy = math.inf
+        self._weights = 1.0
+        self._last_prompted = 0.0
+
+    @property
+    def num_waiting_tenants(self) -> int:
+        """Tenants with rows that wait."""
+        return len(self._queued)
+
+    def add(self, entry: ActiveRequest, now: float) -> None:
+        """Queue a request that has its `share`."""
+        self._now = max(self._now, now)
+        name = entry.request.tenant
+        tenant = self._tenants.get(name)
+        if tenant is None:
+            self._num_seen += 1
+            tenant = self._tenants[name] = Tenant(name, self._num_seen)
+            tenant.counter = self._last_started
+        self._idle_since.pop(name, None)
+        if name not in self._queued:
+            tenant.counter = max(tenant.counter, self._last_started)
+            self._queued[name] = tenant
+        tenant.add(entry, self._now)
+        self.waiting[entry.request.id] = entry
+
+    def remove(self, request_id: str) -> bool:
+        """Forget a request that waits; False if there is none."""
+        entry = self.waiting.get(request_id)
+        if entry is None:
+            return False
+        self._take(entry, self._tenants[entry.request.tenant])
+        self._note_idle(self._tenants[entry.request.tenant])
+        return True
+
+    def begin(self, now: float, speed: Speed) -> None:
+        """A step begins: forget tenants that were idle for long, and see who is heavy."""
+        self._now, self._speed = max(self._now, now), speed
+        while self._idle_since:
+            name, since = next(iter(self._idle_since.items()))
+            if self._now - since < MEMORY_S and len(self._idle_since) <= _MAX_IDLE:
+                break
+            del self._idle_since[name], self._tenants[name]
+        if self._last_started > _REBASE:
+            for tenant in self._tenants.values():
+                tenant.counter -= self._last_started
+            self._last_started = 0.0
+        self._divide()
+
+    def starts(
+        self,
+        fits: Callable[[ActiveRequest], bool],
+        stocks: Callable[[], Sequence[Stock]] = lambda: (),
+    ) -> Iterator[ActiveRequest]:
+        """Requests whose next rows enter now, each tenant in its turn; they are taken as they come.
+
+        `stocks` says what there is of what a request `wants`, in the same order.
+        """
+        turns = [(*self._rank(tenant), tenant) for tenant in self._queued.values()]
+        heapq.heapify(turns)
+        passed: list[Tenant] = []
+        blocked: list[ActiveRequest] = []
+        while turns:
+            tenant = turns[0][-1]
+            head = tenant.head
+            if head is None:
+                heapq.heappop(turns)
+            elif self._is_capped(tenant, head, stocks()):
+                heapq.heappop(turns)
+                passed.append(tenant)
+            elif not fits(head):
+                heapq.heappop(turns)
+                blocked.append(head)
+                if not tenant.running_share:
+                    self._turn = tenant
+            elif not self._may_overtake(tenant, blocked):
+                heapq.heappop(turns)
+            else:
+                self._start(tenant, head, passed, blocked)
+                heapq.heapreplace(turns, (*self._rank(tenant), tenant))
+                yield head
+
+    def serve(self, entry: ActiveRequest, num_tokens: int) -> None:
+        """A request that runs got new tokens."""
+        self._tenants[entry.request.tenant].serve(entry, num_tokens, self._now)
+
+    def end_row(self, entry: ActiveRequest) -> None:
+        """One row of a request that goes on has ended."""
+        self._tenants[entry.request.tenant].end_row(entry)
+
+    def end(self, entry: ActiveRequest) -> None:
+        """A request that ran has ended, in whatever way."""
+        tenant = self._tenants[entry.request.tenant]
+        if entry.num_unstarted:
+            self._take(entry, tenant)
+        tenant.end(entry)
+        self._note_idle(tenant)
+
+    def expected_tokens(self, request: GenerationRequest) -> float:
+        """New tokens that each of its rows is likely to get; from any thread."""
+        tenant = self._tenants.get(request.tenant)
+        if tenant is None:
+            return float(request.sampling.max_tokens)
+        return tenant.expected_tokens(request)
+
+    def begin_prompt(self, request: GenerationRequest) -> None:
+        """A tenant has a prompt to compute; of the time when it had none it keeps little credit."""
+        tenant = self._tenants[request.tenant]
+        tenant.prompts = max(tenant.prompts, self._last_prompted - _PROMPT_CREDIT / tenant.weight)
+
+    def serve_prompt(self, request: GenerationRequest, num_tokens: int) -> None:
+        """Tokens of a prompt are about to be computed."""
+        tenant = self._tenants[request.tenant]
+        self._last_prompted = max(self._last_prompted, tenant.prompts)
+        tenant.prompts += num_tokens / tenant.weight
+
+    def prompt_turn(self, request: GenerationRequest) -> tuple[bool, float]:
+        """Sorts requests that run: whose prompt is computed first."""
+        tenant = self._tenants[request.tenant]
+        return self.is_held_back(request), tenant.prompts
+
+    def gives_way(self, request: GenerationRequest, others: Collection[GenerationRequest]) -> bool:
+        """Whether its tenant takes more than twice as much as one of the others', over weights."""
+        wide = self._tenants[request.tenant]
+        narrow = [self._tenants[other.tenant] for other in others]
+        return any(
+            wide.running_share * each.weight > 2 * each.running_share * wide.weight
+            for each in narrow
+        )
+
+    def is_held_back(self, request: GenerationRequest) -> bool:
+        """Whether its tenant is heavy, and there are light ones."""
+        return self._tenants[request.tenant] in self._heavy and self._room_for_heavy < math.inf
+
+    # --- whose turn ------------------------------------------------------------------------
+
+    def _rank(self, tenant: Tenant) -> tuple[bool, float, int]:
+        return tenant is not self._turn, tenant.counter, tenant.order
+
+    def _start(
+        self,
+        tenant: Tenant,
+        entry: ActiveRequest,
+        passed: Collection[Tenant],
+        blocked: Collection[ActiveRequest],
+    ) -> None:
+        self._last_started = tenant.counter
+        for other in passed:
+            other.counter = max(other.counter, tenant.counter)
+        if self._turn is tenant:
+            self._turn = None
+        if entry.num_unstarted == entry.rows_at_once:
+            self._take(entry, tenant)
+        else:
+            self.waiting.pop(entry.request.id, None)
+            tenant.waiting_share -= entry.share
+        cost = tenant.start(entry)
+        for waits in blocked:
+            waits.overtaken += cost
+
+    def _may_overtake(self, tenant: Tenant, blocked: Collection[ActiveRequest]) -> bool:
+        """Whether the tenant may begin something before those that do not fit."""
+        patience = 1.0 if tenant.running_share else _PATIENCE
+        return all(
+            waits.overtaken < patience * self._tenants[waits.request.tenant].cost(waits)
+            for waits in blocked
+        )
+
+    def _take(self, entry: ActiveRequest, tenant: Tenant) -> None:
+        """Out of the queue."""
+        self.waiting.pop(entry.request.id, None)
+        tenant.remove(entry)
+        if tenant.head is None:
+            del self._queued[tenant.name]
+            if self._turn is tenant:
+                self._turn = None
+
+    def _note_idle(self, tenant: Tenant) -> None:
+        if tenant.idle:
+            self._idle_since[tenant.name] = self._now
+
+    # --- caps ------------------------------------------------------------------------------
+
+    def _is_capped(self, tenant: Tenant, head: ActiveRequest, stocks: Sequence[Stock]) -> bool:
+        if not tenant.running_share:
+            return False
+        cap = head.request.row_cap
+        if cap is not None and tenant.num_rows + head.rows_at_once > cap:
+            return True
+        fair = tenant.weight / self._weights
+        held = tenant.held or (0,) * len(stocks)
+        for stock, holds, wants in zip(stocks, held, head.wanted, strict=False):
+            if not stock.allows(holds, wants, fair):
+                return True
+        if tenant not in self._heavy:
+            return False
+        used = sum(other.running_share for other in self._heavy) + head.share
+        return self._speed.worth(used / WHOLE) > self._room_for_heavy
+
+    def _divide(self) -> None:
+        """Tell heavy tenants from light ones, and how much room the heavy ones have."""
+        self._heavy.clear()
+        self._room_for_heavy = math.inf
+        self._weights = sum(tenant.weight for tenant in self._tenants.values())
+        if len(self._tenants) < 2:
+            return
+        wanted, fair_for_heavy = 0, 0.0
+        for tenant in self._tenants.values():
+            fair = tenant.weight / self._weights
+            if self._is_heavy(tenant, fair):
+                self._heavy.add(tenant)
+                fair_for_heavy += fair
+            else:
+                wanted += tenant.peak_demand(self._now)
+        if wanted:
+            left = 1 - self._speed.worth(_MARGIN * wanted / WHOLE)
+            self._room_for_heavy = max(_LEAST_FOR_HEAVY * fair_for_heavy, left)
+
+    def _is_heavy(self, tenant: Tenant, fair: float) -> bool:
+        if tenant.demand > WHOLE * max(_NEVER_HEAVY, _HEAVY_DEMAND * fair):
+            return True
+        rate = tenant.token_rate(self._now) / self._speed.tokens_per_s
+        return rate > max(_NEVER_HEAVY, _HEAVY_RATE * fair)
