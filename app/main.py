@@ -35,14 +35,11 @@ from app.api import (
     usage,
 )
 from app.api.auditing import Audited
-from app.api.background import Background
 from app.api.errors import StrictJSONResponse, install_error_handlers
 from app.api.gate import Gate
 from app.api.metrics import Metrics
 from app.api.middleware import BoundBodies, Observe
-from app.api.pinning import follow_pins
 from app.api.services import DEMO_TENANT, Limits, Services
-from app.api.stored_prefixes import stored_prefixes
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.probe import probe
@@ -50,10 +47,14 @@ from app.errors import InvalidRequest
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.model.threads import in_passing_thread
-from app.prefix.tiers import PrefixTiers
 from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
 from app.registry.shipped.import_ import seed
+from app.runtime.periodic import Background
+from app.runtime.pinning import follow_pins
+from app.runtime.prefix_cache import PrefixTiers
+from app.runtime.prefix_loader import stored_prefixes
+from app.runtime.workers import Workers
 from app.settings import Settings
 from app.tenancy.auth.authenticator import Anonymous, Authentication, KeyAuthenticator
 from app.tenancy.auth.failed_attempts import Failures
@@ -63,7 +64,6 @@ from app.tenancy.limits.limiter import Limiter
 from app.tenancy.limits.shared import RedisLimits
 from app.tenancy.tenants import Accounts
 from app.tenancy.usage.flush import WRITE_S, Books
-from app.workers import Workers
 
 _log = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.services import Services
-from app.cli.server import bind, configuration
 from app.main import create_app
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.prefix import Prefix
+from app.runtime.http_server import bind, configuration
 from app.settings import Settings
 
 

@@ -18,39 +18,31 @@ MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 60
 
 ARROWS = {
-    "errors": set(),
-    "settings": set(),
-    "workers": set(),
-    "prefix": {"workers"},
-    "model": {"prefix"},
-    "engine": {"model", "prefix"},
-    "db": {"prefix"},
-    "registry": {"db", "prefix"},
-    "tenancy": {"db", "prefix", "registry"},
-    "api": {"db", "engine", "model", "prefix", "registry", "tenancy", "training", "workers"},
-    "training": {"engine", "model", "prefix", "registry"},
-    "bench": {"db", "engine", "model", "prefix", "registry"},
-    "demo": {"training", "model", "prefix"},
-    "main": {
-        "settings",
-        "api",
-        "db",
-        "engine",
-        "model",
-        "prefix",
-        "registry",
-        "tenancy",
-        "workers",
-    },
-    "cli": {"main", "settings", "api", "db", "engine", "model", "prefix", "registry", "tenancy"}
-    | {"training", "bench", "demo"},
+    layer: set(allowed.split())
+    for layer, allowed in {
+        "errors": "",
+        "settings": "",
+        "prefix": "",
+        "model": "prefix",
+        "engine": "model prefix",
+        "db": "prefix",
+        "registry": "db prefix",
+        "tenancy": "db prefix registry",
+        "runtime": "model prefix registry tenancy",
+        "training": "engine model prefix registry",
+        "api": "db engine model prefix registry runtime tenancy training",
+        "main": "settings api db engine model prefix registry runtime tenancy",
+        "bench": "db engine model prefix registry runtime",
+        "demo": "model prefix training",
+        "cli": "main settings api bench db demo engine model prefix registry runtime tenancy training",
+    }.items()
 }
 """Layer → the layers that it may import, besides itself and `errors`."""
 
 LIBRARIES = {
     "fastapi": {"api", "main"},
     "starlette": {"api", "main"},
-    "uvicorn": {"cli"},
+    "uvicorn": {"runtime"},
     "prometheus_client": {"api", "main"},
     "pydantic_settings": {"settings"},
     "sqlalchemy": {"db", "registry", "tenancy"},
@@ -60,7 +52,7 @@ LIBRARIES = {
     "typer": {"cli", "demo"},
     "rich": {"cli", "demo", "bench"},
     "httpx": {"cli", "bench"},
-    "torch": {"prefix", "model", "engine", "training", "bench", "demo"},
+    "torch": {"prefix", "runtime", "model", "engine", "training", "bench", "demo"},
     "transformers": {"model", "training", "bench", "demo"},
     "tokenizers": {"model", "demo", "bench"},
     "safetensors": {"prefix", "model", "training", "demo"},

@@ -13,8 +13,8 @@ from app.api.services import Services
 from app.errors import BaseModelMismatch, InvalidRequest, PrefixNotFound
 from app.prefix.prefix import Prefix
 from app.prefix.reference import MAX_PARTS, PrefixReference, parse_model_field
-from app.prefix.tiers import Lease, PrefixKey
 from app.registry.types import Resolved, Version
+from app.runtime.prefix_cache import Lease, PrefixKey
 
 _MAX_SHOWN = 80
 _TIERS = ("device", "host", "store")

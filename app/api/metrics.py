@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from app.engine.engine import Engine
-from app.prefix.tiers import PrefixTiers
+from app.runtime.prefix_cache import PrefixTiers
 from app.tenancy.limits.limiter import Limiter
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

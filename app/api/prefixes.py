@@ -13,8 +13,8 @@ from app.api.errors import StrictJSONResponse
 from app.api.lengths import known_lengths, module_lengths
 from app.api.prefix_objects import prefix_object, version_object
 from app.api.services import Services, ServicesDep
-from app.prefix.tiers import PrefixKey
 from app.registry.types import Version
+from app.runtime.prefix_cache import PrefixKey
 from app.tenancy.auth.principal import Scope
 
 router = APIRouter(prefix="/v1/prefixes")

@@ -15,15 +15,15 @@ from app.api.at_once import AtOnce
 from app.api.metrics import Metrics
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
-from app.prefix.tiers import PrefixTiers
 from app.registry.registry import Registry
+from app.runtime.prefix_cache import PrefixTiers
+from app.runtime.workers import Workers
 from app.tenancy.audit.log import AuditLog
 from app.tenancy.auth.authenticator import Authentication
 from app.tenancy.auth.keyring import Keyring
 from app.tenancy.limits.limiter import Limiter
 from app.tenancy.tenants import Accounts
 from app.tenancy.usage.recorder import UsageLedger
-from app.workers import Workers
 
 DEMO_TENANT = "demo"
 

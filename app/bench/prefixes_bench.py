@@ -28,10 +28,10 @@ from app.model.threads import in_passing_thread
 from app.prefix.codec import decode, encode
 from app.prefix.prefix import Prefix
 from app.prefix.reference import PrefixReference
-from app.prefix.tiers import Lease, PrefixKey, PrefixTiers
 from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
 from app.registry.types import VersionInfo
+from app.runtime.prefix_cache import Lease, PrefixKey, PrefixTiers
 
 _TENANT = "bench"
 _ON_DEVICE = 100

@@ -134,9 +134,9 @@ def _check_places(settings: Settings) -> None:
 
 
 def _run(settings: Settings) -> None:
-    from app.cli.connections import connections_within
     from app.cli.logs import configure_logging
-    from app.cli.server import Server, bind, configuration
+    from app.runtime.connections import connections_within
+    from app.runtime.http_server import Server, bind, configuration
 
     configure_logging(settings.log_level, settings.log_format, access=settings.access_log)
     _log.info("starting: importing torch and transformers takes some seconds")

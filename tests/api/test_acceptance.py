@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.api.stored_prefixes import stored_prefixes
 from app.errors import InvalidPrefix, NotUsableInDtype
 from app.model.dense import check_finite
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.codec import encode
 from app.prefix.prefix import Prefix
-from app.prefix.tiers import PrefixKey
+from app.runtime.prefix_cache import PrefixKey
+from app.runtime.prefix_loader import stored_prefixes
 from tests.server import serving
 from tests.tiny import random_prefix
 

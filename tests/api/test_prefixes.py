@@ -12,7 +12,7 @@ import pytest
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.prefix import Prefix
-from app.prefix.tiers import PrefixKey
+from app.runtime.prefix_cache import PrefixKey
 from tests.api.helpers import complete, error_of, events_of, slowed, text_of, with_metadata
 from tests.server import RunningServer
 from tests.tiny import random_prefix

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from app.api import pinning
 from app.model.frozen import FrozenModel
-from app.prefix.tiers import PrefixKey
+from app.runtime import pinning
+from app.runtime.prefix_cache import PrefixKey
 from tests.api.guarded import PEPPER, Guarded, guarding
 from tests.server import serving
 from tests.tiny import random_prefix

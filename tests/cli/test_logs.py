@@ -22,7 +22,7 @@ SERVE = textwrap.dedent(
     from app.api.errors import error_response
     from app.api.middleware import Observe
     from app.cli.logs import configure_logging
-    from app.cli.server import Server, bind, configuration
+    from app.runtime.http_server import Server, bind, configuration
     from app.errors import InsufficientStorage
     from app.tenancy.auth.principal import Principal
 
@@ -103,8 +103,8 @@ def test_each_request_has_a_line_and_all_its_lines_have_its_id() -> None:
     assert "chatter" not in everything
     assert "tokenizer" not in everything
     assert "Invalid HTTP" not in everything
-    assert "app.cli.server: stopping: 0 requests run and may finish" in lines[-2]
-    assert "app.cli.server: stopped" in lines[-1]
+    assert "app.runtime.http_server: stopping: 0 requests run and may finish" in lines[-2]
+    assert "app.runtime.http_server: stopped" in lines[-1]
 
 
 def test_json_lines_are_objects_with_the_same_fields() -> None:

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
-from app.prefix.tiers import TierStats
+from app.runtime.prefix_cache import TierStats
 from tests.equivalence.reference import plain_model
 from tests.server import RunningServer, serving
 from tests.tiny import random_prefix

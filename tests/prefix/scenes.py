@@ -11,7 +11,7 @@ import torch
 
 from app.errors import PolyprefixError
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
-from app.prefix.tiers import Lease, PrefixKey, PrefixTiers
+from app.runtime.prefix_cache import Lease, PrefixKey, PrefixTiers
 
 Scene = Callable[[PrefixTiers, "Store"], Awaitable[None]]
 

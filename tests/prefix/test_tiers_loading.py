@@ -6,7 +6,7 @@ import asyncio
 import threading
 
 from app.errors import Overloaded, PolyprefixError
-from app.prefix.tiers import Lease, PrefixKey, PrefixTiers
+from app.runtime.prefix_cache import Lease, PrefixKey, PrefixTiers
 from tests.prefix.scenes import UNIT, A, B, C, Store, play, start, use
 
 

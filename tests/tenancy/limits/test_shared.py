@@ -162,7 +162,7 @@ def test_a_killed_replicas_rows_come_free_and_a_living_ones_stay(
             assert not (await takes(one, limits, Cost(0, 1)))[1].granted
 
     command = [sys.executable, "-c", REPLICA, shared_redis.url]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as killed:
         try:
             asyncio.run(main(killed))

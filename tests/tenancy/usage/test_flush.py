@@ -20,7 +20,7 @@ from app.tenancy.usage.flush import WRITE_S, Books
 from app.tenancy.usage.totals import Sums
 
 RUNS = 20
-DRIVER = Path(__file__).parent / "book_driver.py"
+DRIVER = Path(__file__).parents[1] / "book_driver.py"
 
 
 def killed(url: str, what: str, seconds: float) -> list[str]:

@@ -15,9 +15,9 @@ import httpx
 import pytest
 from uvicorn.server import ServerState
 
-from app.cli import http_protocol
-from app.cli.http_protocol import MAX_PIPELINED, BoundedHttpProtocol
-from app.cli.server import configuration
+from app.runtime import http_protocol
+from app.runtime.http_protocol import MAX_PIPELINED, BoundedHttpProtocol
+from app.runtime.http_server import configuration
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[Scope]]

@@ -8,8 +8,8 @@ from app.errors import InvalidPrefix, NotUsableInDtype, PolyprefixError, PrefixO
 from app.model.frozen import FrozenModel
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
-from app.prefix.tiers import PrefixKey
 from app.registry.registry import Registry
+from app.runtime.prefix_cache import PrefixKey
 
 
 def stored_prefixes(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from app.api.background import Background
-from app.prefix.tiers import MAX_PINNED, PrefixKey, PrefixTiers
 from app.registry.pins import PinFollower
 from app.registry.registry import Registry
 from app.registry.types import ContentKey
+from app.runtime.periodic import Background
+from app.runtime.prefix_cache import MAX_PINNED, PrefixKey, PrefixTiers
 
 _RETRY_S = 0.45
 """Seconds until the next try while the catalog does not answer."""

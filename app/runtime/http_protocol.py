@@ -11,7 +11,7 @@ from uvicorn import Config
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from app.cli.connections import Connections
+from app.runtime.connections import Connections
 
 MAX_HEAD_BYTES = 64 * 1024
 """A request line with its headers; beyond it the connection ends with 431."""

@@ -11,14 +11,14 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from app.cli.server import bind
 from app.errors import PolyprefixError
+from app.runtime.http_server import bind
 from app.settings import Settings
 
 SERVE = textwrap.dedent(
     """
     import asyncio, contextlib, sys
-    from app.cli.server import Server, bind, configuration
+    from app.runtime.http_server import Server, bind, configuration
     from app.errors import PolyprefixError
 
     async def app(scope, receive, send):

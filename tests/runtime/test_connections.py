@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 
-from app.cli.connections import Connections
+from app.runtime.connections import Connections
 
 
 class Fake:
@@ -106,7 +106,7 @@ def test_what_has_ended_is_forgotten() -> None:
 def test_a_flood_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:
     now = [1000.0]
     table = Connections(1, 1, clock=lambda: now[0])
-    with caplog.at_level(logging.WARNING, "app.cli.connections"):
+    with caplog.at_level(logging.WARNING, "app.runtime.connections"):
         opened(table, 500, "192.0.2.1")
         assert len(caplog.records) == 1
         now[0] += 61
@@ -119,8 +119,8 @@ SERVE = textwrap.dedent(
     import asyncio, contextlib, logging, resource, sys
     soft, hard, most, most_per_client = map(int, sys.argv[1:])
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    from app.cli.connections import connections_within
-    from app.cli.server import Server, bind, configuration
+    from app.runtime.connections import connections_within
+    from app.runtime.http_server import Server, bind, configuration
 
     async def app(scope, receive, send):
         open("/dev/null").close()  # as whatever reads files

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import Overloaded
-from app.prefix.tiers import Lease, PrefixKey, PrefixTiers
+from app.runtime.prefix_cache import Lease, PrefixKey, PrefixTiers
 from tests.prefix.scenes import UNIT, A, B, C, D, Store, make_prefix, play, use
 
 
@@ -251,7 +251,7 @@ class TestPins:
         play(scene, device_units=2, host_units=2)
 
     def test_pins_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("app.prefix.tiers.MAX_PINNED", 1)
+        monkeypatch.setattr("app.runtime.prefix_cache.MAX_PINNED", 1)
 
         async def scene(tiers: PrefixTiers, _store: Store) -> None:
             tiers.keep_pins([A, B])

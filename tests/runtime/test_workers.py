@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from app import workers
 from app.errors import Overloaded, TenantQueueFull
-from app.workers import WorkerPool
+from app.runtime import workers
+from app.runtime.workers import WorkerPool
 
 
 class Desk:

@@ -19,7 +19,7 @@ import torch
 
 from app.errors import Overloaded
 from app.prefix.prefix import Prefix
-from app.workers import WorkerPool
+from app.runtime.workers import WorkerPool
 
 MAX_PINNED = 1_000
 """Pins that are remembered."""

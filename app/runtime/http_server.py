@@ -16,9 +16,9 @@ from typing import Any
 
 import uvicorn
 
-from app.cli.connections import Connections
-from app.cli.http_protocol import BoundedConfig, bounded_config
 from app.errors import PolyprefixError
+from app.runtime.connections import Connections
+from app.runtime.http_protocol import BoundedConfig, bounded_config
 
 logger = logging.getLogger(__name__)
 
