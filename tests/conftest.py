@@ -78,3 +78,9 @@ def tiny_bart_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bart(tiny_bart_folder: Path) -> FrozenModel:
     """The tiny BART, loaded, fp32 on the CPU."""
     return load_model(str(tiny_bart_folder), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def trainable(tiny_gpt2_folder: Path) -> FrozenModel:
+    """The tiny GPT-2 with plain layers."""
+    return load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32", packed=False)

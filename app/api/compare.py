@@ -17,10 +17,10 @@ from app.api.generation import unless_gone
 from app.api.judging import Answer, Judge
 from app.api.scoring import choose_version, judge_of
 from app.api.services import ServicesDep
+from app.evaluation.likelihood import Contrast, contrast
+from app.evaluation.text_pairs import TokenPair
 from app.prefix.reference import check_name
 from app.tenancy.auth.principal import Scope
-from app.training.data import TokenPair
-from app.training.likelihood import Contrast, contrast
 
 _Pairs = tuple[TokenPair, TokenPair]
 

@@ -25,10 +25,10 @@ from app.api.schemas import SamplingFields
 from app.api.services import Services
 from app.engine.request import PromptScored, SamplingParams, TextDelta
 from app.errors import ContextLengthExceeded, DeadlineExceeded, GenerationFault, InvalidRequest
+from app.evaluation.likelihood import target_loss
+from app.evaluation.text_pairs import TokenPair, answered_target, continued_target
 from app.prefix.prefix import Prefix
 from app.tenancy.auth.principal import Principal
-from app.training.data import TokenPair, answered_target, continued_target
-from app.training.likelihood import target_loss
 
 Result = TypeVar("Result")
 

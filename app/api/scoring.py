@@ -15,9 +15,9 @@ from app.api.evaluation_schemas import DecodingFields, ExampleBody
 from app.api.judging import Answer, Judge, borrow
 from app.api.services import Services
 from app.errors import InvalidRequest
+from app.evaluation.metrics import corpus_bleu, mean_rouge
+from app.evaluation.text_pairs import TokenPair
 from app.tenancy.auth.principal import Principal
-from app.training.data import TokenPair
-from app.training.scores import corpus_bleu, mean_rouge
 
 _WORDS = frozenset({"exact_match", "bleu", "rouge_l"})
 """Metrics that need answers."""

@@ -18,9 +18,9 @@ from app.cli.console import print_json, stderr, stdout
 from app.errors import PrefixNotFound
 
 if TYPE_CHECKING:
+    from app.evaluation.model_scores import Evaluation
     from app.model.frozen import FrozenModel
     from app.prefix.prefix import Prefix
-    from app.training.evaluation import Evaluation
 
 Model = Annotated[
     str | None,
@@ -80,10 +80,10 @@ def evaluate(
 
     Example: `polyprefix evaluate --data valid.jsonl --store prefixes --prefix e2e`
     """
+    from app.evaluation import model_scores
+    from app.evaluation.text_pairs import read_examples
     from app.model.load import load_model
     from app.prefix.metadata import parse_decoding
-    from app.training import evaluation
-    from app.training.data import read_examples
 
     check_output(texts, "--texts")
     alone = {"max_tokens": max_tokens, **parse_decoding(decoding)}
@@ -92,10 +92,10 @@ def evaluate(
     prefixes = {name: _prefix(name, store, frozen) for name in prefix or []}
     results: list[dict[str, object]] = []
     said: dict[str, tuple[str, ...]] = {}
-    with evaluation.running_engine(frozen) as engine:
+    with model_scores.running_engine(frozen) as engine:
         for name, tuned in {**({"base alone": None} if base else {}), **prefixes}.items():
             with stderr().status(f"decoding {len(examples)} inputs: {name}"):
-                done = evaluation.evaluate(
+                done = model_scores.evaluate(
                     engine,
                     examples,
                     prefix=tuned,

@@ -19,9 +19,9 @@ from app.cli.configuration import check_folder, check_output
 from app.cli.console import human_bytes, plain, print_warning, stderr, stdout, this_program
 
 if TYPE_CHECKING:
+    from app.evaluation.metrics import Rouge
     from app.prefix.prefix import Prefix
     from app.training.recipe import Recipe
-    from app.training.scores import Rouge
     from app.training.session import Session
     from app.training.trainer import Report
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
-from app.training.data import TokenPair
+from app.evaluation.text_pairs import TokenPair
 
 IGNORED = -100
 _BATCHES_SORTED_TOGETHER = 32

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import torch
 
+from app.evaluation.text_pairs import TokenPair
 from app.model.dense import dense_logits, dense_pair_logits
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues
 from app.training.batches import collate, collate_sources, mean_loss, summed_loss
-from app.training.data import TokenPair
 
 
 @dataclass(frozen=True)

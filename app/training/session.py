@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.model.load import load_model
-from app.model.text import Text
-from app.prefix.prefix import Prefix
-from app.training.data import (
+from app.evaluation.model_scores import Evaluation, evaluate, running_engine
+from app.evaluation.text_pairs import (
     Example,
     TokenPair,
     data_digest,
@@ -25,7 +23,9 @@ from app.training.data import (
     source_pairs,
     token_pairs,
 )
-from app.training.evaluation import Evaluation, evaluate, running_engine
+from app.model.load import load_model
+from app.model.text import Text
+from app.prefix.prefix import Prefix
 from app.training.objective import position_offset
 from app.training.publish import as_prefix
 from app.training.recipe import Recipe

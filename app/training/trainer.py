@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from app.errors import InvalidRequest
+from app.evaluation.text_pairs import TokenPair
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues
 from app.training.batches import Batches, sample
@@ -26,7 +27,6 @@ from app.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
-from app.training.data import TokenPair
 from app.training.objective import Loss, loss_of
 from app.training.recipe import HIDDEN, Recipe
 from app.training.reparameterisation import Reparameterisations, fit_to, words_as_prefix

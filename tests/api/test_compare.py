@@ -191,7 +191,7 @@ def test_long_targets_are_taken_in_pieces(
 ) -> None:
     examples = [{"input": "the", "output": "the cat sat on the mat and the dog"}]
     whole = compare(client, *digests, examples=examples)
-    monkeypatch.setattr("app.training.likelihood.CHUNK", 3)
+    monkeypatch.setattr("app.evaluation.likelihood.CHUNK", 3)
     pieces = compare(client, *digests, examples=examples)
     assert whole["examples"][0]["num_target_tokens"] > 9
     for name in ("kl_ab", "kl_ba", "loss_a", "loss_b"):

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from app.evaluation.model_scores import evaluate, running_engine
+from app.evaluation.text_pairs import read_examples
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.codec import decode
@@ -15,8 +17,6 @@ from app.registry.open_registry import open_registry
 from app.registry.shipped.import_ import seed
 from app.registry.shipped.manifest import ShippedVersion, read_manifest
 from app.settings import DEMO_MODEL, SHIPPED_STORE
-from app.training.data import read_examples
-from app.training.evaluation import evaluate, running_engine
 
 E2E = Path(__file__).parent / "data" / "e2e-held-out.jsonl"
 """Every fifth held-out meaning representation of E2E (CC BY-SA 4.0), with all its references."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
+from app.evaluation.text_pairs import Example, TokenPair, token_pairs
 from app.model.frozen import FrozenModel
-from app.model.load import load_model
-from app.training.data import Example, TokenPair, token_pairs
 
 TEMPLATE = " {input} <|endoftext|>"
 
@@ -17,12 +14,6 @@ EXAMPLES = (
     Example("name : dog | mood : lazy", ("the lazy dog", "a dog that is lazy"), 2),
     Example("name : cat | place : mat", ("the cat sat on the mat",), 3),
 )
-
-
-@pytest.fixture(scope="session")
-def trainable(tiny_gpt2_folder: Path) -> FrozenModel:
-    """The tiny GPT-2 with plain layers."""
-    return load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32", packed=False)
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,8 @@ from collections import Counter
 
 import torch
 
+from app.evaluation.text_pairs import TokenPair
 from app.training.batches import IGNORED, Batches, collate, summed_loss
-from app.training.data import TokenPair
 
 SHORT = TokenPair((5, 6, 0), (7, 0))
 LONG = TokenPair((1, 0), (2, 3, 4, 0))

@@ -11,12 +11,12 @@ from torch.nn.functional import cross_entropy
 from transformers import BartForConditionalGeneration
 
 from app.errors import InvalidRequest
+from app.evaluation.text_pairs import TokenPair, default_template, source_pairs
 from app.model.dense import dense_pair_logits
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.prefix import KeyValues
 from app.training.batches import IGNORED, collate_sources
-from app.training.data import TokenPair, default_template, source_pairs
 from app.training.objective import position_offset
 from app.training.recipe import Recipe
 from app.training.trainer import Report, Trainer

@@ -9,9 +9,9 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.errors import InvalidRequest
+from app.evaluation.text_pairs import Example, continued_target, default_template, token_pairs
 from app.model.load import load_model
 from app.model.text import Text, TokenizerFacts
-from app.training.data import Example, continued_target, default_template, token_pairs
 from app.training.recipe import Recipe
 from app.training.session import Job, Session
 from tests.tiny import llama_like

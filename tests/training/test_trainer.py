@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from app.errors import InsufficientStorage, InvalidRequest
+from app.evaluation.text_pairs import TokenPair
 from app.model.dense import dense_logits
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues
 from app.training.batches import IGNORED, collate
 from app.training.checkpoint import load_checkpoint, save_checkpoint
-from app.training.data import TokenPair
 from app.training.objective import Loss, loss_of
 from app.training.recipe import Recipe
 from app.training.trainer import Progress, Report, Trainer

@@ -12,11 +12,11 @@ from transformers import BartForConditionalGeneration
 
 from app.engine.decoding.beam_search import BeamParams
 from app.engine.request import GenerationRequest
+from app.evaluation import model_scores
+from app.evaluation.model_scores import evaluate, generate_texts, running_engine
+from app.evaluation.text_pairs import Example
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
-from app.training import evaluation
-from app.training.data import Example
-from app.training.evaluation import evaluate, generate_texts, running_engine
 from tests.tiny import CONTEXT, random_prefix
 
 
@@ -54,7 +54,7 @@ def asked_of(
     def stop(_: object, requests: list[GenerationRequest]) -> NoReturn:
         raise Asked(requests)
 
-    monkeypatch.setattr(evaluation, "complete", stop)
+    monkeypatch.setattr(model_scores, "complete", stop)
     prefix = random_prefix(model, 4)
     metadata = replace(prefix.metadata, decoding=decoding)
     with running_engine(model) as engine, pytest.raises(Asked) as caught:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.errors import InvalidRequest
-from app.training.scores import corpus_bleu, mean_rouge
+from app.evaluation.metrics import corpus_bleu, mean_rouge
 
 
 def test_bleu_is_lower_cased_and_takes_any_number_of_references() -> None:

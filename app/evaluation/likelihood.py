@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 
 from app.errors import GenerationFault
+from app.evaluation.text_pairs import TokenPair
 from app.model.dense import dense_logits, dense_pair_logits
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
-from app.training.data import TokenPair
 
 CHUNK = 128
 """Tokens of a target whose logits are held at the same time."""

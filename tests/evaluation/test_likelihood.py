@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from app.errors import GenerationFault
+from app.evaluation import likelihood
+from app.evaluation.likelihood import contrast, target_loss
+from app.evaluation.text_pairs import TokenPair
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix
-from app.training import likelihood
-from app.training.data import TokenPair
-from app.training.likelihood import contrast, target_loss
 from tests.tiny import random_prefix
 
 PAIR = TokenPair(tuple(range(30, 39)), tuple(range(50, 70)))

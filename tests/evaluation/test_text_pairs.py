@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.errors import InvalidRequest
+from app.evaluation import text_pairs
+from app.evaluation.text_pairs import Example, read_examples, token_pairs
 from app.model.frozen import FrozenModel
-from app.training import data
-from app.training.data import Example, read_examples, token_pairs
 
 TEMPLATE = " {input} <|endoftext|>"
 GOOD = '{"input": "a : b", "target": "B is a."}'
@@ -92,8 +92,8 @@ def test_an_empty_file_and_a_missing_one_are_refused(tmp_path: Path) -> None:
 def test_lines_and_their_number_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "MAX_LINE_BYTES", 60)
-    monkeypatch.setattr(data, "MAX_LINES", 2)
+    monkeypatch.setattr(text_pairs, "MAX_LINE_BYTES", 60)
+    monkeypatch.setattr(text_pairs, "MAX_LINES", 2)
     long = json.dumps({"input": "x" * 60, "target": "y"})
     with pytest.raises(InvalidRequest, match=r"d\.jsonl:2: the line is longer"):
         read_examples(write(tmp_path / "d.jsonl", GOOD, long))

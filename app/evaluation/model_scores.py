@@ -15,10 +15,10 @@ from app.engine.decoding.beam_search import beam_params
 from app.engine.engine import Engine
 from app.engine.offline import complete
 from app.engine.request import GenerationRequest, SamplingParams
+from app.evaluation.metrics import Rouge, corpus_bleu, mean_rouge
+from app.evaluation.text_pairs import Example, default_template
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
-from app.training.data import Example, default_template
-from app.training.scores import Rouge, corpus_bleu, mean_rouge
 
 DEFAULT_MAX_TOKENS = 128
 _TENANT = "evaluation"
