@@ -14,31 +14,23 @@ from typing import TypedDict
 
 from fastapi import FastAPI
 
-from app.api import (
-    about,
-    admin,
+from app.api.errors import StrictJSONResponse, install_error_handlers
+from app.api.metrics import Metrics
+from app.api.middleware.audit import Audited
+from app.api.middleware.authentication import Gate
+from app.api.middleware.http import BoundBodies, Observe
+from app.api.routes.administration import about, audit, health, openapi, tenants, usage
+from app.api.routes.generation import completions, models, tgi, tokenize
+from app.api.routes.prefixes import (
     aliases,
-    audit,
-    compare,
-    completions,
-    description,
-    evaluate,
+    comparisons,
+    evaluations,
     from_text,
-    gates,
-    generate,
-    health,
-    models,
     prefixes,
     publications,
-    tokenize,
-    uploads,
-    usage,
+    quality_gates,
+    versions,
 )
-from app.api.auditing import Audited
-from app.api.errors import StrictJSONResponse, install_error_handlers
-from app.api.gate import Gate
-from app.api.metrics import Metrics
-from app.api.middleware import BoundBodies, Observe
 from app.api.services import DEMO_TENANT, Limits, Services
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
@@ -70,22 +62,22 @@ _log = logging.getLogger(__name__)
 _MIB = 1 << 20
 _ROUTERS = (
     completions,
-    generate,
+    tgi,
     models,
     tokenize,
     prefixes,
-    uploads,
+    versions,
     aliases,
     publications,
     health,
     about,
-    admin,
+    tenants,
     audit,
     usage,
-    description,
-    evaluate,
-    compare,
-    gates,
+    openapi,
+    evaluations,
+    comparisons,
+    quality_gates,
     from_text,
 )
 _POLL_S = 0.45

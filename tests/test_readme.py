@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from app.api.schemas import CompletionBody
+from app.api.schemas.generation import CompletionBody
 from app.cli import app
 from app.settings import Settings
 

@@ -18,9 +18,9 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from app.api.access_log import STORAGE
+from app.api.middleware.access_log import STORAGE
 from app.api.route_advice import RouteAdvice
-from app.api.validation import validation_error
+from app.api.schemas.validation import validation_error
 from app.errors import (
     InsufficientStorage,
     InvalidRequest,

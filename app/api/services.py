@@ -10,9 +10,9 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.api.aside import Aside
-from app.api.at_once import AtOnce
 from app.api.metrics import Metrics
+from app.api.side_work.concurrency_cap import AtOnce
+from app.api.side_work.turns import Aside
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
 from app.registry.registry import Registry

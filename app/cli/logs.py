@@ -10,7 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from app.api.access_log import ACCESS, STORAGE, current_request
+from app.api.middleware.access_log import ACCESS, STORAGE, current_request
 from app.tenancy.auth.keys import strike
 
 LogFormat = Literal["text", "json"]

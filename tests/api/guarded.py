@@ -13,7 +13,7 @@ import httpx
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
 
-from app.api.auth import Requires
+from app.api.dependencies import Requires
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.prefix import Prefix

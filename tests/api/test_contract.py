@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from app.api.described.replies import REPLIES
+from app.api.openapi.replies import REPLIES
 from app.model.frozen import FrozenModel
 from app.tenancy.auth.principal import Scope
 from tests.api.guarded import EVERYTHING, endpoints, guarding

@@ -20,7 +20,7 @@ SERVE = textwrap.dedent(
     import asyncio, contextlib, logging, sys
     from starlette.responses import PlainTextResponse
     from app.api.errors import error_response
-    from app.api.middleware import Observe
+    from app.api.middleware.http import Observe
     from app.cli.logs import configure_logging
     from app.runtime.http_server import Server, bind, configuration
     from app.errors import InsufficientStorage

@@ -1,0 +1,159 @@
+"""From a staged file to a version of a prefix: checked, probed, then committed.
+
+Nothing is visible before all checks have passed, and nothing is left of what fails. Knows nothing
+about where the file came from.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from fastapi import Response
+from starlette.types import Receive
+
+from app.api.errors import StrictJSONResponse
+from app.api.evaluation.evaluator import Borrowed
+from app.api.evaluation.gate_check import gate_score, past_gate
+from app.api.schemas.prefixes import version_object
+from app.api.services import Services
+from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
+from app.errors import GenerationFault, InvalidPrefix, InvalidRequest, PolyprefixError
+from app.model.dense import check_finite
+from app.prefix.codec import decode
+from app.prefix.prefix import Prefix
+from app.registry.quality_gates import Gate
+from app.registry.storage.store import StagedFile
+from app.registry.types import Quota, Version
+from app.tenancy.auth.principal import Principal
+from app.training.publish import describe
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A version that is committed; `created` is False if the prefix had it already.
+
+    `warnings` say what its owner should look at, though nothing is wrong with it as such.
+    """
+
+    version: Version
+    prefix: Prefix
+    created: bool
+    warnings: Sequence[str] = ()
+
+    @property
+    def reply(self) -> Response:
+        """201 with the version, 200 if it was there."""
+        lengths = {name: part.length for name, part in self.prefix.modules.items()}
+        content = version_object(self.version, lengths)
+        if self.warnings:
+            content["warnings"] = list(self.warnings)
+        return StrictJSONResponse(
+            content,
+            201 if self.created else 200,
+            {"location": f"/v1/prefixes/{self.version.name}/versions/{self.version.digest}"},
+        )
+
+
+async def admit(
+    services: Services,
+    principal: Principal,
+    name: str,
+    path: Path,
+    alias: str | None,
+    receive: Receive,
+) -> Admitted:
+    """Make the file at `path` a version of `name`, and point `alias` at it if one is given.
+
+    Raises what the file's checks raise, InvalidPrefix if the model cannot compute with it,
+    QuotaExceeded, and GateNotPassed if the alias demands more of it. Nothing is scored any more
+    once the client, which `receive` listens to, has gone away.
+    """
+    tenant = principal.tenant
+    read = await services.workers.files.run(tenant, _decode, services, path)
+    prefix, on_device, warnings = read
+    deadline = time.monotonic() + services.limits.request_timeout
+    await services.aside.run(tenant, deadline, check_finite, services.model, on_device)
+    await _probe(services, on_device, principal)
+    commit = partial(
+        services.registry.add_version,
+        tenant,
+        name,
+        describe(prefix),
+        path,
+        alias=alias,
+        quota=Quota(principal.limits.max_prefixes, principal.limits.max_bytes),
+    )
+    unborn = Borrowed(name, digests=[prefix.digest], names=[name], kept=(on_device,))
+
+    async def score(_: str, gate: Gate) -> float:
+        return await gate_score(services, principal, unborn, gate)
+
+    pool = services.workers.store
+    version, created = await past_gate(partial(pool.finish, tenant, commit), score, receive)
+    return Admitted(version, prefix, created, warnings)
+
+
+def _check_template(services: Services, prefix: Prefix) -> list[str]:
+    """What is odd about the prefix's template; InvalidPrefix if the model cannot read it."""
+    text, template = services.model.text, prefix.metadata.input_template
+    if template is None:
+        return []
+    try:
+        text.render(template, "")
+    except InvalidRequest as error:
+        raise InvalidPrefix(f"input_template: {error.message}") from error
+    return [
+        f"input_template: {part} is no special token of this base model's tokenizer, so the model "
+        "reads it letter by letter"
+        for part in text.unknown_specials(template)
+    ]
+
+
+@asynccontextmanager
+async def staging(services: Services, tenant: str) -> AsyncIterator[StagedFile]:
+    """A file to receive a version into; gone at the end of the block unless it was admitted."""
+    files, context = services.workers.files, services.registry.stage()
+    staged = await files.finish(tenant, context.__enter__)
+    try:
+        yield staged
+    finally:
+        await files.finish(tenant, context.__exit__, None, None, None)
+
+
+def _decode(services: Services, path: Path) -> tuple[Prefix, Prefix, list[str]]:
+    """The prefix as the file has it, and on the device, and what is odd about its template."""
+    model = services.model
+    prefix = decode(path, model.spec, model.dtype, max_length=services.limits.max_prefix_length)
+    return prefix, prefix.to(model.device, model.dtype), _check_template(services, prefix)
+
+
+async def _probe(services: Services, prefix: Prefix, principal: Principal) -> None:
+    """One token with the prefix by what serves, as a row of its own.
+
+    Where there is an encoder it reads a token too, so that every module of the prefix is used.
+    """
+    request = GenerationRequest(
+        id=f"probe-{secrets.token_hex(12)}",
+        tenant=principal.tenant,
+        weight=principal.limits.weight,
+        prompt_ids=(0,),
+        sampling=SamplingParams(max_tokens=1),
+        prefixes=(prefix,),
+    )
+    async for event in services.engine.submit(request):
+        if isinstance(event, RequestFailed):
+            raise _refusal(event.error)
+
+
+def _refusal(error: PolyprefixError) -> PolyprefixError:
+    if isinstance(error, GenerationFault):
+        return InvalidPrefix(
+            "not a usable prefix: with it the model's next-token logits are not finite"
+        )
+    return error

@@ -1,0 +1,58 @@
+"""Health and metrics: from the engine's progress, not the web server's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from app.api.dependencies import requires
+from app.api.errors import StrictJSONResponse
+from app.api.services import Services, ServicesDep
+from app.tenancy.auth.principal import Scope
+
+router = APIRouter()
+
+
+@router.get("/health/live")
+async def live(services: ServicesDep) -> Response:
+    """503 once the engine's loop has ended or hangs: the process should be replaced."""
+    return _answer(_is_live(services), services)
+
+
+@router.get("/health/ready")
+async def ready(services: ServicesDep) -> Response:
+    """503 while new requests would be refused: draining, hanging, ended or full."""
+    progress = services.engine.progress()
+    full = progress.waiting >= services.engine.config.max_waiting > 0
+    return _answer(_is_live(services) and not progress.draining and not full, services)
+
+
+@router.get("/health", dependencies=requires())
+async def health(services: ServicesDep) -> Response:
+    """TGI's name for readiness."""
+    return _answer(_is_live(services) and not services.engine.progress().draining, services)
+
+
+@router.get("/metrics", dependencies=requires(Scope.ADMIN))
+async def metrics(services: ServicesDep) -> Response:
+    """Prometheus' text format."""
+    return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _is_live(services: Services) -> bool:
+    progress = services.engine.progress()
+    return progress.alive and progress.last_step_age < services.limits.stall_timeout
+
+
+def _answer(good: bool, services: Services) -> Response:
+    progress = services.engine.progress()
+    content: dict[str, Any] = {
+        "status": "ok" if good else "unavailable",
+        "draining": progress.draining,
+        "running": progress.running,
+        "waiting": progress.waiting,
+        "steps": progress.steps,
+    }
+    return StrictJSONResponse(content, 200 if good else 503)

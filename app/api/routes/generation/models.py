@@ -1,0 +1,101 @@
+"""`/v1/models`: the base model, the caller's prefixes and those that are published to it, as
+OpenAI lists models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from app.api.dependencies import TenantDep, requires
+from app.api.errors import StrictJSONResponse
+from app.api.generation.prefix_selection import named, resolve
+from app.api.routes.prefixes.prefixes import forget_prefix
+from app.api.services import Services, ServicesDep
+from app.errors import InUse, InvalidRequest, PrefixNotFound
+from app.registry.types import PublishedPrefix
+from app.tenancy.auth.principal import Scope
+
+router = APIRouter()
+
+_READING = requires(Scope.GENERATE, Scope.PREFIXES_READ)
+MAX_LISTED = 1000
+"""The caller's prefixes in the list, and others'."""
+_PAGE = 100
+
+
+@router.get("/v1/models", dependencies=_READING)
+async def list_models(services: ServicesDep, tenant: TenantDep) -> Response:
+    """The base model, the caller's prefixes by name, and those published to it, as `acme/e2e`.
+
+    At most 1,000 of each; `/v1/prefixes` and `/v1/published` have all, in pages.
+    """
+    mine = await services.workers.catalog.run(
+        tenant, services.registry.list_names, tenant, MAX_LISTED
+    )
+    others = await services.workers.catalog.run(tenant, _published, services, tenant)
+    data = [_base_card(services)]
+    data += [_card(services, name, created, tenant) for name, created in mine]
+    data += [
+        _card(services, f"{prefix.tenant}/{prefix.name}", prefix.created_at, prefix.tenant)
+        for prefix in others
+    ]
+    return StrictJSONResponse({"object": "list", "data": data})
+
+
+@router.get("/v1/models/{model_id:path}", dependencies=_READING)
+async def get_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> Response:
+    """One model: the base model, or a prefix by any form of its name."""
+    if model_id == services.model.spec.model_id:
+        return StrictJSONResponse(_base_card(services))
+    versions = [
+        await resolve(services, tenant, reference, user="")  # of a split always the same one
+        for reference in named(services, model_id)
+    ]
+    created = max(version.created_at for version in versions)
+    owner = tenant if len(versions) > 1 else versions[0].tenant
+    return StrictJSONResponse(_card(services, model_id, created, owner))
+
+
+@router.delete("/v1/models/{model_id:path}", dependencies=requires(Scope.PREFIXES_WRITE))
+async def delete_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> Response:
+    """Delete a prefix with all its versions; the base model cannot be deleted."""
+    if model_id == services.model.spec.model_id:
+        raise InUse("the base model cannot be deleted")
+    reference, *more = named(services, model_id)
+    if more or reference.selector is not None:
+        raise InvalidRequest("only a prefix as a whole can be deleted here", param="model")
+    if reference.tenant not in (None, tenant):
+        raise PrefixNotFound(f"prefix '{reference}' does not exist", param="model")
+    await forget_prefix(services, tenant, reference.name)
+    return StrictJSONResponse({"id": model_id, "object": "model", "deleted": True})
+
+
+def _published(services: Services, tenant: str) -> list[PublishedPrefix]:
+    found: list[PublishedPrefix] = []
+    cursor: str | None = None
+    while len(found) < MAX_LISTED:
+        page = services.registry.publications.offered(tenant, cursor, _PAGE)
+        found.extend(page.items)
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    return found[:MAX_LISTED]
+
+
+def _base_card(services: Services) -> dict[str, Any]:
+    card = _card(services, services.model.spec.model_id, 0, "polyprefix")
+    return {**card, "parent": None}
+
+
+def _card(services: Services, model_id: str, created: int, owner: str) -> dict[str, Any]:
+    spec = services.model.spec
+    return {
+        "id": model_id,
+        "object": "model",
+        "created": created,
+        "owned_by": owner,
+        "root": model_id,
+        "parent": spec.model_id,
+        "max_model_len": spec.context_limit,
+    }

@@ -1,0 +1,123 @@
+"""`POST /tokenize` and `/detokenize`, `GET /tokenizer_info` and `/info`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from app.api.dependencies import TenantDep, requires
+from app.api.errors import StrictJSONResponse
+from app.api.generation.prefix_selection import choose
+from app.api.generation.prompts import encode_prompts
+from app.api.middleware.request_rate import COUNTED
+from app.api.schemas.generation import DetokenizeBody, TokenizeBody
+from app.api.services import ServicesDep
+from app.api.side_work.off_loop import json_reply
+from app.errors import InvalidRequest
+from app.tenancy.auth.principal import Scope
+
+router = APIRouter()
+
+
+@router.post("/tokenize", dependencies=[*requires(Scope.GENERATE), *COUNTED])
+async def tokenize(body: TokenizeBody, services: ServicesDep, tenant: TenantDep) -> Response:
+    """The tokens that a prompt becomes; with `model`, through that prefix's template.
+
+    A body that says `add_special_tokens` is vLLM's: special tokens in its text are parsed, unless
+    `parse_special` says otherwise.
+    """
+    prompt = body.inputs if body.inputs is not None else body.prompt
+    if prompt is None:
+        raise InvalidRequest("give the text as inputs (or prompt)", param="inputs")
+    choice = await choose(services, tenant, body.model, user=body.user)
+    try:
+        parses = body.parse_special
+        [ids] = await encode_prompts(
+            services,
+            tenant,
+            choice,
+            [prompt],
+            raw=body.raw,
+            add_special_tokens=body.add_special_tokens,
+            parse_special=body.add_special_tokens is not None if parses is None else parses,
+        )
+    finally:
+        choice.release()
+    text = services.model.text
+
+    def content() -> dict[str, Any]:
+        pieces = [{"id": token, "text": text.token_text(token)} for token in ids]
+        return {"count": len(ids), "tokens": list(ids), "pieces": pieces}
+
+    return await json_reply(services, tenant, len(ids), content)
+
+
+@router.post("/detokenize", dependencies=[*requires(Scope.GENERATE), *COUNTED])
+async def detokenize(body: DetokenizeBody, services: ServicesDep, tenant: TenantDep) -> Response:
+    """The text of token ids; special tokens are left out."""
+    text, tokens = services.model.text, body.tokens
+    if max(tokens) >= text.vocab_size:
+        raise InvalidRequest(
+            f"tokens names an id outside 0 to {text.vocab_size - 1}", param="tokens"
+        )
+    return await json_reply(services, tenant, len(tokens), lambda: {"prompt": text.decode(tokens)})
+
+
+@router.get("/tokenizer_info", dependencies=requires())
+async def tokenizer_info(services: ServicesDep) -> Response:
+    """The tokenizer's special tokens and what it adds to a text, in the words of vLLM."""
+    text, spec = services.model.text, services.model.spec
+    facts, framed = text.facts, text.encode("a")
+    return StrictJSONResponse(
+        {
+            "tokenizer_class": facts.kind,
+            "bos_token": facts.bos,
+            "eos_token": facts.eos or text.special_text(text.end_id),
+            "pad_token": facts.pad,
+            "unk_token": facts.unk,
+            "add_bos_token": framed[0] in text.special_ids,
+            "add_eos_token": framed[-1] in text.special_ids,
+            "clean_up_tokenization_spaces": facts.cleans_up,
+            "chat_template": facts.chat_template,
+            "model_max_length": spec.prompt_limit,
+            "vocab_size": text.vocab_size,
+        }
+    )
+
+
+@router.get("/info", dependencies=requires())
+async def info(services: ServicesDep) -> Response:
+    """What this server is: base model, shapes that prefixes must have, limits, version."""
+    model, spec, config = services.model, services.model.spec, services.engine.config
+    shape = spec.decoder
+    return StrictJSONResponse(
+        {
+            "model_id": spec.model_id,
+            "base_fingerprint": spec.fingerprint,
+            "family": model.family,
+            "layers": shape.layers,
+            "kv_heads": shape.kv_heads,
+            "head_dim": shape.head_dim,
+            "modules": {name: asdict(module) for name, module in spec.modules.items()},
+            "context_limit": spec.context_limit,
+            "source_limit": spec.source_limit,
+            "model_dtype": str(model.dtype).removeprefix("torch."),
+            "model_device_type": model.device.type,
+            "system_fingerprint": services.system_fingerprint,
+            "preparation": {**model.notes, "decode_attention": services.engine.decode_attention},
+            "max_input_length": spec.source_limit or spec.context_limit - 1,
+            "max_total_tokens": spec.context_limit,
+            "max_prefix_length": config.max_prefix_length,
+            "max_concurrent_rows": config.max_rows,
+            "max_tenant_rows": config.max_tenant_rows,
+            "max_waiting_requests": config.max_waiting,
+            "max_request_rows": services.limits.max_request_rows,
+            "max_body_bytes": services.limits.max_body_bytes,
+            "max_stop_sequences": 4,
+            "eos_token_ids": sorted(model.text.eos_token_ids),
+            "generation_defaults": model.generation.shown,
+            "version": services.version,
+        }
+    )

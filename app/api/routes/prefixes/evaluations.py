@@ -1,0 +1,59 @@
+"""`POST /v1/prefixes/{name}/evaluate`: score a version on examples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.dependencies import PrincipalDep, requires
+from app.api.errors import StrictJSONResponse
+from app.api.evaluation.version_scores import Scored, choose_version, judge_of, score
+from app.api.generation.generation import unless_gone
+from app.api.schemas.evaluations import EvaluateBody
+from app.api.services import ServicesDep
+from app.prefix.reference import check_name
+from app.tenancy.auth.principal import Scope
+
+router = APIRouter(
+    dependencies=[*requires(Scope.GENERATE), *requires(Scope.PREFIXES_READ)],
+)
+
+
+@router.post("/v1/prefixes/{name}/evaluate")
+async def evaluate_version(
+    name: str, body: EvaluateBody, request: Request, services: ServicesDep, principal: PrincipalDep
+) -> Response:
+    """Scores of one version: loss in nats per target token, the other metrics from 0 to 100.
+
+    The version's template is applied, and its decoding defaults but for what is drawn at random.
+    """
+    check_name(name)
+    with services.evaluations.one_of(principal.tenant):
+        choice = await choose_version(services, principal.tenant, name, body.version)
+        try:
+            judge = judge_of(services, principal, choice, body)
+            metrics = list(dict.fromkeys(body.metrics))
+            scored = await unless_gone(request.receive, score(judge, body.examples, metrics))
+        finally:
+            choice.release()
+    content = {
+        "object": "prefix.evaluation",
+        "name": name,
+        "version": choice.digests[0],
+        "scores": scored.scores,
+        "num_examples": len(body.examples),
+        "num_target_tokens": scored.num_tokens,
+        "bleu_signature": scored.signature,
+        "examples": [_example(scored, at) for at in range(len(body.examples))],
+    }
+    return StrictJSONResponse(content, headers=choice.headers)
+
+
+def _example(scored: Scored, at: int) -> dict[str, Any]:
+    """What is known of one example; null where no metric asked for it."""
+    return {
+        "output": None if scored.answers is None else scored.answers[at].text,
+        "exact_match": None if scored.matches is None else scored.matches[at],
+        "loss": None if scored.losses is None else scored.losses[at],
+    }

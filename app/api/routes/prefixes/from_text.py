@@ -1,0 +1,114 @@
+"""`POST /v1/prefixes/{name}/from-text`: a prefix of real words' keys and values, untrained.
+
+A request behind it reads as if those words stood before its prompt (Li & Liang 2021, initialisation
+by real words). The text itself is not kept, but its keys and values say as much: whoever may
+download the prefix may know the text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.dependencies import PrincipalDep, requires
+from app.api.generation.generation import unless_gone
+from app.api.generation.prompts import has_surrogate
+from app.api.publish_version import admit, staging
+from app.api.schemas.evaluations import FromTextBody
+from app.api.services import Services, ServicesDep
+from app.api.side_work.metered import Account, Piece, beside
+from app.api.side_work.off_loop import off_loop
+from app.errors import ContextLengthExceeded, Draining, InvalidRequest
+from app.model.text import INPUT_PLACEHOLDER
+from app.prefix.codec import encode
+from app.prefix.prefix import Prefix, PrefixMetadata
+from app.prefix.reference import check_alias, check_name
+from app.registry.storage.store import StagedFile
+from app.tenancy.auth.principal import Scope
+from app.training.words import words_prefix
+
+router = APIRouter()
+
+_MAX_TOKEN_CHARACTERS = 128
+"""No token of a byte-level vocabulary is longer."""
+_PROBE = "a"
+
+
+@router.post("/v1/prefixes/{name}/from-text", dependencies=[*requires(Scope.PREFIXES_WRITE)])
+async def make_from_text(
+    name: str, body: FromTextBody, request: Request, services: ServicesDep, principal: PrincipalDep
+) -> Response:
+    """A version made of a text; checked, probed and stored as an upload is.
+
+    The same text again is the same version.
+    """
+    check_name(name)
+    if body.alias is not None:
+        check_alias(body.alias)
+    if services.engine.progress().draining:
+        raise Draining("the server is shutting down")
+    ids = await off_loop(services, principal.tenant, len(body.text), _encode, services, body.text)
+    metadata = _metadata(services, body, len(ids))
+    deadline = time.monotonic() + services.limits.request_timeout
+    piece = Piece((services.model, ids, metadata), len(ids))
+    making = beside(services, Account(principal), deadline, words_prefix, [piece])
+    [prefix] = await unless_gone(request.receive, making)
+    async with staging(services, principal.tenant) as staged:
+        await services.workers.files.run(principal.tenant, _write, prefix, staged)
+        admitted = await admit(services, principal, name, staged.path, body.alias, request.receive)
+    return admitted.reply
+
+
+def _write(prefix: Prefix, staged: StagedFile) -> None:
+    staged.write(encode(prefix))
+
+
+def _encode(services: Services, text: str) -> list[int]:
+    """The text's tokens, special tokens in it being ordinary characters; InvalidRequest."""
+    model = services.model
+    if model.encoder_decoder is not None:
+        raise InvalidRequest(
+            "this model's encoder reads a text as a whole, each word in the light of all others: "
+            "keys and values of the words alone would not act as words before the source",
+            param="text",
+        )
+    limit = min(services.limits.max_prefix_length, model.spec.context_limit - 2)
+    if len(text) > limit * _MAX_TOKEN_CHARACTERS:
+        raise _too_long(f"{len(text)} characters", limit)
+    if has_surrogate(text):
+        raise InvalidRequest("the text holds a lone surrogate", param="text")
+    ids = model.text.encode(text)
+    if not ids:
+        raise InvalidRequest("the text has no tokens", param="text")
+    if len(ids) > limit:
+        raise _too_long(f"{len(ids)} tokens", limit)
+    return ids
+
+
+def _too_long(found: str, limit: int) -> ContextLengthExceeded:
+    return ContextLengthExceeded(
+        f"the text has {found}; a prefix has at most {limit} positions here", param="text"
+    )
+
+
+def _metadata(services: Services, body: FromTextBody, length: int) -> PrefixMetadata:
+    """What the file says: of the text its size and its SHA-256 alone."""
+    text, spec = services.model.text, services.model.spec
+    template = body.input_template
+    if template is None and text.encode(_PROBE) != text.render(INPUT_PLACEHOLDER, _PROBE):
+        # what the tokenizer puts before every text stands before this one already
+        template = INPUT_PLACEHOLDER
+    return PrefixMetadata(
+        position_offset=length,
+        base_model=spec.model_id,
+        base_fingerprint=spec.fingerprint,
+        input_template=template,
+        provenance={
+            "method": "from-text",
+            "characters": len(body.text),
+            "tokens": length,
+            "sha256": hashlib.sha256(body.text.encode()).hexdigest(),
+        },
+    )

@@ -1,0 +1,76 @@
+"""`/v1/prefixes/{name}/aliases/{alias}/gate`: what a version must score before the alias moves.
+
+Whoever then moves the alias to a version, by itself, in a split or with an upload, is refused if
+that scores less: nothing moves. So is one that the alias served before it had this gate. A
+rollback is never refused.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from app.api.dependencies import TenantDep, requires
+from app.api.errors import StrictJSONResponse
+from app.api.schemas.evaluations import GateBody
+from app.api.services import ServicesDep
+from app.errors import InvalidRequest
+from app.registry.quality_gates import Gate
+from app.tenancy.auth.principal import Scope
+
+router = APIRouter(prefix="/v1/prefixes/{name}/aliases/{alias}/gate")
+
+_MAX_CHARACTERS = 1 << 18
+"""Of all examples of one gate: they are kept in the catalog."""
+
+
+@router.get("", dependencies=requires(Scope.PREFIXES_READ))
+async def get_gate(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
+    """The alias's gate with its examples."""
+    found = await services.workers.catalog.run(
+        tenant, services.registry.gates.get, tenant, name, alias
+    )
+    return StrictJSONResponse(_object(name, alias, found))
+
+
+@router.put("", dependencies=requires(Scope.PREFIXES_WRITE))
+async def set_gate(
+    name: str, alias: str, body: GateBody, services: ServicesDep, tenant: TenantDep
+) -> Response:
+    """Give the alias a gate, or another one; where it points now stays as it is."""
+    examples = [{"input": one.input, "output": list(one.references)} for one in body.examples]
+    size = sum(len(one.input) + sum(map(len, one.references)) for one in body.examples)
+    if size > _MAX_CHARACTERS:
+        raise InvalidRequest(
+            f"the examples have {size} characters; a gate takes {_MAX_CHARACTERS}",
+            param="examples",
+        )
+    gate = Gate(metric=body.metric, min_score=body.min_score, examples=examples)
+    made = await services.workers.writes.finish(
+        tenant, services.registry.gates.set, tenant, name, alias, gate
+    )
+    return StrictJSONResponse(_object(name, alias, made))
+
+
+@router.delete("", dependencies=requires(Scope.PREFIXES_WRITE))
+async def remove_gate(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
+    """Take the alias's gate away."""
+    await services.workers.writes.finish(
+        tenant, services.registry.gates.remove, tenant, name, alias
+    )
+    return StrictJSONResponse(
+        {"object": "prefix.alias.gate", "name": name, "alias": alias, "deleted": True}
+    )
+
+
+def _object(name: str, alias: str, gate: Gate) -> dict[str, Any]:
+    return {
+        "object": "prefix.alias.gate",
+        "name": name,
+        "alias": alias,
+        "metric": gate.metric,
+        "min_score": gate.min_score,
+        "examples": [dict(example) for example in gate.examples],
+        "updated_at": gate.updated_at,
+    }

@@ -1,0 +1,96 @@
+"""Uploading a prefix version: streamed to disk and counted, then admitted as any new version."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Request, Response
+
+from app.api.dependencies import PrincipalDep, requires
+from app.api.publish_version import admit, staging
+from app.api.services import Services, ServicesDep
+from app.errors import (
+    FileTooLarge,
+    InvalidRequest,
+    RequestCancelled,
+    UnsupportedMediaType,
+)
+from app.prefix.codec import max_file_bytes
+from app.prefix.reference import check_alias, check_name
+from app.registry.storage.store import StagedFile
+from app.tenancy.auth.principal import Scope
+
+router = APIRouter()
+
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_WRITE_BYTES = 1 << 20
+
+
+@router.post("/v1/prefixes/{name}/versions", dependencies=requires(Scope.PREFIXES_WRITE))
+async def upload_version(
+    name: str,
+    request: Request,
+    services: ServicesDep,
+    principal: PrincipalDep,
+    x_alias: Annotated[str | None, Header(max_length=64)] = None,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> Response:
+    """A new version of a prefix from its raw file; the same content again is the same version.
+
+    An upload is idempotent by its content, so `Idempotency-Key` is checked for its form alone.
+    """
+    check_name(name)
+    if x_alias is not None:
+        check_alias(x_alias)
+    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters")
+    _check_type(request)
+    tenant = principal.tenant
+    with services.uploads.one_of(tenant):
+        async with staging(services, tenant) as staged:
+            await _receive(services, tenant, request, staged)
+            admitted = await admit(services, principal, name, staged.path, x_alias, request.receive)
+    return admitted.reply
+
+
+def _check_type(request: Request) -> None:
+    media_type = request.headers.get("content-type", "application/octet-stream")
+    if media_type.partition(";")[0].strip().lower() != "application/octet-stream":
+        raise UnsupportedMediaType("send the safetensors file itself as application/octet-stream")
+
+
+def _limit(services: Services) -> int:
+    return max_file_bytes(services.model.spec, services.limits.max_prefix_length)
+
+
+async def _receive(services: Services, tenant: str, request: Request, staged: StagedFile) -> None:
+    """Stream the body to disk; what the client declares about its length is not believed."""
+    limit = _limit(services)
+    error = FileTooLarge(f"a prefix file for this model has at most {limit} bytes")
+    declared = request.headers.get("content-length", "0")
+    if declared.isdigit() and int(declared) > limit:
+        raise error
+    size = 0
+    pending = bytearray()
+    async for part in _body_parts(request):
+        size += len(part)
+        if size > limit:
+            raise error
+        pending += part
+        if len(pending) >= _WRITE_BYTES:
+            await services.workers.files.run(tenant, staged.write, bytes(pending))
+            pending.clear()
+    await services.workers.files.run(tenant, staged.write, bytes(pending))
+
+
+async def _body_parts(request: Request) -> AsyncIterator[bytes]:
+    """The body as it comes; RequestCancelled if the client goes away in its midst."""
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise RequestCancelled("the client went away")
+        yield message.get("body", b"")
+        if not message.get("more_body", False):
+            return

@@ -1,0 +1,107 @@
+"""What tenants have open at a time: bounded for each of them, given back however it ends."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from app.api.side_work import concurrency_cap
+from app.api.side_work.concurrency_cap import AtOnce
+from app.engine.request import GenerationRequest
+from app.engine.router import RequestStream
+from app.errors import TenantQueueFull
+from app.model.frozen import FrozenModel
+from tests.api.guarded import Guarded, guarding
+from tests.api.helpers import until
+from tests.tiny import random_prefix
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_gpt2: FrozenModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    with guarding(tiny_gpt2, tmp_path_factory.mktemp("uploads")) as guarded:
+        yield guarded
+
+
+def begin_upload(guarded: Guarded, tenant: str) -> socket.socket:
+    """A request whose body never ends."""
+    host, port = guarded.url.removeprefix("http://").split(":")
+    door = socket.create_connection((host, int(port)), timeout=30)
+    door.sendall(
+        b"POST /v1/prefixes/slow/versions HTTP/1.1\r\nHost: test\r\nContent-Length: 1000\r\n"
+        b"Authorization: Bearer " + guarded.key(tenant).encode() + b"\r\n\r\nx"
+    )
+    return door
+
+
+def test_a_tenant_has_so_many_open_and_others_have_theirs() -> None:
+    uploads = AtOnce("uploads")
+    with ExitStack() as stack:
+        for _ in range(concurrency_cap.MAX_OPEN):
+            stack.enter_context(uploads.one_of("acme"))
+        with pytest.raises(TenantQueueFull), uploads.one_of("acme"):
+            pass
+        with uploads.one_of("rival"):
+            pass
+    with uploads.one_of("acme"):
+        pass
+    assert not uploads._open
+
+
+def test_uploads_that_never_end_keep_out_their_tenant_alone(
+    guarded: Guarded, tiny_gpt2: FrozenModel
+) -> None:
+    uploads = guarded.server.services.uploads
+    prefix = random_prefix(tiny_gpt2, 3)
+    doors = [begin_upload(guarded, "acme") for _ in range(concurrency_cap.MAX_OPEN)]
+    try:
+        until(lambda: uploads._open["acme"] == concurrency_cap.MAX_OPEN)
+        refused = guarded.push("mine", prefix, guarded.key("acme"))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tenant_queue_full")
+        assert guarded.push("mine", prefix, guarded.key("rival")).status_code == 201
+    finally:
+        for door in doors:
+            door.close()
+    until(lambda: not uploads._open)
+    assert guarded.push("mine", prefix, guarded.key("acme")).status_code == 201
+
+
+def test_evaluations_are_refused_before_anything_is_done_for_them(
+    guarded: Guarded, tiny_gpt2: FrozenModel
+) -> None:
+    guarded.push("judged", random_prefix(tiny_gpt2, 3), guarded.key("acme"))
+    body = {"metrics": ["loss"], "examples": [{"input": "a", "output": "b"}]}
+    compared = {"a": "latest", "b": "latest", "examples": [{"input": "a"}]}
+    evaluations = guarded.server.services.evaluations
+    with guarded.client(guarded.key("acme")) as client, ExitStack() as stack:
+        for _ in range(concurrency_cap.MAX_OPEN):
+            stack.enter_context(evaluations.one_of("acme"))
+        refused = client.post("/v1/prefixes/judged/evaluate", json=body)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tenant_queue_full")
+        assert client.post("/v1/prefixes/judged/compare", json=compared).status_code == 429
+        stack.close()
+        assert client.post("/v1/prefixes/judged/evaluate", json=body).status_code == 200
+        assert client.post("/v1/prefixes/judged/compare", json=compared).status_code == 200
+    assert not evaluations._open
+
+
+def test_the_probe_of_an_upload_has_its_tenants_weight(
+    guarded: Guarded, tiny_gpt2: FrozenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, weights = guarded.server.services, list[float]()
+    submit = services.engine.submit
+
+    def noting(request: GenerationRequest) -> RequestStream:
+        weights.append(request.weight)
+        return submit(request)
+
+    monkeypatch.setattr(services.engine, "submit", noting)
+    services.accounts.change("acme", limits={"weight": 0.25})
+    try:
+        prefix = random_prefix(tiny_gpt2, 2, seed=9)
+        assert guarded.push("light", prefix, guarded.key("acme")).status_code == 201
+    finally:
+        services.accounts.change("acme", limits={"weight": None})
+    assert weights == [0.25]

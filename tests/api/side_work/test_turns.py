@@ -1,0 +1,147 @@
+"""What is computed beside the engine: one piece at a time, turns that are always given back."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import time
+from collections.abc import Callable, Coroutine
+
+import pytest
+
+from app.api.side_work import turns as module
+from app.api.side_work.turns import Aside
+from app.errors import DeadlineExceeded, Overloaded, TenantQueueFull
+
+
+def later() -> float:
+    return time.monotonic() + 30
+
+
+def in_a_loop(test: Callable[..., Coroutine[None, None, None]]) -> Callable[..., None]:
+    """The test in an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(**fixtures: object) -> None:
+        asyncio.run(test(**fixtures))
+
+    return run
+
+
+@in_a_loop
+async def test_pieces_follow_one_another() -> None:
+    turns, running = Aside(), []
+
+    def piece(number: int) -> int:
+        running.append(number)
+        assert len(running) == 1
+        time.sleep(0.01)
+        running.remove(number)
+        return number
+
+    done = await asyncio.gather(*(turns.run("acme", later(), piece, number) for number in range(5)))
+    assert done == [0, 1, 2, 3, 4]
+
+
+@in_a_loop
+async def test_what_fails_gives_its_turn_back() -> None:
+    turns = Aside()
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no"):
+            await turns.run("acme", later(), fail)
+
+
+@in_a_loop
+async def test_who_is_cancelled_leaves_at_once_and_the_piece_ends_alone() -> None:
+    turns, go = Aside(), threading.Event()
+    task = asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))
+    await asyncio.sleep(0.05)
+    next_one = asyncio.ensure_future(turns.run("acme", later(), lambda: "next"))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.sleep(0.05)
+    assert not next_one.done()
+    go.set()
+    assert await next_one == "next"
+
+
+@in_a_loop
+async def test_a_turn_that_comes_too_late_is_not_taken() -> None:
+    turns, go = Aside(), threading.Event()
+    task = asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))
+    await asyncio.sleep(0.05)
+    with pytest.raises(DeadlineExceeded):
+        await turns.run("acme", time.monotonic() + 0.05, lambda: None)
+    go.set()
+    await task
+    assert await turns.run("acme", later(), lambda: "free") == "free"
+
+
+@in_a_loop
+async def test_those_who_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MAX_WAITING", 1)
+    turns, go = Aside(), threading.Event()
+    tasks = [asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))]
+    await asyncio.sleep(0.05)
+    tasks.append(asyncio.ensure_future(turns.run("acme", later(), lambda: True)))
+    await asyncio.sleep(0.05)
+    with pytest.raises(Overloaded):
+        await turns.run("acme", later(), lambda: None)
+    go.set()
+    assert all(await asyncio.gather(*tasks))
+
+
+@in_a_loop
+async def test_tenants_take_turns_however_much_one_asks_for() -> None:
+    turns, go, order = Aside(), threading.Event(), list[str]()
+    tasks = [asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))]
+    await asyncio.sleep(0.05)
+    for tenant in ("acme", "acme", "acme", "rival", "rival", "third"):
+        tasks.append(asyncio.ensure_future(turns.run(tenant, later(), order.append, tenant)))
+    await asyncio.sleep(0.05)
+    go.set()
+    await asyncio.gather(*tasks)
+    assert order == ["acme", "rival", "third", "acme", "rival", "acme"]
+
+
+@in_a_loop
+async def test_one_tenant_cannot_take_all_places() -> None:
+    turns, go = Aside(), threading.Event()
+    tasks = [asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))]
+    await asyncio.sleep(0.05)
+    full = turns._MAX_WAITING_OF_TENANT
+    tasks += [asyncio.ensure_future(turns.run("acme", later(), bool, 1)) for _ in range(full)]
+    await asyncio.sleep(0.05)
+    with pytest.raises(TenantQueueFull):
+        await turns.run("acme", later(), bool, 1)
+    other = asyncio.ensure_future(turns.run("rival", later(), lambda: "mine"))
+    go.set()
+    assert await other == "mine"
+    assert all(await asyncio.gather(*tasks))
+
+
+@in_a_loop
+async def test_who_leaves_while_waiting_or_with_the_turn_in_hand_keeps_nobody() -> None:
+    turns, go = Aside(), threading.Event()
+    first = asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))
+    await asyncio.sleep(0.05)
+    waits, handed, last = (
+        asyncio.ensure_future(turns.run("acme", later(), lambda: "last")) for _ in range(3)
+    )
+    await asyncio.sleep(0.05)
+    waits.cancel()
+    turns._hand_on()  # whoever is next has the turn and has not heard of it
+    handed.cancel()
+    results = await asyncio.gather(waits, handed, return_exceptions=True)
+    assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+    assert await last == "last"
+    go.set()
+    assert await first
+    assert await turns.run("acme", later(), lambda: "free") == "free"
+    assert not turns._queues
