@@ -16,9 +16,9 @@ from fastapi import FastAPI
 
 from app.api.errors import StrictJSONResponse, install_error_handlers
 from app.api.metrics import Metrics
-from app.api.middleware.audit import Audited
-from app.api.middleware.authentication import Gate
-from app.api.middleware.http import BoundBodies, Observe
+from app.api.middleware.audit import AuditMiddleware
+from app.api.middleware.authentication import AuthenticationMiddleware
+from app.api.middleware.http import BodyLimitMiddleware, RequestMiddleware
 from app.api.routes.administration import about, audit, health, openapi, tenants, usage
 from app.api.routes.generation import completions, models, tgi, tokenize
 from app.api.routes.prefixes import (
@@ -38,24 +38,24 @@ from app.engine.probe import probe
 from app.errors import InvalidRequest
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
-from app.model.threads import in_passing_thread
+from app.model.threads import run_in_fresh_thread
 from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
 from app.registry.shipped.import_ import seed
-from app.runtime.periodic import Background
+from app.runtime.periodic import PeriodicThread
 from app.runtime.pinning import follow_pins
-from app.runtime.prefix_cache import PrefixTiers
+from app.runtime.prefix_cache import PrefixCache
 from app.runtime.prefix_loader import stored_prefixes
 from app.runtime.workers import Workers
 from app.settings import Settings
 from app.tenancy.auth.authenticator import Anonymous, Authentication, KeyAuthenticator
-from app.tenancy.auth.failed_attempts import Failures
+from app.tenancy.auth.failed_attempts import FailedAttempts
 from app.tenancy.auth.keyring import Keyring
 from app.tenancy.auth.principal import Principal, Scope
 from app.tenancy.limits.limiter import Limiter
 from app.tenancy.limits.shared import RedisLimits
-from app.tenancy.tenants import Accounts
-from app.tenancy.usage.flush import WRITE_S, Books
+from app.tenancy.tenants import Tenants
+from app.tenancy.usage.flush import WRITE_S, CatalogFlush
 
 _log = logging.getLogger(__name__)
 
@@ -131,10 +131,10 @@ def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
     for module in _ROUTERS:
         app.include_router(module.router)
     install_error_handlers(app)
-    app.add_middleware(BoundBodies, max_bytes=settings.max_body_kib * 1024)
-    app.add_middleware(Gate, services=lambda: app.state.services)
-    app.add_middleware(Audited, services=lambda: app.state.services)
-    app.add_middleware(Observe, metrics=lambda: _metrics_of(app))
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_kib * 1024)
+    app.add_middleware(AuthenticationMiddleware, services=lambda: app.state.services)
+    app.add_middleware(AuditMiddleware, services=lambda: app.state.services)
+    app.add_middleware(RequestMiddleware, metrics=lambda: _metrics_of(app))
     return app
 
 
@@ -161,13 +161,13 @@ async def _acquire(
     )
     stack.callback(registry.close)
     stack.push_async_callback(workers.close)
-    books = Books(registry.catalog, settings.replica, usage_days=settings.usage_days)
+    books = CatalogFlush(registry.catalog, settings.replica, usage_days=settings.usage_days)
     stack.push_async_callback(_close_books, books)
     keyring = Keyring(registry.catalog, settings.pepper, registry.transaction)
     await asyncio.to_thread(_check_keys, settings, keyring)
     authentication = _authentication(settings, registry)
     limiter = _limiter(settings)
-    engine = await asyncio.to_thread(in_passing_thread, _prepare, settings, model)
+    engine = await asyncio.to_thread(run_in_fresh_thread, _prepare, settings, model)
     model = engine.model
     engine.start()
     stack.callback(engine.stop)
@@ -180,7 +180,7 @@ async def _acquire(
     )
     _log.info("imported %d shipped prefixes", imported)
 
-    tiers = PrefixTiers(
+    tiers = PrefixCache(
         stored_prefixes(registry, model, settings.max_prefix_length),
         host_bytes=settings.host_cache * _MIB,
         device_bytes=settings.device_cache * _MIB,
@@ -199,7 +199,7 @@ async def _acquire(
         engine=engine,
         registry=registry,
         authentication=authentication,
-        accounts=Accounts(registry.catalog, registry.transaction),
+        accounts=Tenants(registry.catalog, registry.transaction),
         keyring=keyring,
         usage=books.usage,
         audit=books.audit,
@@ -227,7 +227,7 @@ def _authentication(settings: Settings, registry: Registry) -> Authentication:
     if settings.pepper is None:
         everybody = Principal(DEMO_TENANT, None, frozenset(Scope))
         return Anonymous(registry.catalog, registry.feed, everybody)
-    failures = Failures(settings.auth_failures_per_minute)
+    failures = FailedAttempts(settings.auth_failures_per_minute)
     return KeyAuthenticator(registry.catalog, registry.feed, settings.pepper, failures)
 
 
@@ -235,7 +235,7 @@ def _keep_house(
     settings: Settings,
     registry: Registry,
     authentication: Authentication,
-    books: Books,
+    books: CatalogFlush,
     stack: AsyncExitStack,
 ) -> None:
     """What goes on beside the requests until the stack ends it."""
@@ -260,14 +260,14 @@ def _keep_doing(
     work: Callable[[], object],
     *,
     delay_s: float = 0.0,
-) -> Background:
-    background = Background(what, period_s, work, delay_s=delay_s)
+) -> PeriodicThread:
+    background = PeriodicThread(what, period_s, work, delay_s=delay_s)
     background.start()
     stack.push_async_callback(asyncio.to_thread, background.stop)
     return background
 
 
-async def _close_books(books: Books) -> None:
+async def _close_books(books: CatalogFlush) -> None:
     await asyncio.sleep(0)  # first whoever was cut off when the engine stopped hears of it
     await asyncio.to_thread(books.close)
 

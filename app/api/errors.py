@@ -29,7 +29,7 @@ from app.errors import (
     PolyprefixError,
     Unprocessable,
 )
-from app.tenancy.auth.keys import strike
+from app.tenancy.auth.keys import redact_keys
 
 _log = logging.getLogger(__name__)
 _storage_log = logging.getLogger(STORAGE)
@@ -77,7 +77,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def error_body(error: PolyprefixError, path: str) -> dict[str, Any]:
     """The error as JSON content, in the shape that `path` speaks; it repeats no key."""
-    message = strike(error.message)
+    message = redact_keys(error.message)
     if path in TGI_PATHS:
         return {"error": message, "error_type": _TGI_TYPES.get(error.status, "validation")}
     kind = "invalid_request_error" if error.status < 500 else "server_error"
@@ -86,7 +86,7 @@ def error_body(error: PolyprefixError, path: str) -> dict[str, Any]:
     fields = {
         "message": message,
         "type": kind,
-        "param": error.param and strike(error.param),
+        "param": error.param and redact_keys(error.param),
         "code": error.code,
     }
     return {"error": fields}

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from app.engine.engine import Engine
-from app.runtime.prefix_cache import PrefixTiers
+from app.runtime.prefix_cache import PrefixCache
 from app.tenancy.limits.limiter import Limiter
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -18,7 +18,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 class Metrics:
     """The metrics of one app; `render` gives the text that Prometheus scrapes."""
 
-    def __init__(self, engine: Engine, tiers: PrefixTiers, limiter: Limiter) -> None:
+    def __init__(self, engine: Engine, tiers: PrefixCache, limiter: Limiter) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(engine, tiers))
         self._registry.register(_LimiterCollector(limiter))
@@ -76,7 +76,7 @@ class _LimiterCollector(Collector):
 class _EngineCollector(Collector):
     """Reads the engine's and the tiers' own figures when they are scraped."""
 
-    def __init__(self, engine: Engine, tiers: PrefixTiers) -> None:
+    def __init__(self, engine: Engine, tiers: PrefixCache) -> None:
         self._engine, self._tiers = engine, tiers
 
     def collect(self) -> Iterable[Metric]:

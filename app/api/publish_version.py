@@ -19,7 +19,7 @@ from starlette.types import Receive
 
 from app.api.errors import StrictJSONResponse
 from app.api.evaluation.evaluator import Borrowed
-from app.api.evaluation.gate_check import gate_score, past_gate
+from app.api.evaluation.gate_check import gate_score, write_when_scored
 from app.api.schemas.prefixes import version_object
 from app.api.services import Services
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
@@ -27,7 +27,7 @@ from app.errors import GenerationFault, InvalidPrefix, InvalidRequest, Polyprefi
 from app.model.dense import check_finite
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
-from app.registry.quality_gates import Gate
+from app.registry.quality_gates import QualityGate
 from app.registry.storage.store import StagedFile
 from app.registry.types import Quota, Version
 from app.tenancy.auth.principal import Principal
@@ -35,7 +35,7 @@ from app.training.publish import describe
 
 
 @dataclass(frozen=True)
-class Admitted:
+class PublishedVersion:
     """A version that is committed; `created` is False if the prefix had it already.
 
     `warnings` say what its owner should look at, though nothing is wrong with it as such.
@@ -67,7 +67,7 @@ async def admit(
     path: Path,
     alias: str | None,
     receive: Receive,
-) -> Admitted:
+) -> PublishedVersion:
     """Make the file at `path` a version of `name`, and point `alias` at it if one is given.
 
     Raises what the file's checks raise, InvalidPrefix if the model cannot compute with it,
@@ -91,12 +91,12 @@ async def admit(
     )
     unborn = Borrowed(name, digests=[prefix.digest], names=[name], kept=(on_device,))
 
-    async def score(_: str, gate: Gate) -> float:
+    async def score(_: str, gate: QualityGate) -> float:
         return await gate_score(services, principal, unborn, gate)
 
     pool = services.workers.store
-    version, created = await past_gate(partial(pool.finish, tenant, commit), score, receive)
-    return Admitted(version, prefix, created, warnings)
+    version, created = await write_when_scored(partial(pool.finish, tenant, commit), score, receive)
+    return PublishedVersion(version, prefix, created, warnings)
 
 
 def _check_template(services: Services, prefix: Prefix) -> list[str]:

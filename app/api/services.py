@@ -11,18 +11,18 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from app.api.metrics import Metrics
-from app.api.side_work.concurrency_cap import AtOnce
-from app.api.side_work.turns import Aside
+from app.api.side_work.concurrency_cap import ConcurrencyCap
+from app.api.side_work.turns import SideQueue
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
 from app.registry.registry import Registry
-from app.runtime.prefix_cache import PrefixTiers
+from app.runtime.prefix_cache import PrefixCache
 from app.runtime.workers import Workers
 from app.tenancy.audit.log import AuditLog
 from app.tenancy.auth.authenticator import Authentication
 from app.tenancy.auth.keyring import Keyring
 from app.tenancy.limits.limiter import Limiter
-from app.tenancy.tenants import Accounts
+from app.tenancy.tenants import Tenants
 from app.tenancy.usage.recorder import UsageLedger
 
 DEMO_TENANT = "demo"
@@ -47,19 +47,19 @@ class Services:
     engine: Engine
     registry: Registry
     authentication: Authentication
-    accounts: Accounts
+    accounts: Tenants
     keyring: Keyring
     usage: UsageLedger
     audit: AuditLog
-    tiers: PrefixTiers
+    tiers: PrefixCache
     limiter: Limiter
     metrics: Metrics
     limits: Limits
     workers: Workers
     version: str
-    aside: Aside = field(default_factory=Aside)
-    uploads: AtOnce = field(default_factory=lambda: AtOnce("uploads"))
-    evaluations: AtOnce = field(default_factory=lambda: AtOnce("evaluations"))
+    aside: SideQueue = field(default_factory=SideQueue)
+    uploads: ConcurrencyCap = field(default_factory=lambda: ConcurrencyCap("uploads"))
+    evaluations: ConcurrencyCap = field(default_factory=lambda: ConcurrencyCap("evaluations"))
 
     @property
     def system_fingerprint(self) -> str:

@@ -17,7 +17,7 @@ from app.engine.decoding.beam_search import BeamParams
 from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams, TextDelta
 from app.model.load import load_model
-from app.model.threads import in_passing_thread
+from app.model.threads import run_in_fresh_thread
 from app.prefix.prefix import Prefix
 
 
@@ -53,7 +53,7 @@ class Ours:
     ) -> None:
         self._logprobs = 0 if timed else None
         torch.set_num_threads(threads)
-        self.engine, self.prefixes = in_passing_thread(
+        self.engine, self.prefixes = run_in_fresh_thread(
             _prepare, folder, load, dtype, max_rows * load.num_beams
         )
         self.engine.start()

@@ -24,14 +24,14 @@ from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
 from app.model.load import load_model
-from app.model.threads import in_passing_thread
+from app.model.threads import run_in_fresh_thread
 from app.prefix.codec import decode, encode
 from app.prefix.prefix import Prefix
 from app.prefix.reference import PrefixReference
 from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
 from app.registry.types import VersionInfo
-from app.runtime.prefix_cache import Lease, PrefixKey, PrefixTiers
+from app.runtime.prefix_cache import Lease, PrefixCache, PrefixKey
 
 _TENANT = "bench"
 _ON_DEVICE = 100
@@ -96,7 +96,7 @@ class _Road:
         count: int,
         rows: int,
     ) -> None:
-        self._engine = in_passing_thread(_engine, folder, settings.dtype, rows)
+        self._engine = run_in_fresh_thread(_engine, folder, settings.dtype, rows)
         self._model = self._engine.model
         self._registry = open_registry(f"sqlite:///{scratch}/catalog.sqlite", scratch / "store")
         self._registry.ensure_tenant(_TENANT)
@@ -144,7 +144,7 @@ class _Road:
         }
 
     async def _rounds(
-        self, tiers: PrefixTiers, count: int, rows: int, requests: int, new: int
+        self, tiers: PrefixCache, count: int, rows: int, requests: int, new: int
     ) -> None:
         """`requests` requests, `rows` at a time, each with the next prefix."""
         places = asyncio.Semaphore(rows)
@@ -155,7 +155,7 @@ class _Road:
 
         await asyncio.gather(*(one(index) for index in range(requests)))
 
-    async def _generate(self, tiers: PrefixTiers, index: int, new: int) -> None:
+    async def _generate(self, tiers: PrefixCache, index: int, new: int) -> None:
         lease = await self._lease(tiers, index)
         self._sent += 1
         request = GenerationRequest(
@@ -172,14 +172,14 @@ class _Road:
         finally:
             lease.release()
 
-    async def _lease(self, tiers: PrefixTiers, index: int) -> Lease:
+    async def _lease(self, tiers: PrefixCache, index: int) -> Lease:
         reference = PrefixReference(_name(index))
         version = self._registry.resolve_cached(_TENANT, reference)
         if version is None:
             version = await asyncio.to_thread(self._registry.resolve, _TENANT, reference)
         return await tiers.acquire(PrefixKey(version.owner, version.digest))
 
-    def _tiers(self) -> PrefixTiers:
+    def _tiers(self) -> PrefixCache:
         model, registry = self._model, self._registry
 
         def load(key: PrefixKey) -> Prefix:
@@ -190,7 +190,7 @@ class _Road:
                     path, model.spec, model.dtype, max_length=512, expect_digest=key.digest
                 )
 
-        return PrefixTiers(
+        return PrefixCache(
             load,
             host_bytes=8 << 30,
             device_bytes=self._device_bytes,

@@ -16,10 +16,10 @@ import typer
 from app.cli.configuration import check_folder, read_settings
 
 if TYPE_CHECKING:
-    from app.db.database import Catalog
+    from app.db.database import Database
     from app.settings import Settings
     from app.tenancy.auth.keyring import Keyring
-    from app.tenancy.tenants import Accounts
+    from app.tenancy.tenants import Tenants
 
 DataDir = Annotated[
     Path | None,
@@ -48,7 +48,7 @@ Tenant = Annotated[str, typer.Argument(help="Id of the tenant.", show_default=Fa
 class Tenancy:
     """What works on the tenants and keys of one catalog."""
 
-    accounts: Accounts
+    accounts: Tenants
     keyring: Keyring
 
 
@@ -61,12 +61,12 @@ def catalog_settings(data_dir: Path | None, database_url: str | None) -> Setting
 
 
 @contextmanager
-def opened(data_dir: Path | None, database_url: str | None) -> Iterator[tuple[Catalog, Settings]]:
+def opened(data_dir: Path | None, database_url: str | None) -> Iterator[tuple[Database, Settings]]:
     """The catalog that the options name, to the end of the block."""
-    from app.db.database import Catalog
+    from app.db.database import Database
 
     settings = catalog_settings(data_dir, database_url)
-    catalog = Catalog(settings.catalog_url)
+    catalog = Database(settings.catalog_url)
     try:
         yield catalog, settings
     finally:
@@ -81,12 +81,12 @@ def tenancy(
 
     What is changed in it stands in the audit log as done by `command`.
     """
-    from app.tenancy.audit.context import LocalCall, calling
+    from app.tenancy.audit.context import LocalCall, audit_context
     from app.tenancy.audit.log import AuditLog
     from app.tenancy.auth.keyring import Keyring
-    from app.tenancy.tenants import Accounts
+    from app.tenancy.tenants import Tenants
 
     with opened(data_dir, database_url) as (catalog, settings):
         AuditLog(catalog, settings.replica)
-        with calling(LocalCall(command)):
-            yield Tenancy(Accounts(catalog), Keyring(catalog, settings.pepper))
+        with audit_context(LocalCall(command)):
+            yield Tenancy(Tenants(catalog), Keyring(catalog, settings.pepper))

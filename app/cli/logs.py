@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from app.api.middleware.access_log import ACCESS, STORAGE, current_request
-from app.tenancy.auth.keys import strike
+from app.tenancy.auth.keys import redact_keys
 
 LogFormat = Literal["text", "json"]
 
@@ -32,7 +32,7 @@ class _Text(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, with its traceback below it, set in."""
-        return strike(super().format(record))
+        return redact_keys(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line itself, and the request that it was written for."""
@@ -63,7 +63,7 @@ class _Json(logging.Formatter):
         shown |= getattr(record, "access", {})
         if record.exc_info:
             shown["exception"] = self.formatException(record.exc_info)
-        return strike(json.dumps(shown))
+        return redact_keys(json.dumps(shown))
 
 
 class Sparing(logging.Filter):

@@ -189,7 +189,7 @@ def train(
     Example: `polyprefix train --data train.jsonl --valid valid.jsonl --name shop --length 20`
     """
     from app.prefix.metadata import parse_decoding
-    from app.training.session import Job, Session
+    from app.training.session import Session, TrainingJob
 
     # at this point the local names are the parameters and what was just imported
     recipe = _recipe(locals())
@@ -199,8 +199,11 @@ def train(
         out = Path(f"{name}.safetensors")
     _check_places(store, out, place)
     limits = {"max_tokens": max_tokens, **parse_decoding(decoding)}
-    job = Job(base, data, recipe, place, valid, template, limits, device, checkpoint_every, note)
-    session = Session(job)
+    session = Session(
+        TrainingJob(
+            base, data, recipe, place, valid, template, limits, device, checkpoint_every, note
+        )
+    )
     _train(session, fresh=not resume)
     _publish(_finish(session), name, store=store, out=out, alias=alias)
     session.trainer.discard_checkpoint()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from sqlalchemy import Connection
 
 from app.db.change_log import Change, read_changes, read_epoch
-from app.db.database import Catalog
+from app.db.database import Database
 from app.errors import PolyprefixError
 
 Listener = Callable[[int, Sequence[Change] | None], None]
@@ -31,7 +31,7 @@ class ChangeFeed:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Database,
         *,
         check_s: float = 0.9,
         stale_s: float = 30.0,

@@ -23,7 +23,7 @@ Probe = Callable[[int], object]
 """Asks the server; raises if it does not answer. It is told the number of the attempt, from 1."""
 
 
-class Outage:
+class CircuitBreaker:
     """Thread-safe. Begins with a fault that took long: one that is told at once costs nobody time
     and may concern one connection alone."""
 

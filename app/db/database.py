@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from app.db.change_log import begin_epoch, end_epoch, read_epoch
-from app.db.circuit_breaker import Outage
+from app.db.circuit_breaker import CircuitBreaker
 from app.db.errors import catalog_faults, is_lost, storage_faults
 from app.db.migrate import is_current, upgrade
 from app.db.postgres import make_postgres_engine
@@ -42,7 +42,7 @@ class _DriverConnection(Protocol):
         """Ends the connection."""
 
 
-class Catalog:
+class Database:
     """Transactions over one database. Thread-safe; one writer at a time.
 
     A database that does not answer is given up after seconds, and then refused at once until it
@@ -57,7 +57,7 @@ class Catalog:
         """
         self._engine = _make_engine(_parsed(url))
         self._writer = threading.Lock()
-        self._outage = Outage(is_lost)
+        self._outage = CircuitBreaker(is_lost)
         self._hooks: list[Callable[[Connection], None]] = []
         try:
             # revisions are files of the program, which a disk may fail to give

@@ -12,14 +12,14 @@ from sqlalchemy import Connection
 
 from app.db.change_feed import ChangeFeed
 from app.db.change_log import Change, ChangeKind, note, read_changes
-from app.db.database import Catalog
+from app.db.database import Database
 from app.prefix.reference import check_name
 
 
 class Transactions:
     """How every part of a registry reaches the catalog. Thread-safe."""
 
-    def __init__(self, catalog: Catalog, feed: ChangeFeed, clock: Callable[[], float]) -> None:
+    def __init__(self, catalog: Database, feed: ChangeFeed, clock: Callable[[], float]) -> None:
         """`clock` gives seconds since 1970."""
         self._catalog = catalog
         self._feed = feed

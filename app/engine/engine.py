@@ -26,7 +26,7 @@ from app.engine.config import EngineConfig
 from app.engine.inbox import Cancel, Inbox, Submit
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import SlotTable, fine_length_classes, length_classes
-from app.engine.metering import Meter
+from app.engine.metering import UsageMeter
 from app.engine.request import GenerationRequest, RequestFailed, RequestFinished
 from app.engine.request_state import ReplyFrame
 from app.engine.router import RequestStream, Router
@@ -34,13 +34,13 @@ from app.engine.runner import Runner
 from app.engine.scheduler import Deliveries, Scheduler
 from app.errors import Draining, EngineStopped, PolyprefixError, RequestCancelled
 from app.model.frozen import FrozenModel
-from app.model.threads import sole_team
+from app.model.threads import single_thread_pool
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class EngineProgress:
     """Whether the engine lives and moves. `last_step_age` is in seconds (0 while idle)."""
 
     alive: bool
@@ -96,7 +96,7 @@ class Engine:
             model.dtype,
         )
         self._runner = Runner(model, self.pool, self.attention, self.source_pool)
-        self._meter = Meter()
+        self._meter = UsageMeter()
         self._router = Router()
         self._inbox = Inbox()
         self._admission = Admission(
@@ -195,11 +195,11 @@ class Engine:
         if self._thread.is_alive():
             self._thread.join()
 
-    def progress(self) -> Progress:
+    def progress(self) -> EngineProgress:
         """For health checks: from the loop's own steps, not from the web server."""
         started = self._step_started
         running, waiting = self._admission.num_running, self._admission.num_waiting
-        return Progress(
+        return EngineProgress(
             alive=self._thread.is_alive(),
             draining=self._draining,
             running=running,
@@ -214,7 +214,7 @@ class Engine:
         """The thread: steps until closed; whatever ends it, every open request is answered."""
         error: PolyprefixError = Draining("the server has shut down")
         try:
-            with sole_team():
+            with single_thread_pool():
                 while self._take_messages():
                     self.step()
         except BaseException as cause:

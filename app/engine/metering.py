@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.engine.request import GenerationRequest, Work
-from app.engine.step import Outcome, StepPlan
+from app.engine.step import StepPlan, StepResult
 
 
 @dataclass(slots=True)
@@ -18,7 +18,7 @@ class _Counts:
     new_tokens: int = 0
 
 
-class Meter:
+class UsageMeter:
     """Counts by request, for the engine's thread alone; a request is forgotten at its `end`."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Meter:
         """Requests that have cost something and have not ended."""
         return list(self._open)
 
-    def note(self, plan: StepPlan, outcome: Outcome) -> None:
+    def note(self, plan: StepPlan, outcome: StepResult) -> None:
         """Take in a step, before its terminal events are delivered."""
         for source in plan.encode:
             self._of(source.request).prompt_tokens += source.num_tokens

@@ -13,7 +13,7 @@ from app.engine.request import FinishReason, SamplingParams, TextDelta, TokenSco
 from app.model.text import Text
 
 
-class Transcript:
+class OutputText:
     """The text side of one row.
 
     `finish_reason` is set as soon as the row has ended: by the end-of-text token, a stop string

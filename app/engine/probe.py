@@ -16,10 +16,10 @@ from app.engine.attention.backends import FUSED, Attention
 from app.engine.encoder.encoder_runner import EncoderPass
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import SlotTable, length_classes
-from app.engine.output_text import Transcript
-from app.engine.ragged_batch import RaggedPlan
+from app.engine.output_text import OutputText
+from app.engine.ragged_batch import RaggedBatch
 from app.engine.request import GenerationRequest, SamplingParams
-from app.engine.sequence import Row, Source
+from app.engine.sequence import Source, TokenSequence
 from app.engine.step import Chunk
 from app.errors import PolyprefixError, UnsupportedModel
 from app.model.attention import AttentionPlan
@@ -105,7 +105,7 @@ def _largest_difference(model: FrozenModel, attention: Attention) -> float:
     return worst
 
 
-def _encode_sources(model: FrozenModel, rows: Sequence[Row]) -> KVPool | None:
+def _encode_sources(model: FrozenModel, rows: Sequence[TokenSequence]) -> KVPool | None:
     """Let the encoder, if there is one, read the rows' sources together, and store them."""
     if model.encoder_decoder is None:
         return None
@@ -123,7 +123,7 @@ def _encode_sources(model: FrozenModel, rows: Sequence[Row]) -> KVPool | None:
     return pool
 
 
-def _row_of(model: FrozenModel, index: int) -> Row:
+def _row_of(model: FrozenModel, index: int) -> TokenSequence:
     """Reference `index` as a row; every second one has its first tokens as a prefix."""
     tokens, source_ids = model.references[index].token_ids, model.references[index].source_ids
     prefixes: tuple[Prefix, ...] = ()
@@ -134,9 +134,9 @@ def _row_of(model: FrozenModel, index: int) -> Row:
         tokens = tokens[_PREFIX_TOKENS:]
     sampling = SamplingParams(max_tokens=1)
     request = GenerationRequest(f"probe-{index}", "", source_ids or tokens, sampling, prefixes)
-    transcript = Transcript(0, sampling, model.text)
+    transcript = OutputText(0, sampling, model.text)
     source = Source(request) if source_ids else None
-    return Row(request, index, list(tokens), len(tokens), 0, transcript, source=source)
+    return TokenSequence(request, index, list(tokens), len(tokens), 0, transcript, source=source)
 
 
 def _compare(
@@ -147,7 +147,7 @@ def _compare(
     sources: KVPool | None,
 ) -> float:
     """Largest relative difference of one ragged step from the references."""
-    ragged = RaggedPlan(chunks, pool, model.device, model.dtype, attention, sources)
+    ragged = RaggedBatch(chunks, pool, model.device, model.dtype, attention, sources)
     counting = _CountingPlan(ragged)
     logits = model.forward(ragged.input_ids, ragged.position_ids, counting)[0].float()
     roles = [role for role in model.spec.modules if role != "encoder"]

@@ -18,12 +18,12 @@ from app.engine.attention.native_backend import AttentionKernel, NativeAttention
 from app.engine.attention.torch_backend import GroupedAttention, by_groups
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import slot_of
-from app.engine.sequence import Occupant
+from app.engine.sequence import KVEntry
 from app.engine.step import Chunk
 from app.errors import UnsupportedModel
 
 
-class RaggedPlan:
+class RaggedBatch:
     """An `AttentionPlan` over K/V memory for one step.
 
     `input_ids` and `position_ids` are [1, tokens]; `last_tokens` holds, for each chunk, the index
@@ -102,5 +102,5 @@ def _by_native_code(
     return found
 
 
-def _parts(occupants: Iterable[Occupant], pool: KVPool) -> list[Part]:
+def _parts(occupants: Iterable[KVEntry], pool: KVPool) -> list[Part]:
     return [pool.part(slot_of(occupant), occupant.num_cached) for occupant in occupants]

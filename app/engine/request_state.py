@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from app.engine.decoding.beam_sequences import BeamRows
-from app.engine.kv_cache.memory import Holding
-from app.engine.output_text import Transcript
+from app.engine.decoding.beam_sequences import BeamSequences
+from app.engine.kv_cache.memory import KVReservation
+from app.engine.output_text import OutputText
 from app.engine.request import (
     Event,
     GenerationRequest,
@@ -16,7 +16,7 @@ from app.engine.request import (
     RowFinished,
     TokenScore,
 )
-from app.engine.sequence import Occupant, Row, Source
+from app.engine.sequence import KVEntry, Source, TokenSequence
 from app.model.text import Text
 
 
@@ -54,11 +54,11 @@ class ActiveRequest:
     submitted_at: float
     started_at: float | None = None
     first_token_at: float | None = None
-    rows: list[Row] = field(default_factory=list)
-    beams: BeamRows | None = None
+    rows: list[TokenSequence] = field(default_factory=list)
+    beams: BeamSequences | None = None
     source: Source | None = None
     scores: list[TokenScore] = field(default_factory=list)
-    prompt: Row | None = None
+    prompt: TokenSequence | None = None
     num_rows: int = 0
     num_unstarted: int = field(init=False)
     num_made: int = 0
@@ -70,7 +70,7 @@ class ActiveRequest:
     charged: float = 0.0
     served: float = 0.0
     overtaken: float = 0.0
-    holdings: tuple[Holding, ...] = ()
+    holdings: tuple[KVReservation, ...] = ()
 
     def __post_init__(self) -> None:
         self.num_unstarted = self.request.num_rows
@@ -96,9 +96,9 @@ class ActiveRequest:
         return self.share * (self.num_unstarted // self.rows_at_once)
 
     @property
-    def occupants(self) -> list[Occupant]:
+    def occupants(self) -> list[KVEntry]:
         """Everything in memory that the request depends on."""
-        held: list[Occupant] = [*self.rows]
+        held: list[KVEntry] = [*self.rows]
         if self.prompt is not None:
             held.append(self.prompt)
         for holding in self.holdings:
@@ -119,12 +119,12 @@ class ActiveRequest:
             self.source.proven = True
         return [PromptScored(tuple(self.scores))] if self.scores else []
 
-    def distrust(self) -> None:
+    def taint(self) -> None:
         """The request has failed: what it depends on may hold NaN, wherever it moves from now."""
         for occupant in self.occupants:
-            occupant.suspect = True
+            occupant.tainted = True
 
-    def make_row(self, columns: int, text: Text, frame: ReplyFrame) -> Row:
+    def make_row(self, columns: int, text: Text, frame: ReplyFrame) -> TokenSequence:
         """Make the next row, of at most `columns` columns; the first computes the prompt for all.
 
         With an encoder the prompt of its decoder is the start token.
@@ -132,13 +132,13 @@ class ActiveRequest:
         request, index = self.request, self.num_made
         told = request.prompt_ids if frame.start is None else ()
         prompt = list(told) if frame.start is None else [frame.start]
-        row = Row(
+        row = TokenSequence(
             request,
             index,
             prompt,
             columns,
             self.seed,
-            Transcript(
+            OutputText(
                 index,
                 request.sampling,
                 text,
@@ -154,10 +154,10 @@ class ActiveRequest:
         self.num_made += 1
         self.rows.append(row)
         if request.sampling.beam is not None:
-            self.beams = BeamRows(row, text)
+            self.beams = BeamSequences(row, text)
         return row
 
-    def keep_prompt(self, leader: Row) -> Row:
+    def keep_prompt(self, leader: TokenSequence) -> TokenSequence:
         """A place for the prompt that `leader` has computed, for rows that are still to enter."""
         ids = list(leader.token_ids)
         self.prompt = replace(leader, is_trunk=True, token_ids=ids, slot=None, history=None)
@@ -174,13 +174,13 @@ class ActiveRequest:
         )
 
 
-def first_room(row: Row) -> int:
+def first_room(row: TokenSequence) -> int:
     """Columns for a new row: its prompt and some tokens, so that it does not move at once."""
     needed = row.num_cached + row.num_prompt
     return min(row.max_columns, needed + needed // 4 + 16)
 
 
-def row_finished(row: Row) -> RowFinished | None:
+def row_finished(row: TokenSequence) -> RowFinished | None:
     """How a row has ended; None if it has not."""
     transcript = row.transcript
     if transcript.finish_reason is None:

@@ -24,9 +24,9 @@ from app.engine.decoding.sampler import sample
 from app.engine.encoder.encoder_runner import Encoded, EncoderRun
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import PoolOperation
-from app.engine.ragged_batch import RaggedPlan
-from app.engine.sequence import Occupant, Row, Source
-from app.engine.step import Chunk, Outcome, Sampled, StepPlan
+from app.engine.ragged_batch import RaggedBatch
+from app.engine.sequence import KVEntry, Source, TokenSequence
+from app.engine.step import Chunk, Sampled, StepPlan, StepResult
 from app.errors import GenerationFault, PolyprefixError
 from app.model.frozen import FrozenModel
 
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 Drawn = TypeVar("Drawn")
-Faults = dict[Occupant, PolyprefixError]
+Faults = dict[KVEntry, PolyprefixError]
 
 
 @dataclass
@@ -42,8 +42,8 @@ class _Results:
     """What a step's forward passes gave, as it comes."""
 
     sampled: list[Sampled] = field(default_factory=list)
-    scored: dict[Row, Sequence[Sampled]] = field(default_factory=dict)
-    candidates: dict[Row, Candidates] = field(default_factory=dict)
+    scored: dict[TokenSequence, Sequence[Sampled]] = field(default_factory=dict)
+    candidates: dict[TokenSequence, Candidates] = field(default_factory=dict)
     faults: Faults = field(default_factory=dict)
 
 
@@ -64,7 +64,7 @@ class Runner:
         self._decode_attention = decode_attention
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> Outcome:
+    def run(self, plan: StepPlan) -> StepResult:
         """Carry out `plan`. Never raises for a fault of a row: it is in the outcome."""
         started = time.monotonic()
         results = _Results()
@@ -79,7 +79,7 @@ class Runner:
         chunks = [chunk for chunk in plan.chunks if not _depends(chunk.row, results.faults)]
         for part, logits in self._forward(chunks, results.faults):
             self._sample_part(part, logits, results)
-        return Outcome(
+        return StepResult(
             results.sampled,
             results.scored,
             results.candidates,
@@ -116,7 +116,7 @@ class Runner:
 
         A step in which no chunk wants logits yields one token's, for nobody.
         """
-        plan = RaggedPlan(
+        plan = RaggedBatch(
             chunks,
             self._pool,
             self._model.device,
@@ -138,7 +138,7 @@ class Runner:
         self, chunks: Sequence[Chunk], logits: torch.Tensor, results: _Results
     ) -> None:
         """Sample and score the chunks of one forward pass."""
-        places: dict[bool, list[tuple[Row, int]]] = {False: [], True: []}
+        places: dict[bool, list[tuple[TokenSequence, int]]] = {False: [], True: []}
         first = 0
         for chunk in chunks:
             kept = chunk.count if chunk.scores else min(1, len(chunk.samplers))
@@ -157,11 +157,13 @@ class Runner:
 
     def _draw(
         self,
-        draw: Callable[[torch.Tensor, Sequence[Row], Collection[int]], Sequence[Drawn | None]],
+        draw: Callable[
+            [torch.Tensor, Sequence[TokenSequence], Collection[int]], Sequence[Drawn | None]
+        ],
         logits: torch.Tensor,
-        places: Sequence[tuple[Row, int]],
+        places: Sequence[tuple[TokenSequence, int]],
         faults: Faults,
-    ) -> list[tuple[Row, Drawn]]:
+    ) -> list[tuple[TokenSequence, Drawn]]:
         """What `draw` makes of each row's logits, which stand at the row's index in `logits`.
 
         If it raises, row by row, so that one bad state ends one row.
@@ -221,9 +223,9 @@ def _place(
         pool.settle(num_occupants)
 
 
-def _depends(row: Row, faults: Collection[Occupant]) -> bool:
+def _depends(row: TokenSequence, faults: Collection[KVEntry]) -> bool:
     """Whether the row, or anything that it attends to, is at fault."""
-    needs: list[Occupant] = [row, *row.segments]
+    needs: list[KVEntry] = [row, *row.segments]
     if row.source is not None:
         needs.extend([row.source, *row.source.segments])
     return any(occupant in faults for occupant in needs)

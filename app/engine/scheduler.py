@@ -13,14 +13,14 @@ from collections.abc import Collection, Iterable, Sequence
 
 from app.engine.config import EngineConfig
 from app.engine.encoder.source_queue import SourceQueue
-from app.engine.fairness.prefill_budget import PrefillPace
+from app.engine.fairness.prefill_budget import PrefillBudget
 from app.engine.fairness.queue import FairQueue
-from app.engine.kv_cache.reservation import Places
+from app.engine.kv_cache.reservation import Reservations
 from app.engine.kv_cache.slots import SlotTable, slot_order
 from app.engine.request import Event, GenerationRequest, RequestFailed
 from app.engine.request_state import ActiveRequest, ReplyFrame, row_finished
-from app.engine.sequence import Occupant, Row, Source
-from app.engine.step import Chunk, Outcome, Sampled, StepPlan
+from app.engine.sequence import KVEntry, Source, TokenSequence
+from app.engine.step import Chunk, Sampled, StepPlan, StepResult
 from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError
 from app.model.text import Text
 
@@ -46,14 +46,14 @@ class Scheduler:
         self._config = config
         self._table = table
         self._source_table = sources
-        self._places = Places(config, table, text, sources, frame or ReplyFrame())
+        self._places = Reservations(config, table, text, sources, frame or ReplyFrame())
         self._sources = SourceQueue(config.max_step_tokens)
         longest = _LONGEST_PROMPTS_S if config.reserve else math.inf
-        self._pace = PrefillPace(config.prefill_share, config.max_step_tokens, longest)
+        self._pace = PrefillBudget(config.prefill_share, config.max_step_tokens, longest)
         self._queue = FairQueue()
         self._first_deadline = math.inf
         self._active: dict[str, ActiveRequest] = {}
-        self._prefilling: list[Row] = []
+        self._prefilling: list[TokenSequence] = []
 
     @property
     def num_rows(self) -> int:
@@ -144,7 +144,7 @@ class Scheduler:
             self._pace.encoder_seconds(len(decode), num_sources) if num_sources else None,
         )
 
-    def commit(self, plan: StepPlan, outcome: Outcome, now: float) -> Deliveries:
+    def commit(self, plan: StepPlan, outcome: StepResult, now: float) -> Deliveries:
         """Take a step's results: advance rows, end those that are done, say what happened."""
         seconds = outcome.seconds - outcome.encoder_seconds
         self._pace.observe(plan.num_decode, plan.num_prefill_tokens, seconds)
@@ -157,7 +157,7 @@ class Scheduler:
         self._sources.end(outcome.encoded)
         # all before any of them frees a slot that another one would move into
         for entry in self._depending_on(outcome.faults):
-            entry.distrust()
+            entry.taint()
         for occupant, error in outcome.faults.items():
             deliveries.extend(self._fail_all(occupant, error))
         for source, encoded in outcome.encoded.items():
@@ -241,8 +241,8 @@ class Scheduler:
         chunks.sort(key=lambda chunk: slot_order(chunk.row))
         return chunks
 
-    def _placed_rows(self) -> Iterable[Row]:
-        return [row for rows in self._table.rows for row in rows if isinstance(row, Row)]
+    def _placed_rows(self) -> Iterable[TokenSequence]:
+        return [row for rows in self._table.rows for row in rows if isinstance(row, TokenSequence)]
 
     # --- results ---------------------------------------------------------------------------
 
@@ -254,7 +254,7 @@ class Scheduler:
                 continue
             self._places.fork(self._active[leader.request.id], leader, chunk.samplers[1:])
 
-    def _collect_scores(self, row: Row, scored: Iterable[Sampled]) -> Deliveries:
+    def _collect_scores(self, row: TokenSequence, scored: Iterable[Sampled]) -> Deliveries:
         entry = self._active.get(row.request.id)
         if entry is None:
             return []
@@ -285,7 +285,7 @@ class Scheduler:
             events.extend(self._finish(entry, row, now))
         return [(row.request.id, event) for event in events]
 
-    def _finish(self, entry: ActiveRequest, row: Row, now: float) -> list[Event]:
+    def _finish(self, entry: ActiveRequest, row: TokenSequence, now: float) -> list[Event]:
         """End one row, and the request with its last one."""
         finished = row_finished(row)
         if finished is None:
@@ -297,7 +297,7 @@ class Scheduler:
         self._end(entry)
         return [finished, entry.finished(now)]
 
-    def _advance_beams(self, request_id: str, outcome: Outcome, now: float) -> Deliveries:
+    def _advance_beams(self, request_id: str, outcome: StepResult, now: float) -> Deliveries:
         """Let a request's search go on by one token; with its last one come all results."""
         entry = self._active.get(request_id)
         if entry is None or entry.beams is None:
@@ -315,9 +315,9 @@ class Scheduler:
             events.extend([*results, entry.finished(now)])
         return [(request_id, event) for event in events]
 
-    def _fail_all(self, occupant: Occupant, error: PolyprefixError) -> Deliveries:
+    def _fail_all(self, occupant: KVEntry, error: PolyprefixError) -> Deliveries:
         """End every request that depends on what failed."""
-        if isinstance(occupant, Row):
+        if isinstance(occupant, TokenSequence):
             return self._fail(occupant, error)
         if isinstance(occupant, Source):
             self._sources.end([occupant])
@@ -326,16 +326,16 @@ class Scheduler:
             self._end(entry)
         return [(entry.request.id, RequestFailed(error)) for entry in concerned]
 
-    def _fail(self, row: Row, error: PolyprefixError) -> Deliveries:
+    def _fail(self, row: TokenSequence, error: PolyprefixError) -> Deliveries:
         """End the whole request of a row that failed; nobody else is concerned."""
         entry = self._active.get(row.request.id)
         if entry is None:
             return []
-        entry.distrust()
+        entry.taint()
         self._end(entry)
         return [(entry.request.id, RequestFailed(error))]
 
-    def _depending_on(self, occupants: Collection[Occupant]) -> list[ActiveRequest]:
+    def _depending_on(self, occupants: Collection[KVEntry]) -> list[ActiveRequest]:
         entries = self._active.values() if occupants else ()
         return [entry for entry in entries if any(item in occupants for item in entry.occupants)]
 

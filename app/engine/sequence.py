@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.engine.decoding.history import TokenHistory
-from app.engine.output_text import Transcript
+from app.engine.output_text import OutputText
 from app.engine.request import GenerationRequest
 from app.prefix.prefix import Prefix
 
@@ -25,11 +25,11 @@ class Slot:
     index: int
 
 
-class Occupant(Protocol):
+class KVEntry(Protocol):
     """What a slot holds. `role` says to which kind of attention its columns belong."""
 
     slot: Slot | None
-    suspect: bool
+    tainted: bool
     """Whether a request that depends on it has failed."""
 
     @property
@@ -45,11 +45,11 @@ class Occupant(Protocol):
         """Columns in use."""
 
     @property
-    def unproven(self) -> bool:
+    def may_hold_nan(self) -> bool:
         """Whether the columns may hold NaN: suspect, or no finite logits came of them yet."""
 
     @property
-    def is_part(self) -> bool:
+    def attends_elsewhere(self) -> bool:
         """Whether those who attend to it attend to other columns of the same memory as well."""
 
 
@@ -61,7 +61,7 @@ class SharedPrefix:
     role: str
     slot: Slot | None = None
     num_users: int = 0
-    suspect: bool = False
+    tainted: bool = False
 
     @property
     def num_cached(self) -> int:
@@ -69,12 +69,12 @@ class SharedPrefix:
         return columns_of(self.prefixes, self.role)
 
     @property
-    def unproven(self) -> bool:
+    def may_hold_nan(self) -> bool:
         """A prefix is checked before it gets here."""
-        return self.suspect
+        return self.tainted
 
     @property
-    def is_part(self) -> bool:
+    def attends_elsewhere(self) -> bool:
         """Never is there a prefix alone."""
         return True
 
@@ -90,7 +90,7 @@ class Source:
     segments: tuple[SharedPrefix, ...] = ()
     slot: Slot | None = None
     proven: bool = False
-    suspect: bool = False
+    tainted: bool = False
 
     @property
     def role(self) -> str:
@@ -113,18 +113,18 @@ class Source:
         return columns_of(self.prefixes, self.role) + self.num_tokens
 
     @property
-    def unproven(self) -> bool:
+    def may_hold_nan(self) -> bool:
         """Whether no row has sampled from it yet."""
-        return self.suspect or not self.proven
+        return self.tainted or not self.proven
 
     @property
-    def is_part(self) -> bool:
+    def attends_elsewhere(self) -> bool:
         """Whether its cross prefix stands elsewhere."""
         return bool(self.segments)
 
 
 @dataclass(eq=False, slots=True)
-class Row:
+class TokenSequence:
     """Sequence `index` of a request.
 
     `token_ids` is prompt then generated tokens; the first `num_computed` of them have their keys
@@ -141,18 +141,18 @@ class Row:
     token_ids: list[int]
     max_columns: int
     seed: int
-    transcript: Transcript
+    transcript: OutputText
     num_computed: int = 0
     slot: Slot | None = None
     num_elsewhere: int = 0
-    segments: tuple[Occupant, ...] = ()
+    segments: tuple[KVEntry, ...] = ()
     source: Source | None = None
     is_trunk: bool = False
     """Whether others attend to it or begin with a copy of it, and it decodes no further itself."""
     forced_first: int | None = None
     forced_last: int | None = None
     joined: bool = False
-    suspect: bool = False
+    tainted: bool = False
     history: TokenHistory | None = None
     """Its tokens as bans and penalties look at them, from when they first do."""
 
@@ -188,12 +188,12 @@ class Row:
         return own + (0 if self.segments else self.request.columns_of(self.role))
 
     @property
-    def unproven(self) -> bool:
+    def may_hold_nan(self) -> bool:
         """Whether nothing was sampled from it yet."""
-        return self.suspect or self.num_generated == 0
+        return self.tainted or self.num_generated == 0
 
     @property
-    def is_part(self) -> bool:
+    def attends_elsewhere(self) -> bool:
         """Whether it shares columns with others, or others attend to its own."""
         return self.is_trunk or bool(self.segments)
 
@@ -215,7 +215,7 @@ class Row:
             return self.forced_last
         return self.forced_first if self.num_generated == 0 else None
 
-    def become(self, other: Row) -> None:
+    def become(self, other: TokenSequence) -> None:
         """Take over the tokens of another row of the request."""
         self.token_ids = list(other.token_ids)
         self.num_computed = other.num_computed

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.engine.kv_cache.slots import PoolOperation
-from app.engine.sequence import Occupant, Row, Source
+from app.engine.sequence import KVEntry, Source, TokenSequence
 from app.errors import PolyprefixError
 
 
@@ -19,9 +19,9 @@ class Chunk:
     log-probabilities of the prompt tokens that follow the chunk's tokens are wanted.
     """
 
-    row: Row
+    row: TokenSequence
     count: int
-    samplers: tuple[Row, ...]
+    samplers: tuple[TokenSequence, ...]
     scores: bool = False
 
 
@@ -55,14 +55,14 @@ class StepPlan:
 class Sampled:
     """A token drawn for `row`; `logprob` and `top` (id, logprob) only if the request asks."""
 
-    row: Row
+    row: TokenSequence
     token_id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What a step produced. A row stands in `faults` or in what was sampled, never in both.
 
     `scored` maps rows to (logprob, top) of the prompt tokens that follow their chunk's tokens,
@@ -72,9 +72,9 @@ class Outcome:
     """
 
     sampled: Sequence[Sampled] = ()
-    scored: Mapping[Row, Sequence[Sampled]] = field(default_factory=dict)
-    candidates: Mapping[Row, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    scored: Mapping[TokenSequence, Sequence[Sampled]] = field(default_factory=dict)
+    candidates: Mapping[TokenSequence, Sequence[tuple[int, float]]] = field(default_factory=dict)
     encoded: Mapping[Source, object] = field(default_factory=dict)
-    faults: Mapping[Occupant, PolyprefixError] = field(default_factory=dict)
+    faults: Mapping[KVEntry, PolyprefixError] = field(default_factory=dict)
     seconds: float = 0.0
     encoder_seconds: float = 0.0

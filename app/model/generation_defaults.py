@@ -78,7 +78,7 @@ class GenerationDefaults:
         return max(self.min_length - num_before, 0)
 
     @property
-    def shown(self) -> dict[str, Any]:
+    def by_name(self) -> dict[str, Any]:
         """Those that say something, by transformers' names."""
         named = {
             "forced_bos_token_id": self.forced.first,
@@ -112,10 +112,10 @@ def generation_defaults(module: PreTrainedModel) -> GenerationDefaults:
             if name not in _TAKEN | _SAYS_NOTHING and not name.startswith("_")
         },
     )
-    if defaults.shown or defaults.left_out:
+    if defaults.by_name or defaults.left_out:
         _log.info(
             "the model's generation config: %s applies; not taken over: %s",
-            _listed(defaults.shown),
+            _listed(defaults.by_name),
             _listed(defaults.left_out),
         )
     return defaults

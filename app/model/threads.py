@@ -18,22 +18,22 @@ import torch
 Result = TypeVar("Result")
 
 
-def in_passing_thread(work: Callable[..., Result], *arguments: Any) -> Result:
+def run_in_fresh_thread(work: Callable[..., Result], *arguments: Any) -> Result:
     """`work(*arguments)` in a thread that ends with it, and its workers too."""
     with ThreadPoolExecutor(1, thread_name_prefix="polyprefix-passing") as thread:
         return thread.submit(work, *arguments).result()
 
 
 @contextmanager
-def sole_team() -> Iterator[None]:
+def single_thread_pool() -> Iterator[None]:
     """The calling thread keeps its workers; threads that begin to compute meanwhile get none.
 
     torch keeps the number of threads per thread, and for newcomers the one that was set last.
     """
     num_threads = torch.get_num_threads()
     torch.set_num_threads(num_threads)
-    in_passing_thread(torch.set_num_threads, 1)
+    run_in_fresh_thread(torch.set_num_threads, 1)
     try:
         yield
     finally:
-        in_passing_thread(torch.set_num_threads, num_threads)
+        run_in_fresh_thread(torch.set_num_threads, num_threads)

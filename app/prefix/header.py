@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from app.errors import InvalidPrefix
-from app.prefix.strict_json import parse_object, shown
+from app.prefix.strict_json import parse_object, printable
 
 MAX_HEADER_BYTES = 64 * 1024
 LENGTH_BYTES = 8
@@ -99,17 +99,17 @@ def _check_metadata(metadata: Any) -> dict[str, str]:
         _refuse("__metadata__ is not an object")
     for key, value in metadata.items():
         if not isinstance(value, str):
-            _refuse(f"__metadata__ value of {shown(key)} is not a string")
+            _refuse(f"__metadata__ value of {printable(key)} is not a string")
     return metadata
 
 
 def _check_entry(name: str, entry: Any) -> TensorEntry:
-    where = f"tensor {shown(name)}"
+    where = f"tensor {printable(name)}"
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         _refuse(f"{where} must have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_SIZES:
-        _refuse(f"{where} has the dtype {shown(str(dtype))}, which is not known")
+        _refuse(f"{where} has the dtype {printable(str(dtype))}, which is not known")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
         _refuse(f"{where} has a shape that is not a list of at most {_MAX_DIMENSIONS} sizes")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
@@ -134,7 +134,7 @@ def _check_layout(tensors: Mapping[str, TensorEntry], size: int) -> dict[str, Te
     for name, entry in ordered:
         if entry.begin != end:
             kind = "overlaps the one before it" if entry.begin < end else "leaves a gap before it"
-            _refuse(f"tensor {shown(name)} {kind} (it begins at {entry.begin}, not {end})")
+            _refuse(f"tensor {printable(name)} {kind} (it begins at {entry.begin}, not {end})")
         end = entry.end
     if end != size:
         _refuse(f"the tensors end at byte {end} of the data, but the file has {size}")

@@ -40,7 +40,7 @@ def parse_object(text: str, *, floats: bool) -> dict[str, Any]:
     return value
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     """A stranger's text as part of a message: printable and short."""
     return ascii(text[:_MAX_SHOWN])
 
@@ -49,7 +49,7 @@ def _check(value: Any, depth: int) -> None:
     """What holds for every string and every level of a value."""
     if isinstance(value, str):
         if any("\ud800" <= character <= "\udfff" or character == "\0" for character in value):
-            raise ValueError(f"has a NUL or a lone surrogate in {shown(value)}")
+            raise ValueError(f"has a NUL or a lone surrogate in {printable(value)}")
     elif isinstance(value, list | dict):
         if depth > MAX_DEPTH:
             raise _too_deep()
@@ -67,7 +67,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         counts = Counter(name for name, _ in pairs)
         twice = next(name for name, count in counts.items() if count > 1)
-        raise ValueError(f"has the key {shown(twice)} twice")
+        raise ValueError(f"has the key {printable(twice)} twice")
     return result
 
 
@@ -82,12 +82,12 @@ def _bounded_int(literal: str) -> int:
 def _finite_float(literal: str) -> float:
     value = float(literal)
     if not math.isfinite(value):
-        raise ValueError(f"has the number {shown(literal)}, which is beyond all floats")
+        raise ValueError(f"has the number {printable(literal)}, which is beyond all floats")
     return value
 
 
 def _no_float(literal: str) -> NoReturn:
-    raise ValueError(f"has the number {shown(literal)} where only integers stand")
+    raise ValueError(f"has the number {printable(literal)} where only integers stand")
 
 
 def _no_constant(literal: str) -> NoReturn:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.errors import InvalidRequest, PolyprefixError
 from app.registry.registry import Registry
 from app.registry.storage.local import FolderStore
@@ -25,7 +25,7 @@ def open_registry(database_url: str, store: str | Path, scratch: Path | None = N
     PolyprefixError if either cannot be opened; the rest as of `open_store`.
     """
     objects = open_store(store, scratch)
-    registry = Registry(Catalog(database_url), objects)
+    registry = Registry(Database(database_url), objects)
     try:
         objects.sweep_temps()
         registry.finish_removals()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from app.db.change_feed import ChangeFeed
 from app.db.change_log import Change, ChangeKind, read_epoch
-from app.db.database import Catalog
+from app.db.database import Database
 from app.errors import PolyprefixError
 from app.registry import versions
 from app.registry.types import ContentKey
@@ -18,7 +18,7 @@ _MAY_PIN = {ChangeKind.PREFIX, ChangeKind.TENANT}
 class PinFollower:
     """Looks at the pins again once something has changed that may concern them. Thread-safe."""
 
-    def __init__(self, catalog: Catalog, feed: ChangeFeed, limit: int) -> None:
+    def __init__(self, catalog: Database, feed: ChangeFeed, limit: int) -> None:
         """`limit` bounds the pins that are told: the ones that were made last."""
         self._catalog, self._feed, self._limit = catalog, feed, limit
         self._changed = threading.Event()

@@ -9,7 +9,7 @@ from app.db.transactions import Transactions
 from app.errors import InvalidRequest, NotFound
 from app.prefix.reference import check_alias, check_name
 from app.registry import quality_gates, scope
-from app.registry.quality_gates import Gate
+from app.registry.quality_gates import QualityGate
 from app.registry.types import LATEST
 
 
@@ -19,7 +19,7 @@ class GateBook:
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
-    def get(self, tenant: str, name: str, alias: str) -> Gate:
+    def get(self, tenant: str, name: str, alias: str) -> QualityGate:
         """The alias's gate; PrefixNotFound, NotFound."""
         _check_names(name, alias)
         with self._transactions.reading() as connection:
@@ -30,7 +30,7 @@ class GateBook:
             raise _no_gate(alias)
         return found
 
-    def set(self, tenant: str, name: str, alias: str, gate: Gate) -> Gate:
+    def set(self, tenant: str, name: str, alias: str, gate: QualityGate) -> QualityGate:
         """Gives the alias a gate, for its next moves; where it points now is left as it is.
 
         `latest` takes none: InvalidRequest. PrefixNotFound; Conflict if there are too many.

@@ -29,7 +29,7 @@ NO_SCORES: Scores = {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class QualityGate:
     """The least score, by a metric and on examples, each with an `input` and its `output`s."""
 
     metric: str
@@ -47,7 +47,7 @@ class Gate:
 class Unscored(GateNotPassed):
     """Versions whose score by this gate must be known before the alias can be moved."""
 
-    def __init__(self, alias: str, gate: Gate, digests: Sequence[str]) -> None:
+    def __init__(self, alias: str, gate: QualityGate, digests: Sequence[str]) -> None:
         super().__init__(
             f"alias '{alias}' has a gate, and version {digests[0][:12]} no score by it",
             param="version",
@@ -56,14 +56,14 @@ class Unscored(GateNotPassed):
         self.digests = tuple(digests)
 
 
-def find(connection: Connection, prefix_id: int, alias: str) -> Gate | None:
+def find(connection: Connection, prefix_id: int, alias: str) -> QualityGate | None:
     """The alias's gate, None if it has none."""
     row = connection.execute(
         select(alias_gates).where(_of(alias_gates, prefix_id, alias))
     ).one_or_none()
     if row is None:
         return None
-    return Gate(
+    return QualityGate(
         metric=row.metric,
         min_score=row.min_score,
         examples=row.examples,
@@ -71,7 +71,7 @@ def find(connection: Connection, prefix_id: int, alias: str) -> Gate | None:
     )
 
 
-def put(connection: Connection, prefix_id: int, alias: str, gate: Gate, *, now: int) -> None:
+def put(connection: Connection, prefix_id: int, alias: str, gate: QualityGate, *, now: int) -> None:
     """Gives the alias this gate, instead of one that it may have; Conflict if there are too many.
 
     The alias need not exist.

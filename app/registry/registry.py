@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from app.db.change_feed import ChangeFeed
 from app.db.change_log import ChangeKind, note
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.transactions import Transactions
 from app.errors import Conflict, InUse
 from app.prefix.reference import PrefixReference, check_alias, check_name
@@ -30,7 +30,7 @@ from app.registry.quality_gates import NO_SCORES, Scores, Unscored
 from app.registry.resolve_cache import ResolveCache
 from app.registry.resolver import Resolver
 from app.registry.storage import content_states, contents
-from app.registry.storage.garbage import Collector
+from app.registry.storage.garbage import GarbageCollector
 from app.registry.storage.store import ObjectStore, StagedFile
 from app.registry.types import (
     LATEST,
@@ -58,7 +58,7 @@ class Registry:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Database,
         objects: ObjectStore,
         *,
         feed: ChangeFeed | None = None,
@@ -279,9 +279,9 @@ class Registry:
         """Ends the removals of contents that were cut short when a process died."""
         self._collector(0.0, lambda: False).finish()
 
-    def _collector(self, grace_s: float, is_over: Callable[[], bool]) -> Collector:
+    def _collector(self, grace_s: float, is_over: Callable[[], bool]) -> GarbageCollector:
         clock = self._transactions.clock
-        return Collector(self.catalog, self.objects, grace_s, clock, is_over)
+        return GarbageCollector(self.catalog, self.objects, grace_s, clock, is_over)
 
     # Pins
 

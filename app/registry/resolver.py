@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, func, select
 
 from app.db.change_feed import ChangeFeed
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.schema import alias_targets, aliases, prefixes, tenants, versions
 from app.errors import InvalidRequest
 from app.prefix.reference import PrefixReference
@@ -67,7 +67,7 @@ _BY_DIGEST = (
 class Resolver:
     """References to versions, with a cache in front. Thread-safe."""
 
-    def __init__(self, catalog: Catalog, feed: ChangeFeed, cache: ResolveCache) -> None:
+    def __init__(self, catalog: Database, feed: ChangeFeed, cache: ResolveCache) -> None:
         """`feed` tells the cache what others have written."""
         self._catalog = catalog
         self._feed = feed

@@ -14,7 +14,7 @@ from collections.abc import Callable
 _log = logging.getLogger(__name__)
 
 
-class Background:
+class PeriodicThread:
     """Calls `work` every `period_s` seconds from `start` to `stop`.
 
     What it raises is logged once until it works again.

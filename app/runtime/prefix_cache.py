@@ -145,7 +145,7 @@ class _Flight:
             task.result().release()
 
 
-class PrefixTiers:
+class PrefixCache:
     """The device and host tiers over `load`, which reads and checks a prefix from the store.
 
     `load` runs in one of `loaders` threads, of which no owner takes more than half. What it raises

@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from app.db.change_log import ChangeKind, note
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.paging import check_limit, make_cursor, read_cursor
 from app.db.schema import (
     alias_targets,
@@ -53,7 +53,7 @@ class Account:
         }
 
 
-class Accounts:
+class Tenants:
     """Makes, changes and removes tenants. Synchronous and thread-safe.
 
     Any method may raise what the catalog raises; the writing ones have then changed nothing.
@@ -61,7 +61,7 @@ class Accounts:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Database,
         transaction: Transaction | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:

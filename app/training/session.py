@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What to train, on what, with what; `decoding` is stored as the prefix's defaults.
 
     `template` None is what the authors give to a model of this family.
@@ -56,7 +56,7 @@ class Job:
 class Session:
     """A job at work: `train`, then `prefix`; `score` in between when it is to be scored."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainingJob) -> None:
         """Read the data and load the model. InvalidRequest says what is wrong with them."""
         job.recipe.check()
         self._job = job

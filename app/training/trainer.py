@@ -61,7 +61,7 @@ class _Standing:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """What a run has achieved, as losses on the same `pairs` pairs (see `Trainer.progress`).
 
     `base` is the base model's without a prefix, `first` that of the prefix before its first step.
@@ -163,7 +163,7 @@ class Trainer:
                 self.save()
             report(Report(self.step, self.total, loss, lr, measured))
 
-    def progress(self) -> Progress:
+    def progress(self) -> TrainingProgress:
         """Where the run came from and where it is, on a sample of what is held out, or trained on.
 
         InvalidRequest if it has not begun.
@@ -172,7 +172,7 @@ class Trainer:
         if base is None or first is None:
             raise InvalidRequest("a run that has not begun has made no progress")
         last = self._loss_over(self._sample, self.result())
-        return Progress(base, first, last, len(self._sample))
+        return TrainingProgress(base, first, last, len(self._sample))
 
     def discard_checkpoint(self) -> None:
         """Remove the checkpoint of a run that has ended well."""

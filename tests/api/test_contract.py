@@ -78,7 +78,7 @@ def operation_of(described: BaseSchema, name: str) -> APIOperation:
     return found
 
 
-def shown(stage: Stage, operation: APIOperation) -> dict[str, str]:
+def usable_path(stage: Stage, operation: APIOperation) -> dict[str, str]:
     """What exists, for the operation's path."""
     return {each.name: stage.shown[each.name] for each in operation.path_parameters}
 
@@ -110,7 +110,7 @@ def test_what_exists_is_answered_as_described(
         stage.restore(name)
         kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
         case = operation.Case(
-            path_parameters=shown(stage, operation),
+            path_parameters=usable_path(stage, operation),
             **({} if body is None else {"body": body, "media_type": kind}),
         )
         reply = case.call(session=session, headers=headers)
@@ -150,7 +150,7 @@ def ask(
     def asked(case: Case, exists: bool, overlay: int) -> None:
         if exists and mode is GenerationMode.POSITIVE:
             stage.restore(name)
-            case.path_parameters = shown(stage, operation)
+            case.path_parameters = usable_path(stage, operation)
             case.body = overlaid(case.body, stage.bodies(name), overlay)
         if mode is GenerationMode.POSITIVE:
             case.body = without_timeout(case.body)

@@ -11,7 +11,7 @@ from sqlalchemy import delete, update
 from typer.testing import CliRunner, Result
 
 from app.cli import app
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.schema import audit_log
 
 PEPPER = "a pepper for tests of 32 characters or more"
@@ -34,7 +34,7 @@ def run(*command: str) -> Result:
 
 
 def change(folder: Path, statement: object) -> None:
-    catalog = Catalog(f"sqlite:///{folder}/catalog.sqlite")
+    catalog = Database(f"sqlite:///{folder}/catalog.sqlite")
     with catalog.append() as connection:
         connection.execute(statement)
     catalog.close()

@@ -11,10 +11,10 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from app.cli import app
-from app.db.database import Catalog
+from app.db.database import Database
 from app.tenancy.auth.keys import PATTERN, read_kid
 from app.tenancy.auth.principal import TENANT_SCOPES, Scope
-from app.tenancy.tenants import Accounts
+from app.tenancy.tenants import Tenants
 
 PEPPER = "a pepper for tests of 32 characters or more"
 
@@ -151,9 +151,9 @@ def test_what_is_there_already_is_said(run: Run) -> None:
 
 def test_many_tenants_are_all_listed(run: Run, tmp_path: Path) -> None:
     run("migrate")
-    catalog = Catalog(f"sqlite:///{tmp_path}/data/catalog.sqlite")
+    catalog = Database(f"sqlite:///{tmp_path}/data/catalog.sqlite")
     for number in range(105):
-        Accounts(catalog).create(f"t{number:03}")
+        Tenants(catalog).create(f"t{number:03}")
     catalog.close()
     assert len(json.loads(run("tenant", "list", "--json").stdout)) == 105
 

@@ -10,7 +10,7 @@ import pytest
 from app.db import change_log as module
 from app.db.change_feed import ChangeFeed
 from app.db.change_log import Change, ChangeKind, note
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.transactions import Transactions
 from app.errors import Unavailable
 
@@ -26,8 +26,8 @@ class Listener:
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.sqlite3")
+def catalog(tmp_path: Path) -> Iterator[Database]:
+    catalog = Database(f"sqlite:///{tmp_path}/catalog.sqlite3")
     yield catalog
     catalog.close()
 
@@ -38,11 +38,11 @@ def now() -> list[float]:
 
 
 @pytest.fixture
-def feed(catalog: Catalog, now: list[float]) -> ChangeFeed:
+def feed(catalog: Database, now: list[float]) -> ChangeFeed:
     return ChangeFeed(catalog, check_s=1.0, stale_s=30.0, clock=lambda: now[0])
 
 
-def write(catalog: Catalog, *names: str) -> None:
+def write(catalog: Database, *names: str) -> None:
     with catalog.write() as (connection, epoch):
         for name in names:
             note(connection, epoch, ChangeKind.PREFIX, "acme", name)
@@ -57,7 +57,7 @@ def prefix(name: str) -> Change:
 
 
 def test_a_listener_is_told_what_changed_since_the_last_look(
-    catalog: Catalog, feed: ChangeFeed
+    catalog: Database, feed: ChangeFeed
 ) -> None:
     listener = Listener()
     feed.poll()
@@ -69,7 +69,7 @@ def test_a_listener_is_told_what_changed_since_the_last_look(
     assert listener.told == [(0, None), (2, [prefix("a"), prefix("b"), prefix("c")])]
 
 
-def test_the_first_look_tells_of_everything(catalog: Catalog, feed: ChangeFeed) -> None:
+def test_the_first_look_tells_of_everything(catalog: Database, feed: ChangeFeed) -> None:
     listener = Listener()
     feed.subscribe(listener)
     write(catalog, "a")
@@ -78,7 +78,7 @@ def test_the_first_look_tells_of_everything(catalog: Catalog, feed: ChangeFeed) 
 
 
 def test_a_write_that_notes_nothing_counts_as_everything(
-    catalog: Catalog, feed: ChangeFeed
+    catalog: Database, feed: ChangeFeed
 ) -> None:
     listener = Listener()
     feed.poll()
@@ -90,7 +90,7 @@ def test_a_write_that_notes_nothing_counts_as_everything(
 
 
 def test_who_was_away_for_long_forgets_everything(
-    catalog: Catalog, feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch
+    catalog: Database, feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener = Listener()
     feed.poll()
@@ -103,7 +103,7 @@ def test_who_was_away_for_long_forgets_everything(
 
 
 def test_old_notes_are_dropped_and_their_lack_is_noticed(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    catalog: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "KEPT_EPOCHS", 200)
     for number in range(257):
@@ -114,7 +114,7 @@ def test_old_notes_are_dropped_and_their_lack_is_noticed(
         assert module.read_changes(connection, 57, 60) == [prefix(f"p{n}") for n in (57, 58, 59)]
 
 
-def test_an_append_is_nobodys_change(catalog: Catalog, feed: ChangeFeed) -> None:
+def test_an_append_is_nobodys_change(catalog: Database, feed: ChangeFeed) -> None:
     feed.poll()
     with catalog.append():
         pass
@@ -133,7 +133,7 @@ def test_knowledge_is_fresh_for_a_second(feed: ChangeFeed, now: list[float]) -> 
 
 
 def test_while_the_catalog_does_not_answer_knowledge_lasts_longer(
-    catalog: Catalog, feed: ChangeFeed, now: list[float], monkeypatch: pytest.MonkeyPatch
+    catalog: Database, feed: ChangeFeed, now: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed.poll()
     now[0] += 2
@@ -172,7 +172,7 @@ def test_a_look_from_before_a_doubt_does_not_settle_it(
 
 
 def test_a_failing_look_is_no_fault_while_knowledge_may_be_used(
-    catalog: Catalog, feed: ChangeFeed, now: list[float], monkeypatch: pytest.MonkeyPatch
+    catalog: Database, feed: ChangeFeed, now: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed.poll()
     now[0] += 2
@@ -184,7 +184,7 @@ def test_a_failing_look_is_no_fault_while_knowledge_may_be_used(
 
 
 def test_a_write_in_doubt_hides_nothing_while_the_catalog_does_not_answer(
-    catalog: Catalog, feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch
+    catalog: Database, feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     feed.poll()
     feed.doubt()
@@ -198,7 +198,7 @@ def test_a_write_in_doubt_hides_nothing_while_the_catalog_does_not_answer(
 
 
 def test_what_was_written_last_is_forgotten_here_even_if_the_catalog_is_gone_then(
-    catalog: Catalog, feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch
+    catalog: Database, feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener = Listener()
     feed.poll()
@@ -212,7 +212,7 @@ def test_what_was_written_last_is_forgotten_here_even_if_the_catalog_is_gone_the
     assert listener.told[2:] == [(1, [prefix("a")])]
 
 
-def test_hooks_run_inside_every_write(catalog: Catalog) -> None:
+def test_hooks_run_inside_every_write(catalog: Database) -> None:
     catalog.before_commit(lambda connection: note(connection, 1, ChangeKind.KEY, "acme", "kid"))
     write(catalog, "a")
     with catalog.read() as connection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from app.db.circuit_breaker import Outage
+from app.db.circuit_breaker import CircuitBreaker
 from app.errors import Unavailable
 
 
@@ -17,7 +17,7 @@ class Database:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.outage = Outage(lambda fault: isinstance(fault, Lost), clock=lambda: self.now)
+        self.outage = CircuitBreaker(lambda fault: isinstance(fault, Lost), clock=lambda: self.now)
 
     def call(self, *, takes: float = 0.0, fault: BaseException | None = None) -> None:
         with self.outage.watched():

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import insert, select, text
 
 from app.db import database as module
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.schema import catalog_epoch, tenants
 from app.errors import Conflict, InsufficientStorage, PolyprefixError, Unavailable
 
@@ -22,8 +22,8 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def catalog(url: str) -> Iterator[Catalog]:
-    catalog = Catalog(url)
+def catalog(url: str) -> Iterator[Database]:
+    catalog = Database(url)
     yield catalog
     catalog.close()
 
@@ -32,7 +32,7 @@ def tenant(name: str) -> dict[str, object]:
     return {"id": name, "owner": name, "created_at": 0}
 
 
-def test_every_connection_is_durable_and_checks_references(catalog: Catalog) -> None:
+def test_every_connection_is_durable_and_checks_references(catalog: Database) -> None:
     for _ in range(2):
         with catalog.read() as connection:
             settings = {
@@ -47,21 +47,21 @@ def test_every_connection_is_durable_and_checks_references(catalog: Catalog) -> 
         }
 
 
-def test_the_file_is_private_and_its_folder_made(catalog: Catalog, tmp_path: Path) -> None:
+def test_the_file_is_private_and_its_folder_made(catalog: Database, tmp_path: Path) -> None:
     assert catalog.epoch() == 0
     modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "data").iterdir()}
     assert modes == {0o600}
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
 
 
-def test_every_write_raises_the_epoch_by_one(catalog: Catalog) -> None:
+def test_every_write_raises_the_epoch_by_one(catalog: Database) -> None:
     for expected in (1, 2, 3):
         with catalog.write() as (_, epoch):
             assert epoch == expected
         assert catalog.epoch() == expected
 
 
-def test_a_write_that_fails_changes_nothing(catalog: Catalog) -> None:
+def test_a_write_that_fails_changes_nothing(catalog: Database) -> None:
     def failing() -> None:
         with catalog.write() as (connection, _):
             connection.execute(insert(tenants).values(tenant("half")))
@@ -74,7 +74,7 @@ def test_a_write_that_fails_changes_nothing(catalog: Catalog) -> None:
         assert connection.execute(select(tenants)).all() == []
 
 
-def test_a_reader_sees_one_state_while_others_write(catalog: Catalog) -> None:
+def test_a_reader_sees_one_state_while_others_write(catalog: Database) -> None:
     with catalog.read() as connection:
         before = connection.scalar(select(catalog_epoch.c.epoch))
         with catalog.write() as (writing, _):
@@ -84,11 +84,11 @@ def test_a_reader_sees_one_state_while_others_write(catalog: Catalog) -> None:
     assert catalog.epoch() == 1
 
 
-def test_writers_follow_one_another(url: str, catalog: Catalog) -> None:
-    other = Catalog(url)
+def test_writers_follow_one_another(url: str, catalog: Database) -> None:
+    other = Database(url)
     seen: list[int] = []
 
-    def writing(through: Catalog) -> None:
+    def writing(through: Database) -> None:
         for _ in range(20):
             with through.write() as (_, epoch):
                 seen.append(epoch)
@@ -103,8 +103,8 @@ def test_writers_follow_one_another(url: str, catalog: Catalog) -> None:
 
 
 def test_several_processes_may_start_at_once(url: str) -> None:
-    opened: list[Catalog] = []
-    threads = [threading.Thread(target=lambda: opened.append(Catalog(url))) for _ in range(4)]
+    opened: list[Database] = []
+    threads = [threading.Thread(target=lambda: opened.append(Database(url))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -116,16 +116,16 @@ def test_several_processes_may_start_at_once(url: str) -> None:
 
 def test_a_catalog_needs_a_file() -> None:
     with pytest.raises(PolyprefixError, match="needs a file"):
-        Catalog("sqlite://")
+        Database("sqlite://")
 
 
 def test_a_file_that_is_no_catalog_is_refused(tmp_path: Path) -> None:
     (tmp_path / "catalog").write_bytes(b"something else, long enough to be a header" * 100)
     with pytest.raises(PolyprefixError, match="cannot be read"):
-        Catalog(f"sqlite:///{tmp_path}/catalog")
+        Database(f"sqlite:///{tmp_path}/catalog")
 
 
-def test_a_full_disk_is_insufficient_storage(catalog: Catalog) -> None:
+def test_a_full_disk_is_insufficient_storage(catalog: Database) -> None:
     def filling() -> None:
         with catalog.write() as (connection, _):
             pages = connection.scalar(text("PRAGMA page_count"))
@@ -147,7 +147,7 @@ def test_a_database_that_stays_locked_is_unavailable(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_BUSY_TIMEOUT_S", 0)
-    catalog = Catalog(url)
+    catalog = Database(url)
     lock = sqlite3.connect(tmp_path / "data/catalog.sqlite3", isolation_level=None)
     lock.execute("BEGIN IMMEDIATE")
     with pytest.raises(Unavailable, match="SQLITE_BUSY"), catalog.write():
@@ -161,7 +161,7 @@ def test_a_database_that_stays_locked_is_unavailable(
 
 
 def test_too_many_writers_are_unavailable(
-    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    catalog: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_WRITER_TIMEOUT_S", 0)
     with catalog.write(), pytest.raises(Unavailable), catalog.write():
@@ -169,13 +169,13 @@ def test_too_many_writers_are_unavailable(
     assert catalog.epoch() == 1
 
 
-def test_two_rows_with_one_key_are_a_conflict(catalog: Catalog) -> None:
+def test_two_rows_with_one_key_are_a_conflict(catalog: Database) -> None:
     with pytest.raises(Conflict), catalog.write() as (connection, _):
         connection.execute(insert(tenants), [tenant("twice"), tenant("twice")])
     assert catalog.epoch() == 0
 
 
-def test_our_own_mistakes_in_sql_are_not_taken_for_the_disks(catalog: Catalog) -> None:
+def test_our_own_mistakes_in_sql_are_not_taken_for_the_disks(catalog: Database) -> None:
     with pytest.raises(Exception, match="no such table") as caught, catalog.read() as connection:
         connection.execute(text("SELECT * FROM missing"))
     assert not isinstance(caught.value, PolyprefixError)

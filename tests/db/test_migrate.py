@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Engine, create_engine, insert, select, text
 
 from app.db import migrate as module
-from app.db.database import Catalog, migrate
+from app.db.database import Database, migrate
 from app.db.migrate import head, upgrade
 from app.db.schema import catalog_epoch, metadata, prefixes, tenants
 from app.errors import PolyprefixError
@@ -52,14 +52,14 @@ def test_the_revisions_make_the_tables_that_are_declared(engine: Engine) -> None
 def test_a_new_catalog_begins_at_epoch_zero(url: str) -> None:
     assert migrate(url) == (None, head())
     assert migrate(url) == (head(), head())
-    catalog = Catalog(url)
+    catalog = Database(url)
     assert catalog.epoch() == 0
     catalog.close()
 
 
 @pytest.mark.usefixtures("first_release")
 def test_a_catalog_of_the_first_release_keeps_what_it_holds(url: str) -> None:
-    catalog = Catalog(url)
+    catalog = Database(url)
     assert catalog.epoch() == 41
     with catalog.read() as connection:
         row = connection.execute(select(tenants)).one()
@@ -83,7 +83,7 @@ def test_tables_of_a_later_program_are_refused(url: str, engine: Engine) -> None
     migrate(url)
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    for opening in (Catalog, migrate):
+    for opening in (Database, migrate):
         with pytest.raises(PolyprefixError, match="revision 9999, which a later version"):
             opening(url)
 

@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import insert, select
 
-from app.db.database import Catalog, migrate
+from app.db.database import Database, migrate
 from app.db.migrate import head
 from app.db.schema import metadata, tenants
 from app.errors import PolyprefixError, Unavailable
@@ -30,21 +30,21 @@ def url(server: PostgresServer) -> str:
 
 
 @pytest.fixture
-def catalog(url: str) -> Iterator[Catalog]:
+def catalog(url: str) -> Iterator[Database]:
     migrate(url)
-    catalog = Catalog(url)
+    catalog = Database(url)
     yield catalog
     catalog.close()
 
 
 def test_a_replica_does_not_make_tables_by_itself(url: str) -> None:
     with pytest.raises(PolyprefixError, match="polyprefix migrate"):
-        Catalog(url)
+        Database(url)
     assert migrate(url) == (None, head())
-    Catalog(url).close()
+    Database(url).close()
 
 
-def test_the_revisions_make_the_tables_that_are_declared(catalog: Catalog) -> None:
+def test_the_revisions_make_the_tables_that_are_declared(catalog: Database) -> None:
     with catalog.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
 
@@ -59,7 +59,7 @@ def test_several_may_migrate_at_once(url: str) -> None:
     assert sorted(results, key=str) == [(head(), head())] * 3 + [(None, head())]
 
 
-def test_a_reader_sees_one_state_while_others_write(catalog: Catalog) -> None:
+def test_a_reader_sees_one_state_while_others_write(catalog: Database) -> None:
     with catalog.read() as connection:
         assert connection.execute(select(tenants)).all() == []
         with catalog.write() as (writing, _):
@@ -69,11 +69,11 @@ def test_a_reader_sees_one_state_while_others_write(catalog: Catalog) -> None:
         assert len(connection.execute(select(tenants)).all()) == 1
 
 
-def test_writers_of_two_replicas_follow_one_another(url: str, catalog: Catalog) -> None:
-    other = Catalog(url)
+def test_writers_of_two_replicas_follow_one_another(url: str, catalog: Database) -> None:
+    other = Database(url)
     seen: list[int] = []
 
-    def writing(through: Catalog) -> None:
+    def writing(through: Database) -> None:
         for _ in range(20):
             with through.write() as (_, epoch):
                 seen.append(epoch)
@@ -90,7 +90,7 @@ def test_writers_of_two_replicas_follow_one_another(url: str, catalog: Catalog) 
 def test_a_url_that_is_none_is_refused_and_not_repeated() -> None:
     for text in ("not a url: secret", "mysql://user:secret@host/db", "postgresql+asyncpg:secret"):
         with pytest.raises(PolyprefixError, match="catalog's URL") as refused:
-            Catalog(text)
+            Database(text)
         assert "secret" not in str(refused.value)
 
 
@@ -103,7 +103,7 @@ class TestFaults:
             yield server
 
     def test_a_server_that_was_killed_is_unavailable_until_it_is_back(
-        self, server: PostgresServer, catalog: Catalog
+        self, server: PostgresServer, catalog: Database
     ) -> None:
         catalog.epoch()
         server.kill()
@@ -115,7 +115,7 @@ class TestFaults:
         assert catalog.epoch() == 1
 
     def test_a_frozen_server_is_given_up_after_seconds(
-        self, server: PostgresServer, catalog: Catalog
+        self, server: PostgresServer, catalog: Database
     ) -> None:
         catalog.epoch()
         server.freeze()
@@ -127,7 +127,7 @@ class TestFaults:
         assert catalog.epoch() == 0
 
     def test_a_transaction_that_loses_its_server_changes_nothing(
-        self, server: PostgresServer, catalog: Catalog
+        self, server: PostgresServer, catalog: Database
     ) -> None:
         def losing() -> None:
             with catalog.write() as (connection, _):
@@ -140,15 +140,17 @@ class TestFaults:
             assert connection.execute(select(tenants)).all() == []
         assert catalog.epoch() == 0
 
-    def test_a_writer_whose_turn_does_not_come_is_refused(self, url: str, catalog: Catalog) -> None:
-        other = Catalog(url)
+    def test_a_writer_whose_turn_does_not_come_is_refused(
+        self, url: str, catalog: Database
+    ) -> None:
+        other = Database(url)
         with catalog.write():
             assert unavailable_after(lambda: write(other)) < 7
         write(other)
         other.close()
 
 
-def write(catalog: Catalog) -> None:
+def write(catalog: Database) -> None:
     with catalog.write():
         pass
 

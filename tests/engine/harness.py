@@ -23,7 +23,7 @@ from app.engine.request import (
     SamplingParams,
     TextDelta,
 )
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 from app.engine.step import Sampled
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
@@ -71,9 +71,14 @@ class SteppedEngine:
         return [self.engine.table] if sources is None else [self.engine.table, sources]
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TokenSequence]:
         """Rows in slots, trunks of beams among them."""
-        return [item for slots in self.engine.table.rows for item in slots if isinstance(item, Row)]
+        return [
+            item
+            for slots in self.engine.table.rows
+            for item in slots
+            if isinstance(item, TokenSequence)
+        ]
 
     def check_empty(self) -> None:
         """Nothing is left of any request: no slot, no reservation, no shared prefix, no queue."""
@@ -134,7 +139,7 @@ class SteppedEngine:
             self.events[request_id].append(event)
 
     def _recording_sample(
-        self, logits: torch.Tensor, rows: Sequence[Row], eos_token_ids: Collection[int]
+        self, logits: torch.Tensor, rows: Sequence[TokenSequence], eos_token_ids: Collection[int]
     ) -> list[Sampled | None]:
         for row, vector in zip(rows, logits, strict=True):
             self.logits[(row.request.id, row.index)].append(vector.clone())

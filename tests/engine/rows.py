@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.engine.output_text import Transcript
+from app.engine.output_text import OutputText
 from app.engine.request import GenerationRequest, SamplingParams
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 from app.model.text import Text
 from tests.tiny import train_tokenizer
 
@@ -22,10 +22,10 @@ def make_row(
     seed: int = 0,
     max_tokens: int = 50,
     **sampling: object,
-) -> Row:
+) -> TokenSequence:
     """A row that has sampled `generated` after `prompt`."""
     params = SamplingParams(max_tokens, **sampling)
     request = GenerationRequest(name, "demo", tuple(prompt), params)
-    transcript = Transcript(index, params, TEXT)
+    transcript = OutputText(index, params, TEXT)
     columns = len(prompt) + max_tokens
-    return Row(request, index, [*prompt, *generated], columns, seed, transcript)
+    return TokenSequence(request, index, [*prompt, *generated], columns, seed, transcript)

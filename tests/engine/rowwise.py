@@ -9,13 +9,15 @@ import torch
 
 from app.engine.decoding.philox import uniform
 from app.engine.request import SamplingParams
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 
 NEAR = 1e-6
 """Draws that lie so close to a boundary between two tokens may fall on either side."""
 
 
-def sample_row(logits: torch.Tensor, row: Row, eos_token_ids: Collection[int]) -> set[int]:
+def sample_row(
+    logits: torch.Tensor, row: TokenSequence, eos_token_ids: Collection[int]
+) -> set[int]:
     """The tokens that `row` may take from its `logits` [vocabulary]: one, but near a boundary."""
     sampling = row.request.sampling
     adjusted = process_row(logits.clone(), row, eos_token_ids)
@@ -37,7 +39,9 @@ def sample_row(logits: torch.Tensor, row: Row, eos_token_ids: Collection[int]) -
     }
 
 
-def process_row(logits: torch.Tensor, row: Row, eos_token_ids: Collection[int]) -> torch.Tensor:
+def process_row(
+    logits: torch.Tensor, row: TokenSequence, eos_token_ids: Collection[int]
+) -> torch.Tensor:
     """Apply bans, biases and penalties in place to [vocabulary] logits (or log-probabilities)."""
     sampling = row.request.sampling
     logits[list(banned_tokens(row.token_ids, sampling.no_repeat_ngram_size))] = -math.inf

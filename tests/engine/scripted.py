@@ -10,8 +10,8 @@ from app.engine.kv_cache.slots import SlotTable, fine_length_classes, length_cla
 from app.engine.request import Event, GenerationRequest, RequestFailed, RequestFinished
 from app.engine.request_state import ReplyFrame
 from app.engine.scheduler import Scheduler
-from app.engine.sequence import Row, Source
-from app.engine.step import Outcome, Sampled, StepPlan
+from app.engine.sequence import Source, TokenSequence
+from app.engine.step import Sampled, StepPlan, StepResult
 from app.errors import PolyprefixError
 from tests.engine.rows import TEXT
 
@@ -27,7 +27,7 @@ class ScriptedScheduler:
         config: EngineConfig | None = None,
         *,
         kv_columns: int = 100_000,
-        draw: Callable[[Row], int] = lambda _: LETTER,
+        draw: Callable[[TokenSequence], int] = lambda _: LETTER,
         source_columns: int | None = None,
     ) -> None:
         """With `source_columns` for a model with an encoder."""
@@ -90,11 +90,11 @@ class ScriptedScheduler:
         seconds: float,
         encoded: Iterable[Source] = (),
         encoder_seconds: float = 0.0,
-    ) -> Outcome:
+    ) -> StepResult:
         sampled: list[Sampled] = []
-        candidates: dict[Row, list[tuple[int, float]]] = {}
-        scored: dict[Row, list[Sampled]] = {}
-        faults: dict[Row, PolyprefixError] = {}
+        candidates: dict[TokenSequence, list[tuple[int, float]]] = {}
+        scored: dict[TokenSequence, list[Sampled]] = {}
+        faults: dict[TokenSequence, PolyprefixError] = {}
         for chunk in plan.chunks:
             row = chunk.row
             if row.request.id in self.faults:
@@ -110,7 +110,7 @@ class ScriptedScheduler:
                 continue
             sampled.extend(Sampled(drawer, self._draw(drawer)) for drawer in chunk.samplers)
         done = dict.fromkeys(encoded, object())
-        return Outcome(sampled, scored, candidates, done, faults, seconds, encoder_seconds)
+        return StepResult(sampled, scored, candidates, done, faults, seconds, encoder_seconds)
 
     def _keep(self, deliveries: list[tuple[str, Event]]) -> None:
         for request_id, event in deliveries:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.output_text import Transcript
+from app.engine.output_text import OutputText
 from app.engine.request import FinishReason, SamplingParams, TextDelta
 from app.model.text import Text
 from tests.tiny import train_tokenizer
@@ -32,9 +32,9 @@ TEXT, IDS = letters_text()
 PIECES = sorted(piece for piece in IDS if 1 <= len(piece) <= 3 and set(piece) <= set("abc"))
 
 
-def run(pieces: list[str], max_tokens: int = 100, **sampling: object) -> tuple[Transcript, list]:
+def run(pieces: list[str], max_tokens: int = 100, **sampling: object) -> tuple[OutputText, list]:
     """Push pieces until the row ends; the transcript and what each push showed."""
-    transcript = Transcript(0, SamplingParams(max_tokens, **sampling), TEXT)
+    transcript = OutputText(0, SamplingParams(max_tokens, **sampling), TEXT)
     deltas: list[TextDelta | None] = []
     for piece in pieces:
         if transcript.finish_reason is not None:
@@ -44,7 +44,7 @@ def run(pieces: list[str], max_tokens: int = 100, **sampling: object) -> tuple[T
     return transcript, deltas
 
 
-def shown(deltas: list[TextDelta | None]) -> list[str]:
+def texts_of(deltas: list[TextDelta | None]) -> list[str]:
     return [delta.text if delta else "" for delta in deltas]
 
 
@@ -79,7 +79,7 @@ def test_text_is_the_whole_cut_at_the_first_stop_wherever_token_borders_are(
     transcript, deltas = run(
         padded, max_tokens=max_tokens, stop=tuple(stops), min_tokens=min_tokens
     )
-    assert "".join(shown(deltas)) == text
+    assert "".join(texts_of(deltas)) == text
     assert transcript.stop_string == stop
     assert transcript.num_tokens == count
     expected = FinishReason.LENGTH if stop is None else FinishReason.STOP
@@ -96,7 +96,7 @@ def test_no_more_is_held_back_than_could_still_become_a_stop(
     transcript, deltas = run(pieces, stop=tuple(stops))
     if transcript.finish_reason is not None:
         return
-    text, sent = "".join(pieces), "".join(shown(deltas))
+    text, sent = "".join(pieces), "".join(texts_of(deltas))
     assert text.startswith(sent)
     held = text[len(sent) :]
     assert held == "" or any(stop.startswith(held) and stop != held for stop in stops)
@@ -104,24 +104,24 @@ def test_no_more_is_held_back_than_could_still_become_a_stop(
 
 def test_a_stop_string_across_tokens_is_never_shown_in_part() -> None:
     transcript, deltas = run(["a", "b", "c", "a"], stop=("bca",))
-    assert shown(deltas) == ["a", "", "", ""]
+    assert texts_of(deltas) == ["a", "", "", ""]
     assert (transcript.finish_reason, transcript.stop_string) == (FinishReason.STOP, "bca")
 
 
 def test_what_turns_out_not_to_be_a_stop_is_shown_at_once() -> None:
     _, deltas = run(["a", "b", "b", "a"], stop=("abc",))
-    assert shown(deltas) == ["", "", "abb", ""]
+    assert texts_of(deltas) == ["", "", "abb", ""]
 
 
 def test_what_is_held_back_at_the_end_is_shown() -> None:
     transcript, deltas = run(["c", "a", "b"], max_tokens=3, stop=("abc",))
-    assert shown(deltas) == ["c", "", "ab"]
+    assert texts_of(deltas) == ["c", "", "ab"]
     assert transcript.finish_reason == FinishReason.LENGTH
 
 
 def test_what_is_held_back_when_the_text_ends_is_shown() -> None:
     transcript, deltas = run(["a", "b", ""], stop=("abc",))
-    assert shown(deltas) == ["", "", "ab"]
+    assert texts_of(deltas) == ["", "", "ab"]
     assert (transcript.finish_reason, transcript.stop_string) == (FinishReason.STOP, None)
     assert transcript.num_tokens == 3
 
@@ -129,19 +129,19 @@ def test_what_is_held_back_when_the_text_ends_is_shown() -> None:
 def test_the_first_stop_to_end_wins_and_of_two_that_end_together_the_longer() -> None:
     assert run(["aab"], stop=("b", "aab"))[0].stop_string == "aab"
     transcript, deltas = run(["abc"], stop=("abc", "b"))
-    assert (transcript.stop_string, shown(deltas)) == ("b", ["a"])
+    assert (transcript.stop_string, texts_of(deltas)) == ("b", ["a"])
 
 
 def test_a_stop_before_min_tokens_is_text() -> None:
     transcript, deltas = run(["a", "b", "c", "ab"], stop=("ab",), min_tokens=4)
-    assert "".join(shown(deltas)) == "abc"
+    assert "".join(texts_of(deltas)) == "abc"
     assert transcript.stop_string == "ab"
     assert transcript.num_tokens == 4
 
 
 def test_the_end_token_ends_the_row_and_has_no_text() -> None:
     transcript, deltas = run(["a", "", "b"])
-    assert shown(deltas) == ["a", ""]
+    assert texts_of(deltas) == ["a", ""]
     assert transcript.finish_reason == FinishReason.STOP
     assert [token.token_id for delta in deltas if delta for token in delta.tokens] == [
         IDS["a"],
@@ -163,12 +163,12 @@ def test_without_new_tokens_the_row_ends_and_shows_nothing() -> None:
 def test_a_character_in_halves_appears_whole_and_a_lone_half_as_broken() -> None:
     halves = ["â", "Ĥ", "¬"]  # the bytes of € as byte-level vocabularies write them
     _, deltas = run([*halves, halves[0]], max_tokens=4)
-    assert shown(deltas) == ["", "", "€", "\ufffd"]
+    assert texts_of(deltas) == ["", "", "€", "\ufffd"]
 
 
 def test_a_broken_character_may_complete_a_stop_string_at_the_end() -> None:
     transcript, deltas = run(["a", "â"], max_tokens=2, stop=("\ufffd",))
-    assert "".join(shown(deltas)) == "a"
+    assert "".join(texts_of(deltas)) == "a"
     assert (transcript.finish_reason, transcript.stop_string) == (FinishReason.STOP, "\ufffd")
 
 
@@ -179,7 +179,7 @@ def test_every_token_is_reported_once_though_its_text_lags() -> None:
 
 
 def test_with_logprobs_every_token_is_reported_at_once_with_its_text_and_alternatives() -> None:
-    transcript = Transcript(2, SamplingParams(4, logprobs=2, stop=("ab",)), TEXT)
+    transcript = OutputText(2, SamplingParams(4, logprobs=2, stop=("ab",)), TEXT)
     delta = transcript.push(IDS["a"], -0.5, ((IDS["a"], -0.5), (IDS["b"], -1.5)))
     assert delta is not None
     assert (delta.index, delta.text) == (2, "")
@@ -192,8 +192,8 @@ def test_with_logprobs_every_token_is_reported_at_once_with_its_text_and_alterna
 
 def test_a_whole_text_comes_once_with_all_its_tokens() -> None:
     tokens = TEXT.encode("the quick brown fox")
-    pieces = Transcript(0, SamplingParams(len(tokens)), TEXT)
-    whole = Transcript(0, SamplingParams(len(tokens)), TEXT, whole=True)
+    pieces = OutputText(0, SamplingParams(len(tokens)), TEXT)
+    whole = OutputText(0, SamplingParams(len(tokens)), TEXT, whole=True)
     parts = [pieces.push(token, None, ()) for token in tokens]
     once = [whole.push(token, None, ()) for token in tokens]
     assert once[:-1] == [None] * (len(tokens) - 1)
@@ -205,7 +205,7 @@ def test_a_whole_text_comes_once_with_all_its_tokens() -> None:
 
 
 def test_a_whole_text_ends_before_its_stop_string() -> None:
-    whole = Transcript(0, SamplingParams(50, stop=("ick",)), TEXT, whole=True)
+    whole = OutputText(0, SamplingParams(50, stop=("ick",)), TEXT, whole=True)
     deltas = [whole.push(token, None, ()) for token in TEXT.encode("the quick brown fox")]
     found = [delta for delta in deltas if delta is not None]
     assert found[0].text == "the qu"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from app.engine.attention.backends import NAMES, Attention, choose_attention
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import SlotTable, length_classes
-from app.engine.ragged_batch import RaggedPlan
-from app.engine.sequence import Row, SharedPrefix
+from app.engine.ragged_batch import RaggedBatch
+from app.engine.sequence import SharedPrefix, TokenSequence
 from app.engine.step import Chunk
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import ModuleShape
@@ -33,14 +33,14 @@ class Bench:
         self.pool = KVPool(shape, self.table.capacities, 1 << 30, CPU, FP32)
         self.kv_heads = kv_heads
         self.decode = choose_attention(decode, kv_heads, DIM, CPU, FP32)
-        self.keys: dict[tuple[Row, int], list[torch.Tensor]] = defaultdict(list)
-        self.values: dict[tuple[Row, int], list[torch.Tensor]] = defaultdict(list)
+        self.keys: dict[tuple[TokenSequence, int], list[torch.Tensor]] = defaultdict(list)
+        self.values: dict[tuple[TokenSequence, int], list[torch.Tensor]] = defaultdict(list)
         self._generator = torch.Generator().manual_seed(0)
 
     def randn(self, *size: int) -> torch.Tensor:
         return torch.randn(*size, generator=self._generator)
 
-    def admit(self, prompt: int, prefix: int = 0, offset: int = 0) -> Row:
+    def admit(self, prompt: int, prefix: int = 0, offset: int = 0) -> TokenSequence:
         """A row with a prompt of that many tokens behind a random prefix."""
         row = make_row(range(1, 1 + prompt))
         if prefix:
@@ -63,7 +63,7 @@ class Bench:
         self.table.place_with_prefixes(segment, length)
         return segment
 
-    def admit_behind(self, segment: SharedPrefix, prompt: int) -> Row:
+    def admit_behind(self, segment: SharedPrefix, prompt: int) -> TokenSequence:
         """A row with a prompt of that many tokens that attends to `segment` first."""
         row = make_row(range(1, 1 + prompt))
         object.__setattr__(row.request, "prefixes", segment.prefixes)
@@ -75,7 +75,7 @@ class Bench:
         self.table.place(row, prompt)
         return row
 
-    def branch(self, trunk: Row) -> Row:
+    def branch(self, trunk: TokenSequence) -> TokenSequence:
         """A row that goes on from all that `trunk` has computed."""
         row = make_row(trunk.token_ids)
         row.num_computed = row.num_elsewhere = trunk.num_computed
@@ -87,7 +87,7 @@ class Bench:
         self.table.place(row, 16)
         return row
 
-    def step(self, counts: Sequence[tuple[Row, int]]) -> RaggedPlan:
+    def step(self, counts: Sequence[tuple[TokenSequence, int]]) -> RaggedBatch:
         """Compute `counts` tokens of rows in one step and compare every output with the naive."""
         for row, count in counts:
             self.table.make_room(row, row.num_cached + count)
@@ -95,14 +95,14 @@ class Bench:
             self.pool.apply(operation)
         chunks = [Chunk(row, count, ()) for row, count in counts]
         chunks.sort(key=lambda chunk: (chunk.row.slot.length_class, chunk.row.slot.index))
-        plan = RaggedPlan(chunks, self.pool, CPU, FP32, self.decode)
+        plan = RaggedBatch(chunks, self.pool, CPU, FP32, self.decode)
         for layer in range(LAYERS):
             self._check_layer(plan, chunks, layer)
         for chunk in chunks:
             chunk.row.num_computed += chunk.count
         return plan
 
-    def _check_layer(self, plan: RaggedPlan, chunks: Sequence[Chunk], layer: int) -> None:
+    def _check_layer(self, plan: RaggedBatch, chunks: Sequence[Chunk], layer: int) -> None:
         total = sum(chunk.count for chunk in chunks)
         query = self.randn(1, HEADS, total, DIM)
         key, value = (self.randn(1, self.kv_heads, total, DIM) for _ in range(2))
@@ -117,7 +117,7 @@ class Bench:
                 assert float((got[0, token] - expected).abs().max()) <= 1e-5
                 token += 1
 
-    def _naive(self, row: Row, layer: int, query: torch.Tensor) -> torch.Tensor:
+    def _naive(self, row: TokenSequence, layer: int, query: torch.Tensor) -> torch.Tensor:
         """One token over its row's whole history, [heads, head_dim]."""
         keys = torch.stack(self.keys[row, layer]).repeat_interleave(HEADS // self.kv_heads, dim=1)
         values = torch.stack(self.values[row, layer])
@@ -179,7 +179,7 @@ def test_every_token_attends_to_what_its_row_shares_and_to_its_own_under_one_sof
     bench.step([(row, 1) for row in placed])
     if pending := [(row, row.num_pending) for row in placed if row.num_pending]:
         bench.step(pending)
-    decoding: list[Row] = []
+    decoding: list[TokenSequence] = []
     for row, (_, _, beams) in zip(placed, rows, strict=True):
         decoding.extend([bench.branch(row) for _ in range(beams)] or [row])
     for _ in range(steps):

@@ -18,7 +18,7 @@ from app.engine.request import (
     RowFinished,
     TextDelta,
 )
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 from app.engine.step import StepPlan
 from app.errors import DeadlineExceeded, GenerationFault
 from app.model.text import Text
@@ -264,7 +264,7 @@ def test_rows_of_a_request_share_one_prompt_and_fork_after_it() -> None:
 
 
 def test_rows_of_a_request_end_one_by_one_and_the_request_with_the_last() -> None:
-    def draw(row: Row) -> int:
+    def draw(row: TokenSequence) -> int:
         return END if row.num_generated == row.index else LETTER
 
     scripted = ScriptedScheduler(draw=draw)
@@ -447,7 +447,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.added = 0
 
     @staticmethod
-    def drawn(row: Row) -> int:
+    def drawn(row: TokenSequence) -> int:
         number = 31 * int(row.request.id) + 7 * row.index + 13 * row.num_generated
         return END if number % 9 == 0 else LETTER
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from app.engine.request import GenerationRequest, SamplingParams
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from tests.engine.rows import make_row
 
@@ -34,7 +34,7 @@ def test_prefixes_take_columns_but_are_no_tokens() -> None:
     size = (1, 1, 4, 2)
     prefix = Prefix({"decoder": KeyValues(torch.zeros(size), torch.zeros(size))}, PrefixMetadata(3))
     request = GenerationRequest("it", "demo", (5, 6), SamplingParams(1), (prefix, prefix))
-    row = Row(request, 0, [5, 6], 11, 0, make_row().transcript, num_computed=1)
+    row = TokenSequence(request, 0, [5, 6], 11, 0, make_row().transcript, num_computed=1)
     assert (request.prefix_length, request.position_offset) == (8, 6)
     assert (row.num_cached, row.num_pending) == (9, 1)
 

@@ -16,7 +16,7 @@ from app.engine.request import (
     TextDelta,
 )
 from app.engine.router import RequestStream
-from app.engine.step import Outcome, StepPlan
+from app.engine.step import StepPlan, StepResult
 from app.model.frozen import FrozenModel
 
 CONFIG = EngineConfig(max_rows=8, kv_bytes=64 << 20)
@@ -46,7 +46,7 @@ class Gate:
         """Let this and all later steps run."""
         self._open.set()
 
-    def _held_run(self, plan: StepPlan) -> Outcome:
+    def _held_run(self, plan: StepPlan) -> StepResult:
         self.reached.set()
         if not self._open.wait(60):
             raise TimeoutError("nobody opened the gate")

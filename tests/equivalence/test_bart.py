@@ -226,7 +226,7 @@ def test_every_request_of_a_mix_equals_plain_transformers_alone(
     with pytest.MonkeyPatch.context() as patch:
         # prompts of one token a step, encoder passes of one slice a step and of few sources
         patch.setattr(prefill_budget, "_MIN_TOKENS", 1)
-        patch.setattr(prefill_budget.PrefillPace, "encoder_seconds", lambda *_: 0.0)
+        patch.setattr(prefill_budget.PrefillBudget, "encoder_seconds", lambda *_: 0.0)
         patch.setattr(source_queue, "_TOKENS_BESIDE_ROWS", pass_tokens)
         stepped = run_mix(tiny_bart, mix, shelf, config, patch)
     plain = plain_bart(tiny_bart_folder)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from app.engine.encoder import encoder_runner
-from app.engine.encoder.encoder_runner import EncoderPlan
-from app.engine.fairness.prefill_budget import PrefillPace
+from app.engine.encoder.encoder_runner import EncoderBatch
+from app.engine.fairness.prefill_budget import PrefillBudget
 from app.engine.kv_cache.slots import StoreSource
 from app.engine.request import RequestFailed
 from app.engine.sequence import Source
@@ -43,7 +43,7 @@ def test_a_pass_that_raises_for_one_source_is_repeated_source_by_source(
 ) -> None:
     passes: list[list[str]] = []
 
-    class Failing(EncoderPlan):
+    class Failing(EncoderBatch):
         def __init__(self, sources: Sequence[Source], *others: Any) -> None:
             super().__init__(sources, *others)
             self.names = [source.request.id for source in sources]
@@ -54,7 +54,7 @@ def test_a_pass_that_raises_for_one_source_is_repeated_source_by_source(
                 raise ArithmeticError("this source breaks it")
             return super().attend(role, at, *others)
 
-    monkeypatch.setattr(encoder_runner, "EncoderPlan", Failing)
+    monkeypatch.setattr(encoder_runner, "EncoderBatch", Failing)
     good = healthy(tiny_bart, shared_prefix(tiny_bart))
     stepped = SteppedEngine(tiny_bart, CONFIG, monkeypatch)
     for request in [*good[:2], make_request("bad", range(20, 33), 9), *good[2:]]:
@@ -108,7 +108,7 @@ def test_a_request_that_ends_at_any_stage_leaves_nothing_and_the_others_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Whether its client goes away or its deadline passes; passes take a slice per step."""
-    monkeypatch.setattr(PrefillPace, "encoder_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(PrefillBudget, "encoder_seconds", lambda *_: 0.0)
     shared = shared_prefix(tiny_bart)
     good = healthy(tiny_bart, shared)
     bad = make_request("bad", range(20, 70), 30, [shared], deadline=1e12, **WAYS[way])
@@ -141,7 +141,7 @@ def test_an_engine_that_rests_on_a_pass_for_nobody_serves_the_next_request(
     expected: Tokens,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(PrefillPace, "encoder_seconds", lambda *_: 0.0)
+    monkeypatch.setattr(PrefillBudget, "encoder_seconds", lambda *_: 0.0)
     stepped = SteppedEngine(tiny_bart, CONFIG, monkeypatch)
     stepped.add(make_request("bad", range(20, 70), 9))
     for _ in range(3):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from app.engine.request import GenerationRequest
-from app.engine.sequence import Occupant, SharedPrefix
+from app.engine.sequence import KVEntry, SharedPrefix
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix
 from tests.engine.harness import SteppedEngine, make_request
@@ -56,7 +56,7 @@ def misshapen(prefix: Prefix, role: str) -> Prefix:
     return Prefix(modules, prefix.metadata, prefix.digest)
 
 
-def columns_of(stepped: SteppedEngine, occupant: Occupant) -> tuple[torch.Tensor, torch.Tensor]:
+def columns_of(stepped: SteppedEngine, occupant: KVEntry) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of an occupant's own columns in the first layer."""
     pool = stepped.engine.source_pool if occupant.role == "cross" else stepped.engine.pool
     assert pool is not None
@@ -77,7 +77,7 @@ def step_until_decoding(stepped: SteppedEngine, tokens: int = 3) -> None:
         stepped.step()
 
 
-def strike_rows(which: Callable[[SteppedEngine], list[Occupant]]) -> Strike:
+def strike_rows(which: Callable[[SteppedEngine], list[KVEntry]]) -> Strike:
     """NaN turns up in the memory of a request that has given tokens already."""
 
     def strike(stepped: SteppedEngine) -> None:
@@ -90,17 +90,17 @@ def strike_rows(which: Callable[[SteppedEngine], list[Occupant]]) -> Strike:
     return strike
 
 
-def one_row(stepped: SteppedEngine) -> list[Occupant]:
+def one_row(stepped: SteppedEngine) -> list[KVEntry]:
     """The best beam, which goes on as it is whatever becomes of the others; or any row."""
     entry = stepped.engine._scheduler._active["bad"]
     return [entry.rows[-1] if entry.beams is None else entry.beams.rows[0]]
 
 
-def rows_of_bad(stepped: SteppedEngine) -> list[Occupant]:
+def rows_of_bad(stepped: SteppedEngine) -> list[KVEntry]:
     return [row for row in stepped.rows if row.request.id == "bad"]
 
 
-def the_source(stepped: SteppedEngine) -> list[Occupant]:
+def the_source(stepped: SteppedEngine) -> list[KVEntry]:
     source = stepped.engine._scheduler._active["bad"].source
     assert source is not None
     return [source]

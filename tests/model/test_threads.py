@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from app.model.threads import in_passing_thread, sole_team
+from app.model.threads import run_in_fresh_thread, single_thread_pool
 
 
 def in_new_thread(work: Callable[[], int]) -> int:
@@ -20,20 +20,20 @@ def in_new_thread(work: Callable[[], int]) -> int:
 
 
 def test_a_passing_thread_has_ended_when_its_result_is_there() -> None:
-    thread = in_passing_thread(threading.current_thread)
+    thread = run_in_fresh_thread(threading.current_thread)
     assert thread is not threading.current_thread()
     assert not thread.is_alive()
 
 
 def test_what_a_passing_thread_raises_is_raised() -> None:
     with pytest.raises(ZeroDivisionError):
-        in_passing_thread(lambda: 1 // 0)
+        run_in_fresh_thread(lambda: 1 // 0)
 
 
 def test_while_one_thread_computes_with_a_team_newcomers_compute_alone() -> None:
     def engine() -> int:
         torch.set_num_threads(3)
-        with sole_team():
+        with single_thread_pool():
             assert in_new_thread(torch.get_num_threads) == 1
             mine = torch.get_num_threads()
         assert in_new_thread(torch.get_num_threads) == 3

@@ -11,9 +11,9 @@ import torch
 
 from app.errors import PolyprefixError
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
-from app.runtime.prefix_cache import Lease, PrefixKey, PrefixTiers
+from app.runtime.prefix_cache import Lease, PrefixCache, PrefixKey
 
-Scene = Callable[[PrefixTiers, "Store"], Awaitable[None]]
+Scene = Callable[[PrefixCache, "Store"], Awaitable[None]]
 
 
 def make_prefix(length: int = 1, dtype: torch.dtype = torch.float32) -> Prefix:
@@ -63,7 +63,7 @@ def play(
 
     async def run() -> None:
         store = Store(stored)
-        tiers = PrefixTiers(
+        tiers = PrefixCache(
             store.load,
             host_bytes=host_units * UNIT,
             device_bytes=device_units * UNIT,
@@ -80,7 +80,7 @@ def play(
     asyncio.run(run())
 
 
-async def use(tiers: PrefixTiers, *keys: PrefixKey) -> list[str]:
+async def use(tiers: PrefixCache, *keys: PrefixKey) -> list[str]:
     """Acquire and release each in turn; where each was found."""
     found = []
     for key in keys:
@@ -90,7 +90,7 @@ async def use(tiers: PrefixTiers, *keys: PrefixKey) -> list[str]:
     return found
 
 
-async def start(tiers: PrefixTiers, key: PrefixKey, count: int = 1) -> list[asyncio.Task[Lease]]:
+async def start(tiers: PrefixCache, key: PrefixKey, count: int = 1) -> list[asyncio.Task[Lease]]:
     """Tasks that acquire `key` and have come as far as they can."""
     tasks = [asyncio.create_task(tiers.acquire(key)) for _ in range(count)]
     await asyncio.sleep(0)

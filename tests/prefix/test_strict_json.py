@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.prefix.strict_json import MAX_DEPTH, parse_object, shown
+from app.prefix.strict_json import MAX_DEPTH, parse_object, printable
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 _LEAVES = (
@@ -105,4 +105,4 @@ def test_eight_levels_are_taken() -> None:
 
 
 def test_a_strangers_text_is_shown_short_and_printable() -> None:
-    assert shown("é\n\x1b" + "x" * 100) == ascii("é\n\x1b" + "x" * 57)
+    assert printable("é\n\x1b" + "x" * 100) == ascii("é\n\x1b" + "x" * 57)

@@ -6,13 +6,13 @@ import asyncio
 import threading
 
 from app.errors import Overloaded, PolyprefixError
-from app.runtime.prefix_cache import Lease, PrefixKey, PrefixTiers
+from app.runtime.prefix_cache import Lease, PrefixCache, PrefixKey
 from tests.prefix.scenes import UNIT, A, B, C, Store, play, start, use
 
 
 class TestOneLoadForAll:
     def test_many_waiters_share_one_load(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             store.gate.clear()
             waiters = await start(tiers, A, 500)
             await store.has_begun()
@@ -27,7 +27,7 @@ class TestOneLoadForAll:
         play(scene)
 
     def test_a_waiter_that_is_cancelled_does_not_end_the_load_of_the_others(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             store.gate.clear()
             waiters = await start(tiers, A, 3)
             await store.has_begun()
@@ -42,7 +42,7 @@ class TestOneLoadForAll:
         play(scene)
 
     def test_a_load_that_nobody_waits_for_any_more_is_kept_and_can_be_evicted(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             store.gate.clear()
             [waiter] = await start(tiers, A)
             await store.has_begun()
@@ -58,7 +58,7 @@ class TestOneLoadForAll:
         play(scene, device_units=1)
 
     def test_a_load_whose_every_waiter_is_cancelled_leaves_no_lease_behind(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             store.gate.clear()
             waiters = await start(tiers, A, 3)
             await store.has_begun()
@@ -73,7 +73,7 @@ class TestOneLoadForAll:
         play(scene, device_units=1)
 
     def test_a_waiter_cancelled_as_the_load_ends_leaves_no_lease_behind(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             [waiter] = await start(tiers, A)
             [flight] = tiers._flights.values()
             flight.task.add_done_callback(lambda _: waiter.cancel())
@@ -84,7 +84,7 @@ class TestOneLoadForAll:
         play(scene, device_units=1)
 
     def test_a_failing_load_is_told_to_every_waiter_and_not_remembered(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             store.failing.add(A)
             store.gate.clear()
             waiters = await start(tiers, A, 20)
@@ -101,7 +101,7 @@ class TestOneLoadForAll:
         play(scene)
 
     def test_a_failing_load_harms_no_other(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             store.failing.add(A)
             failed, fine = await asyncio.gather(
                 use(tiers, A), use(tiers, B), return_exceptions=True
@@ -112,7 +112,7 @@ class TestOneLoadForAll:
         play(scene)
 
     def test_a_failing_load_that_nobody_waits_for_is_silent(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             complaints: list[object] = []
             asyncio.get_running_loop().set_exception_handler(
                 lambda _loop, context: complaints.append(context)
@@ -130,7 +130,7 @@ class TestOneLoadForAll:
         play(scene)
 
     def test_loads_that_end_together_do_not_evict_each_other_before_they_are_leased(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             keys = [PrefixKey("owner", f"{index:064x}") for index in range(8)]
             results = await asyncio.gather(*map(tiers.acquire, keys), return_exceptions=True)
             leased = [
@@ -143,7 +143,7 @@ class TestOneLoadForAll:
         play(scene, device_units=1)
 
     def test_a_slow_load_does_not_hold_up_another(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             await use(tiers, B)
             store.begun.clear()
             store.gate.clear()
@@ -158,7 +158,7 @@ class TestOneLoadForAll:
 
 
 def test_what_is_in_memory_comes_to_the_device_while_the_store_does_not_answer() -> None:
-    async def scene(tiers: PrefixTiers, store: Store) -> None:
+    async def scene(tiers: PrefixCache, store: Store) -> None:
         assert await use(tiers, A, B) == ["store", "store"]
         assert tiers.contains(A) == "host"
         store.begun.clear()
@@ -174,7 +174,7 @@ def test_what_is_in_memory_comes_to_the_device_while_the_store_does_not_answer()
 
 class TestClosing:
     def test_loads_under_way_are_waited_for(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             store.gate.clear()
             [waiter] = await start(tiers, A)
             await store.has_begun()
@@ -188,7 +188,7 @@ class TestClosing:
         play(scene)
 
     def test_the_threads_end(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             others = _loaders()  # of servers that other tests left running
             await use(tiers, A)
             mine = _loaders() - others

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from app.db.database import Catalog, migrate
+from app.db.database import Database, migrate
 from app.errors import PreconditionFailed, Unavailable
 from app.prefix.reference import PrefixReference
 from app.registry.registry import Registry
@@ -169,7 +169,7 @@ def replicas(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Re
 
 
 def _opened(url: str, folder: Path) -> Iterator[list[Registry]]:
-    opened = [Registry(Catalog(url), FolderStore(folder / "store")) for _ in range(2)]
+    opened = [Registry(Database(url), FolderStore(folder / "store")) for _ in range(2)]
     opened[0].ensure_tenant("demo")
     yield opened
     for registry in opened:

@@ -8,13 +8,13 @@ import pytest
 
 from app.errors import Conflict, GateNotPassed, InvalidRequest, NotFound, PrefixNotFound
 from app.registry import quality_gates
-from app.registry.quality_gates import Gate, Scores, Unscored
+from app.registry.quality_gates import QualityGate, Scores, Unscored
 from app.registry.registry import Registry
 from app.registry.types import Version
 from tests.registry.conftest import Upload
 
 EXAMPLES = [{"input": "a", "output": ["b", "c"]}]
-GATE = Gate(metric="bleu", min_score=20.0, examples=EXAMPLES)
+GATE = QualityGate(metric="bleu", min_score=20.0, examples=EXAMPLES)
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def versions(registry: Registry, upload: Upload) -> list[Version]:
     return made
 
 
-def scored(version: Version, score: float, gate: Gate = GATE) -> Scores:
+def scored(version: Version, score: float, gate: QualityGate = GATE) -> Scores:
     return {(gate.measure, version.digest): score}
 
 
@@ -40,7 +40,9 @@ def test_a_gate_is_what_was_set(registry: Registry) -> None:
     found = registry.gates.get("demo", "e2e", "stable")
     assert (found.metric, found.min_score, found.examples) == ("bleu", 20.0, EXAMPLES)
     assert found.measure == GATE.measure
-    registry.gates.set("demo", "e2e", "stable", Gate(metric="loss", min_score=1, examples=[]))
+    registry.gates.set(
+        "demo", "e2e", "stable", QualityGate(metric="loss", min_score=1, examples=[])
+    )
     assert registry.gates.get("demo", "e2e", "stable").metric == "loss"
 
 
@@ -89,8 +91,10 @@ def test_the_score_of_something_else_does_not_count(
 ) -> None:
     known = {
         "version": scored(versions[2], 99),
-        "metric": scored(versions[1], 99, Gate(metric="loss", min_score=0, examples=EXAMPLES)),
-        "examples": scored(versions[1], 99, Gate(metric="bleu", min_score=20, examples=[])),
+        "metric": scored(
+            versions[1], 99, QualityGate(metric="loss", min_score=0, examples=EXAMPLES)
+        ),
+        "examples": scored(versions[1], 99, QualityGate(metric="bleu", min_score=20, examples=[])),
     }[other]
     with pytest.raises(Unscored):
         registry.aliases.set("demo", "e2e", "stable", versions[1].digest, scores=known)
@@ -101,7 +105,7 @@ def test_a_bound_that_is_raised_meanwhile_counts(
 ) -> None:
     """The score stays true, since only what must be reached has changed."""
     scores = scored(versions[1], 25)
-    raised = Gate(metric="bleu", min_score=30, examples=EXAMPLES)
+    raised = QualityGate(metric="bleu", min_score=30, examples=EXAMPLES)
     registry.gates.set("demo", "e2e", "stable", raised)
     with pytest.raises(GateNotPassed, match="takes 30 or more"):
         registry.aliases.set("demo", "e2e", "stable", versions[1].digest, scores=scores)
@@ -171,9 +175,9 @@ def test_what_has_passed_counts_for_this_very_gate_alone(
     registry.aliases.set("demo", "e2e", "stable", two.digest)  # it has passed before
     registry.aliases.set("demo", "e2e", "stable", one.digest)
     others = {
-        "examples": Gate(metric="bleu", min_score=20, examples=EXAMPLES[:1] * 2),
-        "metric": Gate(metric="rouge_l", min_score=20, examples=EXAMPLES),
-        "bound": Gate(metric="bleu", min_score=30, examples=EXAMPLES),
+        "examples": QualityGate(metric="bleu", min_score=20, examples=EXAMPLES[:1] * 2),
+        "metric": QualityGate(metric="rouge_l", min_score=20, examples=EXAMPLES),
+        "bound": QualityGate(metric="bleu", min_score=30, examples=EXAMPLES),
         "removed and set": GATE,
     }
     if change == "removed and set":

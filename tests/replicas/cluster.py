@@ -12,13 +12,13 @@ from typing import Any
 
 import httpx
 
-from app.db.database import Catalog, migrate
+from app.db.database import Database, migrate
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.prefix import Prefix
 from app.tenancy.auth.keyring import Keyring
 from app.tenancy.auth.principal import Scope
-from app.tenancy.tenants import Accounts
+from app.tenancy.tenants import Tenants
 from tests.faults.test_hot_swap import MAX_TOKENS, PROMPT, greedy_alone
 from tests.postgres_server import PostgresServer
 from tests.redis_server import RedisServer
@@ -50,8 +50,8 @@ class Cluster:
         self.bucket = self.s3.new_bucket()
         self.store = self.s3.url(self.bucket, "tensors")
         migrate(self.database)
-        catalog = Catalog(self.database)
-        Accounts(catalog).create("operator")
+        catalog = Database(self.database)
+        Tenants(catalog).create("operator")
         _, key = Keyring(catalog, PEPPER.encode()).create("operator", scopes=frozenset(Scope))
         catalog.close()
         self.admin = key.text

@@ -18,7 +18,15 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.replicas.cluster import PEPPER, Caller, Cluster, Sample, calling, make_tenant, within
+from tests.replicas.cluster import (
+    PEPPER,
+    Caller,
+    Cluster,
+    Sample,
+    calling,
+    make_tenant,
+    within,
+)
 from tests.tiny import random_prefix
 
 POLYPREFIX = [str(Path(sys.executable).with_name("polyprefix"))]
@@ -121,7 +129,10 @@ def test_a_replica_that_is_killed_takes_nothing_with_it(
     cluster: Cluster, samples: list[Sample]
 ) -> None:
     known = samples[0]
-    with started(cluster, "one", "two") as (one, two), calling(two.url, cluster.admin) as admin:
+    with (
+        started(cluster, "one", "two") as (one, two),
+        calling(two.url, cluster.admin) as admin,
+    ):
         _, _, key = make_tenant(admin, max_rows=MAX_ROWS)
         _, _, other = make_tenant(admin)
         with (

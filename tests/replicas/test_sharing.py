@@ -9,7 +9,7 @@ from itertools import cycle, islice
 import httpx
 import pytest
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.tenancy.audit.chain import list_records, verify
 from tests.api.helpers import until
 from tests.redis_server import RedisServer
@@ -70,7 +70,7 @@ def test_either_replica_tells_the_usage_of_both(acme: Tenant) -> None:
 
 def outcomes(pair: Pair, tenant: str) -> list[tuple[str, str]]:
     """Replica and action of each record of a tenant's calls."""
-    catalog = Catalog(pair.cluster.database)
+    catalog = Database(pair.cluster.database)
     try:
         records = list_records(catalog, tenant=tenant).items
     finally:
@@ -83,7 +83,7 @@ def test_each_replica_has_its_chain_and_all_of_them_hold(pair: Pair, acme: Tenan
         assert caller.client.delete("/v1/prefixes/unknown").status_code == 404
     until(lambda: len(outcomes(pair, acme.id)) == 2, 10)
     assert sorted(outcomes(pair, acme.id)) == [("one", "delete_prefix"), ("two", "delete_prefix")]
-    catalog = Catalog(pair.cluster.database)
+    catalog = Database(pair.cluster.database)
     try:
         reports = {report.replica: report.fault for report in verify(catalog)}
     finally:

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from app.runtime.periodic import Background
+from app.runtime.periodic import PeriodicThread
 
 
 def test_it_is_done_at_once_and_then_in_each_period() -> None:
@@ -20,7 +20,7 @@ def test_it_is_done_at_once_and_then_in_each_period() -> None:
         if len(times) == 4:
             done.set()
 
-    background = Background("counting", 0.05, work)
+    background = PeriodicThread("counting", 0.05, work)
     begun = time.monotonic()
     background.start()
     assert done.wait(10)
@@ -31,8 +31,8 @@ def test_it_is_done_at_once_and_then_in_each_period() -> None:
 
 def test_the_first_time_may_come_later_and_the_end_does_not_wait_for_it() -> None:
     done = threading.Event()
-    soon = Background("counting", 60, done.set, delay_s=0.05)
-    late = Background("counting", 60, lambda: 1 / 0, delay_s=60)
+    soon = PeriodicThread("counting", 60, done.set, delay_s=0.05)
+    late = PeriodicThread("counting", 60, lambda: 1 / 0, delay_s=60)
     begun = time.monotonic()
     late.start()
     soon.start()
@@ -45,7 +45,7 @@ def test_the_first_time_may_come_later_and_the_end_does_not_wait_for_it() -> Non
 
 def test_nothing_is_done_after_the_end() -> None:
     calls: list[int] = []
-    background = Background("counting", 0.01, lambda: calls.append(1))
+    background = PeriodicThread("counting", 0.01, lambda: calls.append(1))
     background.start()
     time.sleep(0.05)
     background.stop()
@@ -55,7 +55,7 @@ def test_nothing_is_done_after_the_end() -> None:
 
 
 def test_the_end_does_not_wait_for_a_long_period() -> None:
-    background = Background("sleeping", 3600, lambda: None)
+    background = PeriodicThread("sleeping", 3600, lambda: None)
     background.start()
     begun = time.monotonic()
     background.stop()
@@ -74,7 +74,7 @@ def test_what_fails_is_tried_again_and_said_once(caplog: pytest.LogCaptureFixtur
             done.set()
 
     with caplog.at_level(logging.INFO):
-        background = Background("trying", 0.001, work)
+        background = PeriodicThread("trying", 0.001, work)
         background.start()
         assert done.wait(10)
         background.stop()

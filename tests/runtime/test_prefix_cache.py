@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import Overloaded
-from app.runtime.prefix_cache import Lease, PrefixKey, PrefixTiers
+from app.runtime.prefix_cache import Lease, PrefixCache, PrefixKey
 from tests.prefix.scenes import UNIT, A, B, C, D, Store, make_prefix, play, use
 
 
 class TestWhereAPrefixIsFound:
     def test_first_in_the_store_then_on_the_device(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             assert tiers.try_acquire(A) is None
             assert tiers.contains(A) is None
             assert await use(tiers, A, A, A) == ["store", "device", "device"]
@@ -26,7 +26,7 @@ class TestWhereAPrefixIsFound:
         play(scene)
 
     def test_in_the_host_tier_after_the_device_has_dropped_it(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             assert await use(tiers, A, B) == ["store", "store"]
             assert tiers.contains(A) == "host"
             assert await use(tiers, A) == ["host"]
@@ -35,7 +35,7 @@ class TestWhereAPrefixIsFound:
         play(scene, device_units=1)
 
     def test_a_warm_lease_needs_no_waiting(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             await use(tiers, A)
             lease = tiers.try_acquire(A)
             assert lease is not None
@@ -44,7 +44,7 @@ class TestWhereAPrefixIsFound:
         play(scene)
 
     def test_the_same_content_of_two_owners_is_loaded_for_each(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             other = PrefixKey("other", A.digest)
             assert await use(tiers, A, other) == ["store", "store"]
             assert store.loads == {A: 1, other: 1}
@@ -52,7 +52,7 @@ class TestWhereAPrefixIsFound:
         play(scene)
 
     def test_loads_run_in_the_loaders_threads(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             await asyncio.gather(*(use(tiers, key) for key in (A, B, C, D)))
             assert store.threads
             assert all(name.startswith("prefix-loader") for name in store.threads)
@@ -61,7 +61,7 @@ class TestWhereAPrefixIsFound:
         play(scene)
 
     def test_the_device_has_the_serving_dtype_and_the_host_the_files(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             lease = await tiers.acquire(A)
             assert lease.prefix.decoder.keys.dtype == torch.float32
             assert lease.prefix.digest == make_prefix(dtype=torch.float16).digest
@@ -73,7 +73,7 @@ class TestWhereAPrefixIsFound:
 
 class TestEviction:
     def test_the_least_recently_used_goes_first(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             await use(tiers, A, B, C, A, D)
             held = [tiers.contains(key) for key in (A, B, C, D)]
             assert held == ["device", "host", "device", "device"]
@@ -82,7 +82,7 @@ class TestEviction:
         play(scene, device_units=3)
 
     def test_looking_does_not_count_as_use(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             await use(tiers, A, B)
             assert tiers.contains(A) == "device"
             await use(tiers, C)
@@ -91,7 +91,7 @@ class TestEviction:
         play(scene, device_units=2)
 
     def test_a_long_prefix_takes_the_room_of_several(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             store.lengths[D] = 2
             await use(tiers, A, B, C, D)
             held = [tiers.contains(key) for key in (A, B, C, D)]
@@ -101,7 +101,7 @@ class TestEviction:
         play(scene, device_units=3)
 
     def test_the_host_tier_evicts_by_its_own_bytes(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             await use(tiers, A, B, C)
             assert [tiers.contains(key) for key in (A, B, C)] == [None, "host", "device"]
             assert await use(tiers, A) == ["store"]
@@ -110,7 +110,7 @@ class TestEviction:
         play(scene, device_units=1, host_units=2)
 
     def test_what_is_larger_than_the_host_tier_is_served_all_the_same(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             store.lengths[B] = 3
             await use(tiers, A, B)
             assert tiers.stats()["host"].entries == 1
@@ -119,7 +119,7 @@ class TestEviction:
         play(scene, host_units=2)
 
     def test_what_is_larger_than_the_device_tier_is_refused_and_evicts_nothing(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             store.lengths[B] = 3
             await use(tiers, A)
             with pytest.raises(Overloaded):
@@ -129,7 +129,7 @@ class TestEviction:
         play(scene, device_units=2)
 
     def test_nothing_is_evicted_when_that_would_not_make_room_enough(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             store.lengths[C] = 2
             await use(tiers, A)
             lease = await tiers.acquire(B)
@@ -143,7 +143,7 @@ class TestEviction:
         play(scene, device_units=2)
 
     def test_a_prefix_can_be_forgotten(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             lease = await tiers.acquire(A)
             tiers.evict(A)
             tiers.evict(B)
@@ -159,7 +159,7 @@ class TestEviction:
 
 class TestLeases:
     def test_a_leased_prefix_is_not_evicted(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             lease = await tiers.acquire(A)
             await use(tiers, B, C, D)
             assert tiers.contains(A) == "device"
@@ -170,7 +170,7 @@ class TestLeases:
         play(scene, device_units=2)
 
     def test_leases_that_fill_the_device_make_others_wait_their_turn(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             leases = [await tiers.acquire(key) for key in (A, B)]
             with pytest.raises(Overloaded, match=f"{2 * UNIT} bytes"):
                 await tiers.acquire(C)
@@ -181,7 +181,7 @@ class TestLeases:
         play(scene, device_units=2)
 
     def test_every_lease_counts(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             first, second = await tiers.acquire(A), await tiers.acquire(A)
             first.release()
             with pytest.raises(Overloaded):
@@ -192,7 +192,7 @@ class TestLeases:
         play(scene, device_units=1)
 
     def test_releasing_twice_counts_once(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             first, second = await tiers.acquire(A), await tiers.acquire(A)
             first.release()
             first.release()
@@ -205,7 +205,7 @@ class TestLeases:
 
 class TestPins:
     def test_a_pinned_prefix_stays_in_both_tiers(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             tiers.keep_pins([A])
             await use(tiers, A, B, C, D)
             assert await use(tiers, A) == ["device"]
@@ -215,7 +215,7 @@ class TestPins:
         play(scene, device_units=2, host_units=2)
 
     def test_it_can_be_unpinned(self) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             tiers.keep_pins([A])
             await use(tiers, A, B)
             tiers.keep_pins([])
@@ -225,7 +225,7 @@ class TestPins:
         play(scene, device_units=2, host_units=2)
 
     def test_pins_of_one_owner_do_not_shut_others_out(self) -> None:
-        async def scene(tiers: PrefixTiers, store: Store) -> None:
+        async def scene(tiers: PrefixCache, store: Store) -> None:
             tiers.keep_pins([A, B, C, D])
             await use(tiers, A, B, C, D)
             others = [PrefixKey("other", digit * 64) for digit in "ab"]
@@ -240,7 +240,7 @@ class TestPins:
     def test_an_evicted_prefix_is_gone_and_stays_pinned_for_others_that_use_its_content(
         self,
     ) -> None:
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             tiers.keep_pins([A])
             await use(tiers, A)
             tiers.evict(A)
@@ -253,7 +253,7 @@ class TestPins:
     def test_pins_are_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("app.runtime.prefix_cache.MAX_PINNED", 1)
 
-        async def scene(tiers: PrefixTiers, _store: Store) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
             tiers.keep_pins([A, B])
             await use(tiers, A, B, C, D)
             assert (tiers.contains(A), tiers.contains(B)) == (None, "device")
@@ -274,7 +274,7 @@ _STEPS = st.lists(
 @settings(max_examples=80, deadline=None)
 @given(_STEPS)
 def test_bytes_add_up_and_leases_hold_whatever_is_done(steps: list[tuple[str, PrefixKey]]) -> None:
-    async def scene(tiers: PrefixTiers, store: Store) -> None:
+    async def scene(tiers: PrefixCache, store: Store) -> None:
         store.lengths.update({key: 1 + index % 3 for index, key in enumerate(_KEYS)})
         leases: dict[PrefixKey, list[Lease]] = {key: [] for key in _KEYS}
         for action, key in steps:
@@ -286,7 +286,7 @@ def test_bytes_add_up_and_leases_hold_whatever_is_done(steps: list[tuple[str, Pr
 
 
 async def _act(
-    tiers: PrefixTiers, leases: dict[PrefixKey, list[Lease]], action: str, key: PrefixKey
+    tiers: PrefixCache, leases: dict[PrefixKey, list[Lease]], action: str, key: PrefixKey
 ) -> None:
     if action == "keep_pins":
         tiers.keep_pins([key] if not tiers.is_pinned(key) else [])
@@ -309,7 +309,7 @@ async def _act(
             leases[key].append(lease)
 
 
-def _check_books(tiers: PrefixTiers, store: Store) -> None:
+def _check_books(tiers: PrefixCache, store: Store) -> None:
     for lru, units in ((tiers._device, 5), (tiers._host, 4)):
         sizes = [UNIT * store.lengths[key] for key in lru.entries]
         assert lru.stats.entries == len(sizes)

@@ -11,17 +11,17 @@ import time
 
 from sqlalchemy import insert
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.schema import tenants
-from app.tenancy.audit.context import LocalCall, calling
-from app.tenancy.usage.flush import WRITE_S, Books
-from app.tenancy.usage.totals import Sums
+from app.tenancy.audit.context import LocalCall, audit_context
+from app.tenancy.usage.flush import WRITE_S, CatalogFlush
+from app.tenancy.usage.totals import UsageTotals
 
 
 def main() -> None:
     url, what = sys.argv[1:]
-    catalog = Catalog(url)
-    books = Books(catalog, "victim", usage_days=400)
+    catalog = Database(url)
+    books = CatalogFlush(catalog, "victim", usage_days=400)
     say("ready")
     if what == "usage":
         count_usage(books)
@@ -34,7 +34,7 @@ def say(line: str) -> None:
     sys.stdout.flush()
 
 
-def count_usage(books: Books) -> None:
+def count_usage(books: CatalogFlush) -> None:
     """Count a request every millisecond, write as the server does; say what was counted when."""
 
     def writing() -> None:
@@ -45,18 +45,18 @@ def count_usage(books: Books) -> None:
     threading.Thread(target=writing, daemon=True).start()
     counted = 0
     while True:
-        books.usage.add("acme", ["e2e"], ["aa"], Sums(1, 0, 2, 3, 4, 5))
+        books.usage.add("acme", ["e2e"], ["aa"], UsageTotals(1, 0, 2, 3, 4, 5))
         counted += 1
         say(f"{counted} {time.monotonic()}")
         time.sleep(0.001)
 
 
-def change_things(catalog: Catalog) -> None:
+def change_things(catalog: Database) -> None:
     """Make tenants, each as a call of its own."""
     number = 0
     while True:
         name = f"{time.time_ns()}-{number}"
-        with calling(LocalCall("tenant create")), catalog.write() as (connection, _):
+        with audit_context(LocalCall("tenant create")), catalog.write() as (connection, _):
             connection.execute(insert(tenants).values(id=name, owner=name, created_at=0))
         say(name)
         number += 1

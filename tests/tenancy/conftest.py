@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.db.database import Catalog, migrate
+from app.db.database import Database, migrate
 from tests.postgres_server import PostgresServer, postgres_server
 from tests.redis_server import RedisServer, redis_server
 from tests.tenancy.house import House, open_house
@@ -53,8 +53,8 @@ def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def any_catalog(catalog_url: str) -> Iterator[Catalog]:
+def any_catalog(catalog_url: str) -> Iterator[Database]:
     """A fresh catalog, in each kind of database."""
-    catalog = Catalog(catalog_url)
+    catalog = Database(catalog_url)
     yield catalog
     catalog.close()

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from app.db.change_feed import ChangeFeed
-from app.db.database import Catalog
+from app.db.database import Database
 from app.tenancy.auth.authenticator import KeyAuthenticator
-from app.tenancy.auth.failed_attempts import Failures
+from app.tenancy.auth.failed_attempts import FailedAttempts
 from app.tenancy.auth.keyring import Keyring
-from app.tenancy.tenants import Accounts
+from app.tenancy.tenants import Tenants
 
 PEPPER = b"a pepper for tests of 32 characters or more"
 PEER = "192.0.2.1"
@@ -30,16 +30,16 @@ class Clock:
 class House:
     """One process: its catalog, its feed, and what works on them. Time stands still."""
 
-    catalog: Catalog
+    catalog: Database
     clock: Clock = field(default_factory=Clock)
     pepper: bytes = PEPPER
     failures_per_minute: int = 1000
 
     def __post_init__(self) -> None:
         self.feed = ChangeFeed(self.catalog, clock=self.clock)
-        self.accounts = Accounts(self.catalog, clock=self.clock)
+        self.accounts = Tenants(self.catalog, clock=self.clock)
         self.keyring = Keyring(self.catalog, self.pepper, clock=self.clock)
-        self.failures = Failures(self.failures_per_minute, clock=self.clock)
+        self.failures = FailedAttempts(self.failures_per_minute, clock=self.clock)
         self.authenticator = KeyAuthenticator(
             self.catalog, self.feed, self.pepper, self.failures, clock=self.clock
         )
@@ -47,4 +47,4 @@ class House:
 
 def open_house(folder: Path, **changes: object) -> House:
     """A process on the catalog in `folder`; close its catalog."""
-    return House(Catalog(f"sqlite:///{folder}/catalog.sqlite"), **changes)
+    return House(Database(f"sqlite:///{folder}/catalog.sqlite"), **changes)

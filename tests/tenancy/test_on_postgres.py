@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from app.db.database import Catalog, migrate
+from app.db.database import Database, migrate
 from app.errors import Conflict, InvalidKey
 from app.tenancy.auth import keyring as module
 from tests.postgres_server import postgres_url
@@ -27,7 +27,7 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def houses(url: str) -> Iterator[tuple[House, House]]:
     """Two processes on one catalog without tenants."""
-    both = House(Catalog(url)), House(Catalog(url))
+    both = House(Database(url)), House(Database(url))
     for account in both[0].accounts.list().items:
         both[0].accounts.delete(account.id)
     yield both
@@ -41,13 +41,13 @@ def test_a_key_of_one_is_let_in_by_the_other_until_it_is_revoked(
     one, other = houses
     one.accounts.create("acme")
     info, key = one.keyring.create("acme", label="über")
-    assert other.authenticator.look_up(key.text, PEER).kid == info.kid
+    assert other.authenticator.authenticate(key.text, PEER).kid == info.kid
     other.authenticator.note_uses()
     assert one.keyring.get("acme", info.kid).last_used_at == NOW
     one.keyring.revoke("acme", info.kid)
     other.feed.poll()
     with pytest.raises(InvalidKey):
-        other.authenticator.look_up(key.text, PEER)
+        other.authenticator.authenticate(key.text, PEER)
 
 
 def test_a_deleted_tenant_takes_all_it_has_along(houses: tuple[House, House]) -> None:

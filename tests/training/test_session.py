@@ -20,7 +20,7 @@ from app.model.load import load_model
 from app.prefix.codec import decode
 from app.registry.shipped.manifest import read_manifest
 from app.training.recipe import Recipe
-from app.training.session import Job, Session
+from app.training.session import Session, TrainingJob
 from app.training.trainer import Trainer
 
 LINES = [
@@ -266,7 +266,7 @@ def test_evaluate_names_a_prefix_that_the_store_lacks(
 def test_a_prefix_that_leaves_no_room_is_refused(
     tiny_gpt2_folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    job = Job(str(tiny_gpt2_folder), data, Recipe(length=127), tmp_path / "c", device="cpu")
+    job = TrainingJob(str(tiny_gpt2_folder), data, Recipe(length=127), tmp_path / "c", device="cpu")
     with pytest.raises(InvalidRequest, match="no room"):
         Session(job)
 
@@ -274,6 +274,6 @@ def test_a_prefix_that_leaves_no_room_is_refused(
 def test_an_example_too_long_for_the_model_is_named(
     tiny_gpt2_folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    job = Job(str(tiny_gpt2_folder), data, Recipe(length=110), tmp_path / "c", device="cpu")
+    job = TrainingJob(str(tiny_gpt2_folder), data, Recipe(length=110), tmp_path / "c", device="cpu")
     with pytest.raises(InvalidRequest, match=r"train\.jsonl:1: .* room for 18"):
         Session(job)

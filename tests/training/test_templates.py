@@ -13,7 +13,7 @@ from app.evaluation.text_pairs import Example, continued_target, default_templat
 from app.model.load import load_model
 from app.model.text import Text, TokenizerFacts
 from app.training.recipe import Recipe
-from app.training.session import Job, Session
+from app.training.session import Session, TrainingJob
 from tests.tiny import llama_like
 from tests.vocabularies import KINDS
 
@@ -105,7 +105,7 @@ def test_training_points_out_a_template_of_another_tokenizer(
 
     def session(template: str | None) -> Session:
         place = tmp_path / "checkpoint"
-        return Session(Job(str(folder), data, Recipe(length=2), place, template=template))
+        return Session(TrainingJob(str(folder), data, Recipe(length=2), place, template=template))
 
     assert session(None).template == "<s>{input}</s>"
     assert "is no special token" not in caplog.text

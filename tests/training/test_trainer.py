@@ -17,7 +17,7 @@ from app.training.batches import IGNORED, collate
 from app.training.checkpoint import load_checkpoint, save_checkpoint
 from app.training.objective import Loss, loss_of
 from app.training.recipe import Recipe
-from app.training.trainer import Progress, Report, Trainer
+from app.training.trainer import Report, Trainer, TrainingProgress
 
 RECIPE = Recipe(length=3, hidden=32, batch_size=2, max_steps=12, lr=1e-2, validate_every=4)
 
@@ -244,8 +244,8 @@ def test_progress_compares_with_the_untrained_prefix_and_with_none(
     [((50.0, 40.0, 39.5), "did not fall"), ((30.0, 90.0, 31.0), "base model alone")],
 )
 def test_progress_knows_a_failed_run(losses: tuple[float, float, float], word: str) -> None:
-    assert word in (Progress(*losses, 3).fault or "")
-    assert "did not fall" in (Progress(1.0, 1.0, float("nan"), 3).fault or "")
+    assert word in (TrainingProgress(*losses, 3).fault or "")
+    assert "did not fall" in (TrainingProgress(1.0, 1.0, float("nan"), 3).fault or "")
 
 
 def test_rate_and_batch_are_chosen_by_the_size_of_the_model() -> None:

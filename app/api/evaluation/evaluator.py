@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from app.api.generation.beam_options import choose_beams
 from app.api.generation.generation import Generation, Job
-from app.api.generation.prefix_selection import Choice
+from app.api.generation.prefix_selection import PrefixSelection
 from app.api.generation.prompts import check_text, encode_prompts
 from app.api.generation.sampling import num_before, room_for, sampling_params
 from app.api.schemas.evaluations import DecodingFields
@@ -47,7 +47,7 @@ class Answer:
 
 
 @dataclass
-class Borrowed(Choice):
+class Borrowed(PrefixSelection):
     """A choice of prefixes that somebody else keeps on the device for as long as it is used."""
 
     kept: tuple[Prefix, ...] = ()
@@ -58,7 +58,7 @@ class Borrowed(Choice):
         return self.kept
 
 
-def borrow(choice: Choice) -> Borrowed:
+def borrow(choice: PrefixSelection) -> Borrowed:
     """The choice for any number of generations; whoever leased its prefixes releases them."""
     return Borrowed(
         choice.model_field,
@@ -78,7 +78,7 @@ class _Heard:
 
 
 @dataclass(frozen=True)
-class Judge:
+class Evaluator:
     """One version under one request: its caller, its options and its deadline.
 
     `choice` holds exactly one prefix; `deadline` is on the clock of `time.monotonic`.

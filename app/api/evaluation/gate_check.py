@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from starlette.types import Receive
 
 from app.api.evaluation.version_scores import choose_version, judge_of, score
-from app.api.generation.generation import unless_gone
-from app.api.generation.prefix_selection import Choice
+from app.api.generation.generation import cancel_on_disconnect
+from app.api.generation.prefix_selection import PrefixSelection
 from app.api.schemas.evaluations import DecodingFields, ExampleBody
 from app.api.services import Services
 from app.errors import Conflict
-from app.registry.quality_gates import Gate, Unscored
+from app.registry.quality_gates import QualityGate, Unscored
 from app.tenancy.auth.principal import Principal
 
 Result = TypeVar("Result")
@@ -27,9 +27,9 @@ MEAN_LOGPROB = "mean_logprob"
 _TRIES = 4
 
 
-async def past_gate(
+async def write_when_scored(
     write: Callable[..., Awaitable[Result]],
-    score_of: Callable[[str, Gate], Awaitable[float]],
+    score_of: Callable[[str, QualityGate], Awaitable[float]],
     receive: Receive,
 ) -> Result:
     """What `write(scores=…)` answers, once it has the scores that it asks for.
@@ -45,12 +45,14 @@ async def past_gate(
         except Unscored as missing:
             gate, digests = missing.gate, missing.digests
         for digest in digests:
-            scores[gate.measure, digest] = await unless_gone(receive, score_of(digest, gate))
+            scores[gate.measure, digest] = await cancel_on_disconnect(
+                receive, score_of(digest, gate)
+            )
     raise Conflict("the alias's gate is being changed; try again", param="alias")
 
 
 async def version_score(
-    services: Services, principal: Principal, name: str, digest: str, gate: Gate
+    services: Services, principal: Principal, name: str, digest: str, gate: QualityGate
 ) -> float:
     """The score of one of the principal's versions by a gate."""
     choice = await choose_version(services, principal.tenant, name, digest)
@@ -60,7 +62,9 @@ async def version_score(
         choice.release()
 
 
-async def gate_score(services: Services, principal: Principal, choice: Choice, gate: Gate) -> float:
+async def gate_score(
+    services: Services, principal: Principal, choice: PrefixSelection, gate: QualityGate
+) -> float:
     """The score of the version that `choice` holds, with that version's own decoding defaults."""
     judge = judge_of(services, principal, choice, DecodingFields())
     examples = [ExampleBody(**_fields(example)) for example in gate.examples]

@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from app.api.evaluation.evaluator import Answer, Judge, borrow
-from app.api.generation.prefix_selection import Choice, choose
+from app.api.evaluation.evaluator import Answer, Evaluator, borrow
+from app.api.generation.prefix_selection import PrefixSelection, choose
 from app.api.schemas.evaluations import DecodingFields, ExampleBody
 from app.api.services import Services
 from app.errors import InvalidRequest
@@ -41,21 +41,25 @@ class Scored:
 
 
 def judge_of(
-    services: Services, principal: Principal, choice: Choice, options: DecodingFields
-) -> Judge:
+    services: Services, principal: Principal, choice: PrefixSelection, options: DecodingFields
+) -> Evaluator:
     """A judge of the one version that `choice` holds, with the request's time before it."""
     longest = services.limits.request_timeout
     deadline = time.monotonic() + min(options.timeout or longest, longest)
-    return Judge(services, principal, borrow(choice), options, deadline)
+    return Evaluator(services, principal, borrow(choice), options, deadline)
 
 
-async def choose_version(services: Services, tenant: str, name: str, selector: str) -> Choice:
+async def choose_version(
+    services: Services, tenant: str, name: str, selector: str
+) -> PrefixSelection:
     """The tenant's own version `selector` of prefix `name`, leased; raises what `choose` raises."""
     # as a list, so that it is never taken for the base model
     return await choose(services, tenant, None, [f"{name}@{selector}"])
 
 
-async def score(judge: Judge, examples: Sequence[ExampleBody], metrics: Collection[str]) -> Scored:
+async def score(
+    judge: Evaluator, examples: Sequence[ExampleBody], metrics: Collection[str]
+) -> Scored:
     """Scores by `metrics`, of which only what they need is computed."""
     prompts = await judge.prompts([example.input for example in examples])
     size = sum(len(text) for example in examples for text in example.references)
@@ -87,7 +91,7 @@ async def score(judge: Judge, examples: Sequence[ExampleBody], metrics: Collecti
 
 
 def _pairs(
-    judge: Judge, prompts: Sequence[tuple[int, ...]], examples: Sequence[ExampleBody]
+    judge: Evaluator, prompts: Sequence[tuple[int, ...]], examples: Sequence[ExampleBody]
 ) -> list[list[TokenPair]]:
     """For each example a pair per reference, as in training."""
     return [
@@ -97,7 +101,7 @@ def _pairs(
 
 
 async def _losses(
-    judge: Judge, pairs: Sequence[Sequence[TokenPair]]
+    judge: Evaluator, pairs: Sequence[Sequence[TokenPair]]
 ) -> tuple[list[float], int, float]:
     """Loss per token of each example, the number of all tokens, and the loss per token of all."""
     found = iter(await judge.losses([pair for group in pairs for pair in group]))
@@ -108,7 +112,7 @@ async def _losses(
 
 
 def _check_rouge(
-    judge: Judge, prompts: Sequence[tuple[int, ...]], examples: Sequence[ExampleBody]
+    judge: Evaluator, prompts: Sequence[tuple[int, ...]], examples: Sequence[ExampleBody]
 ) -> None:
     work = sum(
         judge.max_tokens(len(ids)) * sum(len(text.split()) for text in example.references)

@@ -6,7 +6,7 @@ how beams are searched.
 
 from __future__ import annotations
 
-from app.api.generation.prefix_selection import Choice
+from app.api.generation.prefix_selection import PrefixSelection
 from app.api.schemas.generation import SamplingFields
 from app.engine.decoding.beam_search import BeamParams, beam_params
 from app.errors import InvalidRequest
@@ -17,7 +17,7 @@ _OPTIONS = ("num_beams", "length_penalty", "early_stopping")
 
 def choose_beams(
     fields: SamplingFields,
-    choice: Choice,
+    choice: PrefixSelection,
     generation: GenerationDefaults,
     *,
     max_tokens: int,

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from starlette.types import Receive
 
-from app.api.generation.prefix_selection import Choice
+from app.api.generation.prefix_selection import PrefixSelection
 from app.api.services import Services
 from app.engine.request import (
     Event,
@@ -27,7 +27,7 @@ from app.engine.router import RequestStream
 from app.errors import InvalidRequest, RequestCancelled
 from app.tenancy.auth.principal import Principal
 from app.tenancy.limits.limiter import Reservation
-from app.tenancy.usage.totals import Sums
+from app.tenancy.usage.totals import UsageTotals
 
 Result = TypeVar("Result")
 
@@ -93,7 +93,7 @@ class Generation:
     """
 
     services: Services
-    choice: Choice
+    choice: PrefixSelection
     principal: Principal
     jobs: Sequence[Job]
     timeout: float | None
@@ -101,7 +101,7 @@ class Generation:
     priority: int = 0
     timings: Timings = field(default_factory=Timings)
     _streams: list[RequestStream] = field(default_factory=list)
-    _spent: Sums = field(default_factory=lambda: Sums(requests=1))
+    _spent: UsageTotals = field(default_factory=lambda: UsageTotals(requests=1))
     _num_ended: int = 0
     _reservation: Reservation = field(default_factory=Reservation)
 
@@ -242,16 +242,16 @@ def check_rows(services: Services, rows: int, *, beams: bool) -> None:
         )
 
 
-async def gone(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
     """Return when the client has gone away."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def unless_gone(receive: Receive, work: Awaitable[Result]) -> Result:
+async def cancel_on_disconnect(receive: Receive, work: Awaitable[Result]) -> Result:
     """The result of `work`, which is cancelled if the client goes away first."""
     task = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(gone(receive))
+    watcher = asyncio.ensure_future(wait_for_disconnect(receive))
     try:
         await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():

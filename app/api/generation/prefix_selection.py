@@ -21,7 +21,7 @@ _TIERS = ("device", "host", "store")
 
 
 @dataclass
-class Choice:
+class PrefixSelection:
     """What answers a request: prefixes in their order, leased; none for the base model alone.
 
     `names` are the prefixes' as this tenant calls them, those of others with their owner's id.
@@ -75,7 +75,7 @@ async def choose(
     prefixes: Sequence[str] | None = None,
     *,
     user: str | None = None,
-) -> Choice:
+) -> PrefixSelection:
     """Resolve and lease what `model` names, or the base model with the list `prefixes`.
 
     A `user` gets the same version of a split alias each time; without one it is drawn.
@@ -83,7 +83,7 @@ async def choose(
     Raises InvalidRequest, PrefixNotFound, BaseModelMismatch, or what loading raises.
     """
     references = _references(services, model, prefixes)
-    choice = Choice(model or services.model.spec.model_id)
+    choice = PrefixSelection(model or services.model.spec.model_id)
     try:
         for reference in references:
             version = await resolve(services, tenant, reference, user)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from app.api.generation.prefix_selection import Choice
+from app.api.generation.prefix_selection import PrefixSelection
 from app.api.services import Services
 from app.api.side_work.off_loop import off_loop
 from app.errors import ContextLengthExceeded, InvalidRequest
@@ -19,7 +19,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 async def encode_prompts(
     services: Services,
     tenant: str,
-    choice: Choice,
+    choice: PrefixSelection,
     prompts: Sequence[str | list[int]],
     *,
     raw: bool,

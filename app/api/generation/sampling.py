@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from app.api.generation.prefix_selection import Choice
+from app.api.generation.prefix_selection import PrefixSelection
 from app.api.schemas.generation import SamplingFields
 from app.api.services import Services
 from app.engine.decoding.beam_search import BeamParams
@@ -28,7 +28,7 @@ _SHARED = (
 
 def sampling_params(
     fields: SamplingFields,
-    choice: Choice,
+    choice: PrefixSelection,
     generation: GenerationDefaults,
     *,
     max_tokens: int,
@@ -72,7 +72,7 @@ def sampling_params(
 
 
 def choose_max_tokens(
-    services: Services, choice: Choice, given: int | None, default: int, num_prompt: int
+    services: Services, choice: PrefixSelection, given: int | None, default: int, num_prompt: int
 ) -> int:
     """New tokens for a prompt: what was asked, else a default cut to what the context leaves."""
     if given is not None:
@@ -86,7 +86,7 @@ def num_before(services: Services, num_prompt: int) -> int:
     return num_prompt if services.model.start_tokens is None else 1
 
 
-def room_for(services: Services, choice: Choice, num_prompt: int) -> int:
+def room_for(services: Services, choice: PrefixSelection, num_prompt: int) -> int:
     """New tokens that the context leaves behind a prompt; ContextLengthExceeded if it is none.
 
     Of a decoder behind an encoder the prompt takes no positions, and the start token takes one.

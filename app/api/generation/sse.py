@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.errors import error_body, error_response
-from app.api.generation.generation import gone
+from app.api.generation.generation import wait_for_disconnect
 from app.errors import PolyprefixError
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         pump = asyncio.ensure_future(self._pump(scope, receive, send))
-        watcher = asyncio.ensure_future(gone(receive))
+        watcher = asyncio.ensure_future(wait_for_disconnect(receive))
         try:
             await asyncio.wait({pump, watcher}, return_when=asyncio.FIRST_COMPLETED)
             if pump.done():

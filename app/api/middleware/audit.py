@@ -14,7 +14,7 @@ from app.api.errors import error_response
 from app.api.services import Services
 from app.errors import PolyprefixError, Unavailable
 from app.tenancy.audit.chain import Link
-from app.tenancy.audit.context import calling, shown
+from app.tenancy.audit.context import audit_context, printable
 from app.tenancy.auth.principal import Principal
 
 CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -88,7 +88,7 @@ class HttpCall:
         return {
             "action": self.action,
             "kid": self.kid,
-            "target": {name: shown(str(value)) for name, value in target.items()},
+            "target": {name: printable(str(value)) for name, value in target.items()},
             "request_id": self._scope.get("request_id"),
             "peer": self.peer,
         }
@@ -99,7 +99,7 @@ class HttpCall:
         return principal if isinstance(principal, Principal) else None
 
 
-class Audited:
+class AuditMiddleware:
     """Lets no call that changes something be answered before it is on record."""
 
     def __init__(self, app: ASGIApp, services: Callable[[], Services | None]) -> None:
@@ -125,7 +125,7 @@ class Audited:
             if not replaced:
                 await send(message)
 
-        with calling(call):
+        with audit_context(call):
             try:
                 await self._app(scope, receive, send_audited)
             except Exception:

@@ -27,7 +27,7 @@ _MAX_PRESENTED = 512
 _LINGER_BYTES = 1 << 20
 
 
-class Gate:
+class AuthenticationMiddleware:
     """Finds out who sends a request and puts it into the request's state, as `principal`."""
 
     def __init__(self, app: ASGIApp, services: Callable[[], Services | None]) -> None:
@@ -54,11 +54,11 @@ class Gate:
         if services is None:
             raise Unavailable("the server is starting")
         presented, peer = _presented(scope), _peer(scope)
-        principal = services.authentication.recall(presented, peer)
+        principal = services.authentication.authenticate_cached(presented, peer)
         if principal is not None:
             return principal
         return await services.workers.keys.run(
-            peer, services.authentication.look_up, presented, peer
+            peer, services.authentication.authenticate, presented, peer
         )
 
 

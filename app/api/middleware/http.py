@@ -31,7 +31,7 @@ _LINGER_S = 5.0
 _UPLOAD = re.compile(r"/v1/prefixes/[^/]+/versions")
 
 
-class Observe:
+class RequestMiddleware:
     """Gives every request an id (`x-request-id`), counts and times it, and answers in any case."""
 
     def __init__(self, app: ASGIApp, metrics: Callable[[], Metrics | None]) -> None:
@@ -86,7 +86,7 @@ class Observe:
         metrics.http_seconds.labels(route).observe(seconds)
 
 
-class BoundBodies:
+class BodyLimitMiddleware:
     """Refuses bodies that are too large, compressed or not JSON, before anything parses them.
 
     Bodies are read here, counted, and replayed to the app; uploads are left to their route, which

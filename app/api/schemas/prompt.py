@@ -32,12 +32,12 @@ def read_prompt(value: Any) -> Prompt:
         _check_text(value, "the prompt")
         return value
     if not isinstance(value, list):
-        raise _fault(f"{_FORMS}; not {shown(value)}")
+        raise _fault(f"{_FORMS}; not {printable(value)}")
     if not value:
         raise _fault("give at least one prompt")
     kind = type(value[0])
     if kind not in _KINDS:
-        raise _fault(f"{_FORMS}; prompt[0] is {shown(value[0])}")
+        raise _fault(f"{_FORMS}; prompt[0] is {printable(value[0])}")
     if kind is int:
         _check_ids(value, "prompt")
         return value
@@ -53,11 +53,11 @@ def read_prompt(value: Any) -> Prompt:
 def read_ids(value: Any) -> list[int]:
     """A list of at least one token id."""
     if not isinstance(value, list):
-        raise _fault(f"give a list of token ids; not {shown(value)}")
+        raise _fault(f"give a list of token ids; not {printable(value)}")
     _check_ids(value, "tokens")
     if min(value) < 0:
         at = next(at for at, each in enumerate(value) if each < 0)
-        raise _fault(f"token ids are 0 or more; tokens[{at}] is {shown(value[at])}")
+        raise _fault(f"token ids are 0 or more; tokens[{at}] is {printable(value[at])}")
     return value
 
 
@@ -69,10 +69,10 @@ def _check_ids(ids: list[Any], where: str) -> None:
         raise _fault(f"{where} has {len(ids)} token ids; at most {MAX_TOKEN_IDS} are taken")
     if set(map(type, ids)) != {int}:
         at = next(at for at, each in enumerate(ids) if type(each) is not int)
-        raise _fault(f"{where}[{at}] is {shown(ids[at])}; a token id is a whole number")
+        raise _fault(f"{where}[{at}] is {printable(ids[at])}; a token id is a whole number")
 
 
-def shown(value: Any) -> str:
+def printable(value: Any) -> str:
     """A value of JSON in a message: short and printable."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -91,7 +91,8 @@ def _check_alike(values: list[Any], kind: type) -> None:
     if len(set(map(type, values))) == 1:
         return
     at = next(at for at, each in enumerate(values) if type(each) is not kind)
-    raise _fault(f"prompt[0] is {_KINDS[kind]} and prompt[{at}] is {shown(values[at])}; {_FORMS}")
+    other = printable(values[at])
+    raise _fault(f"prompt[0] is {_KINDS[kind]} and prompt[{at}] is {other}; {_FORMS}")
 
 
 def _check_text(text: str, where: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.api.schemas.base import UNKNOWN_FIELD
-from app.api.schemas.prompt import shown
+from app.api.schemas.prompt import printable
 from app.errors import InvalidRequest, PolyprefixError, Unprocessable
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+")
@@ -79,7 +79,7 @@ def _saying(error: Mapping[str, Any], where: Sequence[str], context: Mapping[str
         return str(error["msg"]).removeprefix("Value error, ")
     length = len(value) if isinstance(value, str | list | dict) else "none"
     bounds = {name: _bound(each) for name, each in context.items()}
-    return saying.format_map({"length": length, **bounds, "input": shown(value)})
+    return saying.format_map({"length": length, **bounds, "input": printable(value)})
 
 
 def _bound(value: Any) -> Any:

@@ -16,7 +16,7 @@ MAX_OPEN = 16
 """Of one kind, by one tenant."""
 
 
-class AtOnce:
+class ConcurrencyCap:
     """Counts of one event loop; who has none open is not remembered."""
 
     def __init__(self, what: str) -> None:
@@ -25,7 +25,7 @@ class AtOnce:
         self._open = Counter[str]()
 
     @contextmanager
-    def one_of(self, tenant: str) -> Iterator[None]:
+    def slot(self, tenant: str) -> Iterator[None]:
         """One more of the tenant for the length of the block; TenantQueueFull at `MAX_OPEN`."""
         if self._open[tenant] >= MAX_OPEN:
             raise TenantQueueFull(

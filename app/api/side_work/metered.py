@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from app.api.services import Services
 from app.tenancy.auth.principal import Principal
-from app.tenancy.usage.totals import Sums
+from app.tenancy.usage.totals import UsageTotals
 
 Result = TypeVar("Result")
 
@@ -66,7 +66,7 @@ async def _run(
     tenant, limits = account.principal.tenant, account.principal.limits
     most = sum(piece.tokens for piece in pieces)
     reservation = await services.limiter.reserve(tenant, limits, tokens=most, rows=1)
-    spent, began = Sums(requests=1, failed=1), time.monotonic()
+    spent, began = UsageTotals(requests=1, failed=1), time.monotonic()
     try:
         found = []
         for piece in pieces:

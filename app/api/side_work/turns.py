@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from app.errors import DeadlineExceeded, Overloaded, TenantQueueFull
-from app.model.threads import in_passing_thread
+from app.model.threads import run_in_fresh_thread
 
 Result = TypeVar("Result")
 
@@ -22,7 +22,7 @@ _MAX_WAITING = 128
 _MAX_WAITING_OF_TENANT = 16
 
 
-class Aside:
+class SideQueue:
     """Turns: those of one tenant in the order of coming. It belongs to one event loop."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class Aside:
         if self._is_busy:
             await self._wait(tenant, deadline)
         self._is_busy = True
-        running = asyncio.ensure_future(asyncio.to_thread(in_passing_thread, work, *arguments))
+        running = asyncio.ensure_future(asyncio.to_thread(run_in_fresh_thread, work, *arguments))
         running.add_done_callback(self._end)
         return await asyncio.shield(running)
 

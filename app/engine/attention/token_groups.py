@@ -16,7 +16,7 @@ from app.engine.attention.backends import FUSED, Attention, attend_with_weight
 from app.engine.attention.padding import lay_out
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import slot_of
-from app.engine.sequence import Occupant
+from app.engine.sequence import KVEntry
 
 _MAX_PADDING = 2
 _MAX_SHARED_PADDING = 16
@@ -32,7 +32,7 @@ class Share:
     occupant's own chunk, and causal; None where they see all its columns.
     """
 
-    occupant: Occupant
+    occupant: KVEntry
     tokens: Sequence[int]
     starts: int | None = None
     joined: bool = False

@@ -16,7 +16,7 @@ from app.engine.attention.backends import Attention, merge
 from app.engine.attention.token_groups import Grouping, Share
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import slot_of, slot_order
-from app.engine.sequence import Occupant
+from app.engine.sequence import KVEntry
 from app.engine.step import Chunk
 
 
@@ -159,7 +159,7 @@ def _spans(chunks: Sequence[Chunk]) -> Iterator[range]:
 def _own_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> list[Share]:
     """Every row's tokens attend to the row's own columns, causally."""
     return [
-        Share(chunk.row, span, chunk.row.num_cached, chunk.row.is_part)
+        Share(chunk.row, span, chunk.row.num_cached, chunk.row.attends_elsewhere)
         for chunk, span in zip(chunks, spans, strict=True)
     ]
 
@@ -192,12 +192,12 @@ def _source_segment_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> l
     )
 
 
-def _shares_of(pairs: Iterable[tuple[Occupant, range]]) -> list[Share]:
+def _shares_of(pairs: Iterable[tuple[KVEntry, range]]) -> list[Share]:
     """One share for every occupant, in the order of slots, with the tokens of all its rows."""
-    tokens: dict[Occupant, list[int]] = defaultdict(list)
+    tokens: dict[KVEntry, list[int]] = defaultdict(list)
     for occupant, span in pairs:
         tokens[occupant].extend(span)
     return [
-        Share(occupant, tokens[occupant], joined=occupant.is_part)
+        Share(occupant, tokens[occupant], joined=occupant.attends_elsewhere)
         for occupant in sorted(tokens, key=slot_order)
     ]

@@ -13,14 +13,14 @@ import torch
 from app.engine.decoding.beam_search import candidates_per_beam
 from app.engine.decoding.logits_processors import process
 from app.engine.decoding.reductions import top
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 
 Candidates = Sequence[tuple[int, float]]
 """(token id, processed log-probability), best first."""
 
 
 def find_candidates(
-    logits: torch.Tensor, rows: Sequence[Row], eos_token_ids: Collection[int]
+    logits: torch.Tensor, rows: Sequence[TokenSequence], eos_token_ids: Collection[int]
 ) -> list[Candidates | None]:
     """Candidates of each row from its `logits` [rows, vocabulary], fp32.
 
@@ -44,6 +44,6 @@ def find_candidates(
     return found
 
 
-def _count(row: Row, eos_token_ids: Collection[int]) -> int:
+def _count(row: TokenSequence, eos_token_ids: Collection[int]) -> int:
     beam = row.request.sampling.beam
     return 0 if beam is None else candidates_per_beam(beam.num_beams, len(eos_token_ids))

@@ -11,30 +11,30 @@ from collections.abc import Collection, Mapping, Sequence
 
 from app.engine.decoding.beam_search import BeamSearch, Hypothesis
 from app.engine.kv_cache.slots import SlotTable
-from app.engine.output_text import Transcript
+from app.engine.output_text import OutputText
 from app.engine.request import Event, FinishReason, RowFinished, TextDelta, TokenScore
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 from app.model.text import Text
 
 _FIRST_ROOM = 16
 """Columns of a new beam's slot."""
 
 
-class BeamRows:
+class BeamSequences:
     """The search of one request; `rows` are those whose candidates it takes next, in order."""
 
-    def __init__(self, trunk: Row, text: Text) -> None:
+    def __init__(self, trunk: TokenSequence, text: Text) -> None:
         sampling = trunk.request.sampling
         if sampling.beam is None:
             raise ValueError("the request does not search by beams")
         eos: Collection[int] = () if sampling.ignore_eos else text.eos_token_ids
-        self.rows: list[Row] = [trunk]
+        self.rows: list[TokenSequence] = [trunk]
         self._trunk = trunk
         self._text = text
         self._search = BeamSearch(sampling.beam, sampling.max_tokens, eos, trunk.request.n)
 
     def advance(
-        self, candidates: Mapping[Row, Sequence[tuple[int, float]]], table: SlotTable
+        self, candidates: Mapping[TokenSequence, Sequence[tuple[int, float]]], table: SlotTable
     ) -> bool:
         """Take a step's candidates of all `rows`; False when the search is done."""
         following = self._search.advance([candidates[row] for row in self.rows])
@@ -56,10 +56,10 @@ class BeamRows:
             events.extend(self._spell(index, hypothesis))
         return events
 
-    def _branch(self, index: int, table: SlotTable) -> Row:
+    def _branch(self, index: int, table: SlotTable) -> TokenSequence:
         """A beam that attends to the trunk and has no columns of its own yet."""
         trunk = self._trunk
-        row = Row(
+        row = TokenSequence(
             trunk.request,
             index,
             list(trunk.token_ids),
@@ -96,7 +96,7 @@ class BeamRows:
         sampling = self._trunk.request.sampling
         trunk = self._trunk
         told = trunk.request.prompt_ids if trunk.source is None else ()
-        transcript = Transcript(index, sampling, self._text, trunk.forced_last, prompt_ids=told)
+        transcript = OutputText(index, sampling, self._text, trunk.forced_last, prompt_ids=told)
         text, tokens = "", list[TokenScore]()
         for token, logprob in zip(hypothesis.token_ids, hypothesis.logprobs, strict=True):
             scored = None if sampling.logprobs is None else logprob

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.engine.decoding.history import TokenHistory, TokenIds, banned_by_ngrams
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 
 _Values = NDArray[np.float32]
 
@@ -27,7 +27,7 @@ class _Item(NamedTuple):
     values: _Values
 
 
-def is_processed(row: Row) -> bool:
+def is_processed(row: TokenSequence) -> bool:
     """Whether the row's logits change before its next token is chosen."""
     sampling = row.request.sampling
     return bool(
@@ -40,7 +40,9 @@ def is_processed(row: Row) -> bool:
     )
 
 
-def process(logits: torch.Tensor, rows: Sequence[Row], eos_token_ids: Collection[int]) -> None:
+def process(
+    logits: torch.Tensor, rows: Sequence[TokenSequence], eos_token_ids: Collection[int]
+) -> None:
     """Change the rows' logits (or log-probabilities) [rows, vocabulary] in place.
 
     They are contiguous, and no two rows share them. Tokens that the model does not have are left
@@ -90,7 +92,9 @@ class _Places:
         self._flat[self._at] = values
 
 
-def _bans(rows: Iterable[tuple[int, Row]], eos_token_ids: Collection[int]) -> Iterable[_Item]:
+def _bans(
+    rows: Iterable[tuple[int, TokenSequence]], eos_token_ids: Collection[int]
+) -> Iterable[_Item]:
     """Tokens that would repeat an n-gram, and the end where it is too early for it."""
     for index, row in rows:
         size = row.request.sampling.no_repeat_ngram_size
@@ -100,20 +104,20 @@ def _bans(rows: Iterable[tuple[int, Row]], eos_token_ids: Collection[int]) -> It
             yield _item(index, np.array(sorted(eos_token_ids), np.int64), -math.inf)
 
 
-def _biases(rows: Iterable[tuple[int, Row]]) -> Iterable[_Item]:
+def _biases(rows: Iterable[tuple[int, TokenSequence]]) -> Iterable[_Item]:
     for index, row in rows:
         if row.request.sampling.logit_bias:
             yield _Item(index, *row.request.sampling.bias)
 
 
-def _repetitions(rows: Iterable[tuple[int, Row]]) -> Iterable[_Item]:
+def _repetitions(rows: Iterable[tuple[int, TokenSequence]]) -> Iterable[_Item]:
     for index, row in rows:
         penalty = row.request.sampling.repetition_penalty
         if penalty != 1:
             yield _item(index, _history(row).distinct, penalty)
 
 
-def _counts(rows: Iterable[tuple[int, Row]]) -> Iterable[_Item]:
+def _counts(rows: Iterable[tuple[int, TokenSequence]]) -> Iterable[_Item]:
     """Presence and frequency penalties of generated tokens."""
     for index, row in rows:
         sampling = row.request.sampling
@@ -130,7 +134,7 @@ def _item(index: int, tokens: TokenIds, value: float) -> _Item:
     return _Item(index, tokens, np.full(len(tokens), value, np.float32))
 
 
-def _history(row: Row) -> TokenHistory:
+def _history(row: TokenSequence) -> TokenHistory:
     """The row's tokens up to now."""
     if row.history is None:
         row.history = TokenHistory(row.num_prompt)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from app.engine.decoding.reductions import top
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 from app.engine.step import Sampled
 
 TokenScores = tuple[float, tuple[tuple[int, float], ...]]
@@ -37,7 +37,7 @@ class Scores:
 
 
 def score_tokens(
-    logits: torch.Tensor, row: Row, token_ids: Sequence[int], num_top: int
+    logits: torch.Tensor, row: TokenSequence, token_ids: Sequence[int], num_top: int
 ) -> list[Sampled]:
     """Log-probabilities of given tokens under `logits` [tokens, vocabulary], with alternatives."""
     scores = Scores(logits, torch.tensor(token_ids, device=logits.device), num_top)

@@ -18,7 +18,7 @@ from app.engine.decoding.logits_processors import is_processed, process
 from app.engine.decoding.logprobs import Scores, TokenScores
 from app.engine.decoding.philox import uniform
 from app.engine.decoding.reductions import best
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 from app.engine.step import Sampled
 
 _COLDEST = 1e-6
@@ -29,7 +29,7 @@ _AT_ONCE = 2**19
 
 
 def sample(
-    logits: torch.Tensor, rows: Sequence[Row], eos_token_ids: Collection[int]
+    logits: torch.Tensor, rows: Sequence[TokenSequence], eos_token_ids: Collection[int]
 ) -> list[Sampled | None]:
     """Draw the next token of each row from its `logits` [rows, vocabulary], fp32.
 
@@ -60,7 +60,9 @@ def sample(
     return sampled
 
 
-def _groups(rows: Sequence[Row], vocabulary: int) -> Iterator[tuple[Draw | None, list[int]]]:
+def _groups(
+    rows: Sequence[TokenSequence], vocabulary: int
+) -> Iterator[tuple[Draw | None, list[int]]]:
     """Rows that may not take the most probable token as it is, by the way in which they are drawn.
 
     None: not at all. A group is so small that it stays in a processor's cache.
@@ -77,7 +79,7 @@ def _groups(rows: Sequence[Row], vocabulary: int) -> Iterator[tuple[Draw | None,
             yield draw, places[first : first + most]
 
 
-def _draw(logits: torch.Tensor, rows: Sequence[Row], draw: Draw | None) -> torch.Tensor:
+def _draw(logits: torch.Tensor, rows: Sequence[TokenSequence], draw: Draw | None) -> torch.Tensor:
     """Tokens [rows] from processed logits [rows, vocabulary], which change."""
     if draw is None:
         return best(logits)[1]
@@ -92,7 +94,7 @@ def _draw(logits: torch.Tensor, rows: Sequence[Row], draw: Draw | None) -> torch
 
 
 def _score(
-    logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[Row]
+    logits: torch.Tensor, tokens: torch.Tensor, rows: Sequence[TokenSequence]
 ) -> tuple[Sequence[int], Iterable[TokenScores]]:
     """The rows that ask for log-probabilities, and those."""
     asked = [row.request.sampling.logprobs for row in rows]

@@ -19,7 +19,7 @@ from greenlet import getcurrent, greenlet
 from torch.nn.functional import scaled_dot_product_attention
 
 from app.engine.attention.padding import lay_out
-from app.engine.sequence import Occupant, Source, columns_of
+from app.engine.sequence import KVEntry, Source, columns_of
 from app.errors import GenerationFault, PolyprefixError, UnsupportedModel
 from app.model.frozen import FrozenModel
 
@@ -75,7 +75,7 @@ class EncoderPass:
         model = self._model.encoder_decoder
         if model is None:
             raise UnsupportedModel(f"base model of type {self._model.family!r} has no encoder")
-        plan = EncoderPlan(self.sources, self._model, _pause)
+        plan = EncoderBatch(self.sources, self._model, _pause)
         encoded = model.encode(plan.input_ids, plan.position_ids, plan)[0]
         layers = []
         for layer in range(model.decoder_layers):
@@ -104,7 +104,7 @@ class EncoderRun:
         self._passes: list[EncoderPass] = []
 
     def run(
-        self, begin: Sequence[Source], seconds: float, faults: dict[Occupant, PolyprefixError]
+        self, begin: Sequence[Source], seconds: float, faults: dict[KVEntry, PolyprefixError]
     ) -> dict[Source, Encoded]:
         """Go on for about `seconds`, at least one slice; the results of a pass that is done.
 
@@ -126,7 +126,7 @@ class EncoderRun:
             return self._one_by_one(current.sources, faults)
 
     def _one_by_one(
-        self, sources: Sequence[Source], faults: dict[Occupant, PolyprefixError]
+        self, sources: Sequence[Source], faults: dict[KVEntry, PolyprefixError]
     ) -> dict[Source, Encoded]:
         results: dict[Source, Encoded] = {}
         for source in sources:
@@ -153,7 +153,7 @@ def _advance_for(running: EncoderPass, seconds: float) -> bool:
     return True
 
 
-class EncoderPlan:
+class EncoderBatch:
     """An `AttentionPlan` in which every source sees its prefix and all of itself.
 
     `input_ids` and `position_ids` are [1, tokens]; `pause` is called around each attention.

@@ -48,7 +48,7 @@ class Speed:
         return part * full / some if some > 0 else part
 
 
-class PrefillPace:
+class PrefillBudget:
     """Budget of prompt tokens per step.
 
     `share`: prompts may add this many times the duration of the step that the decoding rows would

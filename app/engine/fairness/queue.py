@@ -42,7 +42,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 
 from app.engine.fairness.prefill_budget import Speed
 from app.engine.fairness.reserve import Stock
-from app.engine.fairness.tenant_share import MEMORY_S, WHOLE, Tenant
+from app.engine.fairness.tenant_share import MEMORY_S, WHOLE, TenantShare
 from app.engine.request import GenerationRequest
 from app.engine.request_state import ActiveRequest
 
@@ -72,15 +72,15 @@ class FairQueue:
 
     def __init__(self) -> None:
         self.waiting: dict[str, ActiveRequest] = {}
-        self._tenants: dict[str, Tenant] = {}
-        self._queued: dict[str, Tenant] = {}
+        self._tenants: dict[str, TenantShare] = {}
+        self._queued: dict[str, TenantShare] = {}
         self._idle_since: OrderedDict[str, float] = OrderedDict()
         self._num_seen = 0
         self._last_started = 0.0
-        self._turn: Tenant | None = None
+        self._turn: TenantShare | None = None
         self._now = 0.0
         self._speed = Speed(0.0, 0.0, 1)
-        self._heavy: set[Tenant] = set()
+        self._heavy: set[TenantShare] = set()
         self._room_for_heavy = math.inf
         self._weights = 1.0
         self._last_prompted = 0.0
@@ -97,7 +97,7 @@ class FairQueue:
         tenant = self._tenants.get(name)
         if tenant is None:
             self._num_seen += 1
-            tenant = self._tenants[name] = Tenant(name, self._num_seen)
+            tenant = self._tenants[name] = TenantShare(name, self._num_seen)
             tenant.counter = self._last_started
         self._idle_since.pop(name, None)
         if name not in self._queued:
@@ -140,7 +140,7 @@ class FairQueue:
         """
         turns = [(*self._rank(tenant), tenant) for tenant in self._queued.values()]
         heapq.heapify(turns)
-        passed: list[Tenant] = []
+        passed: list[TenantShare] = []
         blocked: list[ActiveRequest] = []
         while turns:
             tenant = turns[0][-1]
@@ -216,14 +216,14 @@ class FairQueue:
 
     # --- whose turn ------------------------------------------------------------------------
 
-    def _rank(self, tenant: Tenant) -> tuple[bool, float, int]:
+    def _rank(self, tenant: TenantShare) -> tuple[bool, float, int]:
         return tenant is not self._turn, tenant.counter, tenant.order
 
     def _start(
         self,
-        tenant: Tenant,
+        tenant: TenantShare,
         entry: ActiveRequest,
-        passed: Collection[Tenant],
+        passed: Collection[TenantShare],
         blocked: Collection[ActiveRequest],
     ) -> None:
         self._last_started = tenant.counter
@@ -240,7 +240,7 @@ class FairQueue:
         for waits in blocked:
             waits.overtaken += cost
 
-    def _may_overtake(self, tenant: Tenant, blocked: Collection[ActiveRequest]) -> bool:
+    def _may_overtake(self, tenant: TenantShare, blocked: Collection[ActiveRequest]) -> bool:
         """Whether the tenant may begin something before those that do not fit."""
         patience = 1.0 if tenant.running_share else _PATIENCE
         return all(
@@ -248,7 +248,7 @@ class FairQueue:
             for waits in blocked
         )
 
-    def _take(self, entry: ActiveRequest, tenant: Tenant) -> None:
+    def _take(self, entry: ActiveRequest, tenant: TenantShare) -> None:
         """Out of the queue."""
         self.waiting.pop(entry.request.id, None)
         tenant.remove(entry)
@@ -257,13 +257,13 @@ class FairQueue:
             if self._turn is tenant:
                 self._turn = None
 
-    def _note_idle(self, tenant: Tenant) -> None:
+    def _note_idle(self, tenant: TenantShare) -> None:
         if tenant.idle:
             self._idle_since[tenant.name] = self._now
 
     # --- caps ------------------------------------------------------------------------------
 
-    def _is_capped(self, tenant: Tenant, head: ActiveRequest, stocks: Sequence[Stock]) -> bool:
+    def _is_capped(self, tenant: TenantShare, head: ActiveRequest, stocks: Sequence[Stock]) -> bool:
         if not tenant.running_share:
             return False
         cap = head.request.row_cap
@@ -298,7 +298,7 @@ class FairQueue:
             left = 1 - self._speed.worth(_MARGIN * wanted / WHOLE)
             self._room_for_heavy = max(_LEAST_FOR_HEAVY * fair_for_heavy, left)
 
-    def _is_heavy(self, tenant: Tenant, fair: float) -> bool:
+    def _is_heavy(self, tenant: TenantShare, fair: float) -> bool:
         if tenant.demand > WHOLE * max(_NEVER_HEAVY, _HEAVY_DEMAND * fair):
             return True
         rate = tenant.token_rate(self._now) / self._speed.tokens_per_s

@@ -22,7 +22,7 @@ MEMORY_S = 10.0
 _TYPICAL_REQUESTS = 8.0
 
 
-class Tenant:
+class TenantShare:
     """One tenant; `order` tells equals apart, `counter` is what it was served over its weight.
 
     `prompts` counts the prompt tokens that were computed for it, over its weight; `held` is what

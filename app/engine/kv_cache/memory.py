@@ -21,7 +21,7 @@ SHARED_LENGTH = 64
 
 
 @dataclass(frozen=True)
-class Holding:
+class KVReservation:
     """What one request holds of a memory: reserved columns and shared prefixes."""
 
     columns: int = 0
@@ -52,12 +52,12 @@ class Memory:
         needed = self.most(request, slots) if found is None else self._reservation(slots)
         return self.table.can_reserve(needed)
 
-    def hold(self, request: GenerationRequest, slots: Sequence[int]) -> Holding:
+    def hold(self, request: GenerationRequest, slots: Sequence[int]) -> KVReservation:
         """Reserve it, and place the shared prefix unless it stands already."""
         columns = self._reservation(slots)
         self.table.reserve(columns)
         if request.columns_of(self._role) < SHARED_LENGTH:
-            return Holding(columns)
+            return KVReservation(columns)
         segment = self._shared.get(_key(request.prefixes))
         if segment is None:
             segment = self._shared[_key(request.prefixes)] = SharedPrefix(
@@ -66,15 +66,15 @@ class Memory:
             self.table.reserve(self.table.reservation(segment.num_cached))
             self.table.place_with_prefixes(segment, segment.num_cached)
         segment.num_users += 1
-        return Holding(columns, (segment,))
+        return KVReservation(columns, (segment,))
 
-    def let_go(self, holding: Holding) -> None:
+    def let_go(self, holding: KVReservation) -> None:
         """Give a holding back; a shared prefix goes with its last user, a suspect one is no longer
         shared with anybody new."""
         self.table.unreserve(holding.columns)
         for segment in holding.segments:
             segment.num_users -= 1
-            if segment.suspect:
+            if segment.tainted:
                 self._forget(segment)
             if segment.num_users == 0:
                 self._forget(segment)
@@ -137,7 +137,7 @@ class Memories:
                 what, param = f"the {slots[0]} columns of the encoded prompt", "prompt"
             raise InvalidRequest(f"{what} exceed the K/V memory of {limit} columns", param=param)
 
-    def hold(self, request: GenerationRequest) -> tuple[Holding, ...]:
+    def hold(self, request: GenerationRequest) -> tuple[KVReservation, ...]:
         """Reserve what it holds beside its rows: of the rows' memory and then of the sources'.
 
         With beams that is all; of several rows it is a place for their prompt.
@@ -153,13 +153,13 @@ class Memories:
         """Give the reservations of `count` rows back."""
         self.rows.table.unreserve(count * self.row_columns(request))
 
-    def let_prompt_go(self, holdings: Sequence[Holding]) -> tuple[Holding, ...]:
+    def let_prompt_go(self, holdings: Sequence[KVReservation]) -> tuple[KVReservation, ...]:
         """Every row has begun: give the prompt's place back. What is still held."""
         rows, *others = holdings
         self.rows.table.unreserve(rows.columns)
         return (replace(rows, columns=0), *others)
 
-    def let_go(self, holdings: Sequence[Holding]) -> None:
+    def let_go(self, holdings: Sequence[KVReservation]) -> None:
         """Give the holdings back."""
         memories = [self.rows] if self.sources is None else [self.rows, self.sources]
         for memory, holding in zip(memories, holdings, strict=True):

@@ -14,11 +14,11 @@ from app.engine.fairness.tenant_share import WHOLE
 from app.engine.kv_cache.memory import Memories
 from app.engine.kv_cache.slots import SlotTable
 from app.engine.request_state import ActiveRequest, ReplyFrame, first_room
-from app.engine.sequence import Row, Source
+from app.engine.sequence import Source, TokenSequence
 from app.model.text import Text
 
 
-class Places:
+class Reservations:
     """Rows and memories of one engine; `sources` is for a model with an encoder."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Places:
             if not entry.num_unstarted:
                 self._let_prompt_go(entry)
 
-    def start_prompt(self, entry: ActiveRequest) -> Row:
+    def start_prompt(self, entry: ActiveRequest) -> TokenSequence:
         """Make the rows that have entered; the first, which is returned, computes the prompt."""
         leader = self._make_row(entry)
         self._table.place_with_prefixes(leader, first_room(leader))
@@ -89,7 +89,9 @@ class Places:
                 self._join(entry)
         return leader
 
-    def fork(self, entry: ActiveRequest, leader: Row, others: tuple[Row, ...]) -> None:
+    def fork(
+        self, entry: ActiveRequest, leader: TokenSequence, others: tuple[TokenSequence, ...]
+    ) -> None:
         """`leader` has computed the prompt: copy it for `others`, and for those that come later."""
         for row in others:
             row.num_computed = leader.num_computed
@@ -98,7 +100,7 @@ class Places:
             prompt = entry.keep_prompt(leader)
             self._table.fork(leader, prompt, leader.num_cached, prompt.num_cached)
 
-    def end_row(self, entry: ActiveRequest, row: Row) -> None:
+    def end_row(self, entry: ActiveRequest, row: TokenSequence) -> None:
         """One row is done; its slot and its part of the memory are free."""
         self._table.release(row)
         entry.rows.remove(row)
@@ -133,6 +135,6 @@ class Places:
             entry.prompt = None
         entry.holdings = self.memories.let_prompt_go(entry.holdings)
 
-    def _make_row(self, entry: ActiveRequest) -> Row:
+    def _make_row(self, entry: ActiveRequest) -> TokenSequence:
         columns = self.memories.row_slots(entry.request)[0]
         return entry.make_row(columns, self._text, self._frame)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.engine.sequence import Occupant, Slot, Source
+from app.engine.sequence import KVEntry, Slot, Source
 
 _STEPS = (32, 48)
 """Class capacities are 32, 48, 64, 96, 128, 192, …: neighbours differ by at most a half."""
@@ -24,7 +24,7 @@ _FINE_STEPS = (32, 40, 48, 56)
 class CopyColumns:
     """Copy the first `columns` columns of `source` to `target`, all layers, for `occupant`."""
 
-    occupant: Occupant
+    occupant: KVEntry
     source: Slot
     target: Slot
     columns: int
@@ -34,7 +34,7 @@ class CopyColumns:
 class LoadPrefixes:
     """Copy the prefixes of `occupant`, in order, to the front of `target`."""
 
-    occupant: Occupant
+    occupant: KVEntry
     target: Slot
 
 
@@ -42,7 +42,7 @@ class LoadPrefixes:
 class ClearSlot:
     """Zero a slot that may hold NaN: stale, it would poison a successor behind any mask."""
 
-    occupant: Occupant
+    occupant: KVEntry
     target: Slot
 
 
@@ -87,7 +87,7 @@ class SlotTable:
 
     def __init__(self, capacities: Sequence[int], max_columns: int) -> None:
         self.capacities = tuple(capacities)
-        self.rows: list[list[Occupant]] = [[] for _ in self.capacities]
+        self.rows: list[list[KVEntry]] = [[] for _ in self.capacities]
         self.max_columns = max_columns
         self.reserved_columns = 0
         self._operations: list[PoolOperation] = []
@@ -120,14 +120,14 @@ class SlotTable:
         """Give a reservation back."""
         self.reserved_columns -= columns
 
-    def place(self, row: Occupant, columns: int) -> Slot:
+    def place(self, row: KVEntry, columns: int) -> Slot:
         """Give `row` a slot in the class that holds `columns`."""
         length_class = self.class_for(columns)
         row.slot = Slot(length_class, len(self.rows[length_class]))
         self.rows[length_class].append(row)
         return row.slot
 
-    def place_with_prefixes(self, row: Occupant, columns: int) -> None:
+    def place_with_prefixes(self, row: KVEntry, columns: int) -> None:
         """Give `row` a slot that begins with its prefixes."""
         slot = self.place(row, columns)
         if row.prefixes:
@@ -138,12 +138,12 @@ class SlotTable:
         self.place_with_prefixes(source, source.num_cached)
         self._operations.append(StoreSource(source, slot_of(source), encoded))
 
-    def fork(self, source: Occupant, target: Occupant, columns: int, room: int) -> None:
+    def fork(self, source: KVEntry, target: KVEntry, columns: int, room: int) -> None:
         """Place `target` in a slot with `room` columns, beginning with a copy of `source`'s."""
         slot = self.place(target, room)
         self._operations.append(CopyColumns(target, slot_of(source), slot, columns))
 
-    def overwrite(self, row: Occupant, source: Occupant) -> None:
+    def overwrite(self, row: KVEntry, source: KVEntry) -> None:
         """Let `row` hold a copy of the columns of `source` in the place of its own."""
         length_class = slot_of(source).length_class
         if slot_of(row).length_class != length_class:
@@ -152,7 +152,7 @@ class SlotTable:
         copy = CopyColumns(row, slot_of(source), slot_of(row), source.num_cached)
         self._operations.append(copy)
 
-    def make_room(self, row: Occupant, columns: int) -> None:
+    def make_room(self, row: KVEntry, columns: int) -> None:
         """Move `row` to a larger class if its slot has fewer than `columns` columns."""
         old = slot_of(row)
         if self.capacities[old.length_class] >= columns:
@@ -161,13 +161,13 @@ class SlotTable:
         self._operations.append(CopyColumns(row, old, new, row.num_cached))
         self._close_gap(old)
 
-    def release(self, row: Occupant) -> None:
+    def release(self, row: KVEntry) -> None:
         """Free the row's slot; it is zeroed for the next one if the row may have held NaN."""
         slot = row.slot
         if slot is None:
             return
         row.slot = None
-        if row.unproven:
+        if row.may_hold_nan:
             self._operations.append(ClearSlot(row, slot))
         self._close_gap(slot)
 
@@ -196,17 +196,17 @@ class SlotTable:
             # of a row that has no columns yet the pool may not even have the slot
             if last.num_cached > 0:
                 self._operations.append(CopyColumns(last, source, slot, last.num_cached))
-            if last.unproven:
+            if last.may_hold_nan:
                 self._operations.append(ClearSlot(last, source))
 
 
-def slot_order(row: Occupant) -> tuple[int, int]:
+def slot_order(row: KVEntry) -> tuple[int, int]:
     """Sorts occupants of one memory as they stand in it."""
     slot = slot_of(row)
     return slot.length_class, slot.index
 
 
-def slot_of(row: Occupant) -> Slot:
+def slot_of(row: KVEntry) -> Slot:
     """The row's slot; ValueError if it has none."""
     if row.slot is None:
         raise ValueError("the row has no slot")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.errors import storage_faults
 from app.errors import PolyprefixError, Unavailable
 from app.registry import scope, versions
@@ -34,7 +34,7 @@ class Stored:
 
 
 def put(
-    catalog: Catalog,
+    catalog: Database,
     objects: ObjectStore,
     tenant: str,
     name: str,

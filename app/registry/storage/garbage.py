@@ -17,7 +17,7 @@ from typing import TypeVar
 from sqlalchemy import Connection, delete, select
 
 from app.db.change_log import ChangeKind, note
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.schema import retired_owners
 from app.registry import scope
 from app.registry.storage import content_states
@@ -31,10 +31,10 @@ _BATCH = 16
 
 
 @dataclass(frozen=True)
-class Collector:
+class GarbageCollector:
     """Collects garbage once. `grace_s` is in seconds, `clock` gives seconds since 1970."""
 
-    catalog: Catalog
+    catalog: Database
     objects: ObjectStore
     grace_s: float
     clock: Callable[[], float]

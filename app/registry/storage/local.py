@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from app.db.errors import storage_faults
 from app.errors import InvalidRequest
-from app.registry.storage.safe_folder import READ_FLAGS, Root, regular_file
+from app.registry.storage.safe_folder import READ_FLAGS, SafeFolder, regular_file
 from app.registry.storage.staging import FOLDER, FileInTransit, Staging
 from app.registry.storage.store import SUFFIX, StoredObject, check_owner, object_name
 
@@ -32,7 +32,7 @@ class FolderStore:
 
     def __init__(self, root: Path) -> None:
         """Creates the folder (0700) if it is missing; what is there keeps its permissions."""
-        self._root = Root(root)
+        self._root = SafeFolder(root)
         self._staging = Staging(self._root)
         self.root = self._root.path
 

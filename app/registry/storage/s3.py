@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, BinaryIO
 import obstore
 from obstore.store import S3Store as Client
 
-from app.db.circuit_breaker import Outage
+from app.db.circuit_breaker import CircuitBreaker
 from app.db.errors import storage_faults
 from app.errors import InvalidRequest, PolyprefixError, Unavailable
 from app.registry.storage.s3_errors import s3_faults
-from app.registry.storage.safe_folder import READ_FLAGS, Root
+from app.registry.storage.safe_folder import READ_FLAGS, SafeFolder
 from app.registry.storage.staging import FileInTransit, Staging
 from app.registry.storage.store import StoredObject, check_owner, object_name
 from app.registry.storage.url import S3Location
@@ -67,7 +67,7 @@ class S3Store:
 
         Credentials are the library's to find: `AWS_…` variables, or the machine's role.
         """
-        self._staging = Staging(Root(scratch))
+        self._staging = Staging(SafeFolder(scratch))
         self._bucket = location.bucket
         self._clock = clock
         # Of a retry only the start is bounded, so an attempt may take up to the other half.
@@ -81,7 +81,7 @@ class S3Store:
             # asked once: of two requests the first might be carried out after the second's answer
             self._removals = _client(location, timeout_s, {"timeout": stalled}, max_retries=0)
             self._probes = _client(location, timeout_s, {"timeout": soon}, max_retries=0)
-        self._outage = Outage(
+        self._outage = CircuitBreaker(
             lambda fault: isinstance(fault, Unavailable),
             what=f"the store of bucket '{self._bucket}'",
             probe=self._probe,

@@ -20,7 +20,7 @@ READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 """How a file below a root is opened: no link is followed and no pipe is waited for."""
 
 
-class Root:
+class SafeFolder:
     """A folder and the folders right below it."""
 
     def __init__(self, path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from app.db.errors import storage_faults
 from app.errors import InsufficientStorage
-from app.registry.storage.safe_folder import READ_FLAGS, Root, regular_file
+from app.registry.storage.safe_folder import READ_FLAGS, SafeFolder, regular_file
 
 FOLDER = ".staging"
 """Name of the folder below the root."""
@@ -44,7 +44,7 @@ class FileInTransit:
 class Staging:
     """The staging folder of a root, made when it is first needed."""
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: SafeFolder) -> None:
         self._root = root
 
     @contextmanager

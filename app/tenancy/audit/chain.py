@@ -16,7 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.paging import check_limit, make_cursor, read_cursor
 from app.db.schema import audit_log
 from app.errors import InvalidRequest, Unavailable
@@ -103,7 +103,7 @@ def stands(connection: Connection, link: Link) -> bool:
 
 
 def list_records(
-    catalog: Catalog,
+    catalog: Database,
     *,
     tenant: str | None = None,
     start: int = 0,
@@ -151,7 +151,7 @@ def _read_cursor(cursor: str) -> tuple[int, str, int]:
     return at, replica, sequence
 
 
-def verify(catalog: Catalog, heads: Mapping[str, Link] | None = None) -> Iterator[ChainReport]:
+def verify(catalog: Database, heads: Mapping[str, Link] | None = None) -> Iterator[ChainReport]:
     """Walks every chain, a page at a time, up to the records of now.
 
     `heads` are links that were kept elsewhere, by replica: a chain that has lost one of them, cut
@@ -165,7 +165,7 @@ def verify(catalog: Catalog, heads: Mapping[str, Link] | None = None) -> Iterato
         yield ChainReport(missing, 0, None, f"is gone: record {head.sequence} was its head")
 
 
-def _next_replica(catalog: Catalog, after: str | None) -> str | None:
+def _next_replica(catalog: Database, after: str | None) -> str | None:
     query = select(func.min(audit_log.c.replica))
     if after is not None:
         query = query.where(audit_log.c.replica > after)
@@ -174,7 +174,7 @@ def _next_replica(catalog: Catalog, after: str | None) -> str | None:
     return found
 
 
-def _verify_chain(catalog: Catalog, replica: str, kept: Link | None) -> ChainReport:
+def _verify_chain(catalog: Database, replica: str, kept: Link | None) -> ChainReport:
     last = Link(replica, 0, GENESIS)
     kept_is_there = kept is None
     while rows := _page(catalog, last):
@@ -190,7 +190,7 @@ def _verify_chain(catalog: Catalog, replica: str, kept: Link | None) -> ChainRep
     return ChainReport(replica, last.sequence, last, fault)
 
 
-def _page(catalog: Catalog, last: Link) -> list[Row[Any]]:
+def _page(catalog: Database, last: Link) -> list[Row[Any]]:
     query = select(audit_log).where(audit_log.c.replica == last.replica)
     if last.sequence:  # at the beginning there may be numbers below the first, which nobody gives
         query = query.where(audit_log.c.sequence > last.sequence)

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from app.tenancy.audit.chain import Link
-from app.tenancy.auth.keys import strike
+from app.tenancy.auth.keys import redact_keys
 
 _MAX_VALUE = 128
 _PLAIN = re.compile(r"[A-Za-z0-9._@:+-]*", re.ASCII)
 _KEY = re.compile(r"(pfx_[A-Za-z0-9]{1,16})_.*", re.ASCII | re.DOTALL)
 
 
-class Call(Protocol):
+class AuditCall(Protocol):
     """One call: who makes it, and what it does to what."""
 
     link: Link | None
@@ -65,10 +65,10 @@ class LocalCall:
         return {"action": self.action, "by": "command line"}
 
 
-_current: ContextVar[Call | None] = ContextVar("audited_call", default=None)
+_current: ContextVar[AuditCall | None] = ContextVar("audited_call", default=None)
 
 
-def shown(value: str) -> str:
+def printable(value: str) -> str:
     """A caller's word as records have it: names and digests are whole, all else is not repeated.
 
     Of what looks like an API key its public part alone is left.
@@ -76,18 +76,18 @@ def shown(value: str) -> str:
     key = _KEY.fullmatch(value)
     if key is not None:
         return key[1]
-    if strike(value) != value:
+    if redact_keys(value) != value:
         return "?"
     return value if len(value) <= _MAX_VALUE and _PLAIN.fullmatch(value) else "?"
 
 
-def current_call() -> Call | None:
+def current_call() -> AuditCall | None:
     """The call that this task works for, None if it works for nobody."""
     return _current.get()
 
 
 @contextmanager
-def calling(call: Call) -> Iterator[None]:
+def audit_context(call: AuditCall) -> Iterator[None]:
     """Within the block this task, and what it starts, works for `call`."""
     token = _current.set(call)
     try:

@@ -14,13 +14,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.errors import PolyprefixError
 from app.tenancy.audit import chain
 from app.tenancy.audit.chain import Link
 from app.tenancy.audit.changes import changes_of
-from app.tenancy.audit.context import Call, current_call
-from app.tenancy.audit.refusals import Denial, Denials
+from app.tenancy.audit.context import AuditCall, current_call
+from app.tenancy.audit.refusals import Refusal, Refusals
 
 DONE: Mapping[str, Any] = {"status": "done"}
 """The outcome of what was changed."""
@@ -31,18 +31,18 @@ class AuditLog:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Database,
         replica: str,
         *,
-        denials: Denials | None = None,
+        denials: Refusals | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`clock` gives seconds since 1970."""
         self.catalog, self._replica, self._clock = catalog, replica, clock
-        self._denials = denials or Denials()
+        self._denials = denials or Refusals()
         catalog.before_commit(self._on_commit)
 
-    def granted(self, call: Call) -> None:
+    def granted(self, call: AuditCall) -> None:
         """The call is about to be answered well: if it changed nothing it gets its record now.
 
         Raises what the catalog raises if that cannot be written; then the call must be refused.
@@ -50,7 +50,7 @@ class AuditLog:
         if not self._is_recorded(call, default=True):
             self._append_call(call, {"status": "unchanged"})
 
-    def refused(self, call: Call, status: int, code: str | None) -> None:
+    def refused(self, call: AuditCall, status: int, code: str | None) -> None:
         """The call, of a caller who is known, is about to be refused; never raises for it.
 
         It is counted if this key has had many refusals in this minute, or if its record cannot be
@@ -64,7 +64,7 @@ class AuditLog:
                 return
         self.count(call, status, code)
 
-    def count(self, call: Call, status: int, code: str | None) -> None:
+    def count(self, call: AuditCall, status: int, code: str | None) -> None:
         """Count a refusal among others, without any I/O."""
         reason = code or str(status)
         self._denials.add(self._clock(), reason, tenant=call.tenant, kid=call.kid, peer=call.peer)
@@ -92,7 +92,7 @@ class AuditLog:
         facts = {**call.facts, "outcome": DONE, **changes_of(connection)}
         call.link = self._append(connection, call.tenant, facts)
 
-    def _append_call(self, call: Call, outcome: Mapping[str, Any]) -> None:
+    def _append_call(self, call: AuditCall, outcome: Mapping[str, Any]) -> None:
         with self.catalog.append() as connection:
             self._append(connection, call.tenant, {**call.facts, "outcome": outcome})
 
@@ -100,7 +100,7 @@ class AuditLog:
         now = int(self._clock())
         return chain.append(connection, self._replica, now, tenant, facts)
 
-    def _is_recorded(self, call: Call, *, default: bool) -> bool:
+    def _is_recorded(self, call: AuditCall, *, default: bool) -> bool:
         """Whether a change of the call was committed with its record; `default` if nobody knows."""
         if call.link is None:
             return False
@@ -111,7 +111,7 @@ class AuditLog:
             return default
 
 
-def _counted(denial: Denial, count: int) -> dict[str, Any]:
+def _counted(denial: Refusal, count: int) -> dict[str, Any]:
     return {
         "action": "refusals",
         "kid": denial.kid,

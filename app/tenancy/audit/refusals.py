@@ -21,7 +21,7 @@ _MAX_MERGED = 100
 """Minutes whose merged counts are kept apart."""
 
 
-class Denial(NamedTuple):
+class Refusal(NamedTuple):
     """What refusals are counted by. `minute` is its beginning in seconds since 1970.
 
     `network` is the caller's where there is no key.
@@ -34,13 +34,13 @@ class Denial(NamedTuple):
     reason: str
 
 
-class Denials:
+class Refusals:
     """Counts of refusals; thread-safe and bounded."""
 
     def __init__(self, *, max_keys: int = MAX_KEYS, singly: int = SINGLY_PER_MINUTE) -> None:
         self._max_keys, self._singly = max_keys, singly
         self._lock = threading.Lock()
-        self._counts: dict[Denial, int] = {}
+        self._counts: dict[Refusal, int] = {}
         self._minute, self._seen = 0, dict[tuple[str, str | None], int]()
 
     def allows_record(self, tenant: str, kid: str | None, now: float) -> bool:
@@ -59,9 +59,9 @@ class Denials:
     ) -> None:
         """Count one refusal."""
         network = None if tenant else network_of(peer)
-        self.restore({Denial(_minute(now), tenant, kid, network, reason): 1})
+        self.restore({Refusal(_minute(now), tenant, kid, network, reason): 1})
 
-    def take(self, before: float | None = None) -> dict[Denial, int]:
+    def take(self, before: float | None = None) -> dict[Refusal, int]:
         """The counts of minutes that ended before this time, or all; they are not kept."""
         with self._lock:
             limit = None if before is None else _minute(before)
@@ -73,7 +73,7 @@ class Denials:
             self._counts = {key: n for key, n in self._counts.items() if key not in taken}
             return taken
 
-    def restore(self, counts: dict[Denial, int]) -> None:
+    def restore(self, counts: dict[Refusal, int]) -> None:
         """Add counts, those that could not be written for example."""
         with self._lock:
             for key, count in counts.items():
@@ -81,12 +81,12 @@ class Denials:
                     key = self._merged(key)
                 self._counts[key] = self._counts.get(key, 0) + count
 
-    def _merged(self, key: Denial) -> Denial:
+    def _merged(self, key: Refusal) -> Refusal:
         """All of a minute, and once there are too many of those, all of any."""
-        merged = Denial(key.minute, "", None, OTHERS, OTHERS)
+        merged = Refusal(key.minute, "", None, OTHERS, OTHERS)
         if merged in self._counts or len(self._counts) < self._max_keys + _MAX_MERGED:
             return merged
-        return Denial(0, "", None, OTHERS, OTHERS)
+        return Refusal(0, "", None, OTHERS, OTHERS)
 
 
 def network_of(peer: str | None) -> str | None:

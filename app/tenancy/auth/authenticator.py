@@ -17,10 +17,10 @@ from typing import NoReturn, Protocol
 from sqlalchemy import BindParameter, bindparam, or_, select, update
 
 from app.db.change_feed import ChangeFeed
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.schema import api_keys, tenants
 from app.errors import InvalidKey, PolyprefixError
-from app.tenancy.auth.failed_attempts import Failures
+from app.tenancy.auth.failed_attempts import FailedAttempts
 from app.tenancy.auth.key_cache import Entry, KeyCache
 from app.tenancy.auth.keyring import read_scopes
 from app.tenancy.auth.keys import digest, read_kid
@@ -36,10 +36,10 @@ _NO_DIGEST = "0" * 64
 class Authentication(Protocol):
     """Tells who sends a request. Raises InvalidKey, RateLimited, or what the catalog raises."""
 
-    def recall(self, presented: str | None, peer: str) -> Principal | None:
+    def authenticate_cached(self, presented: str | None, peer: str) -> Principal | None:
         """The bearer of what was presented, without any I/O; None if that needs `look_up`."""
 
-    def look_up(self, presented: str | None, peer: str) -> Principal:
+    def authenticate(self, presented: str | None, peer: str) -> Principal:
         """The bearer of what was presented; may ask the catalog."""
 
     def note_uses(self) -> None:
@@ -51,10 +51,10 @@ class KeyAuthenticator:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Database,
         feed: ChangeFeed,
         pepper: bytes,
-        failures: Failures,
+        failures: FailedAttempts,
         *,
         cache: KeyCache | None = None,
         clock: Callable[[], float] = time.time,
@@ -70,7 +70,7 @@ class KeyAuthenticator:
         self._lock = threading.Lock()
         feed.subscribe(self._cache.forget)
 
-    def recall(self, presented: str | None, peer: str) -> Principal | None:
+    def authenticate_cached(self, presented: str | None, peer: str) -> Principal | None:
         """As in `Authentication`.
 
         An address that fails too often is told to wait, and its keys that are not known here are
@@ -87,7 +87,7 @@ class KeyAuthenticator:
             return None
         return self._bearer(kid, entry)
 
-    def look_up(self, presented: str | None, peer: str) -> Principal:
+    def authenticate(self, presented: str | None, peer: str) -> Principal:
         """As in `Authentication`."""
         kid = self._kid(presented, peer)
         self._feed.refresh()
@@ -185,7 +185,7 @@ class KeyAuthenticator:
 class Anonymous:
     """Everybody is one tenant and may do everything: for a server without keys."""
 
-    def __init__(self, catalog: Catalog, feed: ChangeFeed, principal: Principal) -> None:
+    def __init__(self, catalog: Database, feed: ChangeFeed, principal: Principal) -> None:
         """`principal` is who everybody is; its tenant's limits are those of the catalog."""
         self._catalog = catalog
         self._feed = feed
@@ -193,14 +193,14 @@ class Anonymous:
         self._cache = KeyCache(known=1, unknown=1)
         feed.subscribe(self._cache.forget)
 
-    def recall(self, presented: str | None, peer: str) -> Principal | None:  # noqa: ARG002
+    def authenticate_cached(self, presented: str | None, peer: str) -> Principal | None:  # noqa: ARG002
         """As in `Authentication`; what is presented is not looked at."""
         if not self._feed.fresh():
             return None
         found, entry = self._cache.get("")
         return self._admit(entry) if found else None
 
-    def look_up(self, presented: str | None, peer: str) -> Principal:  # noqa: ARG002
+    def authenticate(self, presented: str | None, peer: str) -> Principal:  # noqa: ARG002
         """As in `Authentication`."""
         self._feed.refresh()
         found, entry = self._cache.get("")

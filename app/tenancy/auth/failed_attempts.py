@@ -16,7 +16,7 @@ from app.errors import RateLimited
 _MINUTE = 60.0
 
 
-class Failures:
+class FailedAttempts:
     """A leaking bucket of failures per address. Thread-safe.
 
     IPv6 addresses count by their /64, of which everybody has a whole one.

@@ -13,12 +13,12 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, or_, select, update
 
 from app.db.change_log import ChangeKind, note
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.paging import check_limit, make_cursor, read_cursor
 from app.db.schema import api_keys, tenants
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.registry.types import Page
-from app.tenancy.auth.keys import ApiKey, digest, is_kid, mint, strike
+from app.tenancy.auth.keys import ApiKey, digest, is_kid, mint, redact_keys
 from app.tenancy.auth.principal import TENANT_SCOPES, Scope
 from app.tenancy.tenants import Transaction, get_account
 
@@ -75,7 +75,7 @@ class Keyring:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Database,
         pepper: bytes | None,
         transaction: Transaction | None = None,
         clock: Callable[[], float] = time.time,
@@ -195,7 +195,7 @@ def _check(
         raise InvalidRequest("a key needs at least one scope", param="scopes")
     if len(label) > _MAX_LABEL or not label.isprintable():
         raise InvalidRequest(f"a label is at most {_MAX_LABEL} printable characters", param="label")
-    if strike(label) != label:
+    if redact_keys(label) != label:
         raise InvalidRequest("a label is for everybody to see and holds no key", param="label")
     times: Mapping[str, int | None] = {"not_before": not_before, "expires_at": expires_at}
     for name, value in times.items():

@@ -58,7 +58,7 @@ def is_kid(text: str) -> bool:
     return _KID_PATTERN.fullmatch(text) is not None
 
 
-def strike(text: str) -> str:
+def redact_keys(text: str) -> str:
     """The text with nothing but the public part of every key in it, whole ones or cut ones."""
     return _ANYWHERE.sub(r"\1_…", text)
 

@@ -25,7 +25,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class LimitDecision:
     """What of each limit is used after a decision, and whether the request was granted.
 
     A limit that is not set has nothing used.
@@ -61,7 +61,7 @@ def check_possible(limits: TenantLimits, cost: Cost) -> None:
 
 
 def refusal(
-    limits: TenantLimits, standing: Standing, cost: Cost, *, rows_wait: float = 1.0
+    limits: TenantLimits, standing: LimitDecision, cost: Cost, *, rows_wait: float = 1.0
 ) -> RateLimited:
     """The error for a request that was not granted; `retry_after` is when it could be, in s.
 
@@ -89,7 +89,7 @@ def refusal(
     )
 
 
-def rate_headers(limits: TenantLimits, standing: Standing) -> dict[str, str]:
+def rate_headers(limits: TenantLimits, standing: LimitDecision) -> dict[str, str]:
     """OpenAI's `x-ratelimit-…` headers for the rates that are limited.
 
     `reset` is the time until the whole allowance is there again, as in `6m0s`.

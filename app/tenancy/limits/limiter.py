@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from app.errors import RateLimited
 from app.tenancy.limits.decision import (
     Cost,
-    Standing,
+    LimitDecision,
     check_possible,
     is_counted,
     rate_headers,
@@ -135,7 +135,7 @@ class Limiter:
         return self._reservation(tenant, limits, cost, shared or standing, lease)
 
     def _refusal(
-        self, tenant: str, limits: TenantLimits, standing: Standing, cost: Cost
+        self, tenant: str, limits: TenantLimits, standing: LimitDecision, cost: Cost
     ) -> RateLimited:
         most, wait = limits.max_rows, 1.0
         if most is not None and standing.rows + cost.rows > most:
@@ -144,7 +144,12 @@ class Limiter:
         return refusal(limits, standing, cost, rows_wait=wait)
 
     def _reservation(
-        self, tenant: str, limits: TenantLimits, cost: Cost, standing: Standing, lease: str | None
+        self,
+        tenant: str,
+        limits: TenantLimits,
+        cost: Cost,
+        standing: LimitDecision,
+        lease: str | None,
     ) -> Reservation:
         def give_back(requests: int, tokens: int) -> None:
             self._local.give(tenant, limits, requests=requests, tokens=tokens, rows=cost.rows)

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from app.tenancy.limits.decision import MINUTE, Cost, Standing
+from app.tenancy.limits.decision import MINUTE, Cost, LimitDecision
 from app.tenancy.limits.limits import TenantLimits
 
 _ROUNDING = 1e-6
@@ -46,8 +46,8 @@ class _Usage:
         """Whether forgetting it changes nothing."""
         return self.rows == 0 and now - self.at >= MINUTE
 
-    def standing(self, granted: bool) -> Standing:
-        return Standing(granted, self.requests, self.tokens, self.rows)
+    def standing(self, granted: bool) -> LimitDecision:
+        return LimitDecision(granted, self.requests, self.tokens, self.rows)
 
 
 class LocalLimits:
@@ -67,7 +67,7 @@ class LocalLimits:
         """Tenants that are remembered."""
         return len(self._usages)
 
-    def take(self, tenant: str, limits: TenantLimits, cost: Cost) -> Standing:
+    def take(self, tenant: str, limits: TenantLimits, cost: Cost) -> LimitDecision:
         """Count a request if every limit has room for it, else leave all as it was."""
         usage = self._usage(tenant, limits)
         granted = usage.has_room(limits, cost)
@@ -77,7 +77,7 @@ class LocalLimits:
             usage.rows += cost.rows
         return usage.standing(granted)
 
-    def look(self, tenant: str, limits: TenantLimits, cost: Cost) -> Standing:
+    def look(self, tenant: str, limits: TenantLimits, cost: Cost) -> LimitDecision:
         """What `take` would say; nothing is counted."""
         usage = self._usage(tenant, limits)
         return usage.standing(usage.has_room(limits, cost))
@@ -93,7 +93,7 @@ class LocalLimits:
         usage.tokens = _within(usage.tokens - tokens, limits.tokens_per_minute)
         usage.rows = max(0, usage.rows - rows)
 
-    def put(self, tenant: str, limits: TenantLimits, standing: Standing) -> None:
+    def put(self, tenant: str, limits: TenantLimits, standing: LimitDecision) -> None:
         """Meters as another counter has them; its rows are left out."""
         usage = self._usage(tenant, limits)
         usage.requests, usage.tokens, usage.rows = standing.requests, standing.tokens, 0

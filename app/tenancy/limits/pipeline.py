@@ -23,8 +23,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ResponseError
 
-from app.tenancy.limits.decision import Standing
-from app.tenancy.limits.script import LUA, Call, read_reply
+from app.tenancy.limits.decision import LimitDecision
+from app.tenancy.limits.script import LUA, ScriptCall, read_reply
 
 MAX_WAITING = 10_000
 """Calls that may wait for a pipeline; more are refused."""
@@ -45,9 +45,9 @@ class RedisFails(ScriptFault):
 
 @dataclass(eq=False, slots=True)
 class _Sent:
-    call: Call
+    call: ScriptCall
     nonce: str
-    reply: asyncio.Future[Standing]
+    reply: asyncio.Future[LimitDecision]
 
 
 class ScriptPipeline:
@@ -79,12 +79,12 @@ class ScriptPipeline:
         self._name, self._numbers = secrets.token_hex(8), itertools.count()
         self._runner = asyncio.ensure_future(self._run())
 
-    def send(self, call: Call) -> asyncio.Future[Standing]:
+    def send(self, call: ScriptCall) -> asyncio.Future[LimitDecision]:
         """Send a call; the reply to be ends with ScriptFault if there is none.
 
         Raises ScriptFault with too many calls waiting.
         """
-        reply: asyncio.Future[Standing] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[LimitDecision] = asyncio.get_running_loop().create_future()
         # a fault that nobody waits for any more is no news
         reply.add_done_callback(lambda reply: reply.cancelled() or reply.exception())
         try:

@@ -14,14 +14,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.tenancy.limits.decision import Standing
+from app.tenancy.limits.decision import LimitDecision
 from app.tenancy.limits.limits import TenantLimits
 
 LUA = (Path(__file__).parent / "limits.lua").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ScriptCall:
     """One call of the script, without the nonce that makes its reply known.
 
     `requests` and `tokens` are what "take" takes and "give" gives back; `lifetime` is in seconds.
@@ -58,10 +58,10 @@ class Call:
         )
 
 
-def read_reply(reply: object, nonce: str) -> Standing:
+def read_reply(reply: object, nonce: str) -> LimitDecision:
     """The standing that a reply tells; ValueError if it is not the reply to this call."""
     parts = reply.split(" ") if isinstance(reply, str) else []
     if len(parts) != 5 or parts[0] != nonce:
         raise ValueError("the reply is not the one to this call")
     _, granted, requests, tokens, rows = parts
-    return Standing(granted == "1", float(requests), float(tokens), int(rows))
+    return LimitDecision(granted == "1", float(requests), float(tokens), int(rows))

@@ -23,11 +23,11 @@ from functools import partial
 
 from app.errors import InvalidRequest
 from app.tenancy.limits.breaker import Breaker
-from app.tenancy.limits.decision import Cost, Standing
+from app.tenancy.limits.decision import Cost, LimitDecision
 from app.tenancy.limits.limits import TenantLimits
 from app.tenancy.limits.local import LocalLimits
 from app.tenancy.limits.pipeline import RedisFails, ScriptFault, ScriptPipeline, done_within
-from app.tenancy.limits.script import Call
+from app.tenancy.limits.script import ScriptCall
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _END_PATIENCE = 0.25
 class _Held:
     """Rows that run here; whether Redis has been told of them, and has counted their tokens."""
 
-    call: Call
+    call: ScriptCall
     is_charged: bool
     is_told: bool
 
@@ -77,7 +77,7 @@ class RedisLimits:
         self._breaker = Breaker("Redis", meanwhile="each replica applies the limits by itself")
         self._name, self._numbers = secrets.token_hex(8), itertools.count()
         self._live: dict[str, _Held] = {}
-        self._owed: dict[str, Call] = {}
+        self._owed: dict[str, ScriptCall] = {}
         self._known = LocalLimits(clock=clock)
         self._late, self._connections = 0, 0
         self._looking: asyncio.Future[bool] | None = None
@@ -114,7 +114,7 @@ class RedisLimits:
 
     async def take(
         self, tenant: str, limits: TenantLimits, cost: Cost
-    ) -> tuple[str, Standing | None]:
+    ) -> tuple[str, LimitDecision | None]:
         """Count a request if every limit has room; None if Redis is down and nobody knows.
 
         What was granted, or is not known, holds its rows under the lease that is returned until
@@ -123,7 +123,9 @@ class RedisLimits:
         if not self.is_up:
             return self._hold(tenant, limits, cost), None
         lease = self._new_lease()
-        call = Call(tenant, "take", lease, cost.rows, self._lease_seconds, limits, 1, cost.tokens)
+        call = ScriptCall(
+            tenant, "take", lease, cost.rows, self._lease_seconds, limits, 1, cost.tokens
+        )
         try:
             reply = self._pipeline.send(call)
         except ScriptFault as fault:
@@ -146,14 +148,16 @@ class RedisLimits:
             self._live[lease] = _Held(call, is_charged=True, is_told=True)
         return lease, standing
 
-    def _go_on_without(self, call: Call, reply: asyncio.Future[Standing]) -> tuple[str, Standing]:
+    def _go_on_without(
+        self, call: ScriptCall, reply: asyncio.Future[LimitDecision]
+    ) -> tuple[str, LimitDecision]:
         """Decide now; what Redis says later is what counts there."""
         self._late += 1
         self._live[call.lease] = _Held(call, is_charged=True, is_told=True)
         reply.add_done_callback(partial(self._came_late, call))
         return self._guess(call, call.lease)
 
-    def _came_late(self, call: Call, reply: asyncio.Future[Standing]) -> None:
+    def _came_late(self, call: ScriptCall, reply: asyncio.Future[LimitDecision]) -> None:
         self._late -= 1
         if reply.cancelled():
             return
@@ -165,7 +169,7 @@ class RedisLimits:
                 held.is_charged = False
             self._suspect(fault)
 
-    def _guess(self, call: Call, lease: str) -> tuple[str, Standing]:
+    def _guess(self, call: ScriptCall, lease: str) -> tuple[str, LimitDecision]:
         """By the rates that Redis had last; what it refuses gives `lease` back."""
         cost = Cost(call.tokens, 0)
         standing = self._known.take(call.tenant, replace(call.limits, max_rows=None), cost)
@@ -173,11 +177,11 @@ class RedisLimits:
             self.give(lease, requests=1, tokens=call.tokens)
         return lease, standing
 
-    def _learn(self, call: Call, standing: Standing) -> Standing:
+    def _learn(self, call: ScriptCall, standing: LimitDecision) -> LimitDecision:
         self._known.put(call.tenant, call.limits, standing)
         return standing
 
-    def _decide_alone(self, call: Call) -> tuple[str, Standing | None]:
+    def _decide_alone(self, call: ScriptCall) -> tuple[str, LimitDecision | None]:
         """After a fault: None if Redis is down, else by what it said last."""
         lease = self._hold(call.tenant, call.limits, Cost(call.tokens, call.rows))
         return self._guess(call, lease) if self.is_up else (lease, None)
@@ -216,22 +220,22 @@ class RedisLimits:
     def _hold(self, tenant: str, limits: TenantLimits, cost: Cost) -> str:
         """Rows that Redis learns of when it works again, if they run then."""
         lease = self._new_lease()
-        call = Call(tenant, "keep", lease, cost.rows, self._lease_seconds, limits)
+        call = ScriptCall(tenant, "keep", lease, cost.rows, self._lease_seconds, limits)
         self._live[lease] = _Held(call, is_charged=False, is_told=False)
         return lease
 
-    def _return(self, call: Call) -> None:
+    def _return(self, call: ScriptCall) -> None:
         self._owe(call)
         if self.is_up:
             self._send(call)
 
-    def _owe(self, call: Call) -> None:
+    def _owe(self, call: ScriptCall) -> None:
         """Remember what is to be given back; of too many, the oldest expire by themselves."""
         self._owed[call.lease] = call
         while len(self._owed) > _MAX_OWED:
             del self._owed[next(iter(self._owed))]
 
-    def _send(self, call: Call) -> None:
+    def _send(self, call: ScriptCall) -> None:
         """Send what nobody waits for."""
         try:
             reply = self._pipeline.send(call)
@@ -240,7 +244,7 @@ class RedisLimits:
         else:
             reply.add_done_callback(partial(self._sent, call))
 
-    def _sent(self, call: Call, reply: asyncio.Future[Standing]) -> None:
+    def _sent(self, call: ScriptCall, reply: asyncio.Future[LimitDecision]) -> None:
         if reply.cancelled():
             return
         fault = reply.exception()
@@ -299,7 +303,7 @@ class RedisLimits:
 
     async def _probe(self) -> None:
         name = f"probe-{self._name}"
-        call = Call(name, "take", name, 1, self._lease_seconds, TenantLimits())
+        call = ScriptCall(name, "take", name, 1, self._lease_seconds, TenantLimits())
         self._learn(call, await self._pipeline.send(call))
 
     def _keep(self) -> None:

@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.errors import PolyprefixError
 from app.tenancy.audit.log import AuditLog
 from app.tenancy.usage.recorder import UsageLedger
@@ -21,12 +21,12 @@ WRITE_S = 2.0
 _PRUNE_S = 3600.0
 
 
-class Books:
+class CatalogFlush:
     """The usage and the audit log of one process."""
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Database,
         replica: str,
         *,
         usage_days: int,

@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.tenancy.usage import table
-from app.tenancy.usage.totals import HOUR, Batch, Sums, UsageKey
+from app.tenancy.usage.totals import HOUR, Batch, UsageKey, UsageTotals
 
 OTHERS = "*"
 """The name under which a tenant's sums are merged when there are too many to tell apart."""
@@ -34,7 +34,7 @@ class UsageLedger:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Database,
         *,
         max_keys: int = MAX_KEYS,
         clock: Callable[[], float] = time.time,
@@ -45,11 +45,13 @@ class UsageLedger:
         self.on_crowded: Callable[[], None] | None = None
         self._catalog, self._max_keys, self._clock = catalog, max_keys, clock
         self._lock, self._flushing = threading.Lock(), threading.Lock()
-        self._sums: dict[UsageKey, Sums] = {}
-        self._sent: dict[UsageKey, Sums] = {}
+        self._sums: dict[UsageKey, UsageTotals] = {}
+        self._sent: dict[UsageKey, UsageTotals] = {}
         self._sequence = 0
 
-    def add(self, tenant: str, names: Sequence[str], digests: Sequence[str], spent: Sums) -> None:
+    def add(
+        self, tenant: str, names: Sequence[str], digests: Sequence[str], spent: UsageTotals
+    ) -> None:
         """Count what one request has cost; prefixes in their order, none for the base model."""
         hour = int(self._clock()) // HOUR * HOUR
         key = UsageKey(tenant, hour, "+".join(names), ",".join(digests))
@@ -63,14 +65,14 @@ class UsageLedger:
         if is_crowded and self.on_crowded is not None:
             self.on_crowded()
 
-    def _room_for(self, key: UsageKey) -> Sums | None:
+    def _room_for(self, key: UsageKey) -> UsageTotals | None:
         """New sums, or those into which they are merged; None if there is no room at all."""
         held = len(self._sums) + len(self._sent)
         if held >= self._max_keys:
             key = UsageKey(key.tenant, key.hour, OTHERS, OTHERS)
             if key not in self._sums and held >= 2 * self._max_keys:
                 return None
-        return self._sums.setdefault(key, Sums())
+        return self._sums.setdefault(key, UsageTotals())
 
     def flush(self) -> None:
         """Add everything to the catalog; raises what the catalog raises, and then nothing is lost.

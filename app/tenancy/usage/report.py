@@ -12,14 +12,14 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, tuple_
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.paging import check_limit, make_cursor, read_cursor
 from app.db.schema import usage_hours
 from app.errors import InvalidRequest
 from app.registry.types import Page
 from app.tenancy.usage import table
 from app.tenancy.usage.recorder import UsageLedger
-from app.tenancy.usage.totals import Sums, UsageKey
+from app.tenancy.usage.totals import UsageKey, UsageTotals
 
 GROUPS = ("hour", "day", "prefix", "version")
 """What can be grouped by, in the order of a row's key."""
@@ -65,11 +65,11 @@ class UsageRow:
     """One group, by the name of what it is grouped by, with its sums."""
 
     group: dict[str, int | str]
-    sums: Sums
+    sums: UsageTotals
 
 
 def read_usage(
-    catalog: Catalog, ledger: UsageLedger, query: UsageQuery, cursor: str | None, limit: int
+    catalog: Database, ledger: UsageLedger, query: UsageQuery, cursor: str | None, limit: int
 ) -> Page[UsageRow]:
     """A page of groups in their order; what this process has not written yet is in it.
 
@@ -93,7 +93,7 @@ def read_usage(
 
 def _stored(
     connection: Connection, query: UsageQuery, after: Key | None, limit: int
-) -> dict[Key, Sums]:
+) -> dict[Key, UsageTotals]:
     columns = table.group_columns(connection, query.groups)
     hour = usage_hours.c.hour
     statement = table.sums_by(columns).where(
@@ -103,11 +103,11 @@ def _stored(
         statement = statement.where(usage_hours.c.prefix == query.prefix)
     if after is not None:
         statement = statement.where(_is_after(columns, after))
-    found: dict[Key, Sums] = {}
+    found: dict[Key, UsageTotals] = {}
     for row in connection.execute(statement.limit(limit)):
         key, totals = tuple(row[: len(columns)]), row[len(columns) :]
         if totals[0] is not None:  # without groups there is a row even of nothing
-            found[key] = Sums(*(int(total) for total in totals))
+            found[key] = UsageTotals(*(int(total) for total in totals))
     return found
 
 
@@ -116,15 +116,15 @@ def _is_after(columns: list[ColumnElement[Any]], after: Key) -> ColumnElement[bo
 
 
 def _merge(
-    rows: dict[Key, Sums],
+    rows: dict[Key, UsageTotals],
     query: UsageQuery,
     after: Key | None,
-    batch: Iterable[tuple[UsageKey, Sums]],
+    batch: Iterable[tuple[UsageKey, UsageTotals]],
 ) -> None:
     for key, sums in batch:
         group = query.group_of(key)
         if query.covers(key) and (after is None or group > after):
-            rows.setdefault(group, Sums()).add(sums)
+            rows.setdefault(group, UsageTotals()).add(sums)
 
 
 def _read_cursor(cursor: str, groups: tuple[str, ...]) -> Key:

@@ -23,7 +23,7 @@ class UsageKey(NamedTuple):
 
 
 @dataclass(slots=True)
-class Sums:
+class UsageTotals:
     """Requests, those of them that ended with an error, tokens, and milliseconds to the first
     token and to the end of those that did not."""
 
@@ -34,7 +34,7 @@ class Sums:
     first_token_ms: int = 0
     total_ms: int = 0
 
-    def add(self, other: Sums) -> None:
+    def add(self, other: UsageTotals) -> None:
         """Take in others."""
         self.requests += other.requests
         self.failed += other.failed
@@ -43,11 +43,11 @@ class Sums:
         self.first_token_ms += other.first_token_ms
         self.total_ms += other.total_ms
 
-    def copy(self) -> Sums:
+    def copy(self) -> UsageTotals:
         """Others with the same values."""
-        copied = Sums()
+        copied = UsageTotals()
         copied.add(self)
         return copied
 
 
-Batch = Mapping[UsageKey, Sums]
+Batch = Mapping[UsageKey, UsageTotals]

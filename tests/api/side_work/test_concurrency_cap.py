@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from app.api.side_work import concurrency_cap
-from app.api.side_work.concurrency_cap import AtOnce
+from app.api.side_work.concurrency_cap import ConcurrencyCap
 from app.engine.request import GenerationRequest
 from app.engine.router import RequestStream
 from app.errors import TenantQueueFull
@@ -37,15 +37,15 @@ def begin_upload(guarded: Guarded, tenant: str) -> socket.socket:
 
 
 def test_a_tenant_has_so_many_open_and_others_have_theirs() -> None:
-    uploads = AtOnce("uploads")
+    uploads = ConcurrencyCap("uploads")
     with ExitStack() as stack:
         for _ in range(concurrency_cap.MAX_OPEN):
-            stack.enter_context(uploads.one_of("acme"))
-        with pytest.raises(TenantQueueFull), uploads.one_of("acme"):
+            stack.enter_context(uploads.slot("acme"))
+        with pytest.raises(TenantQueueFull), uploads.slot("acme"):
             pass
-        with uploads.one_of("rival"):
+        with uploads.slot("rival"):
             pass
-    with uploads.one_of("acme"):
+    with uploads.slot("acme"):
         pass
     assert not uploads._open
 
@@ -77,7 +77,7 @@ def test_evaluations_are_refused_before_anything_is_done_for_them(
     evaluations = guarded.server.services.evaluations
     with guarded.client(guarded.key("acme")) as client, ExitStack() as stack:
         for _ in range(concurrency_cap.MAX_OPEN):
-            stack.enter_context(evaluations.one_of("acme"))
+            stack.enter_context(evaluations.slot("acme"))
         refused = client.post("/v1/prefixes/judged/evaluate", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tenant_queue_full")
         assert client.post("/v1/prefixes/judged/compare", json=compared).status_code == 429

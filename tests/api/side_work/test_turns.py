@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 import pytest
 
 from app.api.side_work import turns as module
-from app.api.side_work.turns import Aside
+from app.api.side_work.turns import SideQueue
 from app.errors import DeadlineExceeded, Overloaded, TenantQueueFull
 
 
@@ -31,7 +31,7 @@ def in_a_loop(test: Callable[..., Coroutine[None, None, None]]) -> Callable[...,
 
 @in_a_loop
 async def test_pieces_follow_one_another() -> None:
-    turns, running = Aside(), []
+    turns, running = SideQueue(), []
 
     def piece(number: int) -> int:
         running.append(number)
@@ -46,7 +46,7 @@ async def test_pieces_follow_one_another() -> None:
 
 @in_a_loop
 async def test_what_fails_gives_its_turn_back() -> None:
-    turns = Aside()
+    turns = SideQueue()
 
     def fail() -> None:
         raise ValueError("no")
@@ -58,7 +58,7 @@ async def test_what_fails_gives_its_turn_back() -> None:
 
 @in_a_loop
 async def test_who_is_cancelled_leaves_at_once_and_the_piece_ends_alone() -> None:
-    turns, go = Aside(), threading.Event()
+    turns, go = SideQueue(), threading.Event()
     task = asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))
     await asyncio.sleep(0.05)
     next_one = asyncio.ensure_future(turns.run("acme", later(), lambda: "next"))
@@ -73,7 +73,7 @@ async def test_who_is_cancelled_leaves_at_once_and_the_piece_ends_alone() -> Non
 
 @in_a_loop
 async def test_a_turn_that_comes_too_late_is_not_taken() -> None:
-    turns, go = Aside(), threading.Event()
+    turns, go = SideQueue(), threading.Event()
     task = asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))
     await asyncio.sleep(0.05)
     with pytest.raises(DeadlineExceeded):
@@ -86,7 +86,7 @@ async def test_a_turn_that_comes_too_late_is_not_taken() -> None:
 @in_a_loop
 async def test_those_who_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_WAITING", 1)
-    turns, go = Aside(), threading.Event()
+    turns, go = SideQueue(), threading.Event()
     tasks = [asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))]
     await asyncio.sleep(0.05)
     tasks.append(asyncio.ensure_future(turns.run("acme", later(), lambda: True)))
@@ -99,7 +99,7 @@ async def test_those_who_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 
 @in_a_loop
 async def test_tenants_take_turns_however_much_one_asks_for() -> None:
-    turns, go, order = Aside(), threading.Event(), list[str]()
+    turns, go, order = SideQueue(), threading.Event(), list[str]()
     tasks = [asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))]
     await asyncio.sleep(0.05)
     for tenant in ("acme", "acme", "acme", "rival", "rival", "third"):
@@ -112,7 +112,7 @@ async def test_tenants_take_turns_however_much_one_asks_for() -> None:
 
 @in_a_loop
 async def test_one_tenant_cannot_take_all_places() -> None:
-    turns, go = Aside(), threading.Event()
+    turns, go = SideQueue(), threading.Event()
     tasks = [asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))]
     await asyncio.sleep(0.05)
     full = turns._MAX_WAITING_OF_TENANT
@@ -128,7 +128,7 @@ async def test_one_tenant_cannot_take_all_places() -> None:
 
 @in_a_loop
 async def test_who_leaves_while_waiting_or_with_the_turn_in_hand_keeps_nobody() -> None:
-    turns, go = Aside(), threading.Event()
+    turns, go = SideQueue(), threading.Event()
     first = asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))
     await asyncio.sleep(0.05)
     waits, handed, last = (

@@ -13,7 +13,7 @@ from app.engine.attention.backends import FUSED, PRODUCTS
 from app.engine.attention.token_groups import Group, Grouping, Share
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import length_classes, slot_order
-from app.engine.sequence import Row, Slot
+from app.engine.sequence import Slot, TokenSequence
 from app.prefix.spec import ModuleShape
 from tests.engine.rows import make_row
 
@@ -21,7 +21,7 @@ CPU, FP32 = torch.device("cpu"), torch.float32
 CAPACITIES = length_classes(300)
 
 
-def row_at(index: int, length_class: int = 0, columns: int = 10) -> Row:
+def row_at(index: int, length_class: int = 0, columns: int = 10) -> TokenSequence:
     """A row that has computed so many columns."""
     row = make_row(range(columns))
     row.slot, row.num_computed = Slot(length_class, index), columns
@@ -33,7 +33,9 @@ def grouping(decode: str = "sdpa") -> Grouping:
     return Grouping(pool, CPU, FP32, {"sdpa": FUSED, "matmul": PRODUCTS}[decode])
 
 
-def own(rows: Sequence[Row], counts: Sequence[int], *, joined: bool = False) -> list[Share]:
+def own(
+    rows: Sequence[TokenSequence], counts: Sequence[int], *, joined: bool = False
+) -> list[Share]:
     """Chunks of rows, laid end to end."""
     shares, first = [], 0
     for row, count in zip(rows, counts, strict=True):
@@ -42,7 +44,7 @@ def own(rows: Sequence[Row], counts: Sequence[int], *, joined: bool = False) -> 
     return shares
 
 
-def shared(rows: Sequence[Row], tokens: Sequence[Sequence[int]]) -> list[Share]:
+def shared(rows: Sequence[TokenSequence], tokens: Sequence[Sequence[int]]) -> list[Share]:
     return [Share(row, part, joined=True) for row, part in zip(rows, tokens, strict=True)]
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.engine.decoding.beam_candidates import find_candidates
 from app.engine.decoding.beam_search import BeamParams
 from app.engine.decoding.reductions import top
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 from tests.engine.rows import make_row
 
 VOCABULARY = 320
@@ -23,11 +23,13 @@ def logits_of(rows: int, *, seed: int = 0, columns: int = VOCABULARY) -> torch.T
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
 
 
-def beam_row(num_beams: int = 4, generated: tuple[int, ...] = (), **sampling: object) -> Row:
+def beam_row(
+    num_beams: int = 4, generated: tuple[int, ...] = (), **sampling: object
+) -> TokenSequence:
     return make_row(generated=generated, beam=BeamParams(num_beams), **sampling)
 
 
-def only(logits: torch.Tensor, row: Row) -> list[tuple[int, float]]:
+def only(logits: torch.Tensor, row: TokenSequence) -> list[tuple[int, float]]:
     [found] = find_candidates(logits, [row], EOS)
     assert found is not None
     return list(found)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.engine.config import EngineConfig
 from app.engine.decoding.beam_search import BeamParams
-from app.engine.decoding.beam_sequences import BeamRows
+from app.engine.decoding.beam_sequences import BeamSequences
 from app.engine.kv_cache.slots import (
     ClearSlot,
     CopyColumns,
@@ -20,7 +20,7 @@ from app.engine.kv_cache.slots import (
     length_classes,
 )
 from app.engine.request import FinishReason, RowFinished, TextDelta
-from app.engine.sequence import Row, Slot
+from app.engine.sequence import Slot, TokenSequence
 from app.model.frozen import FrozenModel
 from tests.engine.harness import SteppedEngine, make_request
 from tests.engine.rows import TEXT, make_row
@@ -40,11 +40,11 @@ class Scene:
         object.__setattr__(self.trunk.request, "n", n)
         self.table.place(self.trunk, len(PROMPT))
         self.trunk.num_computed = len(PROMPT)
-        self.beams = BeamRows(self.trunk, TEXT)
+        self.beams = BeamSequences(self.trunk, TEXT)
         self.contents: dict[Slot, list[int]] = {}
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TokenSequence]:
         return self.beams.rows
 
     def advance(self, *candidates: Sequence[tuple[int, float]]) -> list[PoolOperation]:
@@ -220,7 +220,7 @@ def test_a_stop_string_cuts_a_result() -> None:
 
 def test_a_request_without_beams_is_no_search() -> None:
     with pytest.raises(ValueError, match="does not search by beams"):
-        BeamRows(make_row(), TEXT)
+        BeamSequences(make_row(), TEXT)
 
 
 # --- memory ------------------------------------------------------------------------------------

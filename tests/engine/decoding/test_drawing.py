@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.engine.decoding.drawing import draw_of
 from app.engine.decoding.sampler import sample
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 from tests.engine.rows import make_row
 from tests.engine.rowwise import sample_row
 
@@ -121,7 +121,7 @@ def test_many_draws_from_a_large_vocabulary_are_those_of_a_sort(
         assert item.token_id in sample_row(vector, row, EOS)
 
 
-def mixed_rows(count: int) -> list[Row]:
+def mixed_rows(count: int) -> list[TokenSequence]:
     """Rows of every way of sampling."""
     kinds = (
         {},

@@ -23,7 +23,7 @@ from app.engine.decoding import ranking
 from app.engine.decoding import sampler as sampling_module
 from app.engine.decoding.logprobs import score_tokens
 from app.engine.decoding.sampler import sample
-from app.engine.sequence import Row
+from app.engine.sequence import TokenSequence
 from tests.engine.rows import make_row
 
 END = 0
@@ -36,7 +36,7 @@ def random_logits(seed: int, size: int = SIZE, spread: float = 2.0) -> torch.Ten
     return torch.randn(size, generator=generator) * spread
 
 
-def draw(logits: torch.Tensor, row: Row) -> int:
+def draw(logits: torch.Tensor, row: TokenSequence) -> int:
     [item] = sample(logits[None], [row], [END])
     assert item is not None
     return item.token_id

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.engine.encoder import encoder_runner
-from app.engine.encoder.encoder_runner import EncoderPass, EncoderPlan, EncoderRun
-from app.engine.sequence import Occupant, Source
+from app.engine.encoder.encoder_runner import EncoderBatch, EncoderPass, EncoderRun
+from app.engine.sequence import KVEntry, Source
 from app.errors import GenerationFault, PolyprefixError, UnsupportedModel
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
@@ -79,9 +79,9 @@ def test_a_pass_stops_at_least_twice_in_every_layer_of_either_half(
 ) -> None:
     running = EncoderPass(tiny_bart, [make_source(range(20)), make_source(range(5))])
     done: list[str] = []
-    attend, across = EncoderPlan.attend, type(tiny_bart.encoder_decoder).cross_keys_values
+    attend, across = EncoderBatch.attend, type(tiny_bart.encoder_decoder).cross_keys_values
 
-    def attending(plan: EncoderPlan, role: str, layer: int, *others: object) -> torch.Tensor:
+    def attending(plan: EncoderBatch, role: str, layer: int, *others: object) -> torch.Tensor:
         output = attend(plan, role, layer, *others)
         done.append(f"encoder {layer}")
         return output
@@ -90,7 +90,7 @@ def test_a_pass_stops_at_least_twice_in_every_layer_of_either_half(
         done.append(f"cross {layer}")
         return across(model, layer, hidden)
 
-    monkeypatch.setattr(EncoderPlan, "attend", attending)
+    monkeypatch.setattr(EncoderBatch, "attend", attending)
     monkeypatch.setattr(type(tiny_bart.encoder_decoder), "cross_keys_values", crossing)
     seen = []
     while not running.advance():
@@ -170,7 +170,7 @@ def test_a_run_takes_one_slice_at_least_and_goes_on_where_it_stopped(
     tiny_bart: FrozenModel,
 ) -> None:
     run, source = EncoderRun(tiny_bart), make_source(range(9))
-    faults: dict[Occupant, PolyprefixError] = {}
+    faults: dict[KVEntry, PolyprefixError] = {}
     results = [run.run([source], 0.0, faults)]
     while not results[-1]:
         results.append(run.run([], 0.0, faults))
@@ -205,7 +205,7 @@ def test_of_a_pass_that_raises_the_sources_are_read_one_by_one(tiny_bart: Frozen
     good = [make_source(range(10, 30)), make_source(range(7))]
     bad = make_source([3, VOCABULARY + 5])
     run = EncoderRun(tiny_bart)
-    faults: dict[Occupant, PolyprefixError] = {}
+    faults: dict[KVEntry, PolyprefixError] = {}
     results = run.run([good[0], bad, good[1]], 0.0, faults)
     while not results:
         results = run.run([], 0.0, faults)

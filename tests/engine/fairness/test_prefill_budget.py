@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.fairness.prefill_budget import PrefillPace
+from app.engine.fairness.prefill_budget import PrefillBudget
 
 STEP, ROW, TOKEN = 0.020, 0.001, 0.0005
 """Seconds of a made-up machine: per step, per decoding row, per prompt token."""
@@ -14,25 +14,25 @@ STEP, ROW, TOKEN = 0.020, 0.001, 0.0005
 
 def trained(
     share: float = 1.0, *, token: float = TOKEN, max_step_tokens: int = 4096
-) -> PrefillPace:
+) -> PrefillBudget:
     """A pace that has watched the made-up machine for a while."""
-    pace = PrefillPace(share, max_step_tokens)
+    pace = PrefillBudget(share, max_step_tokens)
     watch(pace, token)
     return pace
 
 
-def watch(pace: PrefillPace, token: float, steps: int = 200) -> None:
+def watch(pace: PrefillBudget, token: float, steps: int = 200) -> None:
     for step in range(steps):
         rows, tokens = 1 + step % 7, (37 * step) % 150
         pace.observe(rows, tokens, STEP + ROW * rows + token * tokens)
 
 
 def test_while_nothing_decodes_a_prompt_may_fill_the_step() -> None:
-    assert PrefillPace(1.0, 512).budget(0, 1) == 512
+    assert PrefillBudget(1.0, 512).budget(0, 1) == 512
 
 
 def test_rows_that_decode_take_their_tokens_from_the_step() -> None:
-    assert PrefillPace(1e9, 512).budget(12, 1) == 500
+    assert PrefillBudget(1e9, 512).budget(12, 1) == 500
 
 
 @pytest.mark.parametrize("share", [0.5, 1.0, 2.0])
@@ -104,7 +104,7 @@ def test_a_pass_grows_with_the_step_of_the_rows_alone_and_not_with_their_prompts
 def test_a_budget_lets_every_prompt_move_and_stays_within_the_step(
     steps: list[tuple[int, int, float]], share: float, rows: int, waiting: int
 ) -> None:
-    pace = PrefillPace(share, 1024)
+    pace = PrefillBudget(share, 1024)
     for step in steps:
         pace.observe(*step)
     assert 16 <= pace.budget(rows, waiting) <= 1024 - rows
@@ -123,7 +123,7 @@ def test_a_prompt_whose_later_chunks_cost_more_is_given_fewer_tokens() -> None:
 
 
 def test_long_steps_with_prompts_do_not_pass_for_the_step_that_rows_have_alone() -> None:
-    pace = PrefillPace(1.0, 4096)
+    pace = PrefillBudget(1.0, 4096)
     for _ in range(8):
         pace.observe(16, 0, STEP)
     before = pace.encoder_seconds(16, 1)

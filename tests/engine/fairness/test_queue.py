@@ -8,7 +8,7 @@ import pytest
 
 from app.engine.fairness.prefill_budget import Speed
 from app.engine.fairness.queue import FairQueue
-from app.engine.fairness.tenant_share import MEMORY_S, WHOLE, Tenant
+from app.engine.fairness.tenant_share import MEMORY_S, WHOLE, TenantShare
 from app.engine.request import GenerationRequest
 from app.engine.request_state import ActiveRequest
 from tests.engine.timed import tenant_request
@@ -44,7 +44,7 @@ class Served:
             names.append(entry.request.id)
         return names
 
-    def tenant(self, name: str) -> Tenant:
+    def tenant(self, name: str) -> TenantShare:
         return self.queue._tenants[name]
 
 
@@ -159,7 +159,7 @@ def test_cancelling_one_of_ten_thousand_does_not_look_at_the_others() -> None:
 
 
 def test_peaks_and_rates_fade() -> None:
-    tenant = Tenant("a", 0)
+    tenant = TenantShare("a", 0)
     entry = ActiveRequest(tenant_request("a", "0"), 0, 0.0, share=1000)
     tenant.add(entry, 0.0)
     tenant.remove(entry)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.engine.decoding.beam_search import BeamParams
-from app.engine.kv_cache.memory import SHARED_LENGTH, Holding, Memories, Memory
+from app.engine.kv_cache.memory import SHARED_LENGTH, KVReservation, Memories, Memory
 from app.engine.kv_cache.slots import (
     ClearSlot,
     LoadPrefixes,
@@ -117,7 +117,7 @@ def test_a_suspect_prefix_is_shared_with_nobody_new_and_its_place_is_cleared() -
     request = request_of([prefix_of(LONG)])
     first, second = (memory.hold(request, [10]) for _ in range(2))
     [segment] = first.segments
-    segment.suspect = True
+    segment.tainted = True
     memory.let_go(first)
     third = memory.hold(request, [10])
     assert third.segments != second.segments == (segment,)
@@ -243,14 +243,14 @@ def test_whatever_comes_and_goes_in_any_order_nothing_is_left_at_the_end(
     stacks = [
         [prefix_of(*pair) for pair in zip(decoder, cross, strict=False)] for decoder, cross in shelf
     ]
-    held: list[tuple[Holding, Holding]] = []
-    for which, gone, suspect in acts:
+    held: list[tuple[KVReservation, KVReservation]] = []
+    for which, gone, tainted in acts:
         held.append(memories.hold(request_of(stacks[which % len(stacks)], n=2)))
         if gone < len(held):
             holdings = held.pop(gone)
             for holding in holdings:
                 for segment in holding.segments:
-                    segment.suspect |= suspect
+                    segment.tainted |= tainted
             memories.let_go(holdings)
         for table, place in ((rows, 0), (sources, 1)):
             used = [segment for pair in held for segment in pair[place].segments]

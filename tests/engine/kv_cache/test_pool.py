@@ -16,7 +16,7 @@ from app.engine.kv_cache.slots import (
     length_classes,
     slot_of,
 )
-from app.engine.sequence import Row, Slot
+from app.engine.sequence import Slot, TokenSequence
 from app.errors import GenerationFault
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import ModuleShape
@@ -37,7 +37,7 @@ def prefix_of(length: int, value: float) -> Prefix:
     return Prefix({"decoder": tensors}, PrefixMetadata(position_offset=length))
 
 
-def row_with(*prefixes: Prefix) -> Row:
+def row_with(*prefixes: Prefix) -> TokenSequence:
     row = make_row()
     object.__setattr__(row.request, "prefixes", prefixes)
     return row
@@ -134,7 +134,7 @@ def test_bytes_stay_within_the_budget_while_rows_come_grow_and_go(
 ) -> None:
     max_columns = budget * CLASSES[-1]
     table, pool = SlotTable(CLASSES, max_columns), make_pool(max_columns)
-    rows: dict[int, Row] = {}
+    rows: dict[int, TokenSequence] = {}
     for name, columns in moves:
         if name not in rows:
             if not table.can_reserve(CLASSES[-1]):

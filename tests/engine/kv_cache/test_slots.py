@@ -17,7 +17,7 @@ from app.engine.kv_cache.slots import (
     length_classes,
     slot_of,
 )
-from app.engine.sequence import Row, Slot
+from app.engine.sequence import Slot, TokenSequence
 from tests.engine.rows import make_row
 
 STALE = math.nan
@@ -82,7 +82,7 @@ def test_a_slot_that_may_hold_nan_is_cleared_before_anything_moves_in(how: str) 
     for row in (bad, last):
         table.place(row, 10)
         row.num_computed = 3
-    bad.suspect = how == "failed"
+    bad.tainted = how == "failed"
     table.release(bad)
     assert table.take_operations() == (
         ClearSlot(bad, Slot(0, 0)),
@@ -92,14 +92,14 @@ def test_a_slot_that_may_hold_nan_is_cleared_before_anything_moves_in(how: str) 
 
 def test_the_place_that_an_unproven_row_leaves_behind_is_cleared() -> None:
     table = SlotTable((32,), 1000)
-    proven, unproven = make_row(generated=[1]), make_row()
+    proven, may_hold_nan = make_row(generated=[1]), make_row()
     table.place(proven, 10)
-    table.place(unproven, 10)
-    unproven.num_computed = 2
+    table.place(may_hold_nan, 10)
+    may_hold_nan.num_computed = 2
     table.release(proven)
     assert table.take_operations() == (
-        CopyColumns(unproven, Slot(0, 1), Slot(0, 0), 2),
-        ClearSlot(unproven, Slot(0, 1)),
+        CopyColumns(may_hold_nan, Slot(0, 1), Slot(0, 0), 2),
+        ClearSlot(may_hold_nan, Slot(0, 1)),
     )
 
 
@@ -109,7 +109,7 @@ def test_the_place_that_a_row_of_a_failed_request_leaves_behind_is_cleared() -> 
     first, last = make_row(generated=[1]), make_row(generated=[1])
     for row in (first, last):
         table.place(row, 10)
-        row.num_computed, row.suspect = 3, True
+        row.num_computed, row.tainted = 3, True
     for row in (first, last):
         table.release(row)
     assert table.take_operations() == (
@@ -157,15 +157,15 @@ class Contents(RuleBasedStateMachine):
         super().__init__()
         self.table = SlotTable(length_classes(100), 10**6)
         self.arrays: dict[Slot, list[float]] = {}
-        self.expected: dict[Row, list[float]] = {}
-        self.poisoned: set[Row] = set()
+        self.expected: dict[TokenSequence, list[float]] = {}
+        self.poisoned: set[TokenSequence] = set()
         self.count = 0
 
     def slot_array(self, slot: Slot) -> list[float]:
         capacity = self.table.capacities[slot.length_class]
         return self.arrays.setdefault(slot, [0.0] * capacity)
 
-    def write(self, row: Row, tokens: int) -> None:
+    def write(self, row: TokenSequence, tokens: int) -> None:
         """Compute `tokens` tokens, as a forward pass writes their columns."""
         array = self.slot_array(slot_of(row))
         for _ in range(tokens):
@@ -187,7 +187,7 @@ class Contents(RuleBasedStateMachine):
                 assert isinstance(operation, LoadPrefixes)
 
     @rule(target=rows, columns=st.integers(1, 60), tokens=st.integers(0, 20), bad=st.booleans())
-    def admit(self, columns: int, tokens: int, bad: bool) -> Row:
+    def admit(self, columns: int, tokens: int, bad: bool) -> TokenSequence:
         row = make_row(name=str(len(self.expected)), prompt=[1] * 20)
         self.table.place_with_prefixes(row, max(columns, tokens))
         self.expected[row] = []
@@ -198,12 +198,12 @@ class Contents(RuleBasedStateMachine):
         return row
 
     @rule(row=rows)
-    def step(self, row: Row) -> None:
+    def step(self, row: TokenSequence) -> None:
         """One decoding step; the first one proves the row or finds the poison."""
         if row.slot is None:
             return
         if row in self.poisoned:
-            row.suspect = True
+            row.tainted = True
             self.table.release(row)
             return
         row.token_ids.append(1)
@@ -213,7 +213,7 @@ class Contents(RuleBasedStateMachine):
             self.write(row, 1)
 
     @rule(target=rows, row=rows, room=st.integers(0, 30))
-    def fork(self, row: Row, room: int) -> Row:
+    def fork(self, row: TokenSequence, room: int) -> TokenSequence:
         twin = make_row(name=f"twin-{len(self.expected)}", prompt=[1] * 20)
         if row.slot is None or row in self.poisoned or not row.num_generated:
             return twin
@@ -224,11 +224,11 @@ class Contents(RuleBasedStateMachine):
         return twin
 
     @rule(row=consumes(rows))
-    def release(self, row: Row) -> None:
+    def release(self, row: TokenSequence) -> None:
         self.table.release(row)
 
     @rule(first=consumes(rows), second=consumes(rows))
-    def release_two_in_one_step(self, first: Row, second: Row) -> None:
+    def release_two_in_one_step(self, first: TokenSequence, second: TokenSequence) -> None:
         self.table.release(first)
         self.table.release(second)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.schema import retired_owners, tenants
 from app.errors import Unavailable
 from app.registry.registry import Registry
@@ -32,8 +32,8 @@ class Replicas:
     def __init__(self, handles: StoreHandles, url: str, describe: Describe) -> None:
         self.handles = handles
         self.ahead_s = 0.0
-        self.one = Registry(Catalog(url), handles.store, clock=self.clock)
-        self.two = Registry(Catalog(url), handles.another(), clock=self.clock)
+        self.one = Registry(Database(url), handles.store, clock=self.clock)
+        self.two = Registry(Database(url), handles.another(), clock=self.clock)
         self.owner = self.one.ensure_tenant("demo").owner
         self.describe = describe
         self.info = describe(DATA)

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, insert, select, text, update
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.schema import audit_log, tenants
 from app.errors import Conflict, InvalidRequest, PolyprefixError, Unavailable
 from app.tenancy.audit import chain
 from app.tenancy.audit.chain import GENESIS, Link, link_hash, list_records, verify
-from app.tenancy.audit.context import LocalCall, calling, shown
+from app.tenancy.audit.context import LocalCall, audit_context, printable
 from app.tenancy.audit.log import AuditLog
-from app.tenancy.audit.refusals import Denials
+from app.tenancy.audit.refusals import Refusals
 from tests.tenancy.house import Clock
 
 CALL = {"tenant": "acme", "kid": "k1", "peer": "192.0.2.7"}
@@ -33,28 +33,28 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def log(any_catalog: Catalog, clock: Clock) -> AuditLog:
+def log(any_catalog: Database, clock: Clock) -> AuditLog:
     return AuditLog(any_catalog, "one", clock=clock)
 
 
-def make_tenant(catalog: Catalog, name: str) -> None:
+def make_tenant(catalog: Database, name: str) -> None:
     with catalog.write() as (connection, _):
         connection.execute(insert(tenants).values(id=name, owner=name, created_at=0))
 
 
-def records(catalog: Catalog) -> list[Any]:
+def records(catalog: Database) -> list[Any]:
     return list(list_records(catalog).items)
 
 
-def faults(catalog: Catalog, **heads: Link) -> dict[str, str | None]:
+def faults(catalog: Database, **heads: Link) -> dict[str, str | None]:
     return {report.replica: report.fault for report in verify(catalog, heads)}
 
 
 # --- one record where there is a change ---------------------------------------------------
 
 
-def test_a_change_and_its_record_are_one(any_catalog: Catalog, log: AuditLog) -> None:
-    with calling(LocalCall("tenant create", **CALL)):
+def test_a_change_and_its_record_are_one(any_catalog: Database, log: AuditLog) -> None:
+    with audit_context(LocalCall("tenant create", **CALL)):
         make_tenant(any_catalog, "new")
     [record] = records(any_catalog)
     assert record["outcome"] == {"status": "done"}
@@ -64,16 +64,16 @@ def test_a_change_and_its_record_are_one(any_catalog: Catalog, log: AuditLog) ->
 
 
 @pytest.mark.usefixtures("log")
-def test_nobodys_changes_leave_no_record(any_catalog: Catalog) -> None:
+def test_nobodys_changes_leave_no_record(any_catalog: Database) -> None:
     make_tenant(any_catalog, "new")
-    with calling(LocalCall("reading", mutates=False)):
+    with audit_context(LocalCall("reading", mutates=False)):
         make_tenant(any_catalog, "other")
     assert records(any_catalog) == []
 
 
-def test_several_changes_of_a_call_leave_one_record(any_catalog: Catalog, log: AuditLog) -> None:
+def test_several_changes_of_a_call_leave_one_record(any_catalog: Database, log: AuditLog) -> None:
     call = LocalCall("tenant create", **CALL)
-    with calling(call):
+    with audit_context(call):
         for name in "abc":
             make_tenant(any_catalog, name)
     log.granted(call)
@@ -81,11 +81,11 @@ def test_several_changes_of_a_call_leave_one_record(any_catalog: Catalog, log: A
 
 
 def test_a_change_that_is_undone_takes_its_record_with_it(
-    any_catalog: Catalog, log: AuditLog
+    any_catalog: Database, log: AuditLog
 ) -> None:
     call = LocalCall("tenant create", **CALL)
     make_tenant(any_catalog, "there")
-    with calling(call):
+    with audit_context(call):
         with pytest.raises(Conflict):
             make_tenant(any_catalog, "there")
         assert records(any_catalog) == []
@@ -95,7 +95,7 @@ def test_a_change_that_is_undone_takes_its_record_with_it(
     assert (record["sequence"], record["outcome"]) == (1, {"status": "done"})
 
 
-def failing_after_the_hooks(catalog: Catalog, call: LocalCall, *, committed: bool) -> None:
+def failing_after_the_hooks(catalog: Database, call: LocalCall, *, committed: bool) -> None:
     """A change that fails once its record is written: before the commit, or with its answer."""
 
     @contextmanager
@@ -109,14 +109,14 @@ def failing_after_the_hooks(catalog: Catalog, call: LocalCall, *, committed: boo
 
     if not committed:
         catalog.before_commit(fail)
-    with calling(call), pytest.raises(Unavailable), write() as connection:
+    with audit_context(call), pytest.raises(Unavailable), write() as connection:
         connection.execute(insert(tenants).values(id="new", owner="new", created_at=0))
     catalog._hooks = [hook for hook in catalog._hooks if hook is not fail]
 
 
 @pytest.mark.parametrize("committed", [False, True])
 def test_a_record_says_done_if_and_only_if_it_was_committed(
-    any_catalog: Catalog, log: AuditLog, committed: bool
+    any_catalog: Database, log: AuditLog, committed: bool
 ) -> None:
     call = LocalCall("tenant create", **CALL)
     failing_after_the_hooks(any_catalog, call, committed=committed)
@@ -132,12 +132,12 @@ def test_a_record_says_done_if_and_only_if_it_was_committed(
 
 
 def test_a_change_whose_record_cannot_be_written_does_not_happen(
-    any_catalog: Catalog, log: AuditLog
+    any_catalog: Database, log: AuditLog
 ) -> None:
     with any_catalog.append() as connection:
         connection.execute(text("DROP TABLE audit_log"))
     call = LocalCall("tenant create", **CALL)
-    with calling(call), pytest.raises(Exception, match="audit_log"):
+    with audit_context(call), pytest.raises(Exception, match="audit_log"):
         make_tenant(any_catalog, "new")
     with any_catalog.read() as connection:
         assert connection.execute(select(tenants)).all() == []
@@ -145,16 +145,16 @@ def test_a_change_whose_record_cannot_be_written_does_not_happen(
 
 
 def test_a_granted_call_that_changed_nothing_is_on_record(
-    any_catalog: Catalog, log: AuditLog
+    any_catalog: Database, log: AuditLog
 ) -> None:
     log.granted(LocalCall("tenant create", **CALL))
     assert records(any_catalog)[0]["outcome"] == {"status": "unchanged"}
 
 
 def test_refusals_are_on_record_until_a_key_has_too_many(
-    any_catalog: Catalog, clock: Clock
+    any_catalog: Database, clock: Clock
 ) -> None:
-    log = AuditLog(any_catalog, "one", denials=Denials(singly=3), clock=clock)
+    log = AuditLog(any_catalog, "one", denials=Refusals(singly=3), clock=clock)
     for _ in range(10):
         log.refused(LocalCall("delete_prefix", **CALL), 404, "prefix_not_found")
     log.refused(LocalCall("delete_prefix", tenant="zeta", kid="z"), 404, "prefix_not_found")
@@ -172,7 +172,7 @@ def test_refusals_are_on_record_until_a_key_has_too_many(
 
 
 def test_refusals_that_cannot_be_written_are_counted_and_written_later(
-    any_catalog: Catalog, log: AuditLog, monkeypatch: pytest.MonkeyPatch
+    any_catalog: Database, log: AuditLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def down() -> None:
         raise Unavailable("the catalog is busy")
@@ -203,13 +203,13 @@ def test_refusals_that_cannot_be_written_are_counted_and_written_later(
     ],
 )
 def test_only_names_are_repeated(value: str, expected: str) -> None:
-    assert shown(value) == expected
+    assert printable(value) == expected
 
 
 # --- chains -------------------------------------------------------------------------------
 
 
-def fill(catalog: Catalog, replica: str, count: int) -> list[Link]:
+def fill(catalog: Database, replica: str, count: int) -> list[Link]:
     links = []
     for number in range(count):
         with catalog.append() as connection:
@@ -218,7 +218,7 @@ def fill(catalog: Catalog, replica: str, count: int) -> list[Link]:
     return links
 
 
-def test_every_record_follows_the_one_before(any_catalog: Catalog) -> None:
+def test_every_record_follows_the_one_before(any_catalog: Database) -> None:
     fill(any_catalog, "one", 3)
     with any_catalog.read() as connection:
         rows = connection.execute(select(audit_log).order_by(audit_log.c.sequence)).all()
@@ -230,14 +230,14 @@ def test_every_record_follows_the_one_before(any_catalog: Catalog) -> None:
 
 
 def test_two_processes_of_one_name_make_one_chain(catalog_url: str) -> None:
-    catalogs = [Catalog(catalog_url) for _ in range(3)]
+    catalogs = [Database(catalog_url) for _ in range(3)]
     errors: list[Exception] = []
 
-    def writing(catalog: Catalog, number: int) -> None:
+    def writing(catalog: Database, number: int) -> None:
         try:
             AuditLog(catalog, "same")
             for index in range(15):
-                with calling(LocalCall("tenant create")):
+                with audit_context(LocalCall("tenant create")):
                     make_tenant(catalog, f"t{number}-{index}")
                 fill(catalog, "same", 1)
         except Exception as error:
@@ -259,7 +259,7 @@ def test_two_processes_of_one_name_make_one_chain(catalog_url: str) -> None:
 
 
 def test_a_number_that_is_always_taken_is_unavailable(
-    any_catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    any_catalog: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fill(any_catalog, "one", 1)
     monkeypatch.setattr(chain, "_head", lambda *_: (0, GENESIS))
@@ -267,7 +267,7 @@ def test_a_number_that_is_always_taken_is_unavailable(
         fill(any_catalog, "one", 1)
 
 
-def test_lists_are_by_time_in_pages_and_may_be_of_one_tenant(any_catalog: Catalog) -> None:
+def test_lists_are_by_time_in_pages_and_may_be_of_one_tenant(any_catalog: Database) -> None:
     fill(any_catalog, "one", 5)
     fill(any_catalog, "two", 4)
     with any_catalog.append() as connection:
@@ -289,7 +289,7 @@ def test_lists_are_by_time_in_pages_and_may_be_of_one_tenant(any_catalog: Catalo
 
 
 def test_a_sound_chain_longer_than_a_page_is_sound(
-    any_catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+    any_catalog: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chain, "_PAGE", 3)
     links = fill(any_catalog, "one", 10)
@@ -298,7 +298,7 @@ def test_a_sound_chain_longer_than_a_page_is_sound(
     assert (report.records, report.head) == (10, links[-1])
 
 
-def test_a_removed_record_is_found(any_catalog: Catalog) -> None:
+def test_a_removed_record_is_found(any_catalog: Database) -> None:
     links = fill(any_catalog, "one", 5)
     fill(any_catalog, "two", 5)
     with any_catalog.append() as connection:
@@ -309,7 +309,7 @@ def test_a_removed_record_is_found(any_catalog: Catalog) -> None:
     assert two.fault is None
 
 
-def test_a_chain_without_its_beginning_is_found(any_catalog: Catalog) -> None:
+def test_a_chain_without_its_beginning_is_found(any_catalog: Database) -> None:
     fill(any_catalog, "one", 5)
     with any_catalog.append() as connection:
         connection.execute(delete(audit_log).where(audit_log.c.sequence <= 2))
@@ -317,7 +317,7 @@ def test_a_chain_without_its_beginning_is_found(any_catalog: Catalog) -> None:
     assert (report.fault, report.head) == ("record 1 is missing; the next one is 3", None)
 
 
-def test_a_cut_or_missing_end_is_found_by_a_kept_head_alone(any_catalog: Catalog) -> None:
+def test_a_cut_or_missing_end_is_found_by_a_kept_head_alone(any_catalog: Database) -> None:
     links = fill(any_catalog, "one", 5)
     lost = fill(any_catalog, "two", 2)[-1]
     with any_catalog.append() as connection:
@@ -331,7 +331,7 @@ def test_a_cut_or_missing_end_is_found_by_a_kept_head_alone(any_catalog: Catalog
     }
 
 
-def test_a_chain_that_was_written_anew_is_found_by_a_kept_head(any_catalog: Catalog) -> None:
+def test_a_chain_that_was_written_anew_is_found_by_a_kept_head(any_catalog: Database) -> None:
     kept = fill(any_catalog, "one", 4)[-1]
     with any_catalog.append() as connection:
         connection.execute(delete(audit_log))
@@ -341,7 +341,7 @@ def test_a_chain_that_was_written_anew_is_found_by_a_kept_head(any_catalog: Cata
     assert faults(any_catalog, one=kept)["one"] is not None
 
 
-def test_swapped_records_are_found(any_catalog: Catalog) -> None:
+def test_swapped_records_are_found(any_catalog: Database) -> None:
     fill(any_catalog, "one", 4)
     with any_catalog.append() as connection:
         for before, after in ((2, 99), (3, 2), (99, 3)):
@@ -351,12 +351,12 @@ def test_swapped_records_are_found(any_catalog: Catalog) -> None:
 
 
 @pytest.fixture(scope="module")
-def tampered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
+def tampered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     """A catalog with one chain; whoever changes it puts it back."""
-    catalog = Catalog(f"sqlite:///{tmp_path_factory.mktemp('audit')}/catalog.sqlite")
+    catalog = Database(f"sqlite:///{tmp_path_factory.mktemp('audit')}/catalog.sqlite")
     log = AuditLog(catalog, "one")
     for name in "abcde":
-        with calling(LocalCall("tenant create", **CALL)):
+        with audit_context(LocalCall("tenant create", **CALL)):
             make_tenant(catalog, name)
         log.refused(LocalCall("delete_prefix", **CALL), 404, "prefix_not_found")
     assert faults(catalog) == {"one": None}
@@ -376,7 +376,7 @@ COLUMNS = {
 }
 
 
-def is_found(catalog: Catalog, sequence: int, values: dict[str, object]) -> bool:
+def is_found(catalog: Database, sequence: int, values: dict[str, object]) -> bool:
     """Whether a change of a record is noticed; it is taken back."""
     where = audit_log.c.sequence == sequence
     with catalog.read() as connection:
@@ -398,14 +398,14 @@ def is_found(catalog: Catalog, sequence: int, values: dict[str, object]) -> bool
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_last_record_with_a_number_below_the_first_is_found(
-    tampered: Catalog, number: int
+    tampered: Database, number: int
 ) -> None:
     assert is_found(tampered, 10, {"sequence": number})
 
 
 @given(sequence=st.integers(1, 10), data=st.data())
 def test_a_change_of_any_column_is_found(
-    tampered: Catalog, sequence: int, data: st.DataObject
+    tampered: Database, sequence: int, data: st.DataObject
 ) -> None:
     name = data.draw(st.sampled_from(sorted(COLUMNS)))
     with tampered.read() as connection:
@@ -417,7 +417,7 @@ def test_a_change_of_any_column_is_found(
 
 @given(sequence=st.integers(1, 10), data=st.data())
 def test_a_change_of_any_fact_is_found(
-    tampered: Catalog, sequence: int, data: st.DataObject
+    tampered: Database, sequence: int, data: st.DataObject
 ) -> None:
     with tampered.read() as connection:
         where = audit_log.c.sequence == sequence
@@ -430,7 +430,7 @@ def test_a_change_of_any_fact_is_found(
 
 
 def test_a_last_record_that_was_changed_with_its_hash_contradicts_its_columns(
-    tampered: Catalog,
+    tampered: Database,
 ) -> None:
     with tampered.read() as connection:
         row = connection.execute(select(audit_log).where(audit_log.c.sequence == 10)).one()

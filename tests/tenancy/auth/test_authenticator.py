@@ -26,8 +26,8 @@ NOW = 1_800_000_000
 
 def enter(house: House, text: str | None, peer: str = PEER) -> Principal:
     """As the gate does it."""
-    found = house.authenticator.recall(text, peer)
-    return found or house.authenticator.look_up(text, peer)
+    found = house.authenticator.authenticate_cached(text, peer)
+    return found or house.authenticator.authenticate(text, peer)
 
 
 def refused(house: House, text: str | None) -> PolyprefixError:
@@ -63,7 +63,7 @@ def test_a_warm_key_asks_nobody(house: House) -> None:
     _, key = house.keyring.create("acme")
     enter(house, key.text)
     with statements(house) as asked:
-        assert house.authenticator.recall(key.text, PEER)
+        assert house.authenticator.authenticate_cached(key.text, PEER)
         unknown = mint().text
         refused(house, unknown)
         before = len(asked)
@@ -76,8 +76,8 @@ def test_a_cold_key_is_not_looked_up_on_the_event_loop(house: House) -> None:
     _, key = house.keyring.create("acme")
     house.feed.poll()
     with statements(house) as asked:
-        assert house.authenticator.recall(key.text, PEER) is None
-        assert house.authenticator.recall(mint().text, PEER) is None
+        assert house.authenticator.authenticate_cached(key.text, PEER) is None
+        assert house.authenticator.authenticate_cached(mint().text, PEER) is None
     assert asked == []
 
 
@@ -87,7 +87,7 @@ def test_a_warm_key_costs_microseconds(house: House) -> None:
     times = []
     for _ in range(2000):
         begun = time.perf_counter()
-        house.authenticator.recall(key.text, PEER)
+        house.authenticator.authenticate_cached(key.text, PEER)
         times.append(time.perf_counter() - begun)
     assert statistics.median(times) < 100e-6
 
@@ -217,7 +217,7 @@ def test_old_knowledge_is_not_used(house: House, tmp_path: Path) -> None:
     assert enter(other, key.text)
     house.keyring.revoke("acme", key.kid)
     other.clock.now += 1
-    assert other.authenticator.recall(key.text, PEER) is None
+    assert other.authenticator.authenticate_cached(key.text, PEER) is None
     refused(other, key.text)
     other.catalog.close()
 
@@ -363,20 +363,20 @@ def test_an_unknown_scope_in_the_catalog_allows_nothing(house: House) -> None:
 def test_without_keys_everybody_is_the_one_tenant(house: House) -> None:
     everybody = Principal("acme", None, frozenset(Scope))
     open_door = Anonymous(house.catalog, house.feed, everybody)
-    assert open_door.recall(None, PEER) is None
-    assert open_door.look_up(None, PEER) == everybody
+    assert open_door.authenticate_cached(None, PEER) is None
+    assert open_door.authenticate(None, PEER) == everybody
     with statements(house) as asked:
-        assert open_door.recall("whatever", PEER) == everybody
+        assert open_door.authenticate_cached("whatever", PEER) == everybody
     assert asked == []
     house.accounts.change("acme", limits={"max_rows": 2})
     house.feed.poll()
-    assert open_door.look_up(None, PEER).limits.max_rows == 2
+    assert open_door.authenticate(None, PEER).limits.max_rows == 2
     house.accounts.change("acme", disabled=True)
     house.feed.poll()
     with pytest.raises(InvalidKey):
-        open_door.look_up(None, PEER)
+        open_door.authenticate(None, PEER)
     with pytest.raises(InvalidKey):
-        open_door.recall(None, PEER)
+        open_door.authenticate_cached(None, PEER)
 
 
 def test_the_cache_of_a_process_can_be_smaller_than_its_keys(tmp_path: Path) -> None:

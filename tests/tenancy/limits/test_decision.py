@@ -7,7 +7,7 @@ import pytest
 from app.errors import InvalidRequest
 from app.tenancy.limits.decision import (
     Cost,
-    Standing,
+    LimitDecision,
     check_possible,
     duration,
     is_counted,
@@ -39,7 +39,7 @@ def test_durations_are_written_as_openai_does(seconds: float, text: str) -> None
 
 def test_headers_tell_limit_rest_and_time_to_full() -> None:
     limits = TenantLimits(requests_per_minute=60, tokens_per_minute=6000)
-    assert rate_headers(limits, Standing(True, 15.5, 600, 3)) == {
+    assert rate_headers(limits, LimitDecision(True, 15.5, 600, 3)) == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "44",
         "x-ratelimit-reset-requests": "15.5s",
@@ -50,8 +50,8 @@ def test_headers_tell_limit_rest_and_time_to_full() -> None:
 
 
 def test_what_is_not_limited_has_no_headers() -> None:
-    assert rate_headers(TenantLimits(max_rows=3), Standing(True, 0, 0, 1)) == {}
-    only = rate_headers(TenantLimits(tokens_per_minute=60), Standing(True, 0, 60))
+    assert rate_headers(TenantLimits(max_rows=3), LimitDecision(True, 0, 0, 1)) == {}
+    only = rate_headers(TenantLimits(tokens_per_minute=60), LimitDecision(True, 0, 60))
     assert {name.rpartition("-")[2] for name in only} == {"tokens"}
     assert only["x-ratelimit-remaining-tokens"] == "0"
 
@@ -68,16 +68,16 @@ LIMITS = TenantLimits(requests_per_minute=6, tokens_per_minute=600, max_rows=4)
 @pytest.mark.parametrize(
     ("standing", "limit", "seconds"),
     [
-        (Standing(False, 6, 0, 0), "6 requests per minute", 10),
-        (Standing(False, 5.05, 0, 0), "6 requests per minute", 1),
-        (Standing(False, 0, 600, 0), "600 tokens per minute", 10),
-        (Standing(False, 0, 550, 0), "600 tokens per minute", 5),
-        (Standing(False, 0, 0, 3), "4 rows at a time", 1),
-        (Standing(False, 5.5, 600, 4), "600 tokens per minute", 10),
+        (LimitDecision(False, 6, 0, 0), "6 requests per minute", 10),
+        (LimitDecision(False, 5.05, 0, 0), "6 requests per minute", 1),
+        (LimitDecision(False, 0, 600, 0), "600 tokens per minute", 10),
+        (LimitDecision(False, 0, 550, 0), "600 tokens per minute", 5),
+        (LimitDecision(False, 0, 0, 3), "4 rows at a time", 1),
+        (LimitDecision(False, 5.5, 600, 4), "600 tokens per minute", 10),
     ],
 )
 def test_a_refusal_names_the_limit_that_lasts_longest(
-    standing: Standing, limit: str, seconds: float
+    standing: LimitDecision, limit: str, seconds: float
 ) -> None:
     error = refusal(LIMITS, standing, Cost(tokens=100, rows=2))
     assert (error.status, error.code) == (429, "rate_limit_exceeded")

@@ -12,14 +12,14 @@ from dataclasses import replace
 
 import pytest
 
-from app.tenancy.limits.decision import Standing
+from app.tenancy.limits.decision import LimitDecision
 from app.tenancy.limits.limits import TenantLimits
 from app.tenancy.limits.pipeline import MAX_WAITING, RedisFails, ScriptFault, ScriptPipeline
-from app.tenancy.limits.script import Call
+from app.tenancy.limits.script import ScriptCall
 from tests.redis_server import RedisServer, free_port, proxied
 
 LIMITS = TenantLimits(requests_per_minute=10**9, max_rows=10**6)
-TAKE = Call("acme", "take", "lease", 1, 30, LIMITS, requests=1)
+TAKE = ScriptCall("acme", "take", "lease", 1, 30, LIMITS, requests=1)
 LEASES = "test:limits:{acme}:leases"
 
 
@@ -42,8 +42,8 @@ def runs(redis: RedisServer) -> int:
 async def own(one: ScriptPipeline, number: int) -> None:
     """A call of a tenant with rows of its own; the reply is the one to this call."""
     rows = number % 7 + 1
-    call = Call(f"tenant-{number}", "keep", "lease", rows, 30, LIMITS)
-    assert await one.send(call) == Standing(True, 0, 0, rows)
+    call = ScriptCall(f"tenant-{number}", "keep", "lease", rows, 30, LIMITS)
+    assert await one.send(call) == LimitDecision(True, 0, 0, rows)
 
 
 def test_calls_of_many_callers_get_their_own_replies(shared_redis: RedisServer) -> None:
@@ -224,7 +224,11 @@ def test_an_error_reply_is_a_fault_of_its_call_alone(shared_redis: RedisServer) 
             replies = await asyncio.gather(
                 *(one.send(call) for call in [TAKE, bad, TAKE] * 30), return_exceptions=True
             )
-            assert [type(reply) for reply in replies] == [Standing, ScriptFault, Standing] * 30
+            assert [type(reply) for reply in replies] == [
+                LimitDecision,
+                ScriptFault,
+                LimitDecision,
+            ] * 30
             assert one.connections == 1
 
     asyncio.run(main())

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from app.errors import InvalidRequest
-from app.tenancy.limits.decision import Cost, Standing
+from app.tenancy.limits.decision import Cost, LimitDecision
 from app.tenancy.limits.limits import TenantLimits
 from app.tenancy.limits.local import LocalLimits
-from app.tenancy.limits.script import LUA, Call, read_reply
+from app.tenancy.limits.script import LUA, ScriptCall, read_reply
 from app.tenancy.limits.shared import RedisLimits
 from tests.redis_server import Proxy, RedisServer, proxied, redis_server
 from tests.tenancy.limits.test_local import STEPS
@@ -58,7 +58,7 @@ def used(redis: RedisServer, name: str) -> float:
     return float(redis.command("HGET", METERS, name))
 
 
-async def takes(one: RedisLimits, limits: TenantLimits, cost: Cost) -> tuple[str, Standing]:
+async def takes(one: RedisLimits, limits: TenantLimits, cost: Cost) -> tuple[str, LimitDecision]:
     lease, standing = await one.take("acme", limits, cost)
     assert standing is not None, "Redis did not answer in time"
     return lease, standing
@@ -269,7 +269,7 @@ def test_a_reply_to_another_call_is_a_fault_and_ends_the_connection(
 
 @pytest.mark.parametrize("reply", ["n 1 0 0", "m 1 0 0 0", "n 1 x 0 0", "", 7, None, ["n"]])
 def test_a_reply_that_is_not_to_this_call_is_not_read(reply: object) -> None:
-    assert read_reply("n 1 0.5 2 3", "n") == Standing(True, 0.5, 2, 3)
+    assert read_reply("n 1 0.5 2 3", "n") == LimitDecision(True, 0.5, 2, 3)
     with pytest.raises(ValueError, match="reply|float"):
         read_reply(reply, "n")
 
@@ -285,7 +285,7 @@ def test_the_keys_pass_away_by_themselves(shared_redis: RedisServer) -> None:
 
 
 def test_a_tenants_keys_are_in_one_slot_and_apart_from_others() -> None:
-    call = Call("acme", "take", "l", 1, 30, LIMITS)
+    call = ScriptCall("acme", "take", "l", 1, 30, LIMITS)
     assert call.keys("polyprefix") == (METERS, LEASES)
 
 
@@ -302,12 +302,12 @@ def test_redis_decides_as_one_process_does(
         for number, (kind, amount, rows) in enumerate(steps):
             if kind == "take":
                 here = local.take("acme", LIMITS, Cost(amount, rows))
-                call = Call("acme", "take", str(number), rows, 600, LIMITS, 1, amount)
+                call = ScriptCall("acme", "take", str(number), rows, 600, LIMITS, 1, amount)
                 if here.granted:
                     running.append(call)
             elif kind == "give" and running:
                 took = running.pop()
-                call = Call("acme", "give", took.lease, took.rows, 600, LIMITS, rows, amount)
+                call = ScriptCall("acme", "give", took.lease, took.rows, 600, LIMITS, rows, amount)
                 local.give("acme", LIMITS, requests=rows, tokens=amount, rows=took.rows)
                 here = local.take("acme", LIMITS, Cost(0, 99))
             else:

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from app.db.database import Catalog, migrate
+from app.db.database import Database, migrate
 from app.db.schema import audit_log, tenants, usage_hours
 from app.errors import Unavailable
 from app.tenancy.audit.chain import verify
-from app.tenancy.usage.flush import WRITE_S, Books
-from app.tenancy.usage.totals import Sums
+from app.tenancy.usage.flush import WRITE_S, CatalogFlush
+from app.tenancy.usage.totals import UsageTotals
 
 RUNS = 20
 DRIVER = Path(__file__).parents[1] / "book_driver.py"
@@ -49,7 +49,7 @@ def test_a_killed_process_loses_five_seconds_of_usage_at_most(tmp_path: Path) ->
     url = f"sqlite:///{tmp_path}/catalog.sqlite"
     lines = killed(url, "usage", 2 * WRITE_S + 0.7)
     times = {int(number): float(at) for number, at in (line.split() for line in lines)}
-    catalog = Catalog(url)
+    catalog = Database(url)
     with catalog.read() as connection:
         kept = connection.scalar(select(usage_hours.c.requests)) or 0
     catalog.close()
@@ -68,7 +68,7 @@ def test_chains_and_changes_agree_whenever_a_process_is_killed(
     if database == "postgresql":
         url = request.getfixturevalue("_postgres").make_database()
     migrate(url)
-    catalog = Catalog(url)
+    catalog = Database(url)
     done: list[str] = []
     for run in range(RUNS):
         done += killed(url, "audit", random.Random(run).uniform(0.02, 0.25))
@@ -84,9 +84,9 @@ def test_chains_and_changes_agree_whenever_a_process_is_killed(
 
 
 def test_books_that_cannot_be_written_are_written_later(tmp_path: Path) -> None:
-    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.sqlite")
-    books = Books(catalog, "one", usage_days=1)
-    books.usage.add("acme", [], [], Sums(1))
+    catalog = Database(f"sqlite:///{tmp_path}/catalog.sqlite")
+    books = CatalogFlush(catalog, "one", usage_days=1)
+    books.usage.add("acme", [], [], UsageTotals(1))
     append = catalog.append
 
     def down() -> None:
@@ -104,9 +104,9 @@ def test_books_that_cannot_be_written_are_written_later(tmp_path: Path) -> None:
 
 
 def test_old_usage_is_forgotten_now_and_then(tmp_path: Path) -> None:
-    catalog = Catalog(f"sqlite:///{tmp_path}/catalog.sqlite")
+    catalog = Database(f"sqlite:///{tmp_path}/catalog.sqlite")
     now = [0.0]
-    books = Books(catalog, "one", usage_days=1, clock=lambda: now[0])
+    books = CatalogFlush(catalog, "one", usage_days=1, clock=lambda: now[0])
     pruned: list[float] = []
     books.usage.prune = pruned.append  # type: ignore[method-assign]
     for now[0] in (0.0, 10.0, 3599.0, 3600.0, 3700.0):

@@ -9,24 +9,24 @@ from contextlib import contextmanager
 import pytest
 from sqlalchemy import Connection, func, insert, select
 
-from app.db.database import Catalog
+from app.db.database import Database
 from app.db.schema import usage_batches, usage_hours
 from app.errors import InvalidRequest, Unavailable
 from app.tenancy.usage.recorder import OTHERS, UsageLedger
 from app.tenancy.usage.report import UsageQuery, UsageRow, read_usage
-from app.tenancy.usage.totals import Sums
+from app.tenancy.usage.totals import UsageTotals
 from tests.tenancy.house import Clock
 
 HOUR = 3600
 DAY = 24 * HOUR
 NOON = 1_800_000_000 // DAY * DAY + 12 * HOUR
-ONE = Sums(1, 0, 5, 7, 20, 100)
+ONE = UsageTotals(1, 0, 5, 7, 20, 100)
 
 
 class FlakyCatalog:
     """A catalog whose appends fail as is asked: before they begin, or after they are committed."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Database) -> None:
         self._catalog, self.fails = catalog, ""
 
     def read(self) -> object:
@@ -48,7 +48,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def flaky(any_catalog: Catalog) -> FlakyCatalog:
+def flaky(any_catalog: Database) -> FlakyCatalog:
     return FlakyCatalog(any_catalog)
 
 
@@ -57,7 +57,7 @@ def ledger(flaky: FlakyCatalog, clock: Clock) -> UsageLedger:
     return UsageLedger(flaky, clock=clock)
 
 
-def stored(catalog: Catalog) -> dict[tuple[object, ...], tuple[int, ...]]:
+def stored(catalog: Database) -> dict[tuple[object, ...], tuple[int, ...]]:
     with catalog.read() as connection:
         rows = connection.execute(select(usage_hours)).all()
     return {tuple(row[:4]): tuple(row[4:]) for row in rows}
@@ -67,23 +67,23 @@ def everything(tenant: str = "acme", **changes: object) -> UsageQuery:
     return UsageQuery(tenant, **{"start": 0, "end": 2**40, **changes})
 
 
-def rows_of(catalog: Catalog, ledger: UsageLedger, query: UsageQuery) -> list[UsageRow]:
+def rows_of(catalog: Database, ledger: UsageLedger, query: UsageQuery) -> list[UsageRow]:
     return list(read_usage(catalog, ledger, query, None, 100).items)
 
 
-def total(catalog: Catalog, ledger: UsageLedger, tenant: str = "acme") -> Sums:
+def total(catalog: Database, ledger: UsageLedger, tenant: str = "acme") -> UsageTotals:
     rows = rows_of(catalog, ledger, everything(tenant))
-    return rows[0].sums if rows else Sums()
+    return rows[0].sums if rows else UsageTotals()
 
 
 # --- writing ------------------------------------------------------------------------------
 
 
 def test_requests_are_summed_by_tenant_hour_and_what_served(
-    any_catalog: Catalog, ledger: UsageLedger, clock: Clock
+    any_catalog: Database, ledger: UsageLedger, clock: Clock
 ) -> None:
     ledger.add("acme", ["e2e", "other/alice"], ["aa", "bb"], ONE)
-    ledger.add("acme", ["e2e", "other/alice"], ["aa", "bb"], Sums(1, 1, 3, 0))
+    ledger.add("acme", ["e2e", "other/alice"], ["aa", "bb"], UsageTotals(1, 1, 3, 0))
     ledger.add("acme", [], [], ONE)
     ledger.add("zeta", [], [], ONE)
     clock.now += HOUR
@@ -98,7 +98,7 @@ def test_requests_are_summed_by_tenant_hour_and_what_served(
 
 
 def test_later_batches_and_other_processes_are_added_to_what_is_there(
-    any_catalog: Catalog, ledger: UsageLedger, clock: Clock
+    any_catalog: Database, ledger: UsageLedger, clock: Clock
 ) -> None:
     other = UsageLedger(any_catalog, clock=clock)
     for _ in range(3):
@@ -108,14 +108,14 @@ def test_later_batches_and_other_processes_are_added_to_what_is_there(
     assert stored(any_catalog) == {("acme", NOON, "", ""): (6, 0, 30, 42, 120, 600)}
 
 
-def test_nothing_to_write_writes_nothing(any_catalog: Catalog, ledger: UsageLedger) -> None:
+def test_nothing_to_write_writes_nothing(any_catalog: Database, ledger: UsageLedger) -> None:
     ledger.flush()
     with any_catalog.read() as connection:
         assert connection.scalar(select(func.count()).select_from(usage_batches)) == 0
 
 
 def test_a_batch_whose_answer_was_lost_is_not_counted_twice(
-    any_catalog: Catalog, flaky: FlakyCatalog, ledger: UsageLedger
+    any_catalog: Database, flaky: FlakyCatalog, ledger: UsageLedger
 ) -> None:
     ledger.add("acme", [], [], ONE)
     flaky.fails = "after"
@@ -131,7 +131,7 @@ def test_a_batch_whose_answer_was_lost_is_not_counted_twice(
 
 
 def test_what_cannot_be_written_is_kept(
-    any_catalog: Catalog, flaky: FlakyCatalog, ledger: UsageLedger
+    any_catalog: Database, flaky: FlakyCatalog, ledger: UsageLedger
 ) -> None:
     flaky.fails = "before"
     for _ in range(5):
@@ -146,7 +146,7 @@ def test_what_cannot_be_written_is_kept(
 
 
 def test_memory_is_bounded_and_sums_stay_whole_within_the_bound(
-    any_catalog: Catalog, flaky: FlakyCatalog, clock: Clock
+    any_catalog: Database, flaky: FlakyCatalog, clock: Clock
 ) -> None:
     ledger = UsageLedger(flaky, max_keys=10, clock=clock)
     flaky.fails = "before"
@@ -185,7 +185,7 @@ def test_many_different_sums_are_written_early(ledger: UsageLedger) -> None:
 
 
 def test_nothing_is_lost_or_doubled_while_many_add_and_flush(
-    any_catalog: Catalog, ledger: UsageLedger
+    any_catalog: Database, ledger: UsageLedger
 ) -> None:
     done = threading.Event()
     seen: list[int] = []
@@ -209,12 +209,12 @@ def test_nothing_is_lost_or_doubled_while_many_add_and_flush(
     for thread in watchers:
         thread.join()
     ledger.flush()
-    assert total(any_catalog, ledger) == Sums(2000, 0, 10_000, 14_000, 40_000, 200_000)
+    assert total(any_catalog, ledger) == UsageTotals(2000, 0, 10_000, 14_000, 40_000, 200_000)
     assert max(seen) <= 2000
 
 
 def test_old_hours_and_writers_are_forgotten(
-    any_catalog: Catalog, ledger: UsageLedger, clock: Clock
+    any_catalog: Database, ledger: UsageLedger, clock: Clock
 ) -> None:
     ledger.add("acme", [], [], ONE)
     ledger.flush()
@@ -260,7 +260,7 @@ def filled(ledger: UsageLedger, clock: Clock) -> UsageLedger:
     ],
 )
 def test_groups_add_up_to_the_whole_in_pages_of_any_size(
-    any_catalog: Catalog, filled: UsageLedger, groups: tuple[str, ...], count: int
+    any_catalog: Database, filled: UsageLedger, groups: tuple[str, ...], count: int
 ) -> None:
     query = everything(groups=groups)
     whole = rows_of(any_catalog, filled, query)
@@ -280,7 +280,7 @@ def test_groups_add_up_to_the_whole_in_pages_of_any_size(
 
 
 def test_a_report_may_be_of_a_time_and_of_a_prefix(
-    any_catalog: Catalog, filled: UsageLedger
+    any_catalog: Database, filled: UsageLedger
 ) -> None:
     hours = everything(start=NOON + HOUR, end=NOON + DAY, groups=("hour",))
     found = rows_of(any_catalog, filled, hours)
@@ -289,7 +289,7 @@ def test_a_report_may_be_of_a_time_and_of_a_prefix(
     assert [(row.group["version"], row.sums.requests) for row in versions] == [("aa", 6), ("bb", 6)]
 
 
-def test_nothing_used_is_no_row(any_catalog: Catalog, filled: UsageLedger) -> None:
+def test_nothing_used_is_no_row(any_catalog: Database, filled: UsageLedger) -> None:
     assert rows_of(any_catalog, filled, everything("nobody")) == []
     assert rows_of(any_catalog, filled, everything("nobody", groups=("day",))) == []
 
@@ -298,7 +298,7 @@ def test_nothing_used_is_no_row(any_catalog: Catalog, filled: UsageLedger) -> No
     "cursor", ["", "x", "W10", "WzFd", "WyJhIl0", "bnVsbA", "W3RydWVd", "A" * 5000]
 )
 def test_a_foreign_cursor_is_refused(
-    any_catalog: Catalog, filled: UsageLedger, cursor: str
+    any_catalog: Database, filled: UsageLedger, cursor: str
 ) -> None:
     query = everything(groups=("hour", "prefix"))
     with pytest.raises(InvalidRequest, match="cursor"):

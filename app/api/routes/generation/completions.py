@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import PrincipalDep, requires
 from app.api.generation.beam_options import check_alternatives, check_results, choose_beams
-from app.api.generation.generation import Generation, Job, check_rows, unless_gone
+from app.api.generation.generation import Generation, Job, cancel_on_disconnect, check_rows
 from app.api.generation.openai_format import (
     ChunkWriter,
     Json,
@@ -19,7 +19,7 @@ from app.api.generation.openai_format import (
     RowReply,
     whole_reply,
 )
-from app.api.generation.prefix_selection import Choice, choose
+from app.api.generation.prefix_selection import PrefixSelection, choose
 from app.api.generation.prompts import encode_prompts, new_document
 from app.api.generation.sampling import (
     choose_max_tokens,
@@ -79,7 +79,7 @@ async def create_completion(
     if body.stream:
         return EventStream(reply.parts(), lambda: generation.headers, generation.close)
     try:
-        await unless_gone(request.receive, reply.collect())
+        await cancel_on_disconnect(request.receive, reply.collect())
     finally:
         generation.close()
     headers = {**generation.headers, **generation.timings.headers}
@@ -138,7 +138,7 @@ def _prompts(body: CompletionBody, services: Services) -> list[str | list[int]]:
 async def _jobs(
     services: Services,
     principal: Principal,
-    choice: Choice,
+    choice: PrefixSelection,
     body: CompletionBody,
     prompts: list[str | list[int]],
 ) -> list[Job]:

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import PrincipalDep, requires
 from app.api.generation.beam_options import check_alternatives, check_results, choose_beams
-from app.api.generation.generation import Generation, Job, check_rows, unless_gone
+from app.api.generation.generation import Generation, Job, cancel_on_disconnect, check_rows
 from app.api.generation.openai_format import PromptReply, RowReply
-from app.api.generation.prefix_selection import Choice, choose
+from app.api.generation.prefix_selection import PrefixSelection, choose
 from app.api.generation.prompts import encode_prompts
 from app.api.generation.sampling import choose_max_tokens, num_before, sampling_params
 from app.api.generation.sse import EventStream, event
@@ -111,7 +111,7 @@ async def _begin(
 async def _whole(reply: _Reply, request: Request, content: Callable[[], Any]) -> Response:
     generation = reply.generation
     try:
-        await unless_gone(request.receive, reply.collect())
+        await cancel_on_disconnect(request.receive, reply.collect())
     finally:
         generation.close()
     tenant = generation.tenant
@@ -141,7 +141,9 @@ def _check(parameters: TgiParameters, services: Services) -> None:
         )
 
 
-async def _job(services: Services, principal: Principal, choice: Choice, body: GenerateBody) -> Job:
+async def _job(
+    services: Services, principal: Principal, choice: PrefixSelection, body: GenerateBody
+) -> Job:
     parameters = body.parameters
     samples = bool(parameters.do_sample) or parameters.temperature is not None
     given, results = parameters.max_new_tokens, parameters.best_of or 1

@@ -117,7 +117,7 @@ async def info(services: ServicesDep) -> Response:
             "max_body_bytes": services.limits.max_body_bytes,
             "max_stop_sequences": 4,
             "eos_token_ids": sorted(model.text.eos_token_ids),
-            "generation_defaults": model.generation.shown,
+            "generation_defaults": model.generation.by_name,
             "version": services.version,
         }
     )

@@ -12,11 +12,11 @@ from fastapi import APIRouter, Header, Request, Response
 
 from app.api.dependencies import PrincipalDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
-from app.api.evaluation.gate_check import past_gate, version_score
+from app.api.evaluation.gate_check import version_score, write_when_scored
 from app.api.schemas.generation import AliasBody
 from app.api.schemas.prefixes import alias_object, change_object
 from app.api.services import ServicesDep
-from app.registry.quality_gates import Gate
+from app.registry.quality_gates import QualityGate
 from app.registry.types import Alias
 from app.tenancy.auth.principal import Scope
 
@@ -57,11 +57,13 @@ async def set_alias(
     )
     write = partial(change, principal.tenant, name, alias, if_match=if_match)
 
-    async def score(digest: str, gate: Gate) -> float:
+    async def score(digest: str, gate: QualityGate) -> float:
         return await version_score(services, principal, name, digest, gate)
 
     pool = services.workers.writes
-    moved = await past_gate(partial(pool.finish, principal.tenant, write), score, request.receive)
+    moved = await write_when_scored(
+        partial(pool.finish, principal.tenant, write), score, request.receive
+    )
     return _reply(name, moved)
 
 

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import PrincipalDep, requires
 from app.api.errors import StrictJSONResponse
-from app.api.evaluation.evaluator import Answer, Judge
+from app.api.evaluation.evaluator import Answer, Evaluator
 from app.api.evaluation.version_scores import choose_version, judge_of
-from app.api.generation.generation import unless_gone
+from app.api.generation.generation import cancel_on_disconnect
 from app.api.schemas.evaluations import CompareBody, ComparedBody
 from app.api.services import ServicesDep
 from app.api.side_work.metered import Piece
@@ -64,13 +64,13 @@ async def compare_versions(
     The target is the example's output or, where none is given, what `a` says.
     """
     check_name(name)
-    with services.evaluations.one_of(principal.tenant), ExitStack() as stack:
+    with services.evaluations.slot(principal.tenant), ExitStack() as stack:
         a = await choose_version(services, principal.tenant, name, body.a)
         stack.callback(a.release)
         b = await choose_version(services, principal.tenant, name, body.b)
         stack.callback(b.release)
         judges = judge_of(services, principal, a, body), judge_of(services, principal, b, body)
-        compared = await unless_gone(request.receive, _compare(*judges, body.examples))
+        compared = await cancel_on_disconnect(request.receive, _compare(*judges, body.examples))
     content = {
         "object": "prefix.comparison",
         "name": name,
@@ -82,7 +82,7 @@ async def compare_versions(
     return StrictJSONResponse(content)
 
 
-async def _compare(a: Judge, b: Judge, examples: Sequence[ComparedBody]) -> list[_Compared]:
+async def _compare(a: Evaluator, b: Evaluator, examples: Sequence[ComparedBody]) -> list[_Compared]:
     inputs = [one.input for one in examples]
     reads_a, reads_b = await a.prompts(inputs), await b.prompts(inputs)
     size = sum(len(one.output or "") for one in examples)
@@ -112,8 +112,8 @@ async def _compare(a: Judge, b: Judge, examples: Sequence[ComparedBody]) -> list
 
 
 def _given(
-    a: Judge,
-    b: Judge,
+    a: Evaluator,
+    b: Evaluator,
     reads_a: Sequence[tuple[int, ...]],
     reads_b: Sequence[tuple[int, ...]],
     examples: Sequence[ComparedBody],
@@ -127,7 +127,7 @@ def _given(
     ]
 
 
-async def _contrasts(a: Judge, b: Judge, targets: Sequence[_Pairs]) -> list[Contrast]:
+async def _contrasts(a: Evaluator, b: Evaluator, targets: Sequence[_Pairs]) -> list[Contrast]:
     shared = (a.services.model, a.prefix, b.prefix)
     pieces = [Piece((*shared, *pairs), sum(map(len, pairs))) for pairs in targets]
     return await a.beside(contrast, pieces)

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from app.api.dependencies import PrincipalDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.evaluation.version_scores import Scored, choose_version, judge_of, score
-from app.api.generation.generation import unless_gone
+from app.api.generation.generation import cancel_on_disconnect
 from app.api.schemas.evaluations import EvaluateBody
 from app.api.services import ServicesDep
 from app.prefix.reference import check_name
@@ -29,12 +29,14 @@ async def evaluate_version(
     The version's template is applied, and its decoding defaults but for what is drawn at random.
     """
     check_name(name)
-    with services.evaluations.one_of(principal.tenant):
+    with services.evaluations.slot(principal.tenant):
         choice = await choose_version(services, principal.tenant, name, body.version)
         try:
             judge = judge_of(services, principal, choice, body)
             metrics = list(dict.fromkeys(body.metrics))
-            scored = await unless_gone(request.receive, score(judge, body.examples, metrics))
+            scored = await cancel_on_disconnect(
+                request.receive, score(judge, body.examples, metrics)
+            )
         finally:
             choice.release()
     content = {

@@ -13,7 +13,7 @@ import time
 from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import PrincipalDep, requires
-from app.api.generation.generation import unless_gone
+from app.api.generation.generation import cancel_on_disconnect
 from app.api.generation.prompts import has_surrogate
 from app.api.publish_version import admit, staging
 from app.api.schemas.evaluations import FromTextBody
@@ -54,7 +54,7 @@ async def make_from_text(
     deadline = time.monotonic() + services.limits.request_timeout
     piece = Piece((services.model, ids, metadata), len(ids))
     making = beside(services, Account(principal), deadline, words_prefix, [piece])
-    [prefix] = await unless_gone(request.receive, making)
+    [prefix] = await cancel_on_disconnect(request.receive, making)
     async with staging(services, principal.tenant) as staged:
         await services.workers.files.run(principal.tenant, _write, prefix, staged)
         admitted = await admit(services, principal, name, staged.path, body.alias, request.receive)

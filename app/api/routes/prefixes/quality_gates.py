@@ -16,7 +16,7 @@ from app.api.errors import StrictJSONResponse
 from app.api.schemas.evaluations import GateBody
 from app.api.services import ServicesDep
 from app.errors import InvalidRequest
-from app.registry.quality_gates import Gate
+from app.registry.quality_gates import QualityGate
 from app.tenancy.auth.principal import Scope
 
 router = APIRouter(prefix="/v1/prefixes/{name}/aliases/{alias}/gate")
@@ -46,7 +46,7 @@ async def set_gate(
             f"the examples have {size} characters; a gate takes {_MAX_CHARACTERS}",
             param="examples",
         )
-    gate = Gate(metric=body.metric, min_score=body.min_score, examples=examples)
+    gate = QualityGate(metric=body.metric, min_score=body.min_score, examples=examples)
     made = await services.workers.writes.finish(
         tenant, services.registry.gates.set, tenant, name, alias, gate
     )
@@ -64,7 +64,7 @@ async def remove_gate(name: str, alias: str, services: ServicesDep, tenant: Tena
     )
 
 
-def _object(name: str, alias: str, gate: Gate) -> dict[str, Any]:
+def _object(name: str, alias: str, gate: QualityGate) -> dict[str, Any]:
     return {
         "object": "prefix.alias.gate",
         "name": name,

@@ -48,7 +48,7 @@ async def upload_version(
         raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters")
     _check_type(request)
     tenant = principal.tenant
-    with services.uploads.one_of(tenant):
+    with services.uploads.slot(tenant):
         async with staging(services, tenant) as staged:
             await _receive(services, tenant, request, staged)
             admitted = await admit(services, principal, name, staged.path, x_alias, request.receive)

@@ -16,7 +16,7 @@ from sqlalchemy import update
 
 from app.api.evaluation.version_scores import judge_of
 from app.api.generation.generation import Job
-from app.api.generation.prefix_selection import Choice
+from app.api.generation.prefix_selection import PrefixSelection
 from app.api.schemas.evaluations import DecodingFields
 from app.db.schema import versions
 from app.engine.engine import Engine
@@ -192,7 +192,7 @@ def test_no_more_run_together_than_the_tenant_may(
     server: RunningServer, limits: TenantLimits, sizes: list[int]
 ) -> None:
     principal = Principal("demo", None, frozenset(Scope), limits)
-    judge = judge_of(server.services, principal, Choice("tone"), DecodingFields())
+    judge = judge_of(server.services, principal, PrefixSelection("tone"), DecodingFields())
     jobs = [Job((5,), SamplingParams(max_tokens=1)) for _ in range(40)]
     assert [len(wave) for wave in judge._waves(jobs)] == sizes
 

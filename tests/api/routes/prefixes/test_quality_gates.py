@@ -11,7 +11,7 @@ import pytest
 from app.api.routes.prefixes import aliases
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
-from app.registry.quality_gates import Gate
+from app.registry.quality_gates import QualityGate
 from tests.api.helpers import Json, error_of, slowed, until, until_idle, with_metadata
 from tests.api.test_disconnect import send
 from tests.server import RunningServer
@@ -171,11 +171,11 @@ def test_a_gate_that_is_changed_meanwhile_is_the_one_that_counts(
 
     async def slow_score(*arguments: object) -> float:
         gate = arguments[-1]
-        assert isinstance(gate, Gate)
+        assert isinstance(gate, QualityGate)
         measured.append(gate.measure)
         if len(measured) == 1:
             strict = [{"input": one["input"], "output": ["never"]} for one in examples]
-            other = Gate(metric="exact_match", min_score=50, examples=strict)
+            other = QualityGate(metric="exact_match", min_score=50, examples=strict)
             registry.gates.set("demo", NAME, "stable", other)
         return await score(*arguments)
 
