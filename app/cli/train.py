@@ -199,11 +199,8 @@ def train(
         out = Path(f"{name}.safetensors")
     _check_places(store, out, place)
     limits = {"max_tokens": max_tokens, **parse_decoding(decoding)}
-    session = Session(
-        TrainingJob(
-            base, data, recipe, place, valid, template, limits, device, checkpoint_every, note
-        )
-    )
+    options = (template, limits, device, checkpoint_every, note)
+    session = Session(TrainingJob(base, data, recipe, place, valid, *options))
     _train(session, fresh=not resume)
     _publish(_finish(session), name, store=store, out=out, alias=alias)
     session.trainer.discard_checkpoint()
