@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
-from typing import TypedDict
 
 from fastapi import FastAPI
 
+from app.api.dependencies import State
 from app.api.errors import StrictJSONResponse, install_error_handlers
 from app.api.metrics import Metrics
 from app.api.middleware.audit import AuditMiddleware
@@ -90,12 +90,6 @@ _HOW_TO_KEYS = (
 )
 
 
-class State(TypedDict):
-    """What the lifespan hands to requests."""
-
-    services: Services
-
-
 def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
     """The ASGI app. `model` is one that is loaded already; else `settings.model` is loaded.
 
@@ -114,7 +108,7 @@ def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
         async with AsyncExitStack() as stack:
             services = await _acquire(settings, model, stack)
             app.state.services = services
-            yield State(services=services)
+            yield _state(services)
             app.state.services = None
 
     app = FastAPI(
@@ -143,6 +137,28 @@ async def drain(app: FastAPI, timeout: float) -> None:
     services: Services | None = app.state.services
     if services is not None:
         await services.engine.drain(timeout)
+
+
+def _state(services: Services) -> State:
+    return State(
+        services=services,
+        model=services.model,
+        engine=services.engine,
+        registry=services.registry,
+        prefix_cache=services.tiers,
+        workers=services.workers,
+        side_queue=services.aside,
+        limiter=services.limiter,
+        limits=services.limits,
+        metrics=services.metrics,
+        authentication=services.authentication,
+        tenants=services.accounts,
+        keyring=services.keyring,
+        usage=services.usage,
+        audit=services.audit,
+        uploads=services.uploads,
+        evaluations=services.evaluations,
+    )
 
 
 def _metrics_of(app: FastAPI) -> Metrics | None:

@@ -1,23 +1,86 @@
-"""Who is asking and whether they may: each route says with `requires` what a key must allow.
+"""What routes ask for in their signatures: the caller, and the parts of the server they use.
 
-What the gate let in is in the request's state; no path and no header decides anything here. Knows
-nothing about keys.
+The lifespan puts the parts into the state of every request; a route names those that it needs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Request, params
 
+from app.api.metrics import Metrics
 from app.api.middleware.request_rate import COUNTED
-from app.tenancy.auth.authenticator import refusal
+from app.api.services import Limits, Services
+from app.api.side_work.concurrency_cap import ConcurrencyCap
+from app.api.side_work.turns import SideQueue
+from app.engine.engine import Engine
+from app.model.frozen import FrozenModel
+from app.registry.registry import Registry
+from app.runtime.prefix_cache import PrefixCache
+from app.runtime.workers import Workers
+from app.tenancy.audit.log import AuditLog
+from app.tenancy.auth.authenticator import Authentication, refusal
+from app.tenancy.auth.keyring import Keyring
 from app.tenancy.auth.principal import Principal, Scope
+from app.tenancy.limits.limiter import Limiter
+from app.tenancy.tenants import Tenants
+from app.tenancy.usage.recorder import UsageLedger
+
+
+class State(TypedDict):
+    """What the lifespan acquires; each request's state has all of it."""
+
+    services: Services
+    model: FrozenModel
+    engine: Engine
+    registry: Registry
+    prefix_cache: PrefixCache
+    workers: Workers
+    side_queue: SideQueue
+    limiter: Limiter
+    limits: Limits
+    metrics: Metrics
+    authentication: Authentication
+    tenants: Tenants
+    keyring: Keyring
+    usage: UsageLedger
+    audit: AuditLog
+    uploads: ConcurrencyCap
+    evaluations: ConcurrencyCap
+
+
+@dataclass(frozen=True)
+class FromState:
+    """A dependency: what the request's state has under this name."""
+
+    name: str
+
+    async def __call__(self, request: Request) -> Any:
+        """The value; AttributeError if the lifespan did not put it there."""
+        return getattr(request.state, self.name)
+
+
+ModelDep = Annotated[FrozenModel, Depends(FromState("model"))]
+EngineDep = Annotated[Engine, Depends(FromState("engine"))]
+RegistryDep = Annotated[Registry, Depends(FromState("registry"))]
+PrefixCacheDep = Annotated[PrefixCache, Depends(FromState("prefix_cache"))]
+WorkersDep = Annotated[Workers, Depends(FromState("workers"))]
+SideQueueDep = Annotated[SideQueue, Depends(FromState("side_queue"))]
+LimiterDep = Annotated[Limiter, Depends(FromState("limiter"))]
+LimitsDep = Annotated[Limits, Depends(FromState("limits"))]
+MetricsDep = Annotated[Metrics, Depends(FromState("metrics"))]
+TenantsDep = Annotated[Tenants, Depends(FromState("tenants"))]
+KeyringDep = Annotated[Keyring, Depends(FromState("keyring"))]
+UsageDep = Annotated[UsageLedger, Depends(FromState("usage"))]
+UploadsDep = Annotated[ConcurrencyCap, Depends(FromState("uploads"))]
+EvaluationsDep = Annotated[ConcurrencyCap, Depends(FromState("evaluations"))]
 
 
 async def get_principal(request: Request) -> Principal:
-    """The caller, as the gate knows them; InvalidKey if it has let nobody in."""
+    """The caller, as authentication knows them; InvalidKey if it has let nobody in."""
     principal = getattr(request.state, "principal", None)
     if not isinstance(principal, Principal):
         raise refusal()
