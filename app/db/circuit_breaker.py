@@ -1,8 +1,6 @@
-"""Remembers that a server does not answer, so that not everybody waits to find out.
+"""Refuses calls to a server that does not answer, so that only the first callers wait for it.
 
-After somebody has waited in vain, others are refused at once until it answers again. That is found
-out by one of them now and then, or by a probe that runs beside the calls. Knows nothing about the
-server.
+A background thread probes the server and lets calls through again when it answers.
 """
 
 from __future__ import annotations
@@ -15,84 +13,62 @@ from contextlib import contextmanager
 from app.errors import Unavailable
 
 _SLOW_S = 1.0
+"""Quicker failures cost nobody time, and may concern one connection alone."""
 _PAUSE_S = 0.5
-_TRY_S = 15.0
-"""How long others wait for the end of a try: longer than any is known to last."""
 
 Probe = Callable[[int], object]
-"""Asks the server; raises if it does not answer. It is told the number of the attempt, from 1."""
+"""Asks the server, and raises if it does not answer; it gets the attempt's number, from 1."""
 
 
 class CircuitBreaker:
-    """Thread-safe. Begins with a fault that took long: one that is told at once costs nobody time
-    and may concern one connection alone."""
+    """Opens after a failure that took long, and closes when a probe succeeds. Thread-safe."""
 
     def __init__(
         self,
         is_lost: Callable[[Exception], bool],
+        probe: Probe,
         *,
         what: str = "the catalog",
-        probe: Probe | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`is_lost` says whether an error means that no answer came; `clock` gives seconds.
-
-        With a `probe` no call is spent on finding out whether `what` answers again.
-        """
-        self._is_lost, self._what, self._probe, self._clock = is_lost, what, probe, clock
+        """`is_lost` says whether an error means that no answer came; `clock` gives seconds."""
+        self._is_lost, self._probe, self._what, self._clock = is_lost, probe, what, clock
         self._lock = threading.Lock()
-        self._next_try: float | None = None
-        self._closed = threading.Event()
+        self._is_open = False
+        self._stopped = threading.Event()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """A call of the server; Unavailable instead of it while there is an outage."""
-        began = self._enter()
+        """A call of the server; during an outage it raises Unavailable at once."""
+        if self._is_open:
+            raise Unavailable(f"{self._what} does not answer")
+        began = self._clock()
         try:
             yield
         except Exception as fault:
-            if self._is_lost(fault):
-                self._fail(began)
+            if self._is_lost(fault) and self._clock() - began > _SLOW_S:
+                self._open()
             raise
-        if self._next_try is not None and self._probe is None:
-            self._end()
 
     def close(self) -> None:
-        """Ends the probe, if one runs."""
-        self._closed.set()
+        """Stops probing."""
+        self._stopped.set()
 
-    def _enter(self) -> float:
-        now = self._clock()
-        if self._next_try is not None:
-            with self._lock:
-                if self._next_try is not None:
-                    if self._probe is not None or now < self._next_try:
-                        raise Unavailable(f"{self._what} does not answer")
-                    self._next_try = now + _TRY_S
-        return now
-
-    def _fail(self, began: float) -> None:
-        now = self._clock()
+    def _open(self) -> None:
         with self._lock:
-            is_new = self._next_try is None
-            if is_new and now - began <= _SLOW_S:
+            if self._is_open:
                 return
-            self._next_try = now + _PAUSE_S
-        if is_new and self._probe is not None:
-            threading.Thread(target=self._try_again, args=(self._probe,), daemon=True).start()
+            self._is_open = True
+        threading.Thread(target=self._probe_until_answered, daemon=True).start()
 
-    def _try_again(self, probe: Probe) -> None:
+    def _probe_until_answered(self) -> None:
         attempt = 0
-        while not self._closed.wait(_PAUSE_S):
+        while not self._stopped.wait(_PAUSE_S):
             attempt += 1
             try:
-                probe(attempt)
+                self._probe(attempt)
             except Exception as fault:
                 if self._is_lost(fault):
                     continue
-            self._end()
+            self._is_open = False
             return
-
-    def _end(self) -> None:
-        with self._lock:
-            self._next_try = None

@@ -57,7 +57,7 @@ class Database:
         """
         self._engine = _make_engine(_parsed(url))
         self._writer = threading.Lock()
-        self._outage = CircuitBreaker(is_lost)
+        self._outage = CircuitBreaker(is_lost, self._probe)
         self._hooks: list[Callable[[Connection], None]] = []
         try:
             # revisions are files of the program, which a disk may fail to give
@@ -128,7 +128,13 @@ class Database:
 
     def close(self) -> None:
         """Closes every connection."""
+        self._outage.close()
         self._engine.dispose()
+
+    def _probe(self, _attempt: int) -> None:
+        with self._engine.connect() as connection:
+            connection.detach()  # a probe that outlives `close` leaves nothing in the pool
+            connection.execute(select(1))
 
     def _prepare(self, url: URL) -> None:
         with self._engine.connect() as connection:

@@ -1,6 +1,10 @@
-"""A database that does not answer: who waits for it, who is refused, who tries again."""
+"""A breaker opens after a long wait for a server, refuses calls, and closes after a probe."""
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -12,15 +16,20 @@ class Lost(Exception):
     """No answer came."""
 
 
-class Database:
-    """Answers after a while, or does not, as the test says."""
+class Server:
+    """Is called through a breaker; probes wait for `answers`, which the test sets or breaks."""
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.outage = CircuitBreaker(lambda fault: isinstance(fault, Lost), clock=lambda: self.now)
+        self.answers = threading.Event()
+        self.fault: Exception | None = None
+        self.attempts: list[int] = []
+        self.breaker = CircuitBreaker(
+            lambda fault: isinstance(fault, Lost), self.probe, clock=lambda: self.now
+        )
 
-    def call(self, *, takes: float = 0.0, fault: BaseException | None = None) -> None:
-        with self.outage.watched():
+    def call(self, *, takes: float = 0.0, fault: Exception | None = None) -> None:
+        with self.breaker.watched():
             self.now += takes
             if fault is not None:
                 raise fault
@@ -32,61 +41,77 @@ class Database:
             return True
         return False
 
+    def probe(self, attempt: int) -> None:
+        self.attempts.append(attempt)
+        if len(self.attempts) < 2:
+            raise Lost
+        assert self.answers.wait(30)
+        if self.fault is not None:
+            raise self.fault
+
+    def lose(self, takes: float) -> None:
+        with pytest.raises(Lost):
+            self.call(takes=takes, fault=Lost())
+
+    def wait_until_calls_pass(self) -> None:
+        pause = threading.Event()
+        for _ in range(3000):
+            if not self.is_refused():
+                return
+            pause.wait(0.01)
+        raise AssertionError("the breaker stays open")
+
 
 @pytest.fixture
-def database() -> Database:
-    return Database()
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.answers.set()
+    server.breaker.close()
 
 
-def lose(database: Database, takes: float) -> None:
-    with pytest.raises(Lost):
-        database.call(takes=takes, fault=Lost())
+def test_a_quick_failure_refuses_nobody(server: Server) -> None:
+    server.lose(0.1)
+    assert not server.is_refused()
 
 
-def test_a_fault_that_is_told_at_once_refuses_nobody(database: Database) -> None:
-    lose(database, 0.1)
-    assert not database.is_refused()
+def test_after_a_long_wait_calls_are_refused_until_a_probe_is_answered(server: Server) -> None:
+    server.lose(5)
+    assert server.is_refused()
+    server.now += 1000  # no call is spent on finding out, however much time passes
+    assert server.is_refused()
+    server.answers.set()
+    server.wait_until_calls_pass()
+    assert server.attempts == [1, 2]
 
 
-def test_after_a_long_wait_in_vain_others_are_refused_and_then_one_tries(
-    database: Database,
-) -> None:
-    lose(database, 5)
-    assert database.is_refused()
-    database.now += 0.4
-    assert database.is_refused()
-    database.now += 0.2
-    lose(database, 0)
-    assert database.is_refused()
+def test_calls_that_were_lost_together_share_one_probe(server: Server) -> None:
+    with suppress(Lost), server.breaker.watched():
+        server.lose(5)
+        raise Lost
+    server.answers.set()
+    server.wait_until_calls_pass()
+    assert server.attempts == [1, 2]
 
 
-def test_while_one_tries_the_others_are_refused(database: Database) -> None:
-    lose(database, 5)
-    database.now += 1
-    with database.outage.watched():
-        database.now += 4
-        assert database.is_refused()
-    assert not database.is_refused()
+def test_a_probe_that_fails_otherwise_has_been_answered(server: Server) -> None:
+    server.fault = ValueError("the server's own error")
+    server.lose(5)
+    server.answers.set()
+    server.wait_until_calls_pass()
 
 
-def test_the_first_success_ends_it(database: Database) -> None:
-    lose(database, 5)
-    database.now += 1
-    database.call()
-    assert not database.is_refused()
-
-
-def test_what_the_caller_does_wrong_says_nothing_of_the_database(database: Database) -> None:
+def test_an_error_of_the_caller_says_nothing_about_the_server(server: Server) -> None:
     with pytest.raises(ValueError, match="mine"):
-        database.call(takes=5, fault=ValueError("mine"))
-    assert not database.is_refused()
+        server.call(takes=5, fault=ValueError("mine"))
+    assert not server.is_refused()
 
 
-def test_a_try_that_never_tells_how_it_ended_is_followed_by_another(database: Database) -> None:
-    lose(database, 5)
-    database.now += 1
-    with pytest.raises(KeyboardInterrupt):
-        database.call(fault=KeyboardInterrupt())
-    assert database.is_refused()
-    database.now += 16
-    assert not database.is_refused()
+def test_a_closed_breaker_probes_no_longer(server: Server) -> None:
+    server.breaker.close()
+    server.lose(5)
+    server.answers.set()
+    pause = threading.Event()
+    pause.wait(0.7)
+    assert server.attempts == []
+    assert server.is_refused()

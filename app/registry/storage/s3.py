@@ -83,8 +83,8 @@ class S3Store:
             self._probes = _client(location, timeout_s, {"timeout": soon}, max_retries=0)
         self._outage = CircuitBreaker(
             lambda fault: isinstance(fault, Unavailable),
+            self._probe,
             what=f"the store of bucket '{self._bucket}'",
-            probe=self._probe,
         )
 
     def check(self) -> None:
