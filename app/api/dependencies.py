@@ -12,10 +12,12 @@ from typing import Annotated, Any, TypedDict
 from fastapi import Depends, Request, params
 
 from app.api.metrics import Metrics
+from app.api.middleware.audit import audited_call
 from app.api.middleware.request_rate import COUNTED
 from app.api.services import Limits, Services
 from app.api.side_work.concurrency_cap import ConcurrencyCap
 from app.api.side_work.turns import SideQueue
+from app.db.database import Actor
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
 from app.registry.registry import Registry
@@ -96,6 +98,14 @@ async def get_tenant(principal: PrincipalDep) -> str:
 
 
 TenantDep = Annotated[str, Depends(get_tenant)]
+
+
+async def get_actor(request: Request, _: PrincipalDep) -> Actor:
+    """Who makes this request, for the audit log; every route that changes something hands it on."""
+    return audited_call(request.scope, request.state.audit)
+
+
+ActorDep = Annotated[Actor, Depends(get_actor)]
 
 
 class Requires:

@@ -22,6 +22,7 @@ from app.api.evaluation.evaluator import Borrowed
 from app.api.evaluation.gate_check import gate_score, write_when_scored
 from app.api.schemas.prefixes import version_object
 from app.api.services import Services
+from app.db.database import Actor
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
 from app.errors import GenerationFault, InvalidPrefix, InvalidRequest, PolyprefixError
 from app.model.dense import check_finite
@@ -67,12 +68,13 @@ async def admit(
     path: Path,
     alias: str | None,
     receive: Receive,
+    actor: Actor,
 ) -> PublishedVersion:
     """Make the file at `path` a version of `name`, and point `alias` at it if one is given.
 
     Raises what the file's checks raise, InvalidPrefix if the model cannot compute with it,
     QuotaExceeded, and GateNotPassed if the alias demands more of it. Nothing is scored any more
-    once the client, which `receive` listens to, has gone away.
+    once the client, which `receive` listens to, has gone away. The audit log names the `actor`.
     """
     tenant = principal.tenant
     read = await services.workers.files.run(tenant, _decode, services, path)
@@ -88,6 +90,7 @@ async def admit(
         path,
         alias=alias,
         quota=Quota(principal.limits.max_prefixes, principal.limits.max_bytes),
+        actor=actor,
     )
     unborn = Borrowed(name, digests=[prefix.digest], names=[name], kept=(on_device,))
 

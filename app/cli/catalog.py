@@ -16,7 +16,7 @@ import typer
 from app.cli.configuration import check_folder, read_settings
 
 if TYPE_CHECKING:
-    from app.db.database import Database
+    from app.db.database import Actor, Database
     from app.settings import Settings
     from app.tenancy.auth.keyring import Keyring
     from app.tenancy.tenants import Tenants
@@ -46,10 +46,11 @@ Tenant = Annotated[str, typer.Argument(help="Id of the tenant.", show_default=Fa
 
 @dataclass(frozen=True)
 class Tenancy:
-    """What works on the tenants and keys of one catalog."""
+    """What works on the tenants and keys of one catalog, and the command that does it."""
 
     accounts: Tenants
     keyring: Keyring
+    actor: Actor
 
 
 def catalog_settings(data_dir: Path | None, database_url: str | None) -> Settings:
@@ -79,14 +80,13 @@ def tenancy(
 ) -> Iterator[Tenancy]:
     """The tenants and keys of the catalog that the options name, to the end of the block.
 
-    What is changed in it stands in the audit log as done by `command`.
+    The audit log records changes that are made for its `actor` as done by `command`.
     """
-    from app.tenancy.audit.context import LocalCall, audit_context
-    from app.tenancy.audit.log import AuditLog
+    from app.tenancy.audit.log import AuditedCall, AuditLog
     from app.tenancy.auth.keyring import Keyring
     from app.tenancy.tenants import Tenants
 
     with opened(data_dir, database_url) as (catalog, settings):
-        AuditLog(catalog, settings.replica)
-        with audit_context(LocalCall(command)):
-            yield Tenancy(Tenants(catalog), Keyring(catalog, settings.pepper))
+        facts = {"action": command, "by": "command line"}
+        actor = AuditedCall(AuditLog(catalog, settings.replica), facts)
+        yield Tenancy(Tenants(catalog), Keyring(catalog, settings.pepper), actor)

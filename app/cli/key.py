@@ -84,6 +84,7 @@ def create(
                 label=label,
                 not_before=None if begins_in is None else now + _seconds(begins_in),
                 expires_at=None if expires_in is None else now + _seconds(expires_in),
+                actor=works.actor,
             )
         except NotFound as error:
             hint = f"make it with `polyprefix tenant create {tenant}`"
@@ -144,7 +145,7 @@ def revoke(
     Example: `polyprefix key revoke acme 4fT0qLm9Xw2b`
     """
     with tenancy(data_dir, database_url, "key revoke") as works:
-        info = works.keyring.revoke(tenant, kid)
+        info = works.keyring.revoke(tenant, kid, actor=works.actor)
     stdout().print(f"revoked {info.kid} of {plain(info.tenant)}")
 
 

@@ -78,7 +78,9 @@ def create(
 
     limits = TenantLimits.from_json(_given_limits(locals()))
     with tenancy(data_dir, database_url, "tenant create") as works:
-        _report(works.accounts.create(tenant, limits), "created", as_json=as_json)
+        _report(
+            works.accounts.create(tenant, limits, actor=works.actor), "created", as_json=as_json
+        )
 
 
 @app.command("list")
@@ -139,7 +141,7 @@ def limits(
     if not given:
         raise typer.BadParameter("name at least one limit; `polyprefix tenant show` shows them")
     with tenancy(data_dir, database_url, "tenant limits") as works:
-        changed = works.accounts.change(tenant, limits=given)
+        changed = works.accounts.change(tenant, limits=given, actor=works.actor)
         _report(changed, "changed", as_json=as_json)
 
 
@@ -147,14 +149,16 @@ def limits(
 def disable(tenant: Tenant, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Refuse all keys of a tenant until it is enabled again; nothing of it is lost."""
     with tenancy(data_dir, database_url, "tenant disable") as works:
-        _report(works.accounts.change(tenant, disabled=True), "disabled", as_json=False)
+        changed = works.accounts.change(tenant, disabled=True, actor=works.actor)
+        _report(changed, "disabled", as_json=False)
 
 
 @app.command()
 def enable(tenant: Tenant, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Let a disabled tenant's keys in again."""
     with tenancy(data_dir, database_url, "tenant enable") as works:
-        _report(works.accounts.change(tenant, disabled=False), "enabled", as_json=False)
+        changed = works.accounts.change(tenant, disabled=False, actor=works.actor)
+        _report(changed, "enabled", as_json=False)
 
 
 @app.command()
@@ -169,7 +173,7 @@ def delete(
         works.accounts.get(tenant)
         if not yes:
             typer.confirm(f"Delete tenant {tenant} with all its keys and prefixes?", abort=True)
-        works.accounts.delete(tenant)
+        works.accounts.delete(tenant, actor=works.actor)
     stdout().print(f"deleted {plain(tenant)}")
 
 

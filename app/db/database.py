@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,13 @@ _BUSY_TIMEOUT_S = 10
 _WRITER_TIMEOUT_S = 30
 _WRITING = {"writing": True}
 _MIGRATION_LOCK = 0x706F6C79  # any number that nobody else locks in this database
+
+
+class Actor(Protocol):
+    """On whose behalf a writing transaction changes the catalog."""
+
+    def record(self, connection: Connection) -> None:
+        """Adds the changes of this transaction to the audit log, as a part of the transaction."""
 
 
 class _DriverConnection(Protocol):
@@ -58,7 +65,6 @@ class Database:
         self._engine = _make_engine(_parsed(url))
         self._writer = threading.Lock()
         self._outage = CircuitBreaker(is_lost, self._probe)
-        self._hooks: list[Callable[[Connection], None]] = []
         try:
             # revisions are files of the program, which a disk may fail to give
             with catalog_faults(), storage_faults("preparing the catalog"):
@@ -66,10 +72,6 @@ class Database:
         except BaseException:
             self.close()
             raise
-
-    def before_commit(self, hook: Callable[[Connection], None]) -> None:
-        """Run `hook` at the end of every `write`, inside its transaction."""
-        self._hooks.append(hook)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -82,8 +84,10 @@ class Database:
                 yield connection
 
     @contextmanager
-    def write(self) -> Iterator[tuple[Connection, int]]:
+    def write(self, actor: Actor | None = None) -> Iterator[tuple[Connection, int]]:
         """A transaction and the epoch that it makes; committed durably at the end of the block.
+
+        At the end, `actor` records what has changed; without one, nothing is recorded.
 
         Writers follow one another, here by a lock and between processes by the epoch's row.
         Unavailable if the turn does not come, InsufficientStorage if the disk takes no more.
@@ -91,8 +95,8 @@ class Database:
         with self._writing() as connection:
             epoch = begin_epoch(connection)
             yield connection, epoch
-            for hook in self._hooks:
-                hook(connection)
+            if actor is not None:
+                actor.record(connection)
             end_epoch(connection, epoch)
 
     @contextmanager

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from app.db.change_feed import ChangeFeed
 from app.db.change_log import Change, ChangeKind, note, read_changes
-from app.db.database import Database
+from app.db.database import Actor, Database
 from app.prefix.reference import check_name
 
 
@@ -30,12 +30,12 @@ class Transactions:
         return self._catalog.read()
 
     @contextmanager
-    def writing(self) -> Iterator[tuple[Connection, int]]:
-        """A writing transaction with its epoch; this process sees its changes at once."""
+    def writing(self, actor: Actor | None = None) -> Iterator[tuple[Connection, int]]:
+        """A writing transaction, as of `Database.write`; this process sees its changes at once."""
         changes: list[Change] | None = None
         is_ending = False
         try:
-            with self._catalog.write() as (connection, epoch):
+            with self._catalog.write(actor) as (connection, epoch):
                 yield connection, epoch
                 changes = read_changes(connection, epoch - 1, epoch)
                 is_ending = True
@@ -46,11 +46,13 @@ class Transactions:
         self._feed.written(changes)
 
     @contextmanager
-    def changing(self, tenant: str, name: str) -> Iterator[tuple[Connection, int]]:
+    def changing(
+        self, tenant: str, name: str, actor: Actor | None = None
+    ) -> Iterator[tuple[Connection, int]]:
         """A writing transaction that changes one prefix of the tenant, and nothing else that
-        caches hold. InvalidRequest if the name breaks the rules."""
+        caches hold, made for `actor`. InvalidRequest if the name breaks the rules."""
         check_name(name)
-        with self.writing() as (connection, epoch):
+        with self.writing(actor) as (connection, epoch):
             note(connection, epoch, ChangeKind.PREFIX, tenant, name)
             yield connection, epoch
 

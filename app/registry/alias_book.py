@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from app.db.database import Actor
 from app.db.transactions import Transactions
 from app.errors import InvalidRequest
 from app.prefix.reference import check_alias, check_name
@@ -37,6 +38,7 @@ class AliasBook:
         *,
         if_match: str | None = None,
         scores: Scores = NO_SCORES,
+        actor: Actor | None = None,
     ) -> Alias:
         """Points an alias at a version, named by its digest or a unique start of it.
 
@@ -45,7 +47,7 @@ class AliasBook:
         InvalidRequest if the alias breaks the rules; PrefixNotFound.
         """
         _check_names(name, alias)
-        with self._transactions.changing(tenant, name) as (connection, epoch):
+        with self._transactions.changing(tenant, name, actor) as (connection, epoch):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             aliases.check_match(connection, prefix_id, alias, if_match)
             row = versions.get_row(connection, tenant, name, digest)
@@ -65,6 +67,7 @@ class AliasBook:
         *,
         if_match: str | None = None,
         scores: Scores = NO_SCORES,
+        actor: Actor | None = None,
     ) -> Alias:
         """Splits an alias over versions, digests or unique starts of them, by integer weights.
 
@@ -73,7 +76,7 @@ class AliasBook:
         """
         _check_names(name, alias)
         check_split(split)
-        with self._transactions.changing(tenant, name) as (connection, epoch):
+        with self._transactions.changing(tenant, name, actor) as (connection, epoch):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             aliases.check_match(connection, prefix_id, alias, if_match)
             weights = {
@@ -88,14 +91,22 @@ class AliasBook:
             aliases.split(connection, epoch, prefix_id, alias, weights, reason="set", now=now)
             return aliases.get(connection, prefix_id, alias)
 
-    def rollback(self, tenant: str, name: str, alias: str, *, if_match: str | None = None) -> Alias:
+    def rollback(
+        self,
+        tenant: str,
+        name: str,
+        alias: str,
+        *,
+        if_match: str | None = None,
+        actor: Actor | None = None,
+    ) -> Alias:
         """Points an alias at where it pointed before, a split too; again, further back.
 
         At once, whatever its gate says: it has served this before, and what it serves now is bad.
         Conflict if nothing before that is left; PreconditionFailed, PrefixNotFound, NotFound.
         """
         _check_names(name, alias)
-        with self._transactions.changing(tenant, name) as (connection, epoch):
+        with self._transactions.changing(tenant, name, actor) as (connection, epoch):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             aliases.get(connection, prefix_id, alias)
             aliases.check_match(connection, prefix_id, alias, if_match)

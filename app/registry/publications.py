@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, delete, insert, select, union
 
+from app.db.database import Actor
 from app.db.paging import check_limit, make_number_cursor, read_number_cursor
 from app.db.schema import prefixes, publications, tenants
 from app.db.transactions import Transactions
@@ -36,7 +37,13 @@ class Publications:
             return _read(connection, scope.get_prefix_id(connection, tenant, name), name)
 
     def set(
-        self, tenant: str, name: str, grantees: Collection[str], *, everyone: bool
+        self,
+        tenant: str,
+        name: str,
+        grantees: Collection[str],
+        *,
+        everyone: bool,
+        actor: Actor | None = None,
     ) -> Publication:
         """Publishes the prefix to these tenants, or to all, and to nobody else any more.
 
@@ -44,7 +51,7 @@ class Publications:
         the rules of names, is the owner, or if they are too many; PrefixNotFound.
         """
         _check(tenant, grantees)
-        with self._transactions.changing(tenant, name) as (connection, _):
+        with self._transactions.changing(tenant, name, actor) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             wanted = {*grantees, EVERYONE} if everyone else set(grantees)
             mine = publications.c.prefix_id == prefix_id
@@ -57,9 +64,9 @@ class Publications:
                 connection.execute(insert(publications), added)
             return _read(connection, prefix_id, name)
 
-    def withdraw(self, tenant: str, name: str) -> None:
+    def withdraw(self, tenant: str, name: str, *, actor: Actor | None = None) -> None:
         """Publishes the prefix to nobody; PrefixNotFound."""
-        self.set(tenant, name, (), everyone=False)
+        self.set(tenant, name, (), everyone=False, actor=actor)
 
     def offered(
         self, tenant: str, cursor: str | None = None, limit: int = 20

@@ -5,6 +5,7 @@ Knows nothing about how scores are computed.
 
 from __future__ import annotations
 
+from app.db.database import Actor
 from app.db.transactions import Transactions
 from app.errors import InvalidRequest, NotFound
 from app.prefix.reference import check_alias, check_name
@@ -30,7 +31,15 @@ class GateBook:
             raise _no_gate(alias)
         return found
 
-    def set(self, tenant: str, name: str, alias: str, gate: QualityGate) -> QualityGate:
+    def set(
+        self,
+        tenant: str,
+        name: str,
+        alias: str,
+        gate: QualityGate,
+        *,
+        actor: Actor | None = None,
+    ) -> QualityGate:
         """Gives the alias a gate, for its next moves; where it points now is left as it is.
 
         `latest` takes none: InvalidRequest. PrefixNotFound; Conflict if there are too many.
@@ -41,7 +50,7 @@ class GateBook:
                 f"'{LATEST}' is whatever was uploaded last and has no gate; give another alias one",
                 param="alias",
             )
-        with self._transactions.changing(tenant, name) as (connection, _):
+        with self._transactions.changing(tenant, name, actor) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             quality_gates.put(connection, prefix_id, alias, gate, now=self._transactions.now())
             found = quality_gates.find(connection, prefix_id, alias)
@@ -49,10 +58,10 @@ class GateBook:
             raise _no_gate(alias)
         return found
 
-    def remove(self, tenant: str, name: str, alias: str) -> None:
+    def remove(self, tenant: str, name: str, alias: str, *, actor: Actor | None = None) -> None:
         """Takes the alias's gate away; PrefixNotFound, NotFound."""
         _check_names(name, alias)
-        with self._transactions.changing(tenant, name) as (connection, _):
+        with self._transactions.changing(tenant, name, actor) as (connection, _):
             if not quality_gates.remove(
                 connection, scope.get_prefix_id(connection, tenant, name), alias
             ):

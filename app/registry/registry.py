@@ -18,7 +18,7 @@ from sqlalchemy import Connection
 
 from app.db.change_feed import ChangeFeed
 from app.db.change_log import ChangeKind, note
-from app.db.database import Database
+from app.db.database import Actor, Database
 from app.db.transactions import Transactions
 from app.errors import Conflict, InUse
 from app.prefix.reference import PrefixReference, check_alias, check_name
@@ -51,9 +51,9 @@ class Registry:
     """What prefixes there are and what their names stand for.
 
     Besides the errors that each method names, any may raise Unavailable (the catalog is busy) and
-    the writing ones InsufficientStorage; then nothing has changed. `aliases` moves names,
-    `publications` shares prefixes with other tenants, `gates` says which versions
-    aliases refuse.
+    the writing ones InsufficientStorage; then nothing has changed. The writing ones take the
+    `actor` of the change, for the audit log. `aliases` moves names, `publications` shares prefixes
+    with other tenants, `gates` says which versions aliases refuse.
     """
 
     def __init__(
@@ -110,6 +110,7 @@ class Registry:
         alias: str | None = None,
         quota: Quota = _NO_QUOTA,
         scores: Scores = NO_SCORES,
+        actor: Actor | None = None,
     ) -> tuple[Version, bool]:
         """Makes a staged, validated file a version of the prefix, and whether it is a new one.
 
@@ -127,7 +128,7 @@ class Registry:
             self._check_gate(connection, prefix_id, alias, info.digest, scores)
         now = self._transactions.now()
         stored = contents.put(self.catalog, self.objects, tenant, name, info, staged, now=now)
-        with self._transactions.changing(tenant, name) as (connection, epoch):
+        with self._transactions.changing(tenant, name, actor) as (connection, epoch):
             content_states.check_present(connection, stored.noted)
             before = quotas.stored(connection, tenant)
             row, created = versions.publish(
@@ -228,14 +229,16 @@ class Registry:
 
     # Deleting
 
-    def delete_version(self, tenant: str, name: str, digest: str) -> Version:
+    def delete_version(
+        self, tenant: str, name: str, digest: str, *, actor: Actor | None = None
+    ) -> Version:
         """Forgets a version; `latest` falls back to the newest that is left, if it pointed there.
 
         With its last version a prefix is gone. InUse if another alias, or a split, needs it;
         PrefixNotFound. The content follows at a later `collect_garbage`.
         """
         check_name(name)
-        with self._transactions.changing(tenant, name) as (connection, epoch):
+        with self._transactions.changing(tenant, name, actor) as (connection, epoch):
             row = versions.get_row(connection, tenant, name, digest)
             pointing = aliases.pointing_at(connection, row.id)
             named = [alias for alias in pointing if alias != LATEST]
@@ -254,13 +257,15 @@ class Registry:
             versions.delete_version(connection, row)
             return versions.to_version(row)
 
-    def delete_prefix(self, tenant: str, name: str) -> list[tuple[str, str]]:
+    def delete_prefix(
+        self, tenant: str, name: str, *, actor: Actor | None = None
+    ) -> list[tuple[str, str]]:
         """Forgets a prefix with all its versions and aliases; PrefixNotFound.
 
         Returns the (owner, digest) of each version.
         """
         check_name(name)
-        with self._transactions.changing(tenant, name) as (connection, _):
+        with self._transactions.changing(tenant, name, actor) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             gone = versions.contents_of(connection, prefix_id)
             content_states.release(connection, gone, self._transactions.now())
@@ -285,25 +290,29 @@ class Registry:
 
     # Pins
 
-    def pin(self, tenant: str, name: str, digest: str) -> Version:
+    def pin(self, tenant: str, name: str, digest: str, *, actor: Actor | None = None) -> Version:
         """Marks a version as one that caches keep; PrefixNotFound."""
-        return self._set_pinned(tenant, name, digest, True)
+        return self._set_pinned(tenant, name, digest, True, actor)
 
-    def unpin(self, tenant: str, name: str, digest: str) -> Version:
+    def unpin(self, tenant: str, name: str, digest: str, *, actor: Actor | None = None) -> Version:
         """Takes the mark away; PrefixNotFound."""
-        return self._set_pinned(tenant, name, digest, False)
+        return self._set_pinned(tenant, name, digest, False, actor)
 
     def pinned(self, limit: int = 1000) -> tuple[ContentKey, ...]:
         """The contents that caches keep: those that were pinned last, the oldest pin first."""
         with self.catalog.read() as connection:
             return versions.pinned(connection, limit)
 
-    def _set_pinned(self, tenant: str, name: str, digest: str, pinned: bool) -> Version:
-        with self._transactions.changing(tenant, name) as (connection, epoch):
+    def _set_pinned(
+        self, tenant: str, name: str, digest: str, pinned: bool, actor: Actor | None
+    ) -> Version:
+        with self._transactions.changing(tenant, name, actor) as (connection, epoch):
             row = versions.get_row(connection, tenant, name, digest)
             versions.set_pinned(connection, row.id, epoch, pinned)
             return versions.to_version(versions.get_row(connection, tenant, name, row.digest))
 
-    def transaction(self) -> AbstractContextManager[tuple[Connection, int]]:
+    def transaction(
+        self, actor: Actor | None = None
+    ) -> AbstractContextManager[tuple[Connection, int]]:
         """A writing transaction with its epoch, whose notes the caches follow."""
-        return self._transactions.writing()
+        return self._transactions.writing(actor)

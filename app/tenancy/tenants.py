@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from app.db.change_log import ChangeKind, note
-from app.db.database import Database
+from app.db.database import Actor, Database
 from app.db.paging import check_limit, make_cursor, read_cursor
 from app.db.schema import (
     alias_targets,
@@ -30,8 +30,8 @@ from app.prefix.reference import check_name
 from app.registry.types import Page
 from app.tenancy.limits.limits import TenantLimits
 
-Transaction = Callable[[], AbstractContextManager[tuple[Connection, int]]]
-"""Begins a writing transaction with its epoch."""
+Transaction = Callable[[Actor | None], AbstractContextManager[tuple[Connection, int]]]
+"""Begins a writing transaction with its epoch, for an actor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ class Tenants:
     """Makes, changes and removes tenants. Synchronous and thread-safe.
 
     Any method may raise what the catalog raises; the writing ones have then changed nothing.
+    They take the `actor` who makes the change, for the audit log.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class Tenants:
         self._transaction = transaction or catalog.write
         self._clock = clock
 
-    def create(self, tenant: str, limits: TenantLimits | None = None) -> Account:
+    def create(
+        self, tenant: str, limits: TenantLimits | None = None, *, actor: Actor | None = None
+    ) -> Account:
         """A new tenant. InvalidRequest if its id breaks the rules of names; Conflict if known."""
         check_name(tenant, "a tenant's id")
         row = {
@@ -79,7 +82,7 @@ class Tenants:
             "created_at": int(self._clock()),
             "limits": (limits or TenantLimits()).to_json(),
         }
-        with self._changing(tenant) as connection:
+        with self._changing(tenant, actor) as connection:
             if connection.execute(_one(tenant)).first() is not None:
                 raise Conflict(f"tenant '{tenant}' exists already", param="id")
             connection.execute(insert(tenants).values(row))
@@ -106,13 +109,14 @@ class Tenants:
         *,
         limits: Mapping[str, object] | None = None,
         disabled: bool | None = None,
+        actor: Actor | None = None,
     ) -> Account:
         """Changes what is given. Of `limits` what is left out stays, and None is no limit.
 
         All keys of a disabled tenant are refused until it is enabled again. NotFound;
         InvalidRequest if a limit is none or out of bounds.
         """
-        with self._changing(tenant) as connection:
+        with self._changing(tenant, actor) as connection:
             known = get_account(connection, tenant)
             values: dict[str, Any] = {}
             if limits is not None:
@@ -126,12 +130,12 @@ class Tenants:
                 connection.execute(update(tenants).where(tenants.c.id == tenant).values(values))
             return get_account(connection, tenant)
 
-    def delete(self, tenant: str) -> None:
+    def delete(self, tenant: str, *, actor: Actor | None = None) -> None:
         """Forgets a tenant with its keys, prefixes and versions; NotFound.
 
         Their contents follow when garbage is collected. What it used and did stays on record.
         """
-        with self._changing(tenant) as connection:
+        with self._changing(tenant, actor) as connection:
             get_account(connection, tenant)
             owner = connection.scalar(select(tenants.c.owner).where(tenants.c.id == tenant))
             owned = select(prefixes.c.id).where(prefixes.c.tenant_id == tenant)
@@ -144,8 +148,8 @@ class Tenants:
             connection.execute(insert(retired_owners).values(retired))
 
     @contextmanager
-    def _changing(self, tenant: str) -> Iterator[Connection]:
-        with self._transaction() as (connection, epoch):
+    def _changing(self, tenant: str, actor: Actor | None) -> Iterator[Connection]:
+        with self._transaction(actor) as (connection, epoch):
             note(connection, epoch, ChangeKind.TENANT, tenant)
             yield connection
 

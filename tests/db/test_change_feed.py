@@ -210,11 +210,3 @@ def test_what_was_written_last_is_forgotten_here_even_if_the_catalog_is_gone_the
     monkeypatch.undo()
     feed.poll()
     assert listener.told[2:] == [(1, [prefix("a")])]
-
-
-def test_hooks_run_inside_every_write(catalog: Database) -> None:
-    catalog.before_commit(lambda connection: note(connection, 1, ChangeKind.KEY, "acme", "kid"))
-    write(catalog, "a")
-    with catalog.read() as connection:
-        found = module.read_changes(connection, 0, 1)
-    assert found == [prefix("a"), Change(ChangeKind.KEY, "acme", "kid")]

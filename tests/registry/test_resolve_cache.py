@@ -153,11 +153,11 @@ class TestCache:
         assert frozen.resolve("demo", ref("e2e")) == one.resolved
         two, _ = upload("e2e", b"two")
 
-        def fail(_: Connection) -> None:
-            raise InsufficientStorage("who knows whether this was committed")
+        class Failing:
+            def record(self, _: Connection) -> None:
+                raise InsufficientStorage("who knows whether this was committed")
 
-        frozen.catalog.before_commit(fail)
-        with pytest.raises(InsufficientStorage), frozen.transaction():
+        with pytest.raises(InsufficientStorage), frozen.transaction(Failing()):
             pass
         assert frozen.resolve("demo", ref("e2e")) == two.resolved
 

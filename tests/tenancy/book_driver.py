@@ -13,7 +13,7 @@ from sqlalchemy import insert
 
 from app.db.database import Database
 from app.db.schema import tenants
-from app.tenancy.audit.context import LocalCall, audit_context
+from app.tenancy.audit.log import AuditedCall
 from app.tenancy.usage.flush import WRITE_S, CatalogFlush
 from app.tenancy.usage.totals import UsageTotals
 
@@ -25,7 +25,7 @@ def main() -> None:
     say("ready")
     if what == "usage":
         count_usage(books)
-    change_things(catalog)
+    change_things(books)
 
 
 def say(line: str) -> None:
@@ -51,12 +51,13 @@ def count_usage(books: CatalogFlush) -> None:
         time.sleep(0.001)
 
 
-def change_things(catalog: Database) -> None:
+def change_things(books: CatalogFlush) -> None:
     """Make tenants, each as a call of its own."""
     number = 0
     while True:
         name = f"{time.time_ns()}-{number}"
-        with audit_context(LocalCall("tenant create")), catalog.write() as (connection, _):
+        call = AuditedCall(books.audit, {"action": "tenant create"})
+        with books.catalog.write(call) as (connection, _):
             connection.execute(insert(tenants).values(id=name, owner=name, created_at=0))
         say(name)
         number += 1

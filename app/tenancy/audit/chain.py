@@ -94,7 +94,7 @@ def _head(connection: Connection, replica: str) -> tuple[int, str]:
     return (0, GENESIS) if row is None else (row.sequence, row.hash)
 
 
-def stands(connection: Connection, link: Link) -> bool:
+def contains(connection: Connection, link: Link) -> bool:
     """Whether the record is in the chain, as this transaction sees it."""
     query = select(audit_log.c.hash).where(
         audit_log.c.replica == link.replica, audit_log.c.sequence == link.sequence

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, or_, select, update
 
 from app.db.change_log import ChangeKind, note
-from app.db.database import Database
+from app.db.database import Actor, Database
 from app.db.paging import check_limit, make_cursor, read_cursor
 from app.db.schema import api_keys, tenants
 from app.errors import Conflict, InvalidRequest, NotFound
@@ -71,6 +71,7 @@ class Keyring:
     """Makes, lists and revokes keys. Synchronous and thread-safe.
 
     Any method may raise what the catalog raises; the writing ones have then changed nothing.
+    They take the `actor` who makes the change, for the audit log.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Keyring:
         label: str = "",
         not_before: int | None = None,
         expires_at: int | None = None,
+        actor: Actor | None = None,
     ) -> tuple[KeyInfo, ApiKey]:
         """A new key and what is kept of it.
 
@@ -118,7 +120,7 @@ class Keyring:
             "not_before": not_before,
             "expires_at": expires_at,
         }
-        with self._transaction() as (connection, epoch):
+        with self._transaction(actor) as (connection, epoch):
             get_account(connection, tenant)
             note(connection, epoch, ChangeKind.KEY, tenant, key.kid)
             self._make_room(connection, tenant, now)
@@ -142,9 +144,9 @@ class Keyring:
         with self._catalog.read() as connection:
             return _get(connection, tenant, kid)
 
-    def revoke(self, tenant: str, kid: str) -> KeyInfo:
+    def revoke(self, tenant: str, kid: str, *, actor: Actor | None = None) -> KeyInfo:
         """Ends a key for good, on every replica within a second; again, nothing. NotFound."""
-        with self._transaction() as (connection, epoch):
+        with self._transaction(actor) as (connection, epoch):
             _get(connection, tenant, kid)
             note(connection, epoch, ChangeKind.KEY, tenant, kid)
             live = (api_keys.c.kid == kid) & api_keys.c.revoked_at.is_(None)

@@ -33,6 +33,7 @@ class CatalogFlush:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`replica` names the audit chain; hours of usage are kept for `usage_days`."""
+        self.catalog = catalog
         self.usage = UsageLedger(catalog)
         self.audit = AuditLog(catalog, replica)
         self._keep_s = usage_days * 86_400.0

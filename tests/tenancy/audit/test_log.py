@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,13 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, delete, insert, select, text, update
 
-from app.db.database import Database
+from app.db.database import Actor, Database
 from app.db.schema import audit_log, tenants
 from app.errors import Conflict, InvalidRequest, PolyprefixError, Unavailable
 from app.tenancy.audit import chain
 from app.tenancy.audit.chain import GENESIS, Link, link_hash, list_records, verify
-from app.tenancy.audit.context import LocalCall, audit_context, printable
-from app.tenancy.audit.log import AuditLog
+from app.tenancy.audit.log import AuditedCall, AuditLog, printable
 from app.tenancy.audit.refusals import Refusals
 from tests.tenancy.house import Clock
 
@@ -37,8 +35,12 @@ def log(any_catalog: Database, clock: Clock) -> AuditLog:
     return AuditLog(any_catalog, "one", clock=clock)
 
 
-def make_tenant(catalog: Database, name: str) -> None:
-    with catalog.write() as (connection, _):
+def call_of(log: AuditLog, action: str = "tenant create", **caller: str) -> AuditedCall:
+    return AuditedCall(log, {"action": action}, **(caller or CALL))
+
+
+def make_tenant(catalog: Database, name: str, actor: Actor | None = None) -> None:
+    with catalog.write(actor) as (connection, _):
         connection.execute(insert(tenants).values(id=name, owner=name, created_at=0))
 
 
@@ -54,28 +56,23 @@ def faults(catalog: Database, **heads: Link) -> dict[str, str | None]:
 
 
 def test_a_change_and_its_record_are_one(any_catalog: Database, log: AuditLog) -> None:
-    with audit_context(LocalCall("tenant create", **CALL)):
-        make_tenant(any_catalog, "new")
+    make_tenant(any_catalog, "new", call_of(log))
     [record] = records(any_catalog)
     assert record["outcome"] == {"status": "done"}
     assert (record["action"], record["tenant"], record["sequence"]) == ("tenant create", "acme", 1)
     assert faults(any_catalog) == {"one": None}
-    assert log.catalog is any_catalog
 
 
 @pytest.mark.usefixtures("log")
-def test_nobodys_changes_leave_no_record(any_catalog: Database) -> None:
+def test_changes_without_an_actor_leave_no_record(any_catalog: Database) -> None:
     make_tenant(any_catalog, "new")
-    with audit_context(LocalCall("reading", mutates=False)):
-        make_tenant(any_catalog, "other")
     assert records(any_catalog) == []
 
 
 def test_several_changes_of_a_call_leave_one_record(any_catalog: Database, log: AuditLog) -> None:
-    call = LocalCall("tenant create", **CALL)
-    with audit_context(call):
-        for name in "abc":
-            make_tenant(any_catalog, name)
+    call = call_of(log)
+    for name in "abc":
+        make_tenant(any_catalog, name, call)
     log.granted(call)
     assert len(records(any_catalog)) == 1
 
@@ -83,43 +80,38 @@ def test_several_changes_of_a_call_leave_one_record(any_catalog: Database, log: 
 def test_a_change_that_is_undone_takes_its_record_with_it(
     any_catalog: Database, log: AuditLog
 ) -> None:
-    call = LocalCall("tenant create", **CALL)
+    call = call_of(log)
     make_tenant(any_catalog, "there")
-    with audit_context(call):
-        with pytest.raises(Conflict):
-            make_tenant(any_catalog, "there")
-        assert records(any_catalog) == []
-        make_tenant(any_catalog, "second-try")
+    with pytest.raises(Conflict):
+        make_tenant(any_catalog, "there", call)
+    assert records(any_catalog) == []
+    make_tenant(any_catalog, "second-try", call)
     log.granted(call)
     [record] = records(any_catalog)
     assert (record["sequence"], record["outcome"]) == (1, {"status": "done"})
 
 
-def failing_after_the_hooks(catalog: Database, call: LocalCall, *, committed: bool) -> None:
-    """A change that fails once its record is written: before the commit, or with its answer."""
+class FailingAfterItsRecord:
+    """An actor whose transaction fails once its record is written, before the commit."""
 
-    @contextmanager
-    def write() -> Iterator[Connection]:
-        with catalog.write() as (connection, _):
-            yield connection
-        raise Unavailable("connection lost")
+    def __init__(self, call: AuditedCall) -> None:
+        self.call = call
 
-    def fail(_: Connection) -> None:
+    def record(self, connection: Connection) -> None:
+        self.call.record(connection)
         raise Unavailable("the disk is gone")
-
-    if not committed:
-        catalog.before_commit(fail)
-    with audit_context(call), pytest.raises(Unavailable), write() as connection:
-        connection.execute(insert(tenants).values(id="new", owner="new", created_at=0))
-    catalog._hooks = [hook for hook in catalog._hooks if hook is not fail]
 
 
 @pytest.mark.parametrize("committed", [False, True])
 def test_a_record_says_done_if_and_only_if_it_was_committed(
     any_catalog: Database, log: AuditLog, committed: bool
 ) -> None:
-    call = LocalCall("tenant create", **CALL)
-    failing_after_the_hooks(any_catalog, call, committed=committed)
+    call = call_of(log)
+    if committed:  # and its answer is lost
+        make_tenant(any_catalog, "new", call)
+    else:
+        with pytest.raises(Unavailable):
+            make_tenant(any_catalog, "new", FailingAfterItsRecord(call))
     assert call.link is not None
     log.refused(call, 503, "unavailable")
     with any_catalog.read() as connection:
@@ -136,28 +128,27 @@ def test_a_change_whose_record_cannot_be_written_does_not_happen(
 ) -> None:
     with any_catalog.append() as connection:
         connection.execute(text("DROP TABLE audit_log"))
-    call = LocalCall("tenant create", **CALL)
-    with audit_context(call), pytest.raises(Exception, match="audit_log"):
-        make_tenant(any_catalog, "new")
+    with pytest.raises(Exception, match="audit_log"):
+        make_tenant(any_catalog, "new", call_of(log))
     with any_catalog.read() as connection:
         assert connection.execute(select(tenants)).all() == []
-    assert log.catalog.epoch() == 0
+    assert any_catalog.epoch() == 0
 
 
 def test_a_granted_call_that_changed_nothing_is_on_record(
     any_catalog: Database, log: AuditLog
 ) -> None:
-    log.granted(LocalCall("tenant create", **CALL))
+    log.granted(call_of(log))
     assert records(any_catalog)[0]["outcome"] == {"status": "unchanged"}
 
 
 def test_refusals_are_on_record_until_a_key_has_too_many(
     any_catalog: Database, clock: Clock
 ) -> None:
-    log = AuditLog(any_catalog, "one", denials=Refusals(singly=3), clock=clock)
+    log = AuditLog(any_catalog, "one", refusals=Refusals(singly=3), clock=clock)
     for _ in range(10):
-        log.refused(LocalCall("delete_prefix", **CALL), 404, "prefix_not_found")
-    log.refused(LocalCall("delete_prefix", tenant="zeta", kid="z"), 404, "prefix_not_found")
+        log.refused(call_of(log, "delete_prefix"), 404, "prefix_not_found")
+    log.refused(call_of(log, "delete_prefix", tenant="zeta", kid="z"), 404, "prefix_not_found")
     assert len(records(any_catalog)) == 4
     log.flush()
     assert len(records(any_catalog)) == 4
@@ -179,12 +170,12 @@ def test_refusals_that_cannot_be_written_are_counted_and_written_later(
 
     with monkeypatch.context() as patch:
         patch.setattr(any_catalog, "append", down)
-        log.refused(LocalCall("delete_prefix", **CALL), 404, "prefix_not_found")
+        log.refused(call_of(log, "delete_prefix"), 404, "prefix_not_found")
         for _ in range(2):
             with pytest.raises(Unavailable):
                 log.flush(everything=True)
         with pytest.raises(Unavailable):
-            log.granted(LocalCall("delete_prefix", **CALL))
+            log.granted(call_of(log, "delete_prefix"))
     log.flush(everything=True)
     assert [record["count"] for record in records(any_catalog)] == [1]
 
@@ -235,10 +226,9 @@ def test_two_processes_of_one_name_make_one_chain(catalog_url: str) -> None:
 
     def writing(catalog: Database, number: int) -> None:
         try:
-            AuditLog(catalog, "same")
+            log = AuditLog(catalog, "same")
             for index in range(15):
-                with audit_context(LocalCall("tenant create")):
-                    make_tenant(catalog, f"t{number}-{index}")
+                make_tenant(catalog, f"t{number}-{index}", call_of(log))
                 fill(catalog, "same", 1)
         except Exception as error:
             errors.append(error)
@@ -356,9 +346,8 @@ def tampered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
     catalog = Database(f"sqlite:///{tmp_path_factory.mktemp('audit')}/catalog.sqlite")
     log = AuditLog(catalog, "one")
     for name in "abcde":
-        with audit_context(LocalCall("tenant create", **CALL)):
-            make_tenant(catalog, name)
-        log.refused(LocalCall("delete_prefix", **CALL), 404, "prefix_not_found")
+        make_tenant(catalog, name, call_of(log))
+        log.refused(call_of(log, "delete_prefix"), 404, "prefix_not_found")
     assert faults(catalog) == {"one": None}
     yield catalog
     catalog.close()

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
 
-from app.api.dependencies import TenantDep, requires
+from app.api.dependencies import ActorDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.schemas.generation import KeyBody, LimitsBody, TenantBody, TenantPatchBody
 from app.api.services import ServicesDep
@@ -26,10 +26,14 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 
 
 @router.post("")
-async def create_tenant(body: TenantBody, services: ServicesDep, caller: TenantDep) -> Response:
+async def create_tenant(
+    body: TenantBody, services: ServicesDep, caller: TenantDep, actor: ActorDep
+) -> Response:
     """A new tenant, which has no keys yet."""
     limits = TenantLimits.from_json(_given(body.limits))
-    made = await services.workers.writes.finish(caller, services.accounts.create, body.id, limits)
+    made = await services.workers.writes.finish(
+        caller, services.accounts.create, body.id, limits, actor=actor
+    )
     return StrictJSONResponse(tenant_object(made), 201, {"location": f"/admin/tenants/{made.id}"})
 
 
@@ -52,26 +56,33 @@ async def get_tenant(tenant_id: str, services: ServicesDep, caller: TenantDep) -
 
 @router.patch("/{tenant_id}")
 async def change_tenant(
-    tenant_id: str, body: TenantPatchBody, services: ServicesDep, caller: TenantDep
+    tenant_id: str, body: TenantPatchBody, services: ServicesDep, caller: TenantDep, actor: ActorDep
 ) -> Response:
     """Change what is given: limits one by one (null is no limit), or whether it may act at all."""
     limits = None if body.limits is None else _given(body.limits)
     changed = await services.workers.writes.finish(
-        caller, services.accounts.change, tenant_id, limits=limits, disabled=body.disabled
+        caller,
+        services.accounts.change,
+        tenant_id,
+        limits=limits,
+        disabled=body.disabled,
+        actor=actor,
     )
     return StrictJSONResponse(tenant_object(changed))
 
 
 @router.delete("/{tenant_id}")
-async def delete_tenant(tenant_id: str, services: ServicesDep, caller: TenantDep) -> Response:
+async def delete_tenant(
+    tenant_id: str, services: ServicesDep, caller: TenantDep, actor: ActorDep
+) -> Response:
     """Delete a tenant with its keys and prefixes; what runs is finished."""
-    await services.workers.writes.finish(caller, services.accounts.delete, tenant_id)
+    await services.workers.writes.finish(caller, services.accounts.delete, tenant_id, actor=actor)
     return StrictJSONResponse({"object": "tenant", "id": tenant_id, "deleted": True})
 
 
 @router.post("/{tenant_id}/keys")
 async def create_key(
-    tenant_id: str, body: KeyBody, services: ServicesDep, caller: TenantDep
+    tenant_id: str, body: KeyBody, services: ServicesDep, caller: TenantDep, actor: ActorDep
 ) -> Response:
     """A new key; the reply is the only place where it is ever shown."""
     info, key = await services.workers.writes.finish(
@@ -82,6 +93,7 @@ async def create_key(
         label=body.label,
         not_before=body.not_before,
         expires_at=body.expires_at,
+        actor=actor,
     )
     return StrictJSONResponse(
         {**key_object(info), "key": key.text},
@@ -118,10 +130,12 @@ async def get_key(tenant_id: str, kid: str, services: ServicesDep, caller: Tenan
 
 @router.delete("/{tenant_id}/keys/{kid}")
 async def revoke_key(
-    tenant_id: str, kid: str, services: ServicesDep, caller: TenantDep
+    tenant_id: str, kid: str, services: ServicesDep, caller: TenantDep, actor: ActorDep
 ) -> Response:
     """Revoke a key: refused here at once, and by every replica within a second."""
-    revoked = await services.workers.writes.finish(caller, services.keyring.revoke, tenant_id, kid)
+    revoked = await services.workers.writes.finish(
+        caller, services.keyring.revoke, tenant_id, kid, actor=actor
+    )
     return StrictJSONResponse(key_object(revoked))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from app.api.dependencies import TenantDep, requires
+from app.api.dependencies import ActorDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.generation.prefix_selection import named, resolve
 from app.api.routes.prefixes.prefixes import forget_prefix
@@ -58,7 +58,9 @@ async def get_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> 
 
 
 @router.delete("/v1/models/{model_id:path}", dependencies=requires(Scope.PREFIXES_WRITE))
-async def delete_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> Response:
+async def delete_model(
+    model_id: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
+) -> Response:
     """Delete a prefix with all its versions; the base model cannot be deleted."""
     if model_id == services.model.spec.model_id:
         raise InUse("the base model cannot be deleted")
@@ -67,7 +69,7 @@ async def delete_model(model_id: str, services: ServicesDep, tenant: TenantDep) 
         raise InvalidRequest("only a prefix as a whole can be deleted here", param="model")
     if reference.tenant not in (None, tenant):
         raise PrefixNotFound(f"prefix '{reference}' does not exist", param="model")
-    await forget_prefix(services, tenant, reference.name)
+    await forget_prefix(services, tenant, reference.name, actor)
     return StrictJSONResponse({"id": model_id, "object": "model", "deleted": True})
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from app.api.dependencies import PrincipalDep, TenantDep, requires
+from app.api.dependencies import ActorDep, PrincipalDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.evaluation.gate_check import version_score, write_when_scored
 from app.api.schemas.generation import AliasBody
@@ -42,6 +42,7 @@ async def set_alias(
     request: Request,
     services: ServicesDep,
     principal: PrincipalDep,
+    actor: ActorDep,
     if_match: IfMatch = None,
 ) -> Response:
     """Point an alias at a version, or split it; with `If-Match` only if nobody moved it meanwhile.
@@ -55,7 +56,7 @@ async def set_alias(
         if body.version
         else partial(book.split, split=body.split or {})
     )
-    write = partial(change, principal.tenant, name, alias, if_match=if_match)
+    write = partial(change, principal.tenant, name, alias, if_match=if_match, actor=actor)
 
     async def score(digest: str, gate: QualityGate) -> float:
         return await version_score(services, principal, name, digest, gate)
@@ -69,11 +70,22 @@ async def set_alias(
 
 @router.post("/rollback", dependencies=requires(Scope.PREFIXES_WRITE))
 async def rollback_alias(
-    name: str, alias: str, services: ServicesDep, tenant: TenantDep, if_match: IfMatch = None
+    name: str,
+    alias: str,
+    services: ServicesDep,
+    tenant: TenantDep,
+    actor: ActorDep,
+    if_match: IfMatch = None,
 ) -> Response:
     """Point an alias at the version before; again, further back."""
     moved = await services.workers.writes.finish(
-        tenant, services.registry.aliases.rollback, tenant, name, alias, if_match=if_match
+        tenant,
+        services.registry.aliases.rollback,
+        tenant,
+        name,
+        alias,
+        if_match=if_match,
+        actor=actor,
     )
     return _reply(name, moved)
 

@@ -12,7 +12,7 @@ import time
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.dependencies import PrincipalDep, requires
+from app.api.dependencies import ActorDep, PrincipalDep, requires
 from app.api.generation.generation import cancel_on_disconnect
 from app.api.generation.prompts import has_surrogate
 from app.api.publish_version import admit, staging
@@ -38,7 +38,12 @@ _PROBE = "a"
 
 @router.post("/v1/prefixes/{name}/from-text", dependencies=[*requires(Scope.PREFIXES_WRITE)])
 async def make_from_text(
-    name: str, body: FromTextBody, request: Request, services: ServicesDep, principal: PrincipalDep
+    name: str,
+    body: FromTextBody,
+    request: Request,
+    services: ServicesDep,
+    principal: PrincipalDep,
+    actor: ActorDep,
 ) -> Response:
     """A version made of a text; checked, probed and stored as an upload is.
 
@@ -57,7 +62,9 @@ async def make_from_text(
     [prefix] = await cancel_on_disconnect(request.receive, making)
     async with staging(services, principal.tenant) as staged:
         await services.workers.files.run(principal.tenant, _write, prefix, staged)
-        admitted = await admit(services, principal, name, staged.path, body.alias, request.receive)
+        admitted = await admit(
+            services, principal, name, staged.path, body.alias, request.receive, actor
+        )
     return admitted.reply
 
 

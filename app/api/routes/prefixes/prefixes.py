@@ -8,11 +8,12 @@ from typing import Annotated, Any, BinaryIO
 from fastapi import APIRouter, Query, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.dependencies import TenantDep, requires
+from app.api.dependencies import ActorDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.lengths import known_lengths, module_lengths
 from app.api.schemas.prefixes import prefix_object, version_object
 from app.api.services import Services, ServicesDep
+from app.db.database import Actor
 from app.registry.types import Version
 from app.runtime.prefix_cache import PrefixKey
 from app.tenancy.auth.principal import Scope
@@ -47,9 +48,11 @@ async def get_prefix(name: str, services: ServicesDep, tenant: TenantDep) -> Res
 
 
 @router.delete("/{name}", dependencies=_WRITING)
-async def delete_prefix(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
+async def delete_prefix(
+    name: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
+) -> Response:
     """Delete a prefix with all its versions and aliases; rows that run finish with it."""
-    await forget_prefix(services, tenant, name)
+    await forget_prefix(services, tenant, name, actor)
     return StrictJSONResponse({"object": "prefix", "name": name, "deleted": True})
 
 
@@ -100,11 +103,11 @@ async def download_version(
 
 @router.delete("/{name}/versions/{digest}", dependencies=_WRITING)
 async def delete_version(
-    name: str, digest: str, services: ServicesDep, tenant: TenantDep
+    name: str, digest: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
     """Delete one version; `latest` falls back to the newest that is left."""
     version = await services.workers.writes.finish(
-        tenant, services.registry.delete_version, tenant, name, digest
+        tenant, services.registry.delete_version, tenant, name, digest, actor=actor
     )
     services.tiers.evict(PrefixKey(version.owner, version.digest))
     return StrictJSONResponse(
@@ -113,10 +116,12 @@ async def delete_version(
 
 
 @router.post("/{name}/versions/{digest}/pin", dependencies=_WRITING)
-async def pin_version(name: str, digest: str, services: ServicesDep, tenant: TenantDep) -> Response:
+async def pin_version(
+    name: str, digest: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
+) -> Response:
     """Keep the version in memory once it has been used."""
     version = await services.workers.writes.finish(
-        tenant, services.registry.pin, tenant, name, digest
+        tenant, services.registry.pin, tenant, name, digest, actor=actor
     )
     [content] = await _version_objects(services, tenant, [version])
     return StrictJSONResponse(content)
@@ -124,20 +129,20 @@ async def pin_version(name: str, digest: str, services: ServicesDep, tenant: Ten
 
 @router.delete("/{name}/versions/{digest}/pin", dependencies=_WRITING)
 async def unpin_version(
-    name: str, digest: str, services: ServicesDep, tenant: TenantDep
+    name: str, digest: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
     """Let the version be evicted from memory again."""
     version = await services.workers.writes.finish(
-        tenant, services.registry.unpin, tenant, name, digest
+        tenant, services.registry.unpin, tenant, name, digest, actor=actor
     )
     [content] = await _version_objects(services, tenant, [version])
     return StrictJSONResponse(content)
 
 
-async def forget_prefix(services: Services, tenant: str, name: str) -> None:
+async def forget_prefix(services: Services, tenant: str, name: str, actor: Actor) -> None:
     """Delete a prefix from the catalog and from memory."""
     gone = await services.workers.writes.finish(
-        tenant, services.registry.delete_prefix, tenant, name
+        tenant, services.registry.delete_prefix, tenant, name, actor=actor
     )
     for owner, digest in gone:
         services.tiers.evict(PrefixKey(owner, digest))

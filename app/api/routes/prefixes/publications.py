@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
-from app.api.dependencies import TenantDep, requires
+from app.api.dependencies import ActorDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.routes.prefixes.prefixes import Cursor, Limit
 from app.api.schemas.generation import PublicationBody
@@ -32,7 +32,7 @@ async def get_publication(name: str, services: ServicesDep, tenant: TenantDep) -
 
 @router.put(_PATH, dependencies=requires(Scope.PREFIXES_WRITE))
 async def set_publication(
-    name: str, body: PublicationBody, services: ServicesDep, tenant: TenantDep
+    name: str, body: PublicationBody, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
     """Let these tenants use the prefix, or everyone, and nobody else any more."""
     made = await services.workers.writes.finish(
@@ -42,15 +42,18 @@ async def set_publication(
         name,
         body.tenants,
         everyone=body.everyone,
+        actor=actor,
     )
     return StrictJSONResponse(publication_object(made))
 
 
 @router.delete(_PATH, dependencies=requires(Scope.PREFIXES_WRITE))
-async def delete_publication(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
+async def delete_publication(
+    name: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
+) -> Response:
     """Let nobody else use the prefix any more; rows that run finish with it."""
     await services.workers.writes.finish(
-        tenant, services.registry.publications.withdraw, tenant, name
+        tenant, services.registry.publications.withdraw, tenant, name, actor=actor
     )
     return StrictJSONResponse({"object": "prefix.publication", "name": name, "deleted": True})
 

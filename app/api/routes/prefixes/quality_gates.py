@@ -11,7 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from app.api.dependencies import TenantDep, requires
+from app.api.dependencies import ActorDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
 from app.api.schemas.evaluations import GateBody
 from app.api.services import ServicesDep
@@ -36,7 +36,7 @@ async def get_gate(name: str, alias: str, services: ServicesDep, tenant: TenantD
 
 @router.put("", dependencies=requires(Scope.PREFIXES_WRITE))
 async def set_gate(
-    name: str, alias: str, body: GateBody, services: ServicesDep, tenant: TenantDep
+    name: str, alias: str, body: GateBody, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
     """Give the alias a gate, or another one; where it points now stays as it is."""
     examples = [{"input": one.input, "output": list(one.references)} for one in body.examples]
@@ -48,16 +48,18 @@ async def set_gate(
         )
     gate = QualityGate(metric=body.metric, min_score=body.min_score, examples=examples)
     made = await services.workers.writes.finish(
-        tenant, services.registry.gates.set, tenant, name, alias, gate
+        tenant, services.registry.gates.set, tenant, name, alias, gate, actor=actor
     )
     return StrictJSONResponse(_object(name, alias, made))
 
 
 @router.delete("", dependencies=requires(Scope.PREFIXES_WRITE))
-async def remove_gate(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
+async def remove_gate(
+    name: str, alias: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
+) -> Response:
     """Take the alias's gate away."""
     await services.workers.writes.finish(
-        tenant, services.registry.gates.remove, tenant, name, alias
+        tenant, services.registry.gates.remove, tenant, name, alias, actor=actor
     )
     return StrictJSONResponse(
         {"object": "prefix.alias.gate", "name": name, "alias": alias, "deleted": True}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
 
-from app.api.dependencies import PrincipalDep, requires
+from app.api.dependencies import ActorDep, PrincipalDep, requires
 from app.api.publish_version import admit, staging
 from app.api.services import Services, ServicesDep
 from app.errors import (
@@ -34,6 +34,7 @@ async def upload_version(
     request: Request,
     services: ServicesDep,
     principal: PrincipalDep,
+    actor: ActorDep,
     x_alias: Annotated[str | None, Header(max_length=64)] = None,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> Response:
@@ -51,7 +52,9 @@ async def upload_version(
     with services.uploads.slot(tenant):
         async with staging(services, tenant) as staged:
             await _receive(services, tenant, request, staged)
-            admitted = await admit(services, principal, name, staged.path, x_alias, request.receive)
+            admitted = await admit(
+                services, principal, name, staged.path, x_alias, request.receive, actor
+            )
     return admitted.reply
 
 

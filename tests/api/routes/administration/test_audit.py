@@ -21,6 +21,7 @@ from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.settings import Settings
 from app.tenancy.audit.chain import list_records, verify
+from app.tenancy.audit.log import AuditedCall
 from tests.api.guarded import EVERYTHING, Guarded, guarding
 from tests.api.helpers import BASE, complete, until
 from tests.tiny import random_prefix
@@ -365,11 +366,17 @@ class Held:
 
 
 @pytest.fixture(scope="module")
-def commits(guarded: Guarded) -> Held:
+def commits() -> Iterator[Held]:
     """The end of a writing transaction, before it is committed."""
-    held = Held()
-    guarded.server.services.registry.catalog.before_commit(lambda _: held.pass_through())
-    return held
+    held, record = Held(), AuditedCall.record
+
+    def held_record(call: AuditedCall, connection: Connection) -> None:
+        record(call, connection)
+        held.pass_through()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AuditedCall, "record", held_record)
+        yield held
 
 
 def leave(
