@@ -1,45 +1,33 @@
-"""The README says what is: names, commands, settings, dependencies."""
+"""The pages say what is: names, links, commands, settings, dependencies."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
-import json
 import re
 import shlex
 import tomllib
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
-from app.api.schemas.generation import CompletionBody
 from app.cli import app
 from app.settings import Settings
+from tests.documents import PAGES, ROOT, Block, blocks, section
 
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MAX_README_LINES = 200
 
 
-def blocks(language: str) -> list[str]:
-    """The fenced blocks of one language."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    return [text for found, text in fenced if found == language]
+def all_blocks(language: str) -> list[Block]:
+    """The fenced blocks of one language on all pages."""
+    return [block for page in PAGES for block in blocks(page, language)]
 
 
-def section(title: str) -> str:
-    found = re.search(
-        rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE
-    )
-    assert found, f"README.md has no section {title!r}"
-    return found[1]
-
-
-def rows(title: str) -> list[list[str]]:
+def rows(page: str, title: str) -> list[list[str]]:
     """The cells of the first table of a section, without its head."""
-    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    lines = [line for line in section(page, title).splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
@@ -47,34 +35,63 @@ def name_of(requirement: str) -> str:
     return re.split(r"[<>=!~\[; ]", requirement)[0]
 
 
-def test_the_changelog_is_the_last_section() -> None:
-    assert re.findall(r"^## (.+)", README, re.MULTILINE)[-1] == "Changelog"
+def test_the_readme_is_short() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= MAX_README_LINES
 
 
-def test_paths_that_are_named_exist() -> None:
-    named = re.findall(r"`((?:app|tests|docker|prefixes)/[\w./-]*)`", README)
-    assert named
+def test_the_changelog_begins_with_this_version() -> None:
+    assert re.findall(r"^## (.+)", PAGES["app/CHANGELOG.md"], re.M)[0] == PROJECT["version"]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_paths_that_are_named_exist(page: str) -> None:
+    named = re.findall(r"`((?:app|tests|docker|prefixes)/[\w./-]*)`", PAGES[page])
     assert not [path for path in named if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    wrong = []
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        path, _, heading = target.partition("#")
+        if path.startswith("http"):
+            continue
+        file = ((ROOT / page).parent / path).resolve() if path else ROOT / page
+        if not file.is_file() or (heading and heading not in _headings(file.read_text())):
+            wrong.append(target)
+    assert not wrong
+
+
+def _headings(text: str) -> set[str]:
+    """The headings of a page as links name them."""
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in found}
 
 
 def test_make_targets_that_are_named_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([\w-]+):", makefile, re.MULTILINE))
-    named = set(re.findall(r"^make ([a-z-]+)", "\n".join(blocks("")), re.MULTILINE))
-    named |= set(re.findall(r"`make ([\w-]+)", README))
+    named = {
+        target
+        for block in all_blocks("")
+        for target in re.findall(r"^make ([a-z-]+)", block.text, re.MULTILINE)
+    }
+    named |= {target for page in PAGES.values() for target in re.findall(r"`make ([\w-]+)", page)}
     assert {"serve", "test"} <= named <= targets
 
 
 def test_python_examples_compile() -> None:
-    examples = blocks("python")
+    examples = all_blocks("python")
     assert examples
     for example in examples:
-        ast.parse(example)
+        ast.parse(example.text)
 
 
 def test_dependencies_and_their_reasons_are_the_projects() -> None:
     documented = {
-        name for first, _ in rows("Dependencies") for name in re.findall(r"`([\w-]+)`", first)
+        name
+        for first, _ in rows("app/README.md", "Dependencies")
+        for name in re.findall(r"`([\w-]+)`", first)
     }
     assert documented == {name_of(requirement) for requirement in PROJECT["dependencies"]}
 
@@ -107,7 +124,8 @@ def settings_table() -> list[str]:
 
 
 def test_the_settings_table_is_what_the_settings_say() -> None:
-    lines = [line for line in section("Settings").splitlines() if line.startswith("|")]
+    found = section("docker/README.md", "Settings")
+    lines = [line for line in found.splitlines() if line.startswith("|")]
     assert lines[2:] == settings_table(), "it should be:\n" + "\n".join(settings_table())
 
 
@@ -118,30 +136,32 @@ def test_every_option_of_serve_is_a_setting() -> None:
     assert all(f"--{option.name.replace('_', '-')}" in option.opts for option in options)
 
 
-def commands_of_readme() -> list[list[str]]:
+def typed_commands() -> list[list[str]]:
     """Every `polyprefix …` line of the shell examples, continued lines joined."""
-    text = "\n".join(blocks("bash")).replace("\\\n", " ")
-    return [shlex.split(line)[1:] for line in text.splitlines() if line.startswith("polyprefix ")]
+    text = "\n".join(block.text for block in all_blocks("bash") + all_blocks(""))
+    lines = text.replace("\\\n", " ").splitlines()
+    return [
+        shlex.split(line, comments=True)[1:] for line in lines if line.startswith("polyprefix ")
+    ]
 
 
-@pytest.mark.parametrize("arguments", commands_of_readme(), ids=" ".join)
+@pytest.mark.parametrize("arguments", typed_commands(), ids=" ".join)
 def test_commands_take_the_options_of_the_examples(arguments: list[str]) -> None:
     command = get_command(app)
     while arguments[0] in getattr(command, "commands", {}):
         command = command.commands[arguments[0]]
         arguments = arguments[1:]
+        if not arguments:
+            break
     known = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
     assert {argument for argument in arguments if argument.startswith("--")} <= known
 
 
-def test_the_curl_example_is_a_completion_request() -> None:
-    bodies = re.findall(r"-d '(\{.*?\})'", "\n".join(blocks("bash")), re.DOTALL)
-    assert bodies
-    for body in bodies:
-        CompletionBody.model_validate(json.loads(body), strict=True)
-
-
 def test_every_block_that_types_our_command_begins_with_its_environment() -> None:
-    typed = [text for text in blocks("bash") + blocks("") if re.search("^polyprefix ", text, re.M)]
+    typed = [
+        block
+        for block in all_blocks("bash") + all_blocks("")
+        if re.search("^polyprefix ", block.text, re.M)
+    ]
     assert len(typed) >= 4
-    assert all(text.startswith(". .venv/bin/activate\n") for text in typed)
+    assert all(block.text.startswith(". .venv/bin/activate\n") for block in typed)

@@ -106,7 +106,7 @@ def serve(
     """Serve a frozen base model with its prefixes over HTTP.
 
     Every setting is an environment variable, `POLYPREFIX_…`; the ones that change most often are
-    options too, and an option wins. All of them stand in the README, "Settings". SIGTERM or
+    options too, and an option wins. `docker/README.md` lists all of them. SIGTERM or
     Ctrl+C finishes what runs, then stops; a second one stops at once.
 
     Examples: `polyprefix serve` serves the demo model;
