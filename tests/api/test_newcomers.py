@@ -16,6 +16,8 @@ from app.model.frozen import FrozenModel
 from tests.api.guarded import Guarded, guarding
 from tests.api.helpers import BASE, NO_END, complete, error_of, slowed, until, until_idle
 
+pytestmark = pytest.mark.alone
+
 STEP_S = 0.03
 
 

@@ -15,6 +15,8 @@ from tests.api.guarded import PEPPER, Guarded, guarding
 from tests.server import serving
 from tests.tiny import random_prefix
 
+pytestmark = pytest.mark.alone
+
 LIMIT_S = 1.0
 
 

@@ -95,6 +95,7 @@ def test_a_url_that_is_none_is_refused_and_not_repeated() -> None:
         assert "secret" not in str(refused.value)
 
 
+@pytest.mark.alone
 class TestFaults:
     """Each has a server of its own to harm."""
 

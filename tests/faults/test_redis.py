@@ -20,6 +20,8 @@ from app.tenancy.limits.limits import TenantLimits
 from app.tenancy.limits.shared import RedisLimits
 from tests.redis_server import Proxy, RedisServer, proxied, redis_server
 
+pytestmark = pytest.mark.alone
+
 LIMITS = TenantLimits(requests_per_minute=10**6, tokens_per_minute=10**9, max_rows=1000)
 PER_SECOND = 50
 FIRST_FAULT = 0.020

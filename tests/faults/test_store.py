@@ -21,6 +21,8 @@ from tests.api.helpers import until
 from tests.s3_server import Fault, Proxy, S3Server
 from tests.tiny import random_prefix
 
+pytestmark = pytest.mark.alone
+
 LIMIT_S = 10.0
 """The store's own time limit."""
 LONG = "the quick brown fox " * 150

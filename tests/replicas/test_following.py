@@ -16,6 +16,8 @@ from tests.api.helpers import slowed, until
 from tests.replicas.cluster import FOLLOWS_S, Caller, Sample, calling, make_tenant, within
 from tests.replicas.conftest import Pair, Tenant
 
+pytestmark = pytest.mark.alone
+
 REPLACING_S = 5.0
 
 

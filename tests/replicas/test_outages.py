@@ -19,6 +19,8 @@ from tests.replicas.cluster import Sample, calling, within
 from tests.replicas.conftest import Pair, Tenant
 from tests.s3_server import S3Server
 
+pytestmark = pytest.mark.alone
+
 OUTAGE_S = 7.0
 REFUSED_WITHIN_S = 9.0
 BACK_WITHIN_S = 2.0

@@ -29,6 +29,8 @@ from tests.replicas.cluster import (
 )
 from tests.tiny import random_prefix
 
+pytestmark = pytest.mark.alone
+
 POLYPREFIX = [str(Path(sys.executable).with_name("polyprefix"))]
 LEASE_S = 30.0
 MAX_ROWS = 4

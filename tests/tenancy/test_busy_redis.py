@@ -20,6 +20,8 @@ from app.tenancy.limits.limits import TenantLimits
 from app.tenancy.limits.shared import RedisLimits
 from tests.redis_server import RedisServer, proxied
 
+pytestmark = pytest.mark.alone
+
 SECONDS = 6.0
 LIMITS = TenantLimits(requests_per_minute=60)
 METERS = "polyprefix:limits:{acme}:meters"
