@@ -179,7 +179,7 @@ async def _acquire(
     stack.push_async_callback(workers.close)
     books = CatalogFlush(registry.catalog, settings.replica, usage_days=settings.usage_days)
     stack.push_async_callback(_close_books, books)
-    keyring = Keyring(registry.catalog, settings.pepper, registry.transaction)
+    keyring = Keyring(registry.catalog, settings.pepper)
     await asyncio.to_thread(_check_keys, settings, keyring)
     authentication = _authentication(settings, registry)
     limiter = _limiter(settings)
@@ -215,7 +215,7 @@ async def _acquire(
         engine=engine,
         registry=registry,
         authentication=authentication,
-        accounts=Tenants(registry.catalog, registry.transaction),
+        accounts=Tenants(registry.catalog),
         keyring=keyring,
         usage=books.usage,
         audit=books.audit,
@@ -242,9 +242,9 @@ def _authentication(settings: Settings, registry: Registry) -> Authentication:
     """By keys once there is a pepper; else everybody is the one tenant."""
     if settings.pepper is None:
         everybody = Principal(DEMO_TENANT, None, frozenset(Scope))
-        return Anonymous(registry.catalog, registry.feed, everybody)
+        return Anonymous(registry.catalog, everybody)
     failures = FailedAttempts(settings.auth_failures_per_minute)
-    return KeyAuthenticator(registry.catalog, registry.feed, settings.pepper, failures)
+    return KeyAuthenticator(registry.catalog, settings.pepper, failures)
 
 
 def _keep_house(
@@ -255,7 +255,7 @@ def _keep_house(
     stack: AsyncExitStack,
 ) -> None:
     """What goes on beside the requests until the stack ends it."""
-    _keep_doing(stack, "following the catalog", _POLL_S, registry.feed.poll)
+    _keep_doing(stack, "following the catalog", _POLL_S, registry.catalog.feed.poll)
     _keep_doing(stack, "noting the use of keys", _NOTE_USES_S, authentication.note_uses)
     books.usage.on_crowded = _keep_doing(stack, "writing down usage", WRITE_S, books.write).wake
     ended = threading.Event()

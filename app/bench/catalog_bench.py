@@ -65,13 +65,16 @@ def _make(folder: Path, names: int) -> float:
     registry.ensure_tenant(_TENANT)
     started = time.perf_counter()
     for first in range(0, names, _BATCH):
-        with registry.transaction() as (connection, epoch):
+        with registry.catalog.write() as (connection, epoch):
             note(connection, epoch, ChangeKind.TENANT, _TENANT)
             for index in range(first, min(names, first + _BATCH)):
                 row, _ = versions.publish(
                     connection, _TENANT, _name(index), _OWNER, _info(index), file_nbytes=1, now=0
                 )
-                aliases.move(connection, epoch, row, LATEST, reason="upload", now=0)
+                target = {row.digest: 1}
+                aliases.move(
+                    connection, epoch, row.prefix_id, LATEST, target, reason="upload", now=0
+                )
     taken = time.perf_counter() - started
     registry.close()
     return taken
@@ -101,10 +104,10 @@ def _start_ms(folder: Path) -> float:
 
 def _resolving(folder: Path, names: int) -> dict[str, float]:
     registry = _open(folder)
-    registry.feed.poll()
+    registry.catalog.feed.poll()
     looks = [PrefixReference(_name(index)) for index in range(0, names, max(1, names // _LOOKS))]
     cold = sorted(_times(registry, looks))
-    registry.feed.poll()
+    registry.catalog.feed.poll()
     warm = _times(registry, looks)
     before = _resident_mib()
     for index in range(names):

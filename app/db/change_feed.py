@@ -1,7 +1,6 @@
 """How a process learns what others have written to the catalog.
 
-Caches subscribe; whoever polls makes them forget what has changed. Knows nothing about what caches
-hold.
+Caches subscribe to a feed. Whoever polls the feed makes them forget what has changed.
 """
 
 from __future__ import annotations
@@ -9,37 +8,46 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 from sqlalchemy import Connection
 
-from app.db.change_log import Change, read_changes, read_epoch
-from app.db.database import Database
+from app.db.change_log import EPOCH, Change, read_changes
 from app.errors import PolyprefixError
 
 Listener = Callable[[int, Sequence[Change] | None], None]
-"""Told an epoch and what has changed up to it since the last one that it was told, None if that may
-be anything; must not raise."""
+"""Gets an epoch and the changes up to it since its last call, None if anything may have changed;
+must not raise."""
+
+
+class Readable(Protocol):
+    """A catalog, as far as a feed needs it."""
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """A transaction that sees one state and changes nothing."""
 
 
 class ChangeFeed:
     """How recently this process has looked at the catalog, and who wants to know. Thread-safe.
 
     What listeners keep is true as of `epoch`. It may be used while `fresh`: `check_s` seconds after
-    the last look, or `stale_s` while the catalog does not answer. So long may what others have
-    written go unseen.
+    the last look, or `stale_s` while the catalog does not answer. For that long, the writes of
+    others may go unseen.
     """
 
     def __init__(
         self,
-        catalog: Database,
+        catalog: Readable,
         *,
         check_s: float = 0.9,
         stale_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`clock` gives seconds."""
+        self.stale_s = stale_s
         self._catalog = catalog
-        self._check_s, self._stale_s = check_s, stale_s
+        self._check_s = check_s
         self._clock = clock
         self._listeners: list[Listener] = []
         self._epoch = -1
@@ -56,7 +64,7 @@ class ChangeFeed:
         return self._epoch
 
     def subscribe(self, listener: Listener) -> None:
-        """Tell `listener` of every change from now on."""
+        """Tells `listener` of every change from now on."""
         with self._lock:
             self._listeners.append(listener)
             listener(self._epoch, None)
@@ -65,7 +73,7 @@ class ChangeFeed:
         """Whether what listeners keep may be used without another look."""
         age = self._clock() - self._seen_at
         if self._failing or self._asking > 0:
-            return age < self._stale_s
+            return age < self.stale_s
         return not self._doubted and age < self._check_s
 
     def refresh(self) -> None:
@@ -101,7 +109,7 @@ class ChangeFeed:
 
     def observe(self, connection: Connection) -> int:
         """Takes note of what this reading transaction sees; its epoch."""
-        epoch = read_epoch(connection)
+        epoch: int = connection.execute(EPOCH).scalar_one()
         seen = self._epoch
         if epoch > seen:
             changes = read_changes(connection, seen, epoch) if seen >= 0 else None
@@ -109,8 +117,10 @@ class ChangeFeed:
         return epoch
 
     def written(self, changes: Sequence[Change] | None) -> None:
-        """Notices what this process has just written, `changes` among it, None if that may be
-        anything; listeners forget those alone if the catalog does not answer any more."""
+        """Notices what this process has just written; `changes` are None if that may be anything.
+
+        If the catalog does not answer any more, listeners forget these changes alone.
+        """
         try:
             self.poll()
         except PolyprefixError:
@@ -120,7 +130,7 @@ class ChangeFeed:
                     listener(self._epoch, changes)
 
     def doubt(self) -> None:
-        """A write ended in an unknown state: the catalog, if it answers, is asked at the next use.
+        """Notices a write that ended in an unknown state: the next use asks the catalog.
 
         Nobody was told that the write has succeeded, so it may be seen as late as those of others.
         """
@@ -131,7 +141,7 @@ class ChangeFeed:
     def _advance(self, epoch: int, changes: Sequence[Change] | None) -> None:
         with self._lock:
             if epoch <= self._epoch:
-                return  # another thread has told them; of changes told twice no harm comes
+                return  # another thread has told them; changes may be told twice without harm
             self._epoch = epoch
             for listener in self._listeners:
                 listener(epoch, changes)

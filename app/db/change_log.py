@@ -1,8 +1,7 @@
 """What each writing transaction has changed, so that caches forget that and nothing else.
 
 Writers note their changes under the epoch that they make; replicas read the notes since their last
-look. A transaction that notes nothing counts as having changed everything. Works inside a
-transaction that the caller holds; knows nothing about what caches hold.
+look. A transaction that notes nothing counts as having changed everything.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ from sqlalchemy import Connection, delete, insert, select, update
 from app.db.schema import catalog_changes, catalog_epoch
 
 KEPT_EPOCHS = 20_000
-"""Epochs whose notes are kept; who has looked away for longer forgets everything."""
+"""Epochs whose notes are kept; a replica that has not looked for longer forgets everything."""
 _READ_LIMIT = 5_000
-_EPOCH = select(catalog_epoch.c.epoch)
+EPOCH = select(catalog_epoch.c.epoch)
+"""Asks for the number of writing transactions so far."""
 
 
 class ChangeKind(StrEnum):
@@ -44,7 +44,7 @@ class Change:
 
 def read_epoch(connection: Connection) -> int:
     """The epoch that this transaction sees."""
-    return connection.execute(_EPOCH).scalar_one()
+    return connection.execute(EPOCH).scalar_one()
 
 
 def begin_epoch(connection: Connection) -> int:

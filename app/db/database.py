@@ -1,13 +1,11 @@
-"""The catalog's database: connections, transactions and the epoch.
-
-Knows nothing about prefixes or files beyond the tables of `schema`.
-"""
+"""The catalog's database: connections, reading and writing transactions, and their feed."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +14,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, func, insert, s
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from app.db.change_log import begin_epoch, end_epoch, read_epoch
+from app.db.change_feed import ChangeFeed
+from app.db.change_log import Change, begin_epoch, end_epoch, read_changes, read_epoch
 from app.db.circuit_breaker import CircuitBreaker
 from app.db.errors import catalog_faults, is_lost, storage_faults
 from app.db.migrate import is_current, upgrade
@@ -52,17 +51,19 @@ class _DriverConnection(Protocol):
 class Database:
     """Transactions over one database. Thread-safe; one writer at a time.
 
-    A database that does not answer is given up after seconds, and then refused at once until it
-    answers again.
+    `feed` tells caches what this process and others have written. Calls of a database that does not
+    answer fail after seconds, and then at once until it answers again.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Opens the database: `sqlite:///file`, whose tables are brought up to date, or another
         SQLAlchemy URL, whose tables must be.
 
         PolyprefixError if they are not, or if a later version of this program has made them.
+        `clock`, the feed's, gives seconds.
         """
-        self._engine = _make_engine(_parsed(url))
+        self.feed = ChangeFeed(self, clock=clock)
+        self.engine = _make_engine(_parsed(url))
         self._writer = threading.Lock()
         self._outage = CircuitBreaker(is_lost, self._probe)
         try:
@@ -87,23 +88,33 @@ class Database:
     def write(self, actor: Actor | None = None) -> Iterator[tuple[Connection, int]]:
         """A transaction and the epoch that it makes; committed durably at the end of the block.
 
-        At the end, `actor` records what has changed; without one, nothing is recorded.
-
-        Writers follow one another, here by a lock and between processes by the epoch's row.
-        Unavailable if the turn does not come, InsufficientStorage if the disk takes no more.
+        At the end, `actor` records what has changed; without one, nothing is recorded. This
+        process's caches follow at once. Writers take turns, here by a lock and between processes by
+        the epoch's row. Unavailable if the turn does not come, InsufficientStorage if the disk
+        takes no more.
         """
-        with self._writing() as connection:
-            epoch = begin_epoch(connection)
-            yield connection, epoch
-            if actor is not None:
-                actor.record(connection)
-            end_epoch(connection, epoch)
+        changes: list[Change] | None = None
+        is_ending = False
+        try:
+            with self._writing() as connection:
+                epoch = begin_epoch(connection)
+                yield connection, epoch
+                is_ending = True
+                if actor is not None:
+                    actor.record(connection)
+                end_epoch(connection, epoch)
+                changes = read_changes(connection, epoch - 1, epoch)
+        except BaseException:
+            if is_ending:  # a failure before the end is never committed
+                self.feed.doubt()
+            raise
+        self.feed.written(changes)
 
     @contextmanager
     def append(self) -> Iterator[Connection]:
         """A writing transaction of which no cache needs to know: usage, audit; errors as `write`.
 
-        No turn is taken between processes, so it must not touch what `write` changes.
+        Processes take no turns here, so it must not touch what `write` changes.
         """
         with self._writing() as connection:
             yield connection
@@ -122,7 +133,7 @@ class Database:
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
-        with catalog_faults(), self._outage.watched(), self._engine.connect() as connection:
+        with catalog_faults(), self._outage.watched(), self.engine.connect() as connection:
             yield connection
 
     def epoch(self) -> int:
@@ -133,15 +144,15 @@ class Database:
     def close(self) -> None:
         """Closes every connection."""
         self._outage.close()
-        self._engine.dispose()
+        self.engine.dispose()
 
     def _probe(self, _attempt: int) -> None:
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             connection.detach()  # a probe that outlives `close` leaves nothing in the pool
             connection.execute(select(1))
 
     def _prepare(self, url: URL) -> None:
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             ready = is_current(connection)
         if ready:
             return

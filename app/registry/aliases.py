@@ -1,47 +1,171 @@
-"""Aliases in the catalog: where they point, how they move, how a move is taken back.
+"""Aliases: movable names for versions. An alias points at one version or is split over several.
 
-An alias points at one version or is split over several by weight. Works inside a transaction that
-the caller holds, on a prefix that the caller has found for its tenant. Knows nothing about files.
+The functions work inside a transaction that the caller holds, on a prefix that the caller has found
+for its tenant.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, exists, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, delete, exists, insert, select, update
 
-from app.db.schema import (
-    alias_history,
-    alias_targets,
-    aliases,
-    prefixes,
-    tenants,
-    versions,
-)
-from app.errors import Conflict, NotFound, PreconditionFailed
-from app.registry.types import LATEST, Alias, AliasChange
+from app.db.database import Actor, Database
+from app.db.schema import alias_history, alias_targets, aliases, prefixes, tenants
+from app.db.schema import versions as version_rows
+from app.errors import Conflict, InvalidRequest, NotFound, PreconditionFailed
+from app.registry import quality_gates, scope, versions
+from app.registry.quality_gates import NO_SCORES, Scores
+from app.registry.splits import check_split
+from app.registry.types import LATEST, Alias, AliasChange, Weights
 
 MAX_HISTORY = 100
 """Moves that are remembered per alias."""
 MAX_ALIASES = 100
 """Aliases that one prefix may have."""
 
-Weights = Mapping[str, int]
-"""Digests with their weights; one alone is where an alias simply points."""
+_ROLLBACK = "rollback"
+"""The reason of moves that a later rollback does not undo."""
 
 _IS_SPLIT = exists().where(
     alias_targets.c.prefix_id == aliases.c.prefix_id, alias_targets.c.alias == aliases.c.name
 )
 
 
+class Aliases:
+    """The aliases of a registry. Any call may raise what the registry's calls may."""
+
+    def __init__(self, catalog: Database, clock: Callable[[], float]) -> None:
+        """`clock` gives seconds since 1970."""
+        self._catalog, self._clock = catalog, clock
+
+    def get(self, tenant: str, name: str, alias: str) -> Alias:
+        """Where an alias points; PrefixNotFound, NotFound."""
+        scope.check_names(name, alias)
+        with self._catalog.read() as connection:
+            return get(connection, scope.get_prefix_id(connection, tenant, name), alias)
+
+    def set(
+        self,
+        tenant: str,
+        name: str,
+        alias: str,
+        digest: str,
+        *,
+        if_match: str | None = None,
+        scores: Scores = NO_SCORES,
+        actor: Actor | None = None,
+    ) -> Alias:
+        """Points an alias at a version, named by its digest or a unique start of it.
+
+        `if_match` lists etags, or is `*`: PreconditionFailed unless the alias is in that state.
+        `scores` are those by the alias's gate, if it has one: GateNotPassed, Unscored.
+        InvalidRequest if the alias breaks the rules; PrefixNotFound.
+        """
+        return self._point(tenant, name, alias, {digest: 1}, if_match, scores, actor)
+
+    def split(
+        self,
+        tenant: str,
+        name: str,
+        alias: str,
+        split: Weights,
+        *,
+        if_match: str | None = None,
+        scores: Scores = NO_SCORES,
+        actor: Actor | None = None,
+    ) -> Alias:
+        """Splits an alias over versions, digests or unique starts of them, by integer weights.
+
+        As `set`; also InvalidRequest if there are too few or too many versions, if two starts name
+        the same one, or if a weight is out of bounds. An upload ends a split of `latest`.
+        """
+        scope.check_names(name, alias)
+        check_split(split)
+        return self._point(tenant, name, alias, split, if_match, scores, actor)
+
+    def rollback(
+        self,
+        tenant: str,
+        name: str,
+        alias: str,
+        *,
+        if_match: str | None = None,
+        actor: Actor | None = None,
+    ) -> Alias:
+        """Points an alias at where it pointed before, a split too; again, further back.
+
+        At once, whatever its gate says: it has served this before, and what it serves now is bad.
+        Conflict if nothing before that is left; PreconditionFailed, PrefixNotFound, NotFound.
+        """
+        scope.check_names(name, alias)
+        with scope.changing(self._catalog, tenant, name, actor) as (connection, epoch):
+            prefix_id = scope.get_prefix_id(connection, tenant, name)
+            get(connection, prefix_id, alias)
+            _check_match(connection, prefix_id, alias, if_match)
+            _undo(connection, epoch, prefix_id, alias, now=int(self._clock()))
+            return get(connection, prefix_id, alias)
+
+    def history(self, tenant: str, name: str, alias: str) -> tuple[AliasChange, ...]:
+        """The moves of an alias that are remembered, the latest first; PrefixNotFound, NotFound."""
+        scope.check_names(name, alias)
+        with self._catalog.read() as connection:
+            prefix_id = scope.get_prefix_id(connection, tenant, name)
+            get(connection, prefix_id, alias)
+            mine = select(alias_history).where(_history_of(prefix_id, alias))
+            query = mine.order_by(alias_history.c.id.desc())
+            return tuple(
+                AliasChange(
+                    digest=row.digest, reason=row.reason, changed_at=row.changed_at, split=row.split
+                )
+                for row in connection.execute(query)
+            )
+
+    def _point(
+        self,
+        tenant: str,
+        name: str,
+        alias: str,
+        starts: Weights,
+        if_match: str | None,
+        scores: Scores,
+        actor: Actor | None,
+    ) -> Alias:
+        """Points or splits an alias, given starts of digests with their weights."""
+        scope.check_names(name, alias)
+        with scope.changing(self._catalog, tenant, name, actor) as (connection, epoch):
+            prefix_id = scope.get_prefix_id(connection, tenant, name)
+            _check_match(connection, prefix_id, alias, if_match)
+            weights = {
+                versions.get_row(connection, tenant, name, start).digest: weight
+                for start, weight in starts.items()
+            }
+            if len(weights) < len(starts):
+                raise InvalidRequest("the split names a version twice", param="split")
+            check_gate(connection, prefix_id, alias, weights, scores)
+            quality_gates.remember(connection, prefix_id, alias, weights, scores)
+            now = int(self._clock())
+            move(connection, epoch, prefix_id, alias, weights, reason="set", now=now)
+            return get(connection, prefix_id, alias)
+
+
+def check_gate(
+    connection: Connection, prefix_id: int, alias: str, weights: Weights, scores: Scores
+) -> None:
+    """As `quality_gates.check`, if the alias would move."""
+    row = find_alias(connection, prefix_id, alias)
+    if row is None or _weights(connection, row) != weights:
+        quality_gates.check(connection, prefix_id, alias, weights, scores)
+
+
 def find_alias(connection: Connection, prefix_id: int, alias: str) -> Row[Any] | None:
     """The alias with `digest`, that of its (main) version, `is_split` and its tenant's `owner` key;
     None if the prefix has none of that name."""
     query = (
-        select(aliases, versions.c.digest, _IS_SPLIT.label("is_split"), tenants.c.owner)
-        .join(versions, versions.c.id == aliases.c.version_id)
+        select(aliases, version_rows.c.digest, _IS_SPLIT.label("is_split"), tenants.c.owner)
+        .join(version_rows, version_rows.c.id == aliases.c.version_id)
         .join(prefixes, prefixes.c.id == aliases.c.prefix_id)
         .join(tenants, tenants.c.id == prefixes.c.tenant_id)
         .where(aliases.c.prefix_id == prefix_id, aliases.c.name == alias)
@@ -64,7 +188,7 @@ def get(connection: Connection, prefix_id: int, alias: str) -> Alias:
     )
 
 
-def check_match(connection: Connection, prefix_id: int, alias: str, if_match: str | None) -> None:
+def _check_match(connection: Connection, prefix_id: int, alias: str, if_match: str | None) -> None:
     """PreconditionFailed unless the alias is in one of the states that `if_match` lists.
 
     `if_match` is a comma-separated list of etags, or `*` for "it exists", or None for no condition.
@@ -80,14 +204,6 @@ def check_match(connection: Connection, prefix_id: int, alias: str, if_match: st
 
 
 def move(
-    connection: Connection, epoch: int, version: Row[Any], alias: str, *, reason: str, now: int
-) -> None:
-    """Points an alias at a version, given as its row; no change if it points there already."""
-    weights = {version.digest: 1}
-    split(connection, epoch, version.prefix_id, alias, weights, reason=reason, now=now)
-
-
-def split(
     connection: Connection,
     epoch: int,
     prefix_id: int,
@@ -97,50 +213,35 @@ def split(
     reason: str,
     now: int,
 ) -> None:
-    """Splits an alias over versions of the prefix that exist; no change if it is so already."""
+    """Points an alias at a version of the prefix, or splits it; no change if it is so already."""
     present = find_alias(connection, prefix_id, alias)
     if present is None:
-        _check_number(connection, prefix_id)
+        query = select(aliases.c.name).where(aliases.c.prefix_id == prefix_id)
+        if len(connection.execute(query.limit(MAX_ALIASES)).all()) >= MAX_ALIASES:
+            raise Conflict(f"a prefix has at most {MAX_ALIASES} aliases", param="alias")
     elif _weights(connection, present) == weights:
         return
-    _point(connection, epoch, prefix_id, alias, weights, now=now)
-    _remember(connection, prefix_id, alias, weights, reason, undoable=True, now=now)
+    _write(connection, epoch, prefix_id, alias, weights, reason, now)
 
 
-def undo(connection: Connection, epoch: int, prefix_id: int, alias: str, *, now: int) -> None:
+def _undo(connection: Connection, epoch: int, prefix_id: int, alias: str, *, now: int) -> None:
     """Points an alias at where it pointed before; repeated, it goes further back.
 
     Conflict if there is nothing before that still exists.
     """
     present = find_alias(connection, prefix_id, alias)
     weights = {} if present is None else _weights(connection, present)
-    mine = (alias_history.c.prefix_id == prefix_id) & (alias_history.c.alias == alias)
+    mine = _history_of(prefix_id, alias)
     query = select(alias_history).where(mine, alias_history.c.undoable)
     for target in connection.execute(query.order_by(alias_history.c.id.desc())).all():
         before = _weights_of(target)
-        if before != weights and len(ids_of(connection, prefix_id, before)) == len(before):
+        if before != weights and len(versions.ids_of(connection, prefix_id, before)) == len(before):
             break
     else:
         raise Conflict(f"alias '{alias}' has no earlier version to return to", param="alias")
     undone = update(alias_history).where(mine, alias_history.c.id > target.id)
     connection.execute(undone.values(undoable=False))
-    _point(connection, epoch, prefix_id, alias, before, now=now)
-    _remember(connection, prefix_id, alias, before, "rollback", undoable=False, now=now)
-
-
-def history(connection: Connection, prefix_id: int, alias: str) -> tuple[AliasChange, ...]:
-    """The moves of an alias that are remembered, the latest first."""
-    query = (
-        select(alias_history)
-        .where(alias_history.c.prefix_id == prefix_id, alias_history.c.alias == alias)
-        .order_by(alias_history.c.id.desc())
-    )
-    return tuple(
-        AliasChange(
-            digest=row.digest, reason=row.reason, changed_at=row.changed_at, split=row.split
-        )
-        for row in connection.execute(query)
-    )
+    _write(connection, epoch, prefix_id, alias, before, _ROLLBACK, now)
 
 
 def pointing_at(connection: Connection, version_id: int) -> list[str]:
@@ -153,12 +254,6 @@ def splitting_to(connection: Connection, version_id: int) -> list[str]:
     """Names of the aliases that are split over a version and others."""
     query = select(alias_targets.c.alias).where(alias_targets.c.version_id == version_id)
     return sorted(connection.scalars(query))
-
-
-def points_at(connection: Connection, prefix_id: int, alias: str, weights: Weights) -> bool:
-    """Whether the alias is there and serves these versions by these weights."""
-    row = find_alias(connection, prefix_id, alias)
-    return row is not None and _weights(connection, row) == weights
 
 
 def forget_digest(connection: Connection, prefix_id: int, digest: str) -> None:
@@ -176,10 +271,10 @@ def splits_of(
 ) -> dict[int, dict[str, dict[str, int]]]:
     """The splits of some prefixes: prefix → alias → digest → weight, the most weight first."""
     query = (
-        select(alias_targets, versions.c.digest)
-        .join(versions, versions.c.id == alias_targets.c.version_id)
+        select(alias_targets, version_rows.c.digest)
+        .join(version_rows, version_rows.c.id == alias_targets.c.version_id)
         .where(alias_targets.c.prefix_id.in_(prefix_ids))
-        .order_by(alias_targets.c.alias, alias_targets.c.weight.desc(), versions.c.digest)
+        .order_by(alias_targets.c.alias, alias_targets.c.weight.desc(), version_rows.c.digest)
     )
     found: dict[int, dict[str, dict[str, int]]] = {}
     for row in connection.execute(query):
@@ -205,24 +300,22 @@ def _weights_of(remembered: Row[Any]) -> dict[str, int]:
     return remembered.split or {remembered.digest: 1}
 
 
-def ids_of(connection: Connection, prefix_id: int, digests: Collection[str]) -> dict[str, int]:
-    """The numbers of those versions that exist, by digest."""
-    query = select(versions.c.digest, versions.c.id).where(
-        versions.c.prefix_id == prefix_id, versions.c.digest.in_(list(digests))
-    )
-    return {row.digest: row.id for row in connection.execute(query)}
-
-
 def _main(weights: Weights) -> str:
     """The digest that stands for all where there is place for one: the one with most weight."""
     return min(weights, key=lambda digest: (-weights[digest], digest))
 
 
-def _point(
-    connection: Connection, epoch: int, prefix_id: int, alias: str, weights: Weights, *, now: int
+def _write(
+    connection: Connection,
+    epoch: int,
+    prefix_id: int,
+    alias: str,
+    weights: Weights,
+    reason: str,
+    now: int,
 ) -> None:
-    """Makes or repoints an alias."""
-    ids = ids_of(connection, prefix_id, weights)
+    """Makes or repoints an alias, and remembers that."""
+    ids, is_split = versions.ids_of(connection, prefix_id, weights), len(weights) > 1
     where = {"prefix_id": prefix_id, "name": alias}
     target = {"version_id": ids[_main(weights)], "revision": epoch, "updated_at": now}
     same = (aliases.c.prefix_id == prefix_id) & (aliases.c.name == alias)
@@ -230,48 +323,27 @@ def _point(
         connection.execute(insert(aliases).values(where | target))
     old = (alias_targets.c.prefix_id == prefix_id) & (alias_targets.c.alias == alias)
     connection.execute(delete(alias_targets).where(old))
-    if len(weights) > 1:
+    if is_split:
         rows = [
             {"prefix_id": prefix_id, "alias": alias, "version_id": ids[digest], "weight": weight}
             for digest, weight in weights.items()
         ]
         connection.execute(insert(alias_targets), rows)
-
-
-def _check_number(connection: Connection, prefix_id: int) -> None:
-    query = select(aliases.c.name).where(aliases.c.prefix_id == prefix_id).limit(MAX_ALIASES)
-    if len(connection.execute(query).all()) >= MAX_ALIASES:
-        raise Conflict(f"a prefix has at most {MAX_ALIASES} aliases", param="alias")
-
-
-def _remember(
-    connection: Connection,
-    prefix_id: int,
-    alias: str,
-    weights: Weights,
-    reason: str,
-    *,
-    undoable: bool,
-    now: int,
-) -> None:
     row = {
         "prefix_id": prefix_id,
         "alias": alias,
         "digest": _main(weights),
-        "split": dict(weights) if len(weights) > 1 else None,
+        "split": dict(weights) if is_split else None,
         "reason": reason,
-        "undoable": undoable,
+        "undoable": reason != _ROLLBACK,
         "changed_at": now,
     }
     connection.execute(insert(alias_history).values(row))
-    same = (alias_history.c.prefix_id == prefix_id) & (alias_history.c.alias == alias)
-    oldest_kept = (
-        select(alias_history.c.id)
-        .where(same)
-        .order_by(alias_history.c.id.desc())
-        .offset(MAX_HISTORY - 1)
-        .limit(1)
-    )
-    connection.execute(
-        delete(alias_history).where(same, alias_history.c.id < oldest_kept.scalar_subquery())
-    )
+    mine = _history_of(prefix_id, alias)
+    kept = select(alias_history.c.id).where(mine).order_by(alias_history.c.id.desc())
+    oldest_kept = kept.offset(MAX_HISTORY - 1).limit(1).scalar_subquery()
+    connection.execute(delete(alias_history).where(mine, alias_history.c.id < oldest_kept))
+
+
+def _history_of(prefix_id: int, alias: str) -> ColumnElement[bool]:
+    return (alias_history.c.prefix_id == prefix_id) & (alias_history.c.alias == alias)

@@ -1,19 +1,18 @@
 """Which prefixes tenants let others use, and what a tenant is let use.
 
-To whom a prefix is not published it does not exist. Knows nothing about versions or HTTP.
+To a tenant that may not use it, a prefix looks exactly like one that does not exist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from sqlalchemy import Connection, Select, delete, insert, select, union
 
-from app.db.database import Actor
+from app.db.database import Actor, Database
 from app.db.paging import check_limit, make_number_cursor, read_number_cursor
 from app.db.schema import prefixes, publications, tenants
-from app.db.transactions import Transactions
 from app.errors import InvalidRequest
 from app.prefix.reference import check_name
 from app.registry import scope
@@ -27,13 +26,14 @@ MAX_GRANTEES = 100
 class Publications:
     """Publishing and withdrawing. Any call may raise what the registry's calls may."""
 
-    def __init__(self, transactions: Transactions) -> None:
-        self._transactions = transactions
+    def __init__(self, catalog: Database, clock: Callable[[], float]) -> None:
+        """`clock` gives seconds since 1970."""
+        self._catalog, self._clock = catalog, clock
 
     def get(self, tenant: str, name: str) -> Publication:
         """Who may use the tenant's prefix besides it, nobody at first; PrefixNotFound."""
         check_name(name)
-        with self._transactions.reading() as connection:
+        with self._catalog.read() as connection:
             return _read(connection, scope.get_prefix_id(connection, tenant, name), name)
 
     def set(
@@ -51,14 +51,14 @@ class Publications:
         the rules of names, is the owner, or if they are too many; PrefixNotFound.
         """
         _check(tenant, grantees)
-        with self._transactions.changing(tenant, name, actor) as (connection, _):
+        with scope.changing(self._catalog, tenant, name, actor) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             wanted = {*grantees, EVERYONE} if everyone else set(grantees)
             mine = publications.c.prefix_id == prefix_id
             present = set(connection.scalars(select(publications.c.grantee).where(mine)))
             gone = publications.c.grantee.in_(sorted(present - wanted))
             connection.execute(delete(publications).where(mine, gone))
-            row = {"prefix_id": prefix_id, "created_at": self._transactions.now()}
+            row = {"prefix_id": prefix_id, "created_at": int(self._clock())}
             added = [{**row, "grantee": grantee} for grantee in sorted(wanted - present)]
             if added:
                 connection.execute(insert(publications), added)
@@ -76,7 +76,7 @@ class Publications:
         InvalidRequest if the cursor or the limit is wrong; NotFound if there is no such tenant.
         """
         count = check_limit(limit) + 1
-        with self._transactions.reading() as connection:
+        with self._catalog.read() as connection:
             owner = scope.get_tenant(connection, tenant).owner
             after = 0 if cursor is None else read_number_cursor(cursor, owner)
             rows = connection.execute(_offered(tenant, after, count)).all()

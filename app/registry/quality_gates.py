@@ -1,23 +1,25 @@
 """What a version must score before an alias may be pointed at it.
 
-Scores are computed elsewhere, before the write; here it is checked inside the write that they are
-those of this gate and of this version. Works inside a transaction that the caller holds. Knows
-nothing about how scores are computed.
+Scores are computed elsewhere, before the write. The functions check, inside the write, that they
+are the scores of this gate and of this version.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, insert, select
 
-from app.db.schema import alias_gates, gate_scores, versions
-from app.errors import Conflict, GateNotPassed
-from app.registry import aliases
+from app.db.database import Actor, Database
+from app.db.schema import alias_gates, gate_scores
+from app.db.schema import versions as version_rows
+from app.errors import Conflict, GateNotPassed, InvalidRequest, NotFound
+from app.registry import scope, versions
+from app.registry.types import LATEST, Weights
 
 MAX_GATES = 10
 """Gates that the aliases of one prefix may have."""
@@ -56,6 +58,60 @@ class Unscored(GateNotPassed):
         self.digests = tuple(digests)
 
 
+class QualityGates:
+    """The gates of a registry's aliases. Any call may raise what the registry's calls may."""
+
+    def __init__(self, catalog: Database, clock: Callable[[], float]) -> None:
+        """`clock` gives seconds since 1970."""
+        self._catalog, self._clock = catalog, clock
+
+    def get(self, tenant: str, name: str, alias: str) -> QualityGate:
+        """The alias's gate; PrefixNotFound, NotFound."""
+        scope.check_names(name, alias)
+        with self._catalog.read() as connection:
+            return _get(connection, scope.get_prefix_id(connection, tenant, name), alias)
+
+    def set(
+        self,
+        tenant: str,
+        name: str,
+        alias: str,
+        gate: QualityGate,
+        *,
+        actor: Actor | None = None,
+    ) -> QualityGate:
+        """Gives the alias a gate, for its next moves; where it points now is left as it is.
+
+        `latest` takes none: InvalidRequest. PrefixNotFound; Conflict if there are too many.
+        """
+        scope.check_names(name, alias)
+        if alias == LATEST:
+            raise InvalidRequest(
+                f"'{LATEST}' is whatever was uploaded last and has no gate; give another alias one",
+                param="alias",
+            )
+        with scope.changing(self._catalog, tenant, name, actor) as (connection, _):
+            prefix_id = scope.get_prefix_id(connection, tenant, name)
+            _put(connection, prefix_id, alias, gate, now=int(self._clock()))
+            return _get(connection, prefix_id, alias)
+
+    def remove(self, tenant: str, name: str, alias: str, *, actor: Actor | None = None) -> None:
+        """Takes the alias's gate away; PrefixNotFound, NotFound."""
+        scope.check_names(name, alias)
+        with scope.changing(self._catalog, tenant, name, actor) as (connection, _):
+            prefix_id = scope.get_prefix_id(connection, tenant, name)
+            _get(connection, prefix_id, alias)
+            for table in (gate_scores, alias_gates):
+                connection.execute(delete(table).where(_of(table, prefix_id, alias)))
+
+
+def _get(connection: Connection, prefix_id: int, alias: str) -> QualityGate:
+    found = find(connection, prefix_id, alias)
+    if found is None:
+        raise NotFound(f"alias '{alias}' has no gate", param="alias")
+    return found
+
+
 def find(connection: Connection, prefix_id: int, alias: str) -> QualityGate | None:
     """The alias's gate, None if it has none."""
     row = connection.execute(
@@ -71,7 +127,9 @@ def find(connection: Connection, prefix_id: int, alias: str) -> QualityGate | No
     )
 
 
-def put(connection: Connection, prefix_id: int, alias: str, gate: QualityGate, *, now: int) -> None:
+def _put(
+    connection: Connection, prefix_id: int, alias: str, gate: QualityGate, *, now: int
+) -> None:
     """Gives the alias this gate, instead of one that it may have; Conflict if there are too many.
 
     The alias need not exist.
@@ -93,28 +151,20 @@ def put(connection: Connection, prefix_id: int, alias: str, gate: QualityGate, *
     connection.execute(insert(alias_gates).values(row))
 
 
-def remove(connection: Connection, prefix_id: int, alias: str) -> bool:
-    """Takes the alias's gate away; whether it had one."""
-    connection.execute(delete(gate_scores).where(_of(gate_scores, prefix_id, alias)))
-    gone = delete(alias_gates).where(_of(alias_gates, prefix_id, alias))
-    return connection.execute(gone).rowcount > 0
-
-
 def check(
     connection: Connection,
     prefix_id: int,
     alias: str,
-    weights: aliases.Weights,
+    weights: Weights,
     scores: Scores,
 ) -> None:
     """GateNotPassed unless the alias may be moved to `weights`; Unscored if a score is not known.
 
     Every version needs a score by this gate, also one that the alias serves already: it may have
-    come before the gate. Known is, besides `scores`, what has passed this gate before. Where
-    nothing would move, nothing is asked.
+    come before the gate. Besides `scores`, those with which versions have passed before are known.
     """
     gate = find(connection, prefix_id, alias)
-    if gate is None or aliases.points_at(connection, prefix_id, alias, weights):
+    if gate is None:
         return
     measure = gate.measure
     known = _remembered(connection, prefix_id, alias, measure)
@@ -135,7 +185,7 @@ def remember(
     connection: Connection,
     prefix_id: int,
     alias: str,
-    weights: aliases.Weights,
+    weights: Weights,
     scores: Scores,
 ) -> None:
     """Keeps the scores with which versions that exist have passed the alias's gate."""
@@ -144,7 +194,7 @@ def remember(
         return
     measure = gate.measure
     known = _remembered(connection, prefix_id, alias, measure)
-    ids = aliases.ids_of(connection, prefix_id, weights)
+    ids = versions.ids_of(connection, prefix_id, weights)
     rows = [
         {
             "prefix_id": prefix_id,
@@ -165,8 +215,8 @@ def _remembered(
 ) -> dict[str, float]:
     """Scores by this measure with which versions have passed, by digest."""
     query = (
-        select(versions.c.digest, gate_scores.c.score)
-        .join(versions, versions.c.id == gate_scores.c.version_id)
+        select(version_rows.c.digest, gate_scores.c.score)
+        .join(version_rows, version_rows.c.id == gate_scores.c.version_id)
         .where(_of(gate_scores, prefix_id, alias), gate_scores.c.measure == measure)
     )
     return {row.digest: row.score for row in connection.execute(query)}

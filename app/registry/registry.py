@@ -2,8 +2,7 @@
 
 A content is in the store before a row refers to it, and rows go before contents do; so whatever
 dies in between, every name stands for its old version or for its new one. Every call names the
-tenant first and sees nothing of others. Synchronous and thread-safe. Knows nothing about tensors,
-models or HTTP.
+tenant first and sees nothing of others. Synchronous and thread-safe.
 """
 
 from __future__ import annotations
@@ -16,18 +15,14 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection
 
-from app.db.change_feed import ChangeFeed
 from app.db.change_log import ChangeKind, note
 from app.db.database import Actor, Database
-from app.db.transactions import Transactions
 from app.errors import Conflict, InUse
-from app.prefix.reference import PrefixReference, check_alias, check_name
+from app.prefix.reference import check_alias, check_name
 from app.registry import aliases, listing, quality_gates, quotas, scope, versions
-from app.registry.alias_book import AliasBook
+from app.registry.aliases import Aliases
 from app.registry.publications import Publications
-from app.registry.quality_gate_service import GateBook
-from app.registry.quality_gates import NO_SCORES, Scores, Unscored
-from app.registry.resolve_cache import ResolveCache
+from app.registry.quality_gates import NO_SCORES, QualityGates, Scores, Unscored
 from app.registry.resolver import Resolver
 from app.registry.storage import content_states, contents
 from app.registry.storage.garbage import GarbageCollector
@@ -38,7 +33,6 @@ from app.registry.types import (
     Page,
     PrefixRecord,
     Quota,
-    Resolved,
     Tenant,
     Version,
     VersionInfo,
@@ -53,7 +47,8 @@ class Registry:
     Besides the errors that each method names, any may raise Unavailable (the catalog is busy) and
     the writing ones InsufficientStorage; then nothing has changed. The writing ones take the
     `actor` of the change, for the audit log. `aliases` moves names, `publications` shares prefixes
-    with other tenants, `gates` says which versions aliases refuse.
+    with other tenants, `gates` says which versions aliases refuse. `resolve` and `resolve_cached`
+    are those of `Resolver`.
     """
 
     def __init__(
@@ -61,20 +56,18 @@ class Registry:
         catalog: Database,
         objects: ObjectStore,
         *,
-        feed: ChangeFeed | None = None,
-        cache: ResolveCache | None = None,
+        resolver: Resolver | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`clock` gives seconds since 1970; `feed` tells what others have written;
-        `cache` holds what references stand for."""
+        """`clock` gives seconds since 1970."""
         self.catalog = catalog
         self.objects = objects
-        self.feed = feed or ChangeFeed(catalog)
-        self._resolver = Resolver(catalog, self.feed, cache or ResolveCache())
-        self._transactions = Transactions(catalog, self.feed, clock)
-        self.aliases = AliasBook(self._transactions)
-        self.publications = Publications(self._transactions)
-        self.gates = GateBook(self._transactions)
+        self.aliases = Aliases(catalog, clock)
+        self.publications = Publications(catalog, clock)
+        self.gates = QualityGates(catalog, clock)
+        resolver = resolver or Resolver(catalog)
+        self.resolve, self.resolve_cached = resolver.resolve, resolver.resolve_cached
+        self._clock = clock
 
     def close(self) -> None:
         """Closes the catalog's connections, and ends what looks after the store."""
@@ -90,9 +83,9 @@ class Registry:
             found = scope.find_tenant(connection, tenant)
         if found is not None:
             return found
-        with self.transaction() as (connection, epoch):
+        with self.catalog.write() as (connection, epoch):
             note(connection, epoch, ChangeKind.TENANT, tenant)
-            return scope.make_tenant(connection, tenant, self._transactions.now())
+            return scope.make_tenant(connection, tenant, int(self._clock()))
 
     # Uploads
 
@@ -126,9 +119,9 @@ class Registry:
         with self.catalog.read() as connection:
             prefix_id = scope.find_prefix_id(connection, tenant, name)
             self._check_gate(connection, prefix_id, alias, info.digest, scores)
-        now = self._transactions.now()
+        now = int(self._clock())
         stored = contents.put(self.catalog, self.objects, tenant, name, info, staged, now=now)
-        with self._transactions.changing(tenant, name, actor) as (connection, epoch):
+        with scope.changing(self.catalog, tenant, name, actor) as (connection, epoch):
             content_states.check_present(connection, stored.noted)
             before = quotas.stored(connection, tenant)
             row, created = versions.publish(
@@ -143,10 +136,13 @@ class Registry:
             )
             quotas.check(connection, tenant, quota, before)
             self._check_gate(connection, row.prefix_id, alias, info.digest, scores, late=True)
+            weights = {info.digest: 1}
             if alias is not None:
-                quality_gates.remember(connection, row.prefix_id, alias, {info.digest: 1}, scores)
+                quality_gates.remember(connection, row.prefix_id, alias, weights, scores)
             for moved in (LATEST,) if alias is None else (LATEST, alias):
-                aliases.move(connection, epoch, row, moved, reason="upload", now=now)
+                aliases.move(
+                    connection, epoch, row.prefix_id, moved, weights, reason="upload", now=now
+                )
             return versions.to_version(row), created
 
     def _check_gate(
@@ -163,27 +159,13 @@ class Registry:
         if prefix_id is None or alias is None:
             return
         try:
-            quality_gates.check(connection, prefix_id, alias, {digest: 1}, scores)
+            aliases.check_gate(connection, prefix_id, alias, {digest: 1}, scores)
         except Unscored as error:
             if not late:
                 raise
             raise Conflict("the alias's gate was changed meanwhile; send it again") from error
 
     # Reading
-
-    def resolve(self, tenant: str, reference: PrefixReference, user: str | None = None) -> Resolved:
-        """The version that a reference stands for now; of a split, the one for this user.
-
-        PrefixNotFound, the same for what is another tenant's and not published to this one and for
-        what does not exist; InvalidRequest if several versions begin with the digits given.
-        """
-        return self._resolver.resolve(tenant, reference, user)
-
-    def resolve_cached(
-        self, tenant: str, reference: PrefixReference, user: str | None = None
-    ) -> Resolved | None:
-        """As `resolve`, without any I/O: None if that needs a look at the catalog."""
-        return self._resolver.resolve_cached(tenant, reference, user)
 
     def list_names(self, tenant: str, limit: int) -> list[tuple[str, int]]:
         """The first of the tenant's prefixes by name, each with when it was made."""
@@ -238,14 +220,14 @@ class Registry:
         PrefixNotFound. The content follows at a later `collect_garbage`.
         """
         check_name(name)
-        with self._transactions.changing(tenant, name, actor) as (connection, epoch):
+        with scope.changing(self.catalog, tenant, name, actor) as (connection, epoch):
             row = versions.get_row(connection, tenant, name, digest)
             pointing = aliases.pointing_at(connection, row.id)
             named = [alias for alias in pointing if alias != LATEST]
             named += aliases.splitting_to(connection, row.id)
             if named:
                 raise InUse(f"alias '{named[0]}' of '{name}' points at this version")
-            now = self._transactions.now()
+            now = int(self._clock())
             content_states.release(connection, [(row.owner, row.digest)], now)
             aliases.forget_digest(connection, row.prefix_id, row.digest)
             left = versions.newest_row(connection, row.prefix_id, without=row.id)
@@ -253,7 +235,15 @@ class Registry:
                 versions.delete_prefix(connection, tenant, row.prefix_id)
                 return versions.to_version(row)
             if pointing:
-                aliases.move(connection, epoch, left, LATEST, reason="fallback", now=now)
+                aliases.move(
+                    connection,
+                    epoch,
+                    row.prefix_id,
+                    LATEST,
+                    {left.digest: 1},
+                    reason="fallback",
+                    now=now,
+                )
             versions.delete_version(connection, row)
             return versions.to_version(row)
 
@@ -265,10 +255,10 @@ class Registry:
         Returns the (owner, digest) of each version.
         """
         check_name(name)
-        with self._transactions.changing(tenant, name, actor) as (connection, _):
+        with scope.changing(self.catalog, tenant, name, actor) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             gone = versions.contents_of(connection, prefix_id)
-            content_states.release(connection, gone, self._transactions.now())
+            content_states.release(connection, gone, int(self._clock()))
             versions.delete_prefix(connection, tenant, prefix_id)
         return gone
 
@@ -285,7 +275,7 @@ class Registry:
         self._collector(0.0, lambda: False).finish()
 
     def _collector(self, grace_s: float, is_over: Callable[[], bool]) -> GarbageCollector:
-        clock = self._transactions.clock
+        clock = self._clock
         return GarbageCollector(self.catalog, self.objects, grace_s, clock, is_over)
 
     # Pins
@@ -306,13 +296,7 @@ class Registry:
     def _set_pinned(
         self, tenant: str, name: str, digest: str, pinned: bool, actor: Actor | None
     ) -> Version:
-        with self._transactions.changing(tenant, name, actor) as (connection, epoch):
+        with scope.changing(self.catalog, tenant, name, actor) as (connection, epoch):
             row = versions.get_row(connection, tenant, name, digest)
             versions.set_pinned(connection, row.id, epoch, pinned)
             return versions.to_version(versions.get_row(connection, tenant, name, row.digest))
-
-    def transaction(
-        self, actor: Actor | None = None
-    ) -> AbstractContextManager[tuple[Connection, int]]:
-        """A writing transaction with its epoch, whose notes the caches follow."""
-        return self._transactions.writing(actor)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, func, select
 
-from app.db.change_feed import ChangeFeed
+from app.db.change_log import Change, ChangeKind
 from app.db.database import Database
+from app.db.epoch_cache import EpochCache
 from app.db.schema import alias_targets, aliases, prefixes, tenants, versions
 from app.errors import InvalidRequest
 from app.prefix.reference import PrefixReference
 from app.registry import scope
-from app.registry.resolve_cache import ResolveCache
 from app.registry.splits import Split
 from app.registry.types import LATEST, Resolved
 
@@ -64,43 +65,48 @@ _BY_DIGEST = (
 )
 
 
+_Key = tuple[str, PrefixReference]
+"""Who asks, for what."""
+
+
 class Resolver:
     """References to versions, with a cache in front. Thread-safe."""
 
-    def __init__(self, catalog: Database, feed: ChangeFeed, cache: ResolveCache) -> None:
-        """`feed` tells the cache what others have written."""
-        self._catalog = catalog
-        self._feed = feed
-        self._cache = cache
-        feed.subscribe(cache.forget)
+    def __init__(self, catalog: Database, *, known: int = 131_072, unknown: int = 2048) -> None:
+        """`known` and `unknown` bound the references that are kept: what stands for something and
+        what does not."""
+        self._feed = catalog.feed
+        self.cache = EpochCache[_Key, Resolved | Split](
+            catalog, _depends_on, known=known, unknown=unknown
+        )
 
-    def resolve(self, tenant: str, reference: PrefixReference, user: str | None) -> Resolved:
-        """What the reference stands for now.
+    def resolve(self, tenant: str, reference: PrefixReference, user: str | None = None) -> Resolved:
+        """The version that a reference stands for now; of a split, the one for this user.
 
-        PrefixNotFound, the same for what does not exist and for what is not the caller's;
-        InvalidRequest if several versions begin with the digits given.
+        PrefixNotFound, the same for what is another tenant's and not published to this one and for
+        what does not exist; InvalidRequest if several versions begin with the digits given.
         """
         self._feed.refresh()
-        known, entry = self._cache.get((tenant, reference))
+        known, entry = self.cache.get((tenant, reference))
         if not known:
-            entry = self._look_up(tenant, reference)
+            key = (sys.intern(tenant), reference)
+            entry = self.cache.read(key, partial(_find, tenant, reference))
         return _chosen(tenant, reference, entry, user)
 
     def resolve_cached(
-        self, tenant: str, reference: PrefixReference, user: str | None
+        self, tenant: str, reference: PrefixReference, user: str | None = None
     ) -> Resolved | None:
         """As `resolve`, without any I/O: None if that needs a look at the catalog."""
-        if not self._feed.fresh():
-            return None
-        known, entry = self._cache.get((tenant, reference))
+        known, entry = self.cache.get_fresh((tenant, reference))
         return _chosen(tenant, reference, entry, user) if known else None
 
-    def _look_up(self, tenant: str, reference: PrefixReference) -> Resolved | Split | None:
-        with self._catalog.read() as connection:
-            epoch = self._feed.observe(connection)
-            entry = _find(connection, tenant, reference)
-        self._cache.put((sys.intern(tenant), reference), entry, epoch)
-        return entry
+
+def _depends_on(key: _Key, _: Resolved | Split | None) -> tuple[Change, ...]:
+    """The prefix, its owner, who may be disabled or go, and the caller."""
+    caller, reference = key
+    owner = reference.tenant or caller
+    prefix = Change(ChangeKind.PREFIX, owner, reference.name)
+    return prefix, *(Change(ChangeKind.TENANT, tenant, "") for tenant in {owner, caller})
 
 
 def _chosen(
@@ -114,7 +120,7 @@ def _chosen(
 
 
 def _find(
-    connection: Connection, caller: str, reference: PrefixReference
+    caller: str, reference: PrefixReference, connection: Connection
 ) -> Resolved | Split | None:
     selector = reference.selector or LATEST
     wanted = {

@@ -1,22 +1,44 @@
 """Whose a row is: the one place where a tenant is put into a query.
 
-Prefixes are found through their tenant, versions and aliases through their prefix. Works inside a
-transaction that the caller holds.
+Prefixes are found through their tenant, versions and aliases through their prefix.
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy import BindParameter, ColumnElement, Connection, Select, exists, insert, select
 
+from app.db.change_log import ChangeKind, note
+from app.db.database import Actor, Database
 from app.db.schema import prefixes, publications, tenants, versions
 from app.errors import NotFound, PrefixNotFound
+from app.prefix.reference import check_alias, check_name
 from app.registry.types import Tenant
 
 EVERYONE = "*"
 """The grantee that stands for all tenants."""
+
+
+@contextmanager
+def changing(
+    catalog: Database, tenant: str, name: str, actor: Actor | None
+) -> Iterator[tuple[Connection, int]]:
+    """A writing transaction, with its epoch, that changes one prefix of the tenant and nothing else
+    that caches hold. InvalidRequest if the name breaks the rules."""
+    check_name(name)
+    with catalog.write(actor) as (connection, epoch):
+        note(connection, epoch, ChangeKind.PREFIX, tenant, name)
+        yield connection, epoch
+
+
+def check_names(name: str, alias: str) -> None:
+    """InvalidRequest if the name of the prefix or of the alias breaks the rules."""
+    check_name(name)
+    check_alias(alias)
 
 
 def prefix_not_found(what: str) -> PrefixNotFound:

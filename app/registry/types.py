@@ -18,6 +18,9 @@ LATEST = "latest"
 SHIPPED_OWNER = "shipped"
 """Owner key of the contents that come with the store."""
 
+Weights = Mapping[str, int]
+"""Digests with their weights; one alone is where an alias simply points."""
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_COUNT = 2**53
 

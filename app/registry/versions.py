@@ -1,10 +1,8 @@
-"""Versions in the catalog: finding, publishing, forgetting.
-
-Works inside a transaction that the caller holds; knows nothing about files.
-"""
+"""Versions in the catalog: finding, publishing, forgetting, inside the caller's transaction."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
@@ -61,6 +59,14 @@ def get_row(connection: Connection, tenant: str, name: str, digest: str) -> Row[
     if row is None:
         raise scope.prefix_not_found(f"{name}@{digest}")
     return row
+
+
+def ids_of(connection: Connection, prefix_id: int, digests: Collection[str]) -> dict[str, int]:
+    """The numbers of those versions that exist, by digest."""
+    query = select(versions.c.digest, versions.c.id).where(
+        versions.c.prefix_id == prefix_id, versions.c.digest.in_(list(digests))
+    )
+    return {row.digest: row.id for row in connection.execute(query)}
 
 
 def newest_row(connection: Connection, prefix_id: int, *, without: int) -> Row[Any] | None:

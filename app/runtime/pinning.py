@@ -18,7 +18,7 @@ _RETRY_S = 0.45
 async def follow_pins(registry: Registry, tiers: PrefixCache) -> PeriodicThread:
     """Let the tiers keep what is pinned, now and until the work that is returned is stopped."""
     loop = asyncio.get_running_loop()
-    pins = PinFollower(registry.catalog, registry.feed, MAX_PINNED)
+    pins = PinFollower(registry.catalog, registry.catalog.feed, MAX_PINNED)
 
     def keep(epoch: int, contents: Iterable[ContentKey]) -> None:
         if not pins.is_outdated(epoch):

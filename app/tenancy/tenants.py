@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,9 +29,6 @@ from app.errors import Conflict, NotFound
 from app.prefix.reference import check_name
 from app.registry.types import Page
 from app.tenancy.limits.limits import TenantLimits
-
-Transaction = Callable[[Actor | None], AbstractContextManager[tuple[Connection, int]]]
-"""Begins a writing transaction with its epoch, for an actor."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +57,9 @@ class Tenants:
     They take the `actor` who makes the change, for the audit log.
     """
 
-    def __init__(
-        self,
-        catalog: Database,
-        transaction: Transaction | None = None,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        """`transaction` is the catalog's `write`, or one that this process's caches follow."""
-        self._catalog = catalog
-        self._transaction = transaction or catalog.write
-        self._clock = clock
+    def __init__(self, catalog: Database, clock: Callable[[], float] = time.time) -> None:
+        """`clock` gives seconds since 1970."""
+        self._catalog, self._clock = catalog, clock
 
     def create(
         self, tenant: str, limits: TenantLimits | None = None, *, actor: Actor | None = None
@@ -149,7 +139,7 @@ class Tenants:
 
     @contextmanager
     def _changing(self, tenant: str, actor: Actor | None) -> Iterator[Connection]:
-        with self._transaction(actor) as (connection, epoch):
+        with self._catalog.write(actor) as (connection, epoch):
             note(connection, epoch, ChangeKind.TENANT, tenant)
             yield connection
 

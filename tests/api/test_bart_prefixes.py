@@ -132,7 +132,7 @@ def test_a_version_of_an_earlier_release_has_its_lengths_read_from_its_file(
     client: httpx.Client, bart_server: RunningServer, whole: Prefix
 ) -> None:
     bart_server.push(NAME, whole)
-    with bart_server.services.registry.transaction() as (connection, _):
+    with bart_server.services.registry.catalog.write() as (connection, _):
         this = versions.c.digest == whole.digest
         connection.execute(update(versions).where(this).values(lengths=null()))
     [listed] = client.get(f"{URL}/versions").json()["data"]

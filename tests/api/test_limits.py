@@ -81,7 +81,7 @@ def limit(*servers: RunningServer, **limits: float) -> None:
     )
     for each in servers:
         each.services.accounts.change(DEMO_TENANT, limits={**none, **limits})
-        each.services.registry.feed.poll()
+        each.services.registry.catalog.feed.poll()
 
 
 def remaining(reply: httpx.Response, name: str) -> int:

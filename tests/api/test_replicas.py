@@ -76,7 +76,7 @@ def test_a_disabled_tenant_is_refused_by_the_other_within_a_second(pair: Pair) -
 
 
 def test_a_warm_request_finds_the_catalog_looked_at_by_others(pair: Pair) -> None:
-    feed = pair.second.server.services.registry.feed
+    feed = pair.second.server.services.registry.catalog.feed
     with pair.second.client(pair.first.key()) as client:
         client.get("/info")
         for _ in range(40):

@@ -11,7 +11,6 @@ from app.db import change_log as module
 from app.db.change_feed import ChangeFeed
 from app.db.change_log import Change, ChangeKind, note
 from app.db.database import Database
-from app.db.transactions import Transactions
 from app.errors import Unavailable
 
 
@@ -198,13 +197,14 @@ def test_a_write_in_doubt_hides_nothing_while_the_catalog_does_not_answer(
 
 
 def test_what_was_written_last_is_forgotten_here_even_if_the_catalog_is_gone_then(
-    catalog: Database, feed: ChangeFeed, monkeypatch: pytest.MonkeyPatch
+    catalog: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listener = Listener()
+    feed = catalog.feed
     feed.poll()
     feed.subscribe(listener)
-    transactions = Transactions(catalog, feed, lambda: 0.0)
-    with transactions.changing("acme", "a"):
+    with catalog.write() as (connection, epoch):
+        note(connection, epoch, ChangeKind.PREFIX, "acme", "a")
         monkeypatch.setattr(catalog, "read", unreadable)
     assert listener.told[1:] == [(0, [prefix("a")])]
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import pytest
 from sqlalchemy import event
 
-from app.db.change_feed import ChangeFeed
+from app.db.database import Database
 from app.prefix.reference import PrefixReference, parse_model_field
 from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
@@ -34,7 +34,7 @@ def statements(registry: Registry) -> Iterator[list[str]]:
     def listen(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
         seen.append(statement)
 
-    engine = registry.catalog._engine
+    engine = registry.catalog.engine
     event.listen(engine, "before_cursor_execute", listen)
     try:
         yield seen
@@ -147,7 +147,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def frozen(registry: Registry, clock: Clock) -> Registry:
-    """The registry, with a feed for which no time passes by itself."""
-    feed = ChangeFeed(registry.catalog, clock=clock)
-    return Registry(registry.catalog, registry.objects, feed=feed)
+def frozen(registry: Registry, tmp_path: Path, clock: Clock) -> Iterator[Registry]:
+    """The registry as another process has it, for which no time passes by itself."""
+    catalog = Database(f"sqlite:///{tmp_path}/data/catalog.sqlite3", clock=clock)
+    yield Registry(catalog, registry.objects)
+    catalog.close()

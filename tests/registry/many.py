@@ -27,7 +27,7 @@ def user_name(number: int) -> str:
 def fill(registry: Registry, tenant: str, count: int) -> list[str]:
     """Gives the tenant `count` prefixes of one version each; the digests that they share."""
     digests = [hashlib.sha256(bytes([number])).hexdigest() for number in range(CONTENTS)]
-    with registry.transaction() as (connection, epoch):
+    with registry.catalog.write() as (connection, epoch):
         note(connection, epoch, ChangeKind.TENANT, tenant)
         owner = connection.scalar(select(tenants.c.owner).where(tenants.c.id == tenant))
         first = 1 + (connection.scalar(select(func.max(versions.c.id))) or 0)

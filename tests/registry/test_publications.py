@@ -42,7 +42,7 @@ def sees(registry: Registry, tenant: str, text: str = "acme/e2e") -> bool:
 
 
 def disable(registry: Registry, tenant: str, since: int | None) -> None:
-    with registry.transaction() as (connection, epoch):
+    with registry.catalog.write() as (connection, epoch):
         note(connection, epoch, ChangeKind.TENANT, tenant)
         connection.execute(update(tenants).where(tenants.c.id == tenant).values(disabled_at=since))
 

@@ -144,7 +144,7 @@ def test_a_catalog_of_the_first_release_is_counted_when_it_is_brought_up_to_date
     upload("b", b"12345")
     upload("b", b"123")
     upload("c", b"shipped")
-    with registry.transaction() as (connection, _):
+    with registry.catalog.write() as (connection, _):
         shipped = text("UPDATE versions SET owner = :owner WHERE file_nbytes = 7")
         connection.execute(shipped, {"owner": SHIPPED_OWNER})
         connection.execute(text("UPDATE tenants SET prefix_count = 0, stored_nbytes = 0"))

@@ -23,10 +23,10 @@ from app.errors import PrefixNotFound
 from app.prefix.reference import PrefixReference
 from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
-from app.registry.resolve_cache import ResolveCache
+from app.registry.resolver import Resolver
 from app.registry.shipped.import_ import seed
 from app.registry.types import Quota, Resolved, VersionInfo
-from tests.registry.conftest import Clock
+from tests.db.told_catalog import ToldCatalog
 from tests.registry.many import fill, user_name
 
 FEW, MANY = 300, 20_000
@@ -123,7 +123,7 @@ def steps(registry: Registry) -> Iterator[list[int]]:
     def listen(connection: Any, *_: Any) -> None:
         connection.set_progress_handler(count, 10)
 
-    engine = registry.catalog._engine
+    engine = registry.catalog.engine
     event.listen(engine, "checkout", listen)
     try:
         yield taken
@@ -157,7 +157,7 @@ def test_no_hot_query_scans_a_table(tmp_path: Path, info_of: Describe) -> None:
         if sql.startswith(("SELECT", "UPDATE", "DELETE")):
             queries[sql] = values[0] if many else values
 
-    engine = registry.catalog._engine
+    engine = registry.catalog.engine
     event.listen(engine, "before_cursor_execute", listen)
     for call in calls.values():
         call()
@@ -179,8 +179,9 @@ def test_no_hot_query_scans_a_table(tmp_path: Path, info_of: Describe) -> None:
 def test_what_is_kept_of_a_hundred_thousand_names_is_small_and_bounded() -> None:
     tracemalloc.start()
     try:
-        cache = ResolveCache()
-        cache.forget(1, [])
+        catalog: Any = ToldCatalog()
+        cache = Resolver(catalog).cache
+        catalog.feed.tell(1, [])
         before = tracemalloc.get_traced_memory()[0]
         for number in range(100_000):
             name = user_name(number)
@@ -198,37 +199,45 @@ def test_what_is_kept_of_a_hundred_thousand_names_is_small_and_bounded() -> None
     finally:
         tracemalloc.stop()
     assert each < 1200
-    bounded = ResolveCache(known=50)
-    bounded.forget(1, [])
+    bounded = Resolver(catalog, known=50).cache
+    catalog.feed.tell(1, [])
     for number in range(1000):
         bounded.put(("acme", PrefixReference(user_name(number), None, "demo")), version, 1)
-    kept = bounded._by_owner["demo"]
-    assert len(bounded._known) == len(kept) == len(bounded._by_guest["acme"]) == 50
+    state = bounded.debug_state()
+    awaited = state["awaited"]
+    assert len(state["known"]) == 50
+    assert {change.kind for change in awaited} == {ChangeKind.PREFIX, ChangeKind.TENANT}
+    assert len(awaited) == 50 + 2
 
 
 def test_a_change_of_a_tenant_forgets_its_names_and_what_it_was_shown(
-    registry: Registry, info_of: Describe, clock: Clock
+    frozen: Registry, info_of: Describe
 ) -> None:
+    resolver = Resolver(frozen.catalog)
+    registry = Registry(frozen.catalog, frozen.objects, resolver=resolver)
     calls = Calls(registry, info_of, 0)
     registry.ensure_tenant("acme")
     for name in ("a", "b"):
         calls.upload(name, name.encode())
     registry.publications.set("demo", "a", ["acme"], everyone=False)
-    registry.feed._clock = clock
-    registry.feed.poll()
+    registry.catalog.feed.poll()
     for caller, tenant in (("demo", None), ("acme", "demo"), ("acme", None)):
         for name in ("a", "b"):
             calls.resolve(caller, name, None, tenant)
-    cache = registry._resolver._cache
-    assert len(cache._known) + len(cache._unknown) == 6
+
+    def kept() -> list[tuple[str, PrefixReference]]:
+        state = resolver.cache.debug_state()
+        return [*state["known"], *state["unknown"]]
+
+    assert len(kept()) == 6
     registry.ensure_tenant("third")
-    assert len(cache._known) + len(cache._unknown) == 6
-    with registry.transaction() as (connection, epoch):
+    assert len(kept()) == 6
+    with registry.catalog.write() as (connection, epoch):
         note(connection, epoch, ChangeKind.TENANT, "acme")
-    assert {caller for caller, _ in (*cache._known, *cache._unknown)} == {"demo"}
-    with registry.transaction() as (connection, epoch):
+    assert {caller for caller, _ in kept()} == {"demo"}
+    with registry.catalog.write() as (connection, epoch):
         note(connection, epoch, ChangeKind.TENANT, "demo")
-    assert (cache._by_owner, cache._by_guest) == ({}, {})
+    assert resolver.cache.debug_state() == {"known": [], "unknown": [], "awaited": {}}
 
 
 @pytest.mark.slow
@@ -247,7 +256,7 @@ def test_with_a_hundred_thousand_prefixes_times_are_as_promised(tmp_path: Path) 
     for turn in range(3):
         references = [PrefixReference(user_name(turn + 97 * n)) for n in range(1000)]
         colds.append(statistics.quantiles(_times(registry, references), n=100)[98])
-        registry.feed.poll()
+        registry.catalog.feed.poll()
         warms.append(statistics.median(_times(registry, references)))
     registry.close()
     assert min(colds) <= 0.010

@@ -165,7 +165,7 @@ def test_a_replica_that_is_cut_off_follows_nobody_and_serves_no_longer_than_it_m
     assert acme.one.push("known", samples[0].prefix).status_code == 201
     assert samples[0].is_in(acme.two.complete("known"))
     registry = pair.two.services.registry
-    monkeypatch.setattr(registry.feed, "_stale_s", 3.0)
+    monkeypatch.setattr(registry.catalog.feed, "stale_s", 3.0)
 
     def unreachable() -> None:
         raise Unavailable("cut off")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from app.db.change_feed import ChangeFeed
 from app.db.database import Database
 from app.tenancy.auth.authenticator import KeyAuthenticator
 from app.tenancy.auth.failed_attempts import FailedAttempts
@@ -31,20 +30,21 @@ class House:
     """One process: its catalog, its feed, and what works on them. Time stands still."""
 
     catalog: Database
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock
     pepper: bytes = PEPPER
     failures_per_minute: int = 1000
 
     def __post_init__(self) -> None:
-        self.feed = ChangeFeed(self.catalog, clock=self.clock)
+        self.feed = self.catalog.feed
         self.accounts = Tenants(self.catalog, clock=self.clock)
         self.keyring = Keyring(self.catalog, self.pepper, clock=self.clock)
         self.failures = FailedAttempts(self.failures_per_minute, clock=self.clock)
         self.authenticator = KeyAuthenticator(
-            self.catalog, self.feed, self.pepper, self.failures, clock=self.clock
+            self.catalog, self.pepper, self.failures, clock=self.clock
         )
 
 
 def open_house(folder: Path, **changes: object) -> House:
     """A process on the catalog in `folder`; close its catalog."""
-    return House(Database(f"sqlite:///{folder}/catalog.sqlite"), **changes)
+    clock = Clock()
+    return House(Database(f"sqlite:///{folder}/catalog.sqlite", clock=clock), clock, **changes)

@@ -11,7 +11,7 @@ from app.db.database import Database, migrate
 from app.errors import Conflict, InvalidKey
 from app.tenancy.auth import keyring as module
 from tests.postgres_server import postgres_url
-from tests.tenancy.house import PEER, House
+from tests.tenancy.house import PEER, Clock, House
 from tests.tenancy.test_tenants import fill
 
 NOW = 1_800_000_000
@@ -27,7 +27,8 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def houses(url: str) -> Iterator[tuple[House, House]]:
     """Two processes on one catalog without tenants."""
-    both = House(Database(url)), House(Database(url))
+    clock = Clock()
+    both = House(Database(url, clock=clock), clock), House(Database(url, clock=clock), clock)
     for account in both[0].accounts.list().items:
         both[0].accounts.delete(account.id)
     yield both

@@ -66,7 +66,7 @@ def seed(
             and _is_stored(registry, folder, name, version)
         ]
         if new or name in private:
-            with registry.transaction() as (connection, epoch):
+            with registry.catalog.write() as (connection, epoch):
                 note(connection, epoch, ChangeKind.PREFIX, tenant, name)
                 # again, as another replica may have started at the same time
                 known = _known(connection, tenant)
@@ -154,13 +154,16 @@ def _import(
             file_nbytes=version.file_nbytes,
             now=now,
         )
+        weights = {version.digest: 1}
         latest = aliases.find_alias(connection, row.prefix_id, LATEST)
         if latest is None or latest.updated_at <= now:
-            aliases.move(connection, epoch, row, LATEST, reason="seed", now=now)
+            aliases.move(connection, epoch, row.prefix_id, LATEST, weights, reason="seed", now=now)
         for alias, digest in prefix.aliases.items():
             present = aliases.find_alias(connection, row.prefix_id, alias)
             gate = quality_gates.find(connection, row.prefix_id, alias)
             if digest == version.digest and present is None and gate is None:
-                aliases.move(connection, epoch, row, alias, reason="seed", now=now)
+                aliases.move(
+                    connection, epoch, row.prefix_id, alias, weights, reason="seed", now=now
+                )
         key = {"tenant_id": tenant, "name": name, "digest": version.digest, "added_at": now}
         connection.execute(insert(seeded).values(key))

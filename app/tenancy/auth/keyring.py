@@ -20,7 +20,7 @@ from app.errors import Conflict, InvalidRequest, NotFound
 from app.registry.types import Page
 from app.tenancy.auth.keys import ApiKey, digest, is_kid, mint, redact_keys
 from app.tenancy.auth.principal import TENANT_SCOPES, Scope
-from app.tenancy.tenants import Transaction, get_account
+from app.tenancy.tenants import get_account
 
 MAX_LIVE = 100
 """Keys of one tenant that are neither revoked nor expired."""
@@ -78,14 +78,10 @@ class Keyring:
         self,
         catalog: Database,
         pepper: bytes | None,
-        transaction: Transaction | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Without a pepper no key can be made. `transaction` is as in `Accounts`."""
-        self._catalog = catalog
-        self._pepper = pepper
-        self._transaction = transaction or catalog.write
-        self._clock = clock
+        """Without a pepper no key can be made. `clock` gives seconds since 1970."""
+        self._catalog, self._pepper, self._clock = catalog, pepper, clock
 
     def create(
         self,
@@ -120,7 +116,7 @@ class Keyring:
             "not_before": not_before,
             "expires_at": expires_at,
         }
-        with self._transaction(actor) as (connection, epoch):
+        with self._catalog.write(actor) as (connection, epoch):
             get_account(connection, tenant)
             note(connection, epoch, ChangeKind.KEY, tenant, key.kid)
             self._make_room(connection, tenant, now)
@@ -146,7 +142,7 @@ class Keyring:
 
     def revoke(self, tenant: str, kid: str, *, actor: Actor | None = None) -> KeyInfo:
         """Ends a key for good, on every replica within a second; again, nothing. NotFound."""
-        with self._transaction(actor) as (connection, epoch):
+        with self._catalog.write(actor) as (connection, epoch):
             _get(connection, tenant, kid)
             note(connection, epoch, ChangeKind.KEY, tenant, kid)
             live = (api_keys.c.kid == kid) & api_keys.c.revoked_at.is_(None)

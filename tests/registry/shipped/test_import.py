@@ -343,15 +343,15 @@ def test_two_that_start_at_the_same_time_import_it_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     digest = ship("e2e", b"one", "stable")
-    transaction, other = registry.transaction, open_again()
+    write, other = registry.catalog.write, open_again()
     imported: list[int] = []
 
     def after_the_other() -> object:
         monkeypatch.undo()
         imported.append(seed(other, store))
-        return transaction()
+        return write()
 
-    monkeypatch.setattr(registry, "transaction", after_the_other)
+    monkeypatch.setattr(registry.catalog, "write", after_the_other)
     assert seed(registry, store) == 0
     assert imported == [1]
     assert registry.get_prefix("demo", "e2e").aliases == {"latest": digest, "stable": digest}

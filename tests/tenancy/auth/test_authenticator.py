@@ -15,7 +15,6 @@ from sqlalchemy import event
 from app.errors import InvalidKey, PolyprefixError, RateLimited, Unavailable
 from app.tenancy.auth import authenticator as module
 from app.tenancy.auth.authenticator import Anonymous
-from app.tenancy.auth.key_cache import KeyCache
 from app.tenancy.auth.keys import _checksum, mint
 from app.tenancy.auth.principal import Principal, Scope
 from app.tenancy.limits.limits import TenantLimits
@@ -44,7 +43,7 @@ def statements(house: House) -> Iterator[list[str]]:
     def note(_c: object, _cursor: object, statement: str, *_: object) -> None:
         seen.append(statement)
 
-    engine = house.catalog._engine
+    engine = house.catalog.engine
     event.listen(engine, "before_cursor_execute", note)
     try:
         yield seen
@@ -362,7 +361,7 @@ def test_an_unknown_scope_in_the_catalog_allows_nothing(house: House) -> None:
 
 def test_without_keys_everybody_is_the_one_tenant(house: House) -> None:
     everybody = Principal("acme", None, frozenset(Scope))
-    open_door = Anonymous(house.catalog, house.feed, everybody)
+    open_door = Anonymous(house.catalog, everybody)
     assert open_door.authenticate_cached(None, PEER) is None
     assert open_door.authenticate(None, PEER) == everybody
     with statements(house) as asked:
@@ -384,10 +383,10 @@ def test_the_cache_of_a_process_can_be_smaller_than_its_keys(tmp_path: Path) -> 
     house.accounts.create("acme")
     small = module.KeyAuthenticator(
         house.catalog,
-        house.feed,
         house.pepper,
         house.failures,
-        cache=KeyCache(known=2, unknown=2),
+        known=2,
+        unknown=2,
         clock=house.clock,
     )
     house.authenticator = small

@@ -271,7 +271,7 @@ def test_a_version_of_another_base_model_is_a_conflict(
 ) -> None:
     own_server.push("tone", random_prefix(tiny_gpt2, 3))
     registry = own_server.services.registry
-    with registry.transaction() as (connection, _):
+    with registry.catalog.write() as (connection, _):
         connection.execute(update(versions).values(base_fingerprint="0" * 64))
     with own_server.client() as client:
         for reply in (

@@ -8,11 +8,10 @@ from collections.abc import Callable
 import pytest
 from sqlalchemy import Connection
 
-from app.db.change_feed import ChangeFeed
 from app.errors import InsufficientStorage, InvalidRequest, PrefixNotFound
 from app.prefix.reference import PrefixReference
 from app.registry.registry import Registry
-from app.registry.resolve_cache import ResolveCache
+from app.registry.resolver import Resolver
 from app.registry.types import Version
 from tests.registry.conftest import Clock, Upload, statements
 
@@ -77,7 +76,7 @@ class TestCache:
         self, frozen: Registry, upload: Upload, ref: Ref
     ) -> None:
         upload("e2e", b"one")
-        frozen.feed.poll()
+        frozen.catalog.feed.poll()
         frozen.resolve("demo", ref("e2e"))
         with pytest.raises(PrefixNotFound):
             frozen.resolve("demo", ref("unknown"))
@@ -157,7 +156,7 @@ class TestCache:
             def record(self, _: Connection) -> None:
                 raise InsufficientStorage("who knows whether this was committed")
 
-        with pytest.raises(InsufficientStorage), frozen.transaction(Failing()):
+        with pytest.raises(InsufficientStorage), frozen.catalog.write(Failing()):
             pass
         assert frozen.resolve("demo", ref("e2e")) == two.resolved
 
@@ -173,32 +172,30 @@ class TestCache:
         assert seen == []
 
     def test_a_flood_of_unknown_names_is_bounded_and_displaces_nothing(
-        self, registry: Registry, upload: Upload, ref: Ref, clock: Clock
+        self, frozen: Registry, upload: Upload, ref: Ref
     ) -> None:
-        feed = ChangeFeed(registry.catalog, clock=clock)
-        cache = ResolveCache(known=4, unknown=8)
-        bounded = Registry(registry.catalog, registry.objects, feed=feed, cache=cache)
+        resolver = Resolver(frozen.catalog, known=4, unknown=8)
+        bounded = Registry(frozen.catalog, frozen.objects, resolver=resolver)
         upload("e2e", b"one")
-        bounded.feed.poll()
+        bounded.catalog.feed.poll()
         bounded.resolve("demo", ref("e2e"))
         for number in range(50):
             with pytest.raises(PrefixNotFound):
                 bounded.resolve("demo", ref(f"unknown-{number}"))
-        assert (len(cache._known), len(cache._unknown)) == (1, 8)
+        state = resolver.cache.debug_state()
+        assert (len(state["known"]), len(state["unknown"])) == (1, 8)
         with statements(bounded) as seen:
             bounded.resolve("demo", ref("e2e"))
         assert seen == []
 
     def test_the_longest_unused_goes_first(
-        self, registry: Registry, upload: Upload, ref: Ref, clock: Clock
+        self, frozen: Registry, upload: Upload, ref: Ref
     ) -> None:
-        feed = ChangeFeed(registry.catalog, clock=clock)
-        bounded = Registry(
-            registry.catalog, registry.objects, feed=feed, cache=ResolveCache(known=2)
-        )
+        resolver = Resolver(frozen.catalog, known=2)
+        bounded = Registry(frozen.catalog, frozen.objects, resolver=resolver)
         for name in ("a", "b", "c"):
             upload(name, name.encode())
-        bounded.feed.poll()
+        bounded.catalog.feed.poll()
         for name in ("a", "b", "a", "c"):
             bounded.resolve("demo", ref(name))
         with statements(bounded) as seen:
@@ -218,16 +215,6 @@ class TestCache:
 
 
 class TestRaces:
-    def test_an_answer_of_another_epoch_is_not_kept(self, ref: Ref) -> None:
-        cache = ResolveCache()
-        key = ("demo", ref("e2e"))
-        cache.forget(7, [])
-        cache.put(key, None, 6)  # read before a write that has ended since
-        cache.put(key, None, 8)  # read after a write that nobody has told of yet
-        assert cache.get(key) == (False, None)
-        cache.put(key, None, 7)
-        assert cache.get(key) == (True, None)
-
     def test_a_change_drops_what_it_concerns_and_nothing_else(
         self, frozen: Registry, upload: Upload, ref: Ref
     ) -> None:
@@ -236,7 +223,7 @@ class TestRaces:
             frozen.resolve("demo", ref(name))
             frozen.resolve("demo", ref(f"demo/{name}"))
         two, _ = upload("a", b"two")
-        frozen.feed.poll()
+        frozen.catalog.feed.poll()
         assert frozen.resolve_cached("demo", ref("a")) is None
         assert frozen.resolve_cached("demo", ref("demo/a")) is None
         assert frozen.resolve_cached("demo", ref("b")) is not None
