@@ -158,6 +158,7 @@ def _state(services: Services) -> State:
         audit=services.audit,
         uploads=services.uploads,
         evaluations=services.evaluations,
+        generations=services.generations,
     )
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any, TypedDict
 
 from fastapi import Depends, Request, params
 
+from app.api.evaluate_version import EvaluationService
+from app.api.generation.generation import GenerationService
 from app.api.metrics import Metrics
 from app.api.middleware.audit import audited_call
 from app.api.middleware.request_rate import COUNTED
@@ -51,7 +53,8 @@ class State(TypedDict):
     usage: UsageLedger
     audit: AuditLog
     uploads: ConcurrencyCap
-    evaluations: ConcurrencyCap
+    evaluations: EvaluationService
+    generations: GenerationService
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,8 @@ TenantsDep = Annotated[Tenants, Depends(FromState("tenants"))]
 KeyringDep = Annotated[Keyring, Depends(FromState("keyring"))]
 UsageDep = Annotated[UsageLedger, Depends(FromState("usage"))]
 UploadsDep = Annotated[ConcurrencyCap, Depends(FromState("uploads"))]
-EvaluationsDep = Annotated[ConcurrencyCap, Depends(FromState("evaluations"))]
+EvaluationsDep = Annotated[EvaluationService, Depends(FromState("evaluations"))]
+GenerationsDep = Annotated[GenerationService, Depends(FromState("generations"))]
 
 
 async def get_principal(request: Request) -> Principal:

@@ -18,8 +18,9 @@ from fastapi import Response
 from starlette.types import Receive
 
 from app.api.errors import StrictJSONResponse
-from app.api.evaluation.evaluator import Borrowed
-from app.api.evaluation.gate_check import gate_score, write_when_scored
+from app.api.gate_check import gate_score, write_when_scored
+from app.api.generation.prefix_selection import PrefixSelection, SelectedPrefix
+from app.api.schemas.evaluations import DecodingFields
 from app.api.schemas.prefixes import version_object
 from app.api.services import Services
 from app.db.database import Actor
@@ -92,10 +93,11 @@ async def admit(
         quota=Quota(principal.limits.max_prefixes, principal.limits.max_bytes),
         actor=actor,
     )
-    unborn = Borrowed(name, digests=[prefix.digest], names=[name], kept=(on_device,))
+    selection = PrefixSelection([SelectedPrefix(name, prefix.digest, on_device)])
 
     async def score(_: str, gate: QualityGate) -> float:
-        return await gate_score(services, principal, unborn, gate)
+        evaluation = services.evaluations.begin(principal, selection, DecodingFields())
+        return await gate_score(evaluation, gate)
 
     pool = services.workers.store
     version, created = await write_when_scored(partial(pool.finish, tenant, commit), score, receive)

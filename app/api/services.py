@@ -6,12 +6,17 @@ Knows nothing about routes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Annotated
 
 from fastapi import Depends, Request
 
+from app.api.evaluate_version import EvaluationService
+from app.api.generation.generation import GenerationService
+from app.api.generation.prefix_selection import PrefixSelector
 from app.api.metrics import Metrics
 from app.api.side_work.concurrency_cap import ConcurrencyCap
+from app.api.side_work.metered import MeteredQueue
 from app.api.side_work.turns import SideQueue
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
@@ -59,22 +64,29 @@ class Services:
     version: str
     aside: SideQueue = field(default_factory=SideQueue)
     uploads: ConcurrencyCap = field(default_factory=lambda: ConcurrencyCap("uploads"))
-    evaluations: ConcurrencyCap = field(default_factory=lambda: ConcurrencyCap("evaluations"))
 
-    @property
-    def system_fingerprint(self) -> str:
-        """Replicas with the same one compute the same numbers."""
-        model = self.model
-        dtype = str(model.dtype).removeprefix("torch.")
-        parts = [
-            model.spec.fingerprint[:12],
-            model.device.type,
-            dtype,
-            self.engine.decode_attention,
-        ]
-        if "few_rows" in model.notes:
-            parts.append(f"{model.notes['few_rows']}-rows")
-        return "-".join(parts)
+    @cached_property
+    def generations(self) -> GenerationService:
+        """Takes what requests ask for to the engine."""
+        return GenerationService(
+            model=self.model,
+            engine=self.engine,
+            selector=PrefixSelector(
+                self.model.spec, self.registry, self.workers.catalog, self.tiers
+            ),
+            limiter=self.limiter,
+            usage=self.usage,
+            metrics=self.metrics,
+            text_pool=self.workers.text,
+            max_rows=self.limits.max_request_rows,
+            timeout=self.limits.request_timeout,
+        )
+
+    @cached_property
+    def evaluations(self) -> EvaluationService:
+        """Judges versions on examples."""
+        queue = MeteredQueue(self.aside, self.limiter, self.usage)
+        return EvaluationService(self.generations, queue)
 
 
 async def get_services(request: Request) -> Services:

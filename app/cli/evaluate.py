@@ -18,7 +18,7 @@ from app.cli.console import print_json, stderr, stdout
 from app.errors import PrefixNotFound
 
 if TYPE_CHECKING:
-    from app.evaluation.model_scores import Evaluation
+    from app.evaluation.evaluator import Evaluation
     from app.model.frozen import FrozenModel
     from app.prefix.prefix import Prefix
 
@@ -80,7 +80,7 @@ def evaluate(
 
     Example: `polyprefix evaluate --data valid.jsonl --store prefixes --prefix e2e`
     """
-    from app.evaluation import model_scores
+    from app.evaluation import evaluator
     from app.evaluation.text_pairs import read_examples
     from app.model.load import load_model
     from app.prefix.metadata import parse_decoding
@@ -92,10 +92,10 @@ def evaluate(
     prefixes = {name: _prefix(name, store, frozen) for name in prefix or []}
     results: list[dict[str, object]] = []
     said: dict[str, tuple[str, ...]] = {}
-    with model_scores.running_engine(frozen) as engine:
+    with evaluator.running_engine(frozen) as engine:
         for name, tuned in {**({"base alone": None} if base else {}), **prefixes}.items():
             with stderr().status(f"decoding {len(examples)} inputs: {name}"):
-                done = model_scores.evaluate(
+                done = evaluator.evaluate(
                     engine,
                     examples,
                     prefix=tuned,

@@ -35,6 +35,25 @@ class Completion:
     finish_reasons: list[FinishReason | None]
     prompt_scores: list[TokenScore] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, request: GenerationRequest) -> Completion:
+        """That of a request that has not produced anything yet."""
+        rows = range(request.n)
+        return cls(["" for _ in rows], [[] for _ in rows], [[] for _ in rows], [None] * len(rows))
+
+    def add(self, event: Event) -> None:
+        """Take in one event; raises the error of a request that failed."""
+        if isinstance(event, RequestFailed):
+            raise event.error
+        if isinstance(event, TextDelta):
+            self.texts[event.index] += event.text
+            self.token_ids[event.index].extend(token.token_id for token in event.tokens)
+            self.scores[event.index].extend(event.tokens)
+        elif isinstance(event, RowFinished):
+            self.finish_reasons[event.index] = event.reason
+        elif isinstance(event, PromptScored):
+            self.prompt_scores.extend(event.scores)
+
 
 def complete(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Completion]:
     """Run `requests` together on a started engine; answers in their order.
@@ -42,10 +61,11 @@ def complete(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Comp
     Raises the error of the first request that fails. What the queue does not take now is fed as it
     empties.
     """
-    return asyncio.run(_complete_all(engine, requests))
+    return asyncio.run(complete_all(engine, requests))
 
 
-async def _complete_all(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Completion]:
+async def complete_all(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Completion]:
+    """As `complete`, for callers on an event loop."""
     door = asyncio.Lock()
     return list(await asyncio.gather(*(_complete(engine, item, door) for item in requests)))
 
@@ -60,28 +80,11 @@ async def _submit(engine: Engine, request: GenerationRequest, door: asyncio.Lock
 
 
 async def _complete(engine: Engine, request: GenerationRequest, door: asyncio.Lock) -> Completion:
-    rows = range(request.n)
-    result = Completion(
-        ["" for _ in rows], [[] for _ in rows], [[] for _ in rows], [None] * len(rows)
-    )
+    result = Completion.of(request)
     stream = await _submit(engine, request, door)
     try:
         async for event in stream:
-            _take(event, result)
+            result.add(event)
     finally:
         stream.cancel()
     return result
-
-
-def _take(event: Event, result: Completion) -> None:
-    """Add one event to the result; raises the error of a request that failed."""
-    if isinstance(event, RequestFailed):
-        raise event.error
-    if isinstance(event, TextDelta):
-        result.texts[event.index] += event.text
-        result.token_ids[event.index].extend(token.token_id for token in event.tokens)
-        result.scores[event.index].extend(event.tokens)
-    elif isinstance(event, RowFinished):
-        result.finish_reasons[event.index] = event.reason
-    elif isinstance(event, PromptScored):
-        result.prompt_scores.extend(event.scores)

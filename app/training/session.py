@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.evaluation.model_scores import Evaluation, evaluate, running_engine
+from app.evaluation.evaluator import Evaluation, evaluate, running_engine
 from app.evaluation.text_pairs import (
     Example,
     TokenPair,

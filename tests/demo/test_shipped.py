@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.evaluation.model_scores import evaluate, running_engine
+from app.evaluation.evaluator import evaluate, running_engine
 from app.evaluation.text_pairs import read_examples
 from app.model.frozen import FrozenModel
 from app.model.load import load_model

@@ -1,58 +1,34 @@
-"""One HTTP request's work in the engine: submitted together, read together, freed together.
-
-Knows nothing about the shapes of replies.
-"""
+"""One HTTP request's work in the engine: submitted together, read together, freed together."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 from starlette.types import Receive
 
-from app.api.generation.prefix_selection import PrefixSelection
-from app.api.services import Services
-from app.engine.request import (
-    Event,
-    GenerationRequest,
-    RequestFailed,
-    RequestFinished,
-    SamplingParams,
-)
+from app.api.generation.prefix_selection import PrefixSelection, PrefixSelector
+from app.api.generation.prompts import encode_prompts
+from app.api.generation.sampling import choose_beams, parse_logit_bias, sampling_params
+from app.api.generation.spec import GenerationSpec
+from app.api.metrics import Metrics
+from app.engine.engine import Engine
+from app.engine.request import End, Event, GenerationRequest, RequestFailed, RequestFinished
 from app.engine.router import RequestStream
 from app.errors import InvalidRequest, RequestCancelled
+from app.model.frozen import FrozenModel
+from app.runtime.workers import WorkerPool
 from app.tenancy.auth.principal import Principal
-from app.tenancy.limits.limiter import Reservation
+from app.tenancy.limits.limiter import Limiter, Reservation
+from app.tenancy.usage.recorder import UsageLedger
 from app.tenancy.usage.totals import UsageTotals
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One prompt of a request: its tokens and how its `rows` results are made.
-
-    With `scored` the prompt's tokens get log-probabilities too.
-    """
-
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParams
-    rows: int = 1
-    scored: bool = False
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that it takes in the engine: its results, or its beams."""
-        return self.rows if self.sampling.beam is None else self.sampling.beam.num_beams
-
-    @property
-    def most_tokens(self) -> int:
-        """Tokens that it can take: its prompt, and the new ones of all its rows."""
-        return len(self.prompt_ids) + self.num_rows * self.sampling.max_tokens
 
 
 @dataclass
@@ -81,132 +57,101 @@ class Timings:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The reply's `x-…-time` headers, in milliseconds."""
+        """The reply's `x-…-time` headers, in milliseconds; none before anything has ended."""
+        if not self.total_time:
+            return {}
         return {f"x-{name.replace('_', '-')}": str(ms) for name, ms in self.milliseconds.items()}
 
 
 @dataclass
 class Generation:
-    """Rows in the engine for one HTTP request; with `whole` each text comes in one piece.
+    """The rows of one HTTP request in the engine. `close` it in every case.
 
-    `close` it in every case.
+    What was not used of the reservation comes free when the last request has ended, whether
+    anybody still reads or not.
     """
 
-    services: Services
-    choice: PrefixSelection
-    principal: Principal
-    jobs: Sequence[Job]
-    timeout: float | None
-    whole: bool = False
-    priority: int = 0
+    tenant: str
+    requests: Sequence[GenerationRequest]
+    selection: PrefixSelection
+    reservation: Reservation
+    usage: UsageLedger
+    metrics: Metrics
     timings: Timings = field(default_factory=Timings)
     _streams: list[RequestStream] = field(default_factory=list)
     _spent: UsageTotals = field(default_factory=lambda: UsageTotals(requests=1))
     _num_ended: int = 0
-    _reservation: Reservation = field(default_factory=Reservation)
-
-    @property
-    def tenant(self) -> str:
-        """Whose request it is."""
-        return self.principal.tenant
 
     @property
     def headers(self) -> dict[str, str]:
         """The reply's headers that are known once it has started."""
-        return {**self.choice.headers, **self._reservation.headers}
+        return {**self.selection.headers, **self.reservation.headers}
 
-    async def start(self) -> None:
-        """Reserve and submit every job; raises RateLimited, or what the engine refuses.
-
-        After an error nothing runs. What was not used of the reservation comes free when the last
-        job has ended, whether anybody still reads or not.
-        """
-        rows = sum(job.num_rows for job in self.jobs)
-        beams = any(job.sampling.beam is not None for job in self.jobs)
-        check_rows(self.services, rows, beams=beams)
-        self._reservation = await self.services.limiter.reserve(
-            self.tenant,
-            self.principal.limits,
-            tokens=sum(job.most_tokens for job in self.jobs),
-            rows=rows,
-        )
-        longest = self.services.limits.request_timeout
-        deadline = time.monotonic() + min(self.timeout or longest, longest)
+    def submit(self, engine: Engine) -> None:
+        """Submit every request, or none: after an error nothing runs."""
         try:
-            for job in self.jobs:
-                stream = self.services.engine.submit(self._request(job, deadline))
+            for request in self.requests:
+                stream = engine.submit(request)
                 stream.when_ended(self._end)
                 self._streams.append(stream)
         except BaseException:
             self._spent.failed = 1
             if not self._streams:
-                self._reservation.release()
+                self.reservation.release()
             self.close()
             raise
 
     async def events(self) -> AsyncIterator[list[tuple[int, Event]]]:
-        """Everything as it comes, in batches of (job's index, event); raises a job's error."""
-        open_jobs = len(self._streams)
+        """Everything as it comes, in batches of (request's index, event); raises their errors."""
+        num_open = len(self._streams)
         async for batch in self._batches():
             for _, event in batch:
                 if isinstance(event, RequestFailed):
                     raise event.error
-                open_jobs -= isinstance(event, RequestFinished)
+                num_open -= isinstance(event, RequestFinished)
             yield batch
-            if open_jobs == 0:
+            if num_open == 0:
                 return
+
+    async def finish(self, receive: Receive, take: Callable[[int, Event], None]) -> None:
+        """Hand everything to `take` and close; RequestCancelled if the client goes away."""
+
+        async def collect() -> None:
+            async for batch in self.events():
+                for index, event in batch:
+                    take(index, event)
+
+        try:
+            await cancel_on_disconnect(receive, collect())
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Free whatever still runs, and the prefixes. Harmless when all has ended."""
         for stream in self._streams:
             stream.cancel()
-        self.choice.release()
+        self.selection.release()
 
-    def _end(self, event: RequestFinished | RequestFailed) -> None:
-        """One job has ended, whether anybody still reads or not; with the last one all is known."""
-        self._spent.tokens_in += event.work.prompt_tokens
-        self._spent.tokens_out += event.work.new_tokens
+    def _end(self, event: End) -> None:
+        """One request has ended; with the last one the cost is final, and it is noted once."""
+        spent = self._spent
+        spent.tokens_in += event.work.prompt_tokens
+        spent.tokens_out += event.work.new_tokens
         if isinstance(event, RequestFailed):
-            self._spent.failed = 1
+            spent.failed = 1
         else:
-            self._note(event)
+            self.timings.add(event)
+            self.metrics.queue_seconds.observe(event.queue_time)
+            if event.time_to_first_token is not None:
+                self.metrics.first_token_seconds.observe(event.time_to_first_token)
         self._num_ended += 1
-        if self._num_ended == len(self._streams):
-            self._settle()
-
-    def _settle(self) -> None:
-        """What the request has cost is final: it is noted, once."""
-        spent, timings = self._spent, self.timings
-        self._reservation.settle(spent.tokens_in + spent.tokens_out)
+        if self._num_ended < len(self._streams):
+            return
+        self.reservation.settle(spent.tokens_in + spent.tokens_out)
         if not spent.failed:
-            spent.first_token_ms = round(1000 * timings.time_to_first_token)
-            spent.total_ms = round(1000 * timings.total_time)
-        self.services.usage.add(self.tenant, self.choice.names, self.choice.digests, spent)
-
-    def _note(self, event: RequestFinished) -> None:
-        self.timings.add(event)
-        metrics = self.services.metrics
-        metrics.queue_seconds.observe(event.queue_time)
-        if event.time_to_first_token is not None:
-            metrics.first_token_seconds.observe(event.time_to_first_token)
-
-    def _request(self, job: Job, deadline: float) -> GenerationRequest:
-        limits = self.principal.limits
-        return GenerationRequest(
-            id=secrets.token_hex(12),
-            tenant=self.tenant,
-            prompt_ids=job.prompt_ids,
-            sampling=job.sampling,
-            prefixes=self.choice.prefixes,
-            n=job.rows,
-            echo=job.scored,
-            deadline=deadline,
-            whole=self.whole,
-            weight=limits.weight,
-            priority=self.priority,
-            row_cap=limits.max_rows,
-            queue_cap=limits.max_queue,
-        )
+            spent.first_token_ms = round(1000 * self.timings.time_to_first_token)
+            spent.total_ms = round(1000 * self.timings.total_time)
+        self.usage.add(self.tenant, self.selection.names, self.selection.digests, spent)
 
     async def _batches(self) -> AsyncIterator[list[tuple[int, Event]]]:
         if len(self._streams) == 1:
@@ -231,15 +176,136 @@ class Generation:
         return asyncio.ensure_future(self._streams[index].next_events())
 
 
-def check_rows(services: Services, rows: int, *, beams: bool) -> None:
-    """InvalidRequest if one request has too many rows; ask before any work is done for it."""
-    limit = services.limits.max_request_rows
-    if rows > limit:
-        raise InvalidRequest(
-            f"prompts × max(n, best_of, num_beams) is {rows}; at most {limit} rows are taken "
-            "at once",
-            param="num_beams" if beams else "n",
+@dataclass(frozen=True)
+class GenerationService:
+    """Takes specs to the engine: names become prefixes, prompts token ids, within the limits.
+
+    `max_rows` and `timeout`, in seconds, are what one request may take at most. Long texts
+    are encoded in the threads of `text_pool`.
+    """
+
+    model: FrozenModel
+    engine: Engine
+    selector: PrefixSelector
+    limiter: Limiter
+    usage: UsageLedger
+    metrics: Metrics
+    text_pool: WorkerPool
+    max_rows: int
+    timeout: float
+
+    @cached_property
+    def system_fingerprint(self) -> str:
+        """Replicas with the same one compute the same numbers."""
+        model = self.model
+        dtype = str(model.dtype).removeprefix("torch.")
+        decode_attention = self.engine.decode_attention
+        parts = [model.spec.fingerprint[:12], model.device.type, dtype, decode_attention]
+        if "few_rows" in model.notes:
+            parts.append(f"{model.notes['few_rows']}-rows")
+        return "-".join(parts)
+
+    async def run(self, spec: GenerationSpec, principal: Principal) -> Generation:
+        """Start what `spec` asks for; raises RateLimited, or what the engine refuses.
+
+        The number of rows is checked before any text is encoded.
+        """
+        fields = spec.fields
+        rows = len(spec.prompts) * max(spec.num_results, fields.num_beams or 1)
+        self.check_rows(rows, beams=fields.num_beams is not None)
+        self.limiter.check(principal.tenant, principal.limits, rows=rows)
+        selection = await self.selector.select(
+            principal.tenant, spec.model, fields.prefixes, user=fields.user
         )
+        try:
+            requests = await self._requests(spec, principal.tenant, selection)
+            return await self.submit(requests, principal, selection, timeout=fields.timeout)
+        except BaseException:
+            selection.release()
+            raise
+
+    async def submit(
+        self,
+        requests: Sequence[GenerationRequest],
+        principal: Principal,
+        selection: PrefixSelection,
+        *,
+        timeout: float | None,
+    ) -> Generation:
+        """Reserve for all requests and submit them, as the principal's and with `selection`."""
+        rows = sum(request.num_rows for request in requests)
+        beams = any(request.sampling.beam is not None for request in requests)
+        self.check_rows(rows, beams=beams)
+        limits = principal.limits
+        tokens = sum(
+            len(request.prompt_ids) + request.num_rows * request.sampling.max_tokens
+            for request in requests
+        )
+        reservation = await self.limiter.reserve(principal.tenant, limits, tokens=tokens, rows=rows)
+        deadline = time.monotonic() + min(timeout or self.timeout, self.timeout)
+        own = [
+            replace(
+                request,
+                tenant=principal.tenant,
+                prefixes=selection.prefixes,
+                deadline=deadline,
+                weight=limits.weight,
+                row_cap=limits.max_rows,
+                queue_cap=limits.max_queue,
+            )
+            for request in requests
+        ]
+        generation = Generation(
+            principal.tenant, own, selection, reservation, self.usage, self.metrics
+        )
+        generation.submit(self.engine)
+        return generation
+
+    def check_rows(self, rows: int, *, beams: bool) -> None:
+        """InvalidRequest if one request has too many rows; ask before any work is done for it."""
+        if rows > self.max_rows:
+            raise InvalidRequest(
+                f"prompts × max(n, best_of, num_beams) is {rows}; at most {self.max_rows} rows are "
+                "taken at once",
+                param="num_beams" if beams else "n",
+            )
+
+    async def _requests(
+        self, spec: GenerationSpec, tenant: str, selection: PrefixSelection
+    ) -> list[GenerationRequest]:
+        """One request to the engine per prompt."""
+        fields, model, beam = spec.fields, self.model, None
+        if fields.num_beams is not None or "num_beams" in selection.decoding:
+            beam = choose_beams(spec, selection, model.generation)
+        if beam is not None:
+            spec.check_beams(beam)
+            self.check_rows(len(spec.prompts) * beam.num_beams, beams=True)
+        encoded = await encode_prompts(
+            model,
+            self.text_pool,
+            tenant,
+            spec.prompts,
+            template=None if fields.raw else selection.template,
+            cut_to=spec.cut_to,
+            add_special_tokens=fields.add_special_tokens,
+            parse_special=bool(fields.parse_special),
+        )
+        bias = parse_logit_bias(spec.logit_bias) if spec.logit_bias else {}
+        return [
+            GenerationRequest(
+                id=secrets.token_hex(12),
+                tenant=tenant,
+                prompt_ids=ids,
+                sampling=sampling_params(
+                    spec, selection, model, len(ids), logit_bias=bias, beam=beam
+                ),
+                n=spec.num_results,
+                echo=spec.scores_prompt,
+                whole=not spec.streams,
+                priority=fields.priority or 0,
+            )
+            for ids in encoded
+        ]
 
 
 async def wait_for_disconnect(receive: Receive) -> None:

@@ -1,16 +1,18 @@
-"""What `/v1/completions` answers: OpenAI's legacy completion objects, whole and in chunks.
-
-Pure functions and small collectors; knows nothing about HTTP or the engine's workings.
-"""
+"""What `/v1/completions` answers: OpenAI's legacy completion objects, whole and in chunks."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.api.generation.generation import Generation, GenerationService
 from app.api.large_json import encode_json
+from app.api.schemas.generation import CompletionBody
+from app.api.side_work.off_loop import off_loop
 from app.engine.request import Event, PromptScored, RowFinished, TextDelta, TokenScore
 
 Json = dict[str, Any]
@@ -18,27 +20,6 @@ Json = dict[str, Any]
 _MANY = 64
 """Tokens of a chunk that are written in pieces."""
 _GOES_ON = b'"finish_reason":null'
-
-
-@dataclass(frozen=True)
-class ReplyHead:
-    """What all chunks of a reply have in common. `created` is in seconds since 1970."""
-
-    id: str
-    created: int
-    model: str
-    system_fingerprint: str
-
-    @property
-    def fields(self) -> Json:
-        """The common fields."""
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.system_fingerprint,
-        }
 
 
 @dataclass
@@ -76,18 +57,18 @@ class RowReply:
         return {} if self.beam_score is None else {"beam_score": self.beam_score}
 
 
-@dataclass
 class PromptReply:
     """The rows of one prompt and, with `echo`, the prompt itself.
 
-    `echo_starts` says where in its text each of its tokens begins.
+    `echo_starts` says where in `echo_text` each token of the prompt begins.
     """
 
-    rows: list[RowReply]
-    num_prompt: int
-    echo_text: str = ""
-    echo_starts: Sequence[int] = ()
-    prompt_scores: list[TokenScore] = field(default_factory=list)
+    def __init__(self, num_rows: int, num_prompt: int) -> None:
+        self.rows = [RowReply() for _ in range(num_rows)]
+        self.num_prompt = num_prompt
+        self.prompt_scores: list[TokenScore] = []
+        self.echo_text = ""
+        self.echo_starts: Sequence[int] = ()
 
     @property
     def score_starts(self) -> Sequence[int]:
@@ -108,42 +89,138 @@ class PromptReply:
         return sorted(self.rows, key=lambda row: -row.rank)[:count]
 
 
-def usage(prompts: Iterable[PromptReply]) -> Json:
-    """OpenAI's token counts; prefixes cost no tokens."""
-    prompts = list(prompts)
-    prompt = sum(reply.num_prompt for reply in prompts)
-    completion = sum(row.num_tokens for reply in prompts for row in reply.rows)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-    }
+class CompletionReply:
+    """Collects one generation and shapes it, whole or in parts."""
 
+    def __init__(
+        self, body: CompletionBody, generation: Generation, service: GenerationService
+    ) -> None:
+        self._body, self._generation, self._service = body, generation, service
+        self._head: Json = {
+            "id": f"cmpl-{time.time_ns():x}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": body.model,
+            "system_fingerprint": service.system_fingerprint,
+        }
+        self._prompts = [PromptReply(one.n, len(one.prompt_ids)) for one in generation.requests]
+        self._echoed: set[int] = set()
 
-def whole_reply(
-    head: ReplyHead, prompts: Sequence[PromptReply], n: int, logprobs: int | None
-) -> Json:
-    """The reply that is not streamed."""
-    choices: list[Json] = []
-    for prompt in prompts:
-        for row in prompt.best(n):
+    def add(self, index: int, event: Event) -> None:
+        """Take in an event of one prompt."""
+        self._prompts[index].add(event)
+
+    @property
+    def size(self) -> int:
+        """Tokens that the reply shows, whose texts and scores it has."""
+        size = 0
+        for prompt in self._prompts:
+            for row in prompt.rows:
+                size += row.num_tokens + (prompt.num_prompt if self._body.echo else 0)
+        return size
+
+    async def spell(self) -> None:
+        """Find the texts of the prompts, which are to be echoed."""
+        text = self._service.model.text
+        prompts = [request.prompt_ids for request in self._generation.requests]
+        spelled = await off_loop(
+            self._service.text_pool,
+            self._generation.tenant,
+            sum(map(len, prompts)),
+            lambda: [text.spell(prompt) for prompt in prompts],
+        )
+        for reply, (echo_text, starts) in zip(self._prompts, spelled, strict=True):
+            reply.echo_text, reply.echo_starts = echo_text, starts
+
+    def whole(self) -> Json:
+        """The reply that is not streamed."""
+        choices: list[Json] = []
+        for prompt in self._prompts:
+            for row in prompt.best(self._body.n or 1):
+                choices.append(self._choice(len(choices), prompt, row))
+        return {**self._head, "choices": choices, "usage": self._usage()}
+
+    async def parts(self) -> AsyncIterator[bytes]:
+        """The stream's events, as bytes; what arrives together is sent together."""
+        options = self._body.stream_options
+        include_usage = options is not None and options.include_usage
+        writer = ChunkWriter(self._head, self._body.logprobs, include_usage)
+        timings = self._generation.timings
+        open_rows = sum(len(prompt.rows) for prompt in self._prompts)
+        if self._body.echo:
+            await self.spell()
+        async for batch in self._generation.events():
+            part = b""
+            for index, event in batch:
+                self.add(index, event)
+                if isinstance(event, TextDelta | RowFinished):
+                    part += await self._echo(writer, index, event.index)
+                if isinstance(event, TextDelta):
+                    part += self._delta(writer, index, event)
+                elif isinstance(event, RowFinished):
+                    open_rows -= 1
+                    # the last row's end and its request's end arrive together
+                    totals = None if open_rows or include_usage else timings.milliseconds
+                    number = self._number(index, event.index)
+                    row = self._prompts[index].rows[event.index]
+                    part += writer.end(number, row, totals)
+            if part:
+                yield part
+        if include_usage:
+            yield writer.usage(self._usage(), timings.milliseconds)
+        yield b"data: [DONE]\n\n"
+
+    def _choice(self, index: int, prompt: PromptReply, row: RowReply) -> Json:
+        logprobs = None
+        if self._body.logprobs is not None:
             scores = [*prompt.prompt_scores, *row.scores]
             offsets = [*prompt.score_starts, *_offsets(row.scores, len(prompt.echo_text))]
-            choices.append(
-                {
-                    "text": prompt.echo_text + row.text,
-                    "index": len(choices),
-                    "logprobs": None
-                    if logprobs is None
-                    else logprobs_object(scores, logprobs, offsets),
-                    "finish_reason": row.finish_reason,
-                    **row.extras,
-                }
-            )
-    return {**head.fields, "choices": choices, "usage": usage(prompts)}
+            logprobs = _logprobs_object(scores, self._body.logprobs, offsets)
+        return {
+            "text": prompt.echo_text + row.text,
+            "index": index,
+            "logprobs": logprobs,
+            "finish_reason": row.finish_reason,
+            **row.extras,
+        }
+
+    def _usage(self) -> Json:
+        """OpenAI's token counts; prefixes cost no tokens."""
+        prompt_tokens = completion_tokens = 0
+        for prompt in self._prompts:
+            prompt_tokens += prompt.num_prompt
+            for row in prompt.rows:
+                completion_tokens += row.num_tokens
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+        }
+
+    def _number(self, prompt: int, row: int) -> int:
+        """The index of a choice among those of all prompts."""
+        return prompt * len(self._prompts[0].rows) + row
+
+    async def _echo(self, writer: ChunkWriter, prompt: int, row: int) -> bytes:
+        """The prompt as the first chunk of a row, if it is to be echoed and was not yet."""
+        number = self._number(prompt, row)
+        if not self._body.echo or number in self._echoed:
+            return b""
+        self._echoed.add(number)
+        await asyncio.sleep(0)  # others' turn between two prompts
+        reply = self._prompts[prompt]
+        size = len(reply.prompt_scores)
+        pool, tenant = self._service.text_pool, self._generation.tenant
+        return await off_loop(pool, tenant, size, writer.echo, number, reply)
+
+    def _delta(self, writer: ChunkWriter, prompt: int, delta: TextDelta) -> bytes:
+        if not delta.text and self._body.logprobs is None:
+            return b""
+        base = len(self._prompts[prompt].echo_text)
+        return writer.choice(self._number(prompt, delta.index), delta.text, delta.tokens, base)
 
 
-def logprobs_object(scores: Sequence[TokenScore], num_top: int, offsets: Sequence[int]) -> Json:
+def _logprobs_object(scores: Sequence[TokenScore], num_top: int, offsets: Sequence[int]) -> Json:
     """OpenAI's legacy `logprobs`; `offsets` say where in the choice's text each token begins."""
     return {
         "tokens": [score.text for score in scores],
@@ -179,11 +256,11 @@ def _top_object(score: TokenScore) -> dict[str, float] | None:
 class ChunkWriter:
     """Writes a stream's chunks as events; what they share is serialised once."""
 
-    def __init__(self, head: ReplyHead, logprobs: int | None, include_usage: bool) -> None:
+    def __init__(self, head: Json, logprobs: int | None, include_usage: bool) -> None:
         self._head = head
         self._logprobs = logprobs
         self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
-        common = _dumps(head.fields)[:-1]
+        common = _dumps(head)[:-1]
         self._open = b"data: " + common + b',"choices":['
 
     def echo(self, index: int, prompt: PromptReply) -> bytes:
@@ -211,15 +288,15 @@ class ChunkWriter:
     ) -> bytes:
         logprobs = b"null"
         if self._logprobs is not None:
-            shown = logprobs_object(scores, self._logprobs, offsets)
+            shown = _logprobs_object(scores, self._logprobs, offsets)
             logprobs = _dumps(shown) if len(scores) < _MANY else encode_json(shown)
         fields = (_dumps(text), index, logprobs, end)
         return self._open + b'{"text":%b,"index":%d,"logprobs":%b,%b}]' % fields
 
-    def usage(self, prompts: Sequence[PromptReply], timings: Json) -> bytes:
+    def usage(self, usage: Json, timings: Json) -> bytes:
         """The additional last chunk of a stream that was to include its usage."""
-        totals = {"choices": [], "usage": usage(prompts), "timings": timings}
-        return b"data: " + _dumps({**self._head.fields, **totals}) + b"\n\n"
+        totals = {"choices": [], "usage": usage, "timings": timings}
+        return b"data: " + _dumps({**self._head, **totals}) + b"\n\n"
 
 
 def _dumps(value: Any) -> bytes:

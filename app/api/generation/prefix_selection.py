@@ -1,156 +1,170 @@
 """From what a request calls its model to prefixes on the device.
 
-A name that does not resolve is an error; the base model never answers in its stead.
+A name that does not resolve is an error; the base model never answers in its place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from app.api.services import Services
 from app.errors import BaseModelMismatch, InvalidRequest, PrefixNotFound
 from app.prefix.prefix import Prefix
 from app.prefix.reference import MAX_PARTS, PrefixReference, parse_model_field
-from app.registry.types import Resolved, Version
-from app.runtime.prefix_cache import Lease, PrefixKey
+from app.prefix.spec import BaseModelSpec
+from app.registry.registry import Registry
+from app.registry.types import Resolved
+from app.runtime.prefix_cache import Lease, PrefixCache, PrefixKey
+from app.runtime.workers import WorkerPool
 
 _MAX_SHOWN = 80
 _TIERS = ("device", "host", "store")
 
 
-@dataclass
-class PrefixSelection:
-    """What answers a request: prefixes in their order, leased; none for the base model alone.
+@dataclass(frozen=True, slots=True)
+class SelectedPrefix:
+    """One prefix on the device, with the name by which the tenant knows it.
 
-    `names` are the prefixes' as this tenant calls them, those of others with their owner's id.
-    `template` and `decoding` come from the prefixes' metadata; where several speak, the first.
+    The name of another tenant's prefix starts with the owner's id. Without a lease somebody else
+    keeps the prefix on the device.
     """
 
-    model_field: str
-    leases: list[Lease] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
+    name: str
+    digest: str
+    prefix: Prefix
+    lease: Lease | None = None
+
+
+class PrefixSelection:
+    """The prefixes that answer a request, in their order; none for the base model alone.
+
+    `template` says how a plain input becomes a prompt, and `decoding` holds default generation
+    parameters. Both come from the prefixes' metadata, and the first prefix that sets one wins.
+    """
+
+    def __init__(self, selected: Sequence[SelectedPrefix]) -> None:
+        self.selected = selected
+        self.prefixes: tuple[Prefix, ...] = ()
+        self.template: str | None = None
+        self.decoding: dict[str, Any] = {}
+        for one in reversed(selected):
+            metadata = one.prefix.metadata
+            self.prefixes = (one.prefix, *self.prefixes)
+            self.decoding.update(metadata.decoding)
+            if metadata.input_template is not None:
+                self.template = metadata.input_template
 
     @property
-    def prefixes(self) -> tuple[Prefix, ...]:
-        """The prefixes on the device."""
-        return tuple(lease.prefix for lease in self.leases)
+    def names(self) -> list[str]:
+        """The prefixes' names, as the tenant knows them."""
+        return [one.name for one in self.selected]
 
     @property
-    def template(self) -> str | None:
-        """How a plain input becomes a prompt, if a prefix says so."""
-        for prefix in self.prefixes:
-            if prefix.metadata.input_template is not None:
-                return prefix.metadata.input_template
-        return None
-
-    @property
-    def decoding(self) -> Mapping[str, Any]:
-        """Default generation parameters of the prefixes."""
-        merged: dict[str, Any] = {}
-        for prefix in reversed(self.prefixes):
-            merged.update(prefix.metadata.decoding)
-        return merged
+    def digests(self) -> list[str]:
+        """The versions' digests."""
+        return [one.digest for one in self.selected]
 
     @property
     def headers(self) -> dict[str, str]:
         """The reply's headers that say what served it; the slowest tier counts."""
-        if not self.leases:
+        leases = [one.lease for one in self.selected if one.lease is not None]
+        if not leases:
             return {}
-        slowest = max(_TIERS.index(lease.tier) for lease in self.leases)
+        slowest = max(_TIERS.index(lease.tier) for lease in leases)
         return {"x-prefix-version": ",".join(self.digests), "x-prefix-tier": _TIERS[slowest]}
 
+    def borrowed(self) -> PrefixSelection:
+        """The same prefixes without their leases, for work that ends before this is released."""
+        return PrefixSelection([replace(one, lease=None) for one in self.selected])
+
     def release(self) -> None:
-        """Give the leases back."""
-        for lease in self.leases:
-            lease.release()
+        """Give the leases back. Harmless when they have been given back already."""
+        for one in self.selected:
+            if one.lease is not None:
+                one.lease.release()
 
 
-async def choose(
-    services: Services,
-    tenant: str,
-    model: str | None,
-    prefixes: Sequence[str] | None = None,
-    *,
-    user: str | None = None,
-) -> PrefixSelection:
-    """Resolve and lease what `model` names, or the base model with the list `prefixes`.
+@dataclass(frozen=True)
+class PrefixSelector:
+    """Resolves names in `registry`, in threads of `catalog` if need be, and leases prefixes."""
 
-    A `user` gets the same version of a split alias each time; without one it is drawn.
+    spec: BaseModelSpec
+    registry: Registry
+    catalog: WorkerPool
+    cache: PrefixCache
 
-    Raises InvalidRequest, PrefixNotFound, BaseModelMismatch, or what loading raises.
-    """
-    references = _references(services, model, prefixes)
-    choice = PrefixSelection(model or services.model.spec.model_id)
-    try:
-        for reference in references:
-            version = await resolve(services, tenant, reference, user)
-            key = PrefixKey(version.owner, version.digest)
-            choice.leases.append(await services.tiers.acquire(key))
-            choice.digests.append(version.digest)
-            owner = "" if version.tenant == tenant else f"{version.tenant}/"
-            choice.names.append(owner + version.name)
-    except BaseException:
-        choice.release()
-        raise
-    return choice
+    async def select(
+        self,
+        tenant: str,
+        model: str | None,
+        prefixes: Sequence[str] | None = None,
+        *,
+        user: str | None = None,
+    ) -> PrefixSelection:
+        """Resolve and lease what `model` names, or the base model with the list `prefixes`.
 
+        A `user` gets the same version of a split alias each time; without one it is drawn.
 
-async def resolve(
-    services: Services, tenant: str, reference: PrefixReference, user: str | None = None
-) -> Resolved:
-    """The version that a reference stands for, for this base model and this user."""
-    version = services.registry.resolve_cached(tenant, reference, user)
-    if version is None:
-        version = await services.workers.catalog.run(
-            tenant, services.registry.resolve, tenant, reference, user
-        )
-    check_base(services, version)
-    return version
-
-
-def check_base(services: Services, version: Resolved | Version) -> None:
-    """Raise BaseModelMismatch if the version names another base model than the served one."""
-    spec = services.model.spec
-    if version.base_fingerprint not in (None, spec.fingerprint):
-        raise BaseModelMismatch(
-            f"prefix '{version.name}' was trained on base model {ascii(version.base_model)}, not "
-            f"on {spec.model_id!r}, which this server has",
-            param="model",
-        )
-
-
-def named(services: Services, model: str) -> tuple[PrefixReference, ...]:
-    """The prefixes that a name stands for; PrefixNotFound if no prefix can have it.
-
-    Behind the base model's id and a colon they are the same (SGLang's form).
-    """
-    try:
-        return parse_model_field(model.removeprefix(f"{services.model.spec.model_id}:"))
-    except InvalidRequest as error:
-        if model.count("+") >= MAX_PARTS:
+        Raises InvalidRequest, PrefixNotFound, BaseModelMismatch, or what loading raises.
+        """
+        selected: list[SelectedPrefix] = []
+        try:
+            for reference in self._references(model, prefixes):
+                version = await self.resolve(tenant, reference, user)
+                lease = await self.cache.acquire(PrefixKey(version.owner, version.digest))
+                name = version.name
+                if version.tenant != tenant:
+                    name = f"{version.tenant}/{name}"
+                selected.append(SelectedPrefix(name, version.digest, lease.prefix, lease))
+        except BaseException:
+            PrefixSelection(selected).release()
             raise
-        raise PrefixNotFound(
-            f"model {ascii(model[:_MAX_SHOWN])} does not exist: the base model here is "
-            f"{services.model.spec.model_id!r}, and no prefix has such a name ({error.message}); "
-            "GET /v1/models lists what there is",
-            param="model",
-        ) from error
+        return PrefixSelection(selected)
 
+    async def resolve(
+        self, tenant: str, reference: PrefixReference, user: str | None = None
+    ) -> Resolved:
+        """The version that a reference stands for; BaseModelMismatch if it cannot serve here."""
+        version = self.registry.resolve_cached(tenant, reference, user)
+        if version is None:
+            version = await self.catalog.run(tenant, self.registry.resolve, tenant, reference, user)
+        if version.base_fingerprint not in (None, self.spec.fingerprint):
+            raise BaseModelMismatch(
+                f"prefix '{version.name}' was trained on base model {ascii(version.base_model)}, "
+                f"not on {self.spec.model_id!r}, which this server has",
+                param="model",
+            )
+        return version
 
-def _references(
-    services: Services, model: str | None, prefixes: Sequence[str] | None
-) -> tuple[PrefixReference, ...]:
-    base = services.model.spec.model_id
-    if prefixes is None:
-        return () if model in (None, base) else named(services, model)
-    if model not in (None, base):
-        raise InvalidRequest(
-            f"give either a prefix as model or the list prefixes (with model {base!r})",
-            param="prefixes",
-        )
-    if len(prefixes) > MAX_PARTS:
-        raise InvalidRequest(f"at most {MAX_PARTS} prefixes can be composed", param="prefixes")
-    return tuple(part for text in prefixes for part in named(services, text))
+    def parse(self, model: str) -> tuple[PrefixReference, ...]:
+        """The prefixes that a name stands for; PrefixNotFound if no prefix can have it.
+
+        The base model's id and a colon may precede the name (SGLang's form).
+        """
+        try:
+            return parse_model_field(model.removeprefix(f"{self.spec.model_id}:"))
+        except InvalidRequest as error:
+            if model.count("+") >= MAX_PARTS:
+                raise
+            raise PrefixNotFound(
+                f"model {ascii(model[:_MAX_SHOWN])} does not exist: the base model here is "
+                f"{self.spec.model_id!r}, and no prefix has such a name ({error.message}); "
+                "GET /v1/models lists what there is",
+                param="model",
+            ) from error
+
+    def _references(
+        self, model: str | None, prefixes: Sequence[str] | None
+    ) -> tuple[PrefixReference, ...]:
+        base = self.spec.model_id
+        if prefixes is None:
+            return () if model in (None, base) else self.parse(model)
+        if model not in (None, base):
+            raise InvalidRequest(
+                f"give either a prefix as model or the list prefixes (with model {base!r})",
+                param="prefixes",
+            )
+        if len(prefixes) > MAX_PARTS:
+            raise InvalidRequest(f"at most {MAX_PARTS} prefixes can be composed", param="prefixes")
+        return tuple(part for text in prefixes for part in self.parse(text))

@@ -5,29 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from app.api.generation.prefix_selection import PrefixSelection
-from app.api.services import Services
 from app.api.side_work.off_loop import off_loop
 from app.errors import ContextLengthExceeded, InvalidRequest
+from app.model.frozen import FrozenModel
+from app.prefix.spec import BaseModelSpec
+from app.runtime.workers import WorkerPool
 
-_BYTES_PER_TOKEN = 128
+MAX_TOKEN_CHARACTERS = 128
 """No token of a byte-level vocabulary is longer; a text beyond limit × this cannot fit."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 async def encode_prompts(
-    services: Services,
+    model: FrozenModel,
+    pool: WorkerPool,
     tenant: str,
-    choice: PrefixSelection,
     prompts: Sequence[str | list[int]],
     *,
-    raw: bool,
+    template: str | None,
     cut_to: int | None = None,
     add_special_tokens: bool | None = None,
     parse_special: bool = False,
 ) -> list[tuple[int, ...]]:
-    """Token ids of each prompt: a text goes through the prefix's template unless `raw`.
+    """Token ids of each prompt; a text goes through `template`.
 
     Without a template the tokenizer's own special tokens are added unless `add_special_tokens` is
     False; those that the text spells are parsed with `parse_special` alone.
@@ -38,52 +39,52 @@ async def encode_prompts(
 
     Raises InvalidRequest before any work for what cannot be encoded or cannot fit.
     """
-    shortened = [_shorten(services, prompt, cut_to) for prompt in prompts]
-    for number, prompt in enumerate(shortened):
+    if cut_to is not None:
+        prompts = [_shorten(model.spec, prompt) for prompt in prompts]
+    num_characters = 0
+    for number, prompt in enumerate(prompts):
         where = "prompt" if len(prompts) == 1 else f"prompt[{number}]"
         if isinstance(prompt, str):
-            check_text(services, prompt, where)
+            check_text(model.spec, prompt, where)
+            num_characters += len(prompt)
         else:
-            _check_ids(services, prompt, where)
-    template = None if raw else choice.template
+            _check_ids(model.text.vocab_size, prompt, where)
     if template is not None and add_special_tokens:
         raise InvalidRequest(
             "the prefix's template writes its special tokens itself, so none are added: leave "
             "add_special_tokens out, or send raw",
             param="add_special_tokens",
         )
-    text, adds = services.model.text, add_special_tokens is not False
+    text, adds = model.text, add_special_tokens is not False
 
     def encode() -> list[tuple[int, ...]]:
         found = []
-        for prompt in shortened:
+        for prompt in prompts:
             if not isinstance(prompt, str):
                 ids = prompt
             elif template is None:
                 ids = text.encode(prompt, add_special_tokens=adds, parse_special=parse_special)
             else:
                 ids = text.render(template, prompt, parse_special=parse_special)
-            found.append(_cut(services, tuple(ids), cut_to))
+            found.append(tuple(ids) if cut_to is None else _cut(model, ids, cut_to))
         return found
 
-    num_characters = sum(len(prompt) for prompt in shortened if isinstance(prompt, str))
-    return await off_loop(services, tenant, num_characters, encode)
+    return await off_loop(pool, tenant, num_characters, encode)
 
 
-def new_document(services: Services) -> list[int]:
+def new_document(model: FrozenModel) -> list[int]:
     """The token ids with which the model begins a text of its own."""
-    text = services.model.text
-    return text.encode("") or sorted(text.eos_token_ids)[:1]
+    return model.text.encode("") or sorted(model.text.eos_token_ids)[:1]
 
 
-def check_text(services: Services, text: str, where: str = "the prompt") -> None:
+def check_text(spec: BaseModelSpec, text: str, where: str = "the prompt") -> None:
     """Refuse text that cannot be encoded or cannot fit, before any work is spent on it."""
-    spec = services.model.spec
-    if len(text) > _max_characters(services):
+    limit = spec.prompt_limit
+    if len(text) > limit * MAX_TOKEN_CHARACTERS:
         reads = "context is" if spec.source_limit is None else "encoder reads at most"
         unit = "positions" if spec.source_limit is None else "tokens"
         raise ContextLengthExceeded(
-            f"{where} has {len(text)} characters; this model's {reads} {spec.prompt_limit} {unit}",
+            f"{where} has {len(text)} characters; this model's {reads} {limit} {unit}",
             param="prompt",
         )
     if has_surrogate(text):
@@ -95,9 +96,8 @@ def has_surrogate(text: str) -> bool:
     return not text.isascii() and _SURROGATE.search(text) is not None
 
 
-def _check_ids(services: Services, ids: Sequence[int], where: str) -> None:
-    """Refuse token ids that the model has not; an empty prompt is refused by the engine."""
-    vocabulary = services.model.text.vocab_size
+def _check_ids(vocabulary: int, ids: Sequence[int], where: str) -> None:
+    """Refuse token ids that the model does not have; the engine refuses an empty prompt."""
     if ids and not (min(ids) >= 0 and max(ids) < vocabulary):
         at = next(at for at, token in enumerate(ids) if not 0 <= token < vocabulary)
         wrong = str(ids[at]) if abs(ids[at]) < 10**20 else "a number of many digits"
@@ -107,19 +107,15 @@ def _check_ids(services: Services, ids: Sequence[int], where: str) -> None:
         )
 
 
-def _max_characters(services: Services) -> int:
-    return services.model.spec.prompt_limit * _BYTES_PER_TOKEN
-
-
-def _shorten(services: Services, prompt: str | list[int], cut_to: int | None) -> str | list[int]:
+def _shorten(spec: BaseModelSpec, prompt: str | list[int]) -> str | list[int]:
     """The part of a text that a cut may leave something of: no work is spent on the rest."""
-    if cut_to is None or not isinstance(prompt, str):
+    if not isinstance(prompt, str):
         return prompt
-    most = _max_characters(services)
-    return prompt[-most:] if services.model.spec.source_limit is None else prompt[:most]
+    most = spec.prompt_limit * MAX_TOKEN_CHARACTERS
+    return prompt[-most:] if spec.source_limit is None else prompt[:most]
 
 
-def _cut(services: Services, ids: tuple[int, ...], count: int | None) -> tuple[int, ...]:
-    if services.model.spec.source_limit is not None:
-        return services.model.text.cut_source(ids, count)
-    return ids if count is None else ids[-count:]
+def _cut(model: FrozenModel, ids: Sequence[int], count: int) -> tuple[int, ...]:
+    if model.spec.source_limit is None:
+        return tuple(ids[-count:])
+    return model.text.cut_source(ids, count)

@@ -1,17 +1,19 @@
-"""From request fields to sampling parameters: what was given, else the prefix's, else defaults."""
+"""How tokens are chosen: as the request says, else as its prefixes do, else by defaults."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from app.api.generation.prefix_selection import PrefixSelection
+from app.api.generation.spec import GenerationSpec
 from app.api.schemas.generation import SamplingFields
-from app.api.services import Services
-from app.engine.decoding.beam_search import BeamParams
+from app.engine.decoding.beam_search import BeamParams, beam_params
 from app.engine.request import SamplingParams
 from app.errors import ContextLengthExceeded, InvalidRequest
+from app.model.frozen import FrozenModel
 from app.model.generation_defaults import GenerationDefaults
+from app.prefix.spec import BaseModelSpec
 
 _DRAWING = ("temperature", "top_p", "top_k", "min_p")
 """How a token is drawn; with beams none is."""
@@ -24,35 +26,35 @@ _SHARED = (
     "min_tokens",
     "seed",
 )
+_BEAM_OPTIONS = ("num_beams", "length_penalty", "early_stopping")
 
 
 def sampling_params(
-    fields: SamplingFields,
-    choice: PrefixSelection,
-    generation: GenerationDefaults,
+    spec: GenerationSpec,
+    selection: PrefixSelection,
+    model: FrozenModel,
+    num_prompt: int,
     *,
-    max_tokens: int,
-    num_before: int,
-    defaults: Mapping[str, Any],
-    stop: Sequence[str] | None,
-    logprobs: int | None,
-    logit_bias: Mapping[int, float] | None = None,
-    beam: BeamParams | None = None,
+    logit_bias: Mapping[int, float],
+    beam: BeamParams | None,
 ) -> SamplingParams:
-    """What the engine is told: as the request says, else its prefixes, else the model.
-
-    `defaults` are those of the API that was called; `num_before` tokens stand before the first new
-    one in the decoder.
-    """
-    values: dict[str, Any] = {}
+    """What the engine is told about a prompt of `num_prompt` tokens."""
+    if spec.max_tokens is None:
+        most = int(selection.decoding.get("max_tokens", spec.default_max_tokens))
+        max_tokens = min(most, room_for(model.spec, selection, num_prompt))
+    else:
+        max_tokens = spec.max_tokens
+    # behind an encoder the start token alone precedes the first new token
+    num_before = num_prompt if model.start_tokens is None else 1
     fallbacks = {
-        **defaults,
-        "min_tokens": generation.min_tokens(num_before),
-        **generation.decoding,
-        **choice.decoding,
+        **spec.defaults,
+        "min_tokens": model.generation.min_tokens(num_before),
+        **model.generation.decoding,
+        **selection.decoding,
     }
+    values: dict[str, Any] = {}
     for name in _SHARED if beam is not None else (*_DRAWING, *_SHARED):
-        given = getattr(fields, name)
+        given = getattr(spec.fields, name)
         value = fallbacks.get(name) if given is None else given
         if value is not None:
             values[name] = value
@@ -60,39 +62,69 @@ def sampling_params(
         values |= {"temperature": 0.0, "top_p": 1.0}
     if values.get("top_k") == -1:  # vLLM's "all tokens"
         values["top_k"] = 0
-    stops = choice.decoding.get("stop", ()) if stop is None else stop
+    stop = selection.decoding.get("stop", ()) if spec.stop is None else spec.stop
     return SamplingParams(
         max_tokens=max_tokens,
-        stop=tuple(stops),
-        logprobs=logprobs,
-        logit_bias=dict(logit_bias or {}),
+        stop=tuple(stop),
+        logprobs=spec.logprobs,
+        logit_bias=logit_bias,
         beam=beam,
         **values,
     )
 
 
-def choose_max_tokens(
-    services: Services, choice: PrefixSelection, given: int | None, default: int, num_prompt: int
-) -> int:
-    """New tokens for a prompt: what was asked, else a default cut to what the context leaves."""
-    if given is not None:
-        return given
-    room = room_for(services, choice, num_prompt)
-    return min(int(choice.decoding.get("max_tokens", default)), room)
+def choose_beams(
+    spec: GenerationSpec, selection: PrefixSelection, generation: GenerationDefaults
+) -> BeamParams | None:
+    """How a request searches: as it says, else as its prefix does, else as the model's generation
+    config does (whose number of beams does not count); None for one row per result.
+
+    A prefix's default of beams gives way to a request that asks to sample, and to one that wants no
+    new tokens. Raises InvalidRequest where a request asks for beams and for sampling.
+    """
+    fields = spec.fields
+    sampler = "do_sample" if spec.do_sample else _sampler(fields)
+    if fields.num_beams is None and (sampler is not None or spec.max_tokens == 0):
+        return None
+    given = {name: getattr(fields, name) for name in _BEAM_OPTIONS}
+    asked = {name: value for name, value in given.items() if value is not None}
+    beam = beam_params({**generation.decoding, **selection.decoding, **asked})
+    if beam is not None and sampler is not None:
+        raise InvalidRequest(
+            f"{sampler} asks to sample and num_beams {beam.num_beams} to search; give one of the "
+            "two",
+            param=sampler,
+        )
+    return beam
 
 
-def num_before(services: Services, num_prompt: int) -> int:
-    """Tokens before the first new one: the prompt, or behind an encoder the start token."""
-    return num_prompt if services.model.start_tokens is None else 1
+def check_results(beam: BeamParams, wanted: int, *, param: str) -> None:
+    """Raise InvalidRequest if more results are wanted than beams find."""
+    if wanted > beam.num_beams:
+        raise InvalidRequest(
+            f"{param} is {wanted}, but {beam.num_beams} beams have {beam.num_beams} results at "
+            "most: ask for more beams with num_beams, or for none with num_beams 1",
+            param=param,
+        )
 
 
-def room_for(services: Services, choice: PrefixSelection, num_prompt: int) -> int:
+def check_alternatives(wanted: int | None, *, param: str) -> None:
+    """Raise InvalidRequest if alternatives to the tokens of a result are wanted."""
+    if wanted:
+        raise InvalidRequest(
+            f"{param} is {wanted}, but beam search reports the log-probabilities of the tokens "
+            f"that it chose and no alternatives: ask for {param} 0, or for no beams with num_beams "
+            "1",
+            param=param,
+        )
+
+
+def room_for(spec: BaseModelSpec, selection: PrefixSelection, num_prompt: int) -> int:
     """New tokens that the context leaves behind a prompt; ContextLengthExceeded if it is none.
 
     Of a decoder behind an encoder the prompt takes no positions, and the start token takes one.
     """
-    offset = sum(prefix.metadata.position_offset for prefix in choice.prefixes)
-    spec = services.model.spec
+    offset = sum(prefix.metadata.position_offset for prefix in selection.prefixes)
     taken, taker, param = num_prompt, "of the prompt", "prompt"
     if spec.source_limit is not None:
         taken, taker, param = 1, "of the decoder's start token", "model"
@@ -106,10 +138,10 @@ def room_for(services: Services, choice: PrefixSelection, num_prompt: int) -> in
     return room
 
 
-def parse_logit_bias(bias: Mapping[str, float] | None) -> dict[int, float]:
+def parse_logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
     """OpenAI's logit_bias: decimal token ids as keys."""
     result: dict[int, float] = {}
-    for key, value in (bias or {}).items():
+    for key, value in bias.items():
         if not key.isascii() or not key.isdigit() or len(key) > 10:
             raise InvalidRequest(
                 f"logit_bias has the key {ascii(key[:40])}, which is no token id",
@@ -117,3 +149,16 @@ def parse_logit_bias(bias: Mapping[str, float] | None) -> dict[int, float]:
             )
         result[int(key)] = value
     return result
+
+
+def _sampler(fields: SamplingFields) -> str | None:
+    """The first field by which a request asks to sample; values that change nothing do not."""
+    if fields.top_p == 0:  # nothing is drawn
+        return None
+    asks = {
+        "temperature": bool(fields.temperature),
+        "top_p": fields.top_p is not None and fields.top_p < 1,
+        "top_k": (fields.top_k or 0) > 0,
+        "min_p": bool(fields.min_p),
+    }
+    return next((name for name, asked in asks.items() if asked), None)

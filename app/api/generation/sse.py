@@ -1,7 +1,4 @@
-"""Server-sent events: status and headers go out with the first event, or with an error instead.
-
-Knows nothing about what the events say.
-"""
+"""Server-sent events: status and headers go out with the first event, or with an error instead."""
 
 from __future__ import annotations
 
@@ -65,11 +62,11 @@ class EventStream(Response):
             async for part in self._parts:
                 await _send_part(send, part)
         except PolyprefixError as error:
-            await _send_part(send, event(error_body(error, scope["path"])))
+            await _send_part(send, write_event(error_body(error, scope["path"])))
         except Exception:
             _log.exception("a stream failed")
             failure = PolyprefixError("internal error")
-            await _send_part(send, event(error_body(failure, scope["path"])))
+            await _send_part(send, write_event(error_body(failure, scope["path"])))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -77,7 +74,7 @@ async def _send_part(send: Send, part: bytes) -> None:
     await send({"type": "http.response.body", "body": part, "more_body": True})
 
 
-def event(content: Mapping[str, object]) -> bytes:
+def write_event(content: Mapping[str, object]) -> bytes:
     """One event with JSON data."""
     data = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return b"data: " + data.encode() + b"\n\n"

@@ -1,7 +1,6 @@
-"""Work of a tenant beside the engine: it counts against the tenant's limits and in its usage.
+"""Work of a tenant beside the engine that counts against the tenant's limits and in its usage.
 
-As what runs in the engine does: tokens are reserved before, and noted once they are read. Knows
-nothing about what is computed.
+As for what runs in the engine, tokens are reserved before the work and noted once they are read.
 """
 
 from __future__ import annotations
@@ -11,8 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from app.api.services import Services
+from app.api.generation.prefix_selection import PrefixSelection
+from app.api.side_work.turns import SideQueue
 from app.tenancy.auth.principal import Principal
+from app.tenancy.limits.limiter import Limiter
+from app.tenancy.usage.recorder import UsageLedger
 from app.tenancy.usage.totals import UsageTotals
 
 Result = TypeVar("Result")
@@ -22,58 +24,54 @@ _MAX_PIECES = 32
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Arguments of one computation, and how many tokens it reads."""
+class MeteredQueue:
+    """The side queue for work that counts."""
 
-    arguments: tuple[Any, ...]
-    tokens: int
+    queue: SideQueue
+    limiter: Limiter
+    usage: UsageLedger
 
+    async def run(
+        self,
+        principal: Principal,
+        deadline: float,
+        work: Callable[..., Result],
+        pieces: Sequence[tuple[Any, ...]],
+        tokens: Sequence[int],
+        selection: PrefixSelection,
+    ) -> list[Result]:
+        """`work(*piece)` for each piece, one after another; each reads so many `tokens`.
 
-@dataclass(frozen=True)
-class Account:
-    """Whose work it is, and which prefixes it is counted under; none for the base model."""
-
-    principal: Principal
-    names: Sequence[str] = ()
-    digests: Sequence[str] = ()
-
-
-async def beside(
-    services: Services,
-    account: Account,
-    deadline: float,
-    work: Callable[..., Result],
-    pieces: Sequence[Piece],
-) -> list[Result]:
-    """`work` on each piece, one after another; `deadline` is on the clock of `time.monotonic`.
-
-    Raises RateLimited or InvalidRequest by the tenant's limits, and what `Aside.run` raises.
-    """
-    found: list[Result] = []
-    for start in range(0, len(pieces), _MAX_PIECES):
-        part = pieces[start : start + _MAX_PIECES]
-        found += await _run(services, account, deadline, work, part)
-    return found
-
-
-async def _run(
-    services: Services,
-    account: Account,
-    deadline: float,
-    work: Callable[..., Result],
-    pieces: Sequence[Piece],
-) -> list[Result]:
-    tenant, limits = account.principal.tenant, account.principal.limits
-    most = sum(piece.tokens for piece in pieces)
-    reservation = await services.limiter.reserve(tenant, limits, tokens=most, rows=1)
-    spent, began = UsageTotals(requests=1, failed=1), time.monotonic()
-    try:
-        found = []
-        for piece in pieces:
-            found.append(await services.aside.run(tenant, deadline, work, *piece.arguments))
-            spent.tokens_in += piece.tokens
-        spent.failed, spent.total_ms = 0, round(1000 * (time.monotonic() - began))
+        It is counted under the prefixes of `selection`. `deadline` is on the clock of
+        `time.monotonic`. Raises RateLimited or InvalidRequest by the tenant's limits, and what
+        `SideQueue.run` raises.
+        """
+        found: list[Result] = []
+        for start in range(0, len(pieces), _MAX_PIECES):
+            end = start + _MAX_PIECES
+            part = list(zip(pieces[start:end], tokens[start:end], strict=True))
+            found += await self._run_part(principal, deadline, work, part, selection)
         return found
-    finally:
-        reservation.settle(spent.tokens_in)
-        services.usage.add(tenant, account.names, account.digests, spent)
+
+    async def _run_part(
+        self,
+        principal: Principal,
+        deadline: float,
+        work: Callable[..., Result],
+        part: Sequence[tuple[tuple[Any, ...], int]],
+        selection: PrefixSelection,
+    ) -> list[Result]:
+        tenant = principal.tenant
+        most = sum(tokens for _, tokens in part)
+        reservation = await self.limiter.reserve(tenant, principal.limits, tokens=most, rows=1)
+        spent, began = UsageTotals(requests=1, failed=1), time.monotonic()
+        try:
+            found = []
+            for piece, tokens in part:
+                found.append(await self.queue.run(tenant, deadline, work, *piece))
+                spent.tokens_in += tokens
+            spent.failed, spent.total_ms = 0, round(1000 * (time.monotonic() - began))
+            return found
+        finally:
+            reservation.settle(spent.tokens_in)
+            self.usage.add(tenant, selection.names, selection.digests, spent)

@@ -9,7 +9,7 @@ from fastapi.responses import Response
 
 from app.api.errors import StrictJSONResponse
 from app.api.large_json import encode_json
-from app.api.services import Services
+from app.runtime.workers import WorkerPool
 
 Result = TypeVar("Result")
 
@@ -18,24 +18,26 @@ _SHORT_WORK = 2000
 
 
 async def off_loop(
-    services: Services, tenant: str, size: int, work: Callable[..., Result], *arguments: Any
+    pool: WorkerPool, tenant: str, size: int, work: Callable[..., Result], *arguments: Any
 ) -> Result:
-    """`work(*arguments)`, in a thread of those for text unless it is short.
+    """`work(*arguments)`, in a thread of `pool` unless it is short.
 
     `size` is in characters or tokens.
     """
     if size < _SHORT_WORK:
         return work(*arguments)
-    return await services.workers.text.run(tenant, work, *arguments)
+    return await pool.run(tenant, work, *arguments)
 
 
 async def json_reply(
-    services: Services,
+    pool: WorkerPool,
     tenant: str,
     size: int,
     make: Callable[[], Any],
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The content that `make` returns, of some `size` tokens, as a response."""
-    body = await off_loop(services, tenant, size, lambda: encode_json(make()))
-    return Response(body, media_type=StrictJSONResponse.media_type, headers=dict(headers or {}))
+    if size < _SHORT_WORK:
+        return StrictJSONResponse(make(), headers=headers)
+    body = await pool.run(tenant, lambda: encode_json(make()))
+    return Response(body, media_type=StrictJSONResponse.media_type, headers=headers)

@@ -1,8 +1,8 @@
 """Computation beside the engine: one piece at a time, in a thread that ends with it.
 
 The engine keeps the machine's other cores, and memory is that of one piece, however many requests
-ask. Pieces are short, and tenants take turns, so that nobody who waits is kept from his own by how
-much another asks for. Knows nothing about what is computed.
+ask. Pieces are short, and tenants take turns, so that no tenant waits longer because another asks
+for much.
 """
 
 from __future__ import annotations
@@ -18,16 +18,21 @@ from app.model.threads import run_in_fresh_thread
 
 Result = TypeVar("Result")
 
-_MAX_WAITING = 128
-_MAX_WAITING_OF_TENANT = 16
+MAX_WAITING = 128
+MAX_WAITING_OF_TENANT = 16
 
 
 class SideQueue:
-    """Turns: those of one tenant in the order of coming. It belongs to one event loop."""
+    """Gives turns; one tenant's in the order of coming. It belongs to one event loop."""
 
     def __init__(self) -> None:
         self._is_busy = False
         self._queues: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    @property
+    def num_waiting(self) -> int:
+        """Pieces that wait for their turn."""
+        return sum(map(len, self._queues.values()))
 
     async def run(
         self, tenant: str, deadline: float, work: Callable[..., Result], *arguments: Any
@@ -35,8 +40,8 @@ class SideQueue:
         """`work(*arguments)` when its turn comes; `deadline` is on the clock of `time.monotonic`.
 
         Raises TenantQueueFull if too many of the tenant wait, Overloaded if too many of all do,
-        DeadlineExceeded if the turn comes too late. Who is cancelled leaves at once; a piece that
-        runs keeps its turn to its end.
+        DeadlineExceeded if the turn comes too late. A caller that is cancelled leaves at once; a
+        piece that runs keeps its turn to its end.
         """
         if self._is_busy:
             await self._wait(tenant, deadline)
@@ -46,10 +51,10 @@ class SideQueue:
         return await asyncio.shield(running)
 
     async def _wait(self, tenant: str, deadline: float) -> None:
-        """Until it is handed the turn."""
-        if len(self._queues.get(tenant, ())) >= _MAX_WAITING_OF_TENANT:
+        """Return when the turn is handed over."""
+        if len(self._queues.get(tenant, ())) >= MAX_WAITING_OF_TENANT:
             raise TenantQueueFull("too many evaluations of this tenant wait for their turn")
-        if sum(map(len, self._queues.values())) >= _MAX_WAITING:
+        if self.num_waiting >= MAX_WAITING:
             raise Overloaded("too many evaluations wait for their turn")
         turn = asyncio.get_running_loop().create_future()
         self._queues.setdefault(tenant, deque()).append(turn)
@@ -80,7 +85,7 @@ class SideQueue:
             turn = queue.popleft()
             if queue:
                 self._queues[tenant] = queue  # behind the others
-            if not turn.done():  # who was cancelled has not left yet
+            if not turn.done():  # a caller that was cancelled may still be in the queue
                 turn.set_result(None)
                 return
         self._is_busy = False
@@ -88,4 +93,4 @@ class SideQueue:
     def _end(self, done: asyncio.Future[Any]) -> None:
         self._hand_on()
         if not done.cancelled():
-            done.exception()  # seen, though nobody may be left to hear of it
+            done.exception()  # retrieved, since its caller may have left

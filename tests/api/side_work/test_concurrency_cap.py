@@ -47,7 +47,7 @@ def test_a_tenant_has_so_many_open_and_others_have_theirs() -> None:
             pass
     with uploads.slot("acme"):
         pass
-    assert not uploads._open
+    assert not uploads.open
 
 
 def test_uploads_that_never_end_keep_out_their_tenant_alone(
@@ -57,14 +57,14 @@ def test_uploads_that_never_end_keep_out_their_tenant_alone(
     prefix = random_prefix(tiny_gpt2, 3)
     doors = [begin_upload(guarded, "acme") for _ in range(concurrency_cap.MAX_OPEN)]
     try:
-        until(lambda: uploads._open["acme"] == concurrency_cap.MAX_OPEN)
+        until(lambda: uploads.open["acme"] == concurrency_cap.MAX_OPEN)
         refused = guarded.push("mine", prefix, guarded.key("acme"))
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tenant_queue_full")
         assert guarded.push("mine", prefix, guarded.key("rival")).status_code == 201
     finally:
         for door in doors:
             door.close()
-    until(lambda: not uploads._open)
+    until(lambda: not uploads.open)
     assert guarded.push("mine", prefix, guarded.key("acme")).status_code == 201
 
 
@@ -74,7 +74,7 @@ def test_evaluations_are_refused_before_anything_is_done_for_them(
     guarded.push("judged", random_prefix(tiny_gpt2, 3), guarded.key("acme"))
     body = {"metrics": ["loss"], "examples": [{"input": "a", "output": "b"}]}
     compared = {"a": "latest", "b": "latest", "examples": [{"input": "a"}]}
-    evaluations = guarded.server.services.evaluations
+    evaluations = guarded.server.services.evaluations.cap
     with guarded.client(guarded.key("acme")) as client, ExitStack() as stack:
         for _ in range(concurrency_cap.MAX_OPEN):
             stack.enter_context(evaluations.slot("acme"))
@@ -84,7 +84,7 @@ def test_evaluations_are_refused_before_anything_is_done_for_them(
         stack.close()
         assert client.post("/v1/prefixes/judged/evaluate", json=body).status_code == 200
         assert client.post("/v1/prefixes/judged/compare", json=compared).status_code == 200
-    assert not evaluations._open
+    assert not evaluations.open
 
 
 def test_the_probe_of_an_upload_has_its_tenants_weight(

@@ -85,7 +85,7 @@ async def test_a_turn_that_comes_too_late_is_not_taken() -> None:
 
 @in_a_loop
 async def test_those_who_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_WAITING", 1)
+    monkeypatch.setattr(module, "MAX_WAITING", 1)
     turns, go = SideQueue(), threading.Event()
     tasks = [asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))]
     await asyncio.sleep(0.05)
@@ -115,7 +115,7 @@ async def test_one_tenant_cannot_take_all_places() -> None:
     turns, go = SideQueue(), threading.Event()
     tasks = [asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))]
     await asyncio.sleep(0.05)
-    full = turns._MAX_WAITING_OF_TENANT
+    full = module.MAX_WAITING_OF_TENANT
     tasks += [asyncio.ensure_future(turns.run("acme", later(), bool, 1)) for _ in range(full)]
     await asyncio.sleep(0.05)
     with pytest.raises(TenantQueueFull):
@@ -136,12 +136,13 @@ async def test_who_leaves_while_waiting_or_with_the_turn_in_hand_keeps_nobody() 
     )
     await asyncio.sleep(0.05)
     waits.cancel()
-    turns._hand_on()  # whoever is next has the turn and has not heard of it
+    go.set()
+    while turns.num_waiting > 1:  # then `handed` has the turn and has not run yet
+        await asyncio.sleep(0)
     handed.cancel()
     results = await asyncio.gather(waits, handed, return_exceptions=True)
     assert [type(result) for result in results] == [asyncio.CancelledError] * 2
     assert await last == "last"
-    go.set()
     assert await first
     assert await turns.run("acme", later(), lambda: "free") == "free"
-    assert not turns._queues
+    assert turns.num_waiting == 0

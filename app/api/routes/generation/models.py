@@ -9,7 +9,6 @@ from fastapi import APIRouter, Response
 
 from app.api.dependencies import ActorDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
-from app.api.generation.prefix_selection import named, resolve
 from app.api.routes.prefixes.prefixes import forget_prefix
 from app.api.services import Services, ServicesDep
 from app.errors import InUse, InvalidRequest, PrefixNotFound
@@ -48,9 +47,10 @@ async def get_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> 
     """One model: the base model, or a prefix by any form of its name."""
     if model_id == services.model.spec.model_id:
         return StrictJSONResponse(_base_card(services))
+    selector = services.generations.selector
     versions = [
-        await resolve(services, tenant, reference, user="")  # of a split always the same one
-        for reference in named(services, model_id)
+        await selector.resolve(tenant, reference, user="")  # of a split always the same one
+        for reference in selector.parse(model_id)
     ]
     created = max(version.created_at for version in versions)
     owner = tenant if len(versions) > 1 else versions[0].tenant
@@ -64,7 +64,7 @@ async def delete_model(
     """Delete a prefix with all its versions; the base model cannot be deleted."""
     if model_id == services.model.spec.model_id:
         raise InUse("the base model cannot be deleted")
-    reference, *more = named(services, model_id)
+    reference, *more = services.generations.selector.parse(model_id)
     if more or reference.selector is not None:
         raise InvalidRequest("only a prefix as a whole can be deleted here", param="model")
     if reference.tenant not in (None, tenant):

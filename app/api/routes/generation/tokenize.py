@@ -7,9 +7,8 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from app.api.dependencies import TenantDep, requires
+from app.api.dependencies import GenerationsDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
-from app.api.generation.prefix_selection import choose
 from app.api.generation.prompts import encode_prompts
 from app.api.middleware.request_rate import COUNTED
 from app.api.schemas.generation import DetokenizeBody, TokenizeBody
@@ -22,7 +21,7 @@ router = APIRouter()
 
 
 @router.post("/tokenize", dependencies=[*requires(Scope.GENERATE), *COUNTED])
-async def tokenize(body: TokenizeBody, services: ServicesDep, tenant: TenantDep) -> Response:
+async def tokenize(body: TokenizeBody, generations: GenerationsDep, tenant: TenantDep) -> Response:
     """The tokens that a prompt becomes; with `model`, through that prefix's template.
 
     A body that says `add_special_tokens` is vLLM's: special tokens in its text are parsed, unless
@@ -31,38 +30,42 @@ async def tokenize(body: TokenizeBody, services: ServicesDep, tenant: TenantDep)
     prompt = body.inputs if body.inputs is not None else body.prompt
     if prompt is None:
         raise InvalidRequest("give the text as inputs (or prompt)", param="inputs")
-    choice = await choose(services, tenant, body.model, user=body.user)
+    selection = await generations.selector.select(tenant, body.model, user=body.user)
+    model, pool = generations.model, generations.text_pool
     try:
         parses = body.parse_special
         [ids] = await encode_prompts(
-            services,
+            model,
+            pool,
             tenant,
-            choice,
             [prompt],
-            raw=body.raw,
+            template=None if body.raw else selection.template,
             add_special_tokens=body.add_special_tokens,
             parse_special=body.add_special_tokens is not None if parses is None else parses,
         )
     finally:
-        choice.release()
-    text = services.model.text
+        selection.release()
+    text = model.text
 
     def content() -> dict[str, Any]:
         pieces = [{"id": token, "text": text.token_text(token)} for token in ids]
         return {"count": len(ids), "tokens": list(ids), "pieces": pieces}
 
-    return await json_reply(services, tenant, len(ids), content)
+    return await json_reply(pool, tenant, len(ids), content)
 
 
 @router.post("/detokenize", dependencies=[*requires(Scope.GENERATE), *COUNTED])
-async def detokenize(body: DetokenizeBody, services: ServicesDep, tenant: TenantDep) -> Response:
+async def detokenize(
+    body: DetokenizeBody, generations: GenerationsDep, tenant: TenantDep
+) -> Response:
     """The text of token ids; special tokens are left out."""
-    text, tokens = services.model.text, body.tokens
+    text, tokens = generations.model.text, body.tokens
     if max(tokens) >= text.vocab_size:
         raise InvalidRequest(
             f"tokens names an id outside 0 to {text.vocab_size - 1}", param="tokens"
         )
-    return await json_reply(services, tenant, len(tokens), lambda: {"prompt": text.decode(tokens)})
+    pool = generations.text_pool
+    return await json_reply(pool, tenant, len(tokens), lambda: {"prompt": text.decode(tokens)})
 
 
 @router.get("/tokenizer_info", dependencies=requires())
@@ -105,7 +108,7 @@ async def info(services: ServicesDep) -> Response:
             "source_limit": spec.source_limit,
             "model_dtype": str(model.dtype).removeprefix("torch."),
             "model_device_type": model.device.type,
-            "system_fingerprint": services.system_fingerprint,
+            "system_fingerprint": services.generations.system_fingerprint,
             "preparation": {**model.notes, "decode_attention": services.engine.decode_attention},
             "max_input_length": spec.source_limit or spec.context_limit - 1,
             "max_total_tokens": spec.context_limit,

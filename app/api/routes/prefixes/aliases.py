@@ -12,7 +12,7 @@ from fastapi import APIRouter, Header, Request, Response
 
 from app.api.dependencies import ActorDep, PrincipalDep, TenantDep, requires
 from app.api.errors import StrictJSONResponse
-from app.api.evaluation.gate_check import version_score, write_when_scored
+from app.api.gate_check import version_score, write_when_scored
 from app.api.schemas.generation import AliasBody
 from app.api.schemas.prefixes import alias_object, change_object
 from app.api.services import ServicesDep
@@ -59,7 +59,7 @@ async def set_alias(
     write = partial(change, principal.tenant, name, alias, if_match=if_match, actor=actor)
 
     async def score(digest: str, gate: QualityGate) -> float:
-        return await version_score(services, principal, name, digest, gate)
+        return await version_score(services.evaluations, principal, name, digest, gate)
 
     pool = services.workers.writes
     moved = await write_when_scored(

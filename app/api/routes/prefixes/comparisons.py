@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.dependencies import PrincipalDep, requires
+from app.api.dependencies import EvaluationsDep, PrincipalDep, requires
 from app.api.errors import StrictJSONResponse
-from app.api.evaluation.evaluator import Answer, Evaluator
-from app.api.evaluation.version_scores import choose_version, judge_of
+from app.api.evaluate_version import VersionEvaluation
 from app.api.generation.generation import cancel_on_disconnect
 from app.api.schemas.evaluations import CompareBody, ComparedBody
-from app.api.services import ServicesDep
-from app.api.side_work.metered import Piece
+from app.evaluation.evaluator import Answer
 from app.evaluation.likelihood import Contrast, contrast
 from app.evaluation.text_pairs import TokenPair
 from app.prefix.reference import check_name
@@ -57,40 +54,46 @@ class _Compared:
 
 @router.post("/v1/prefixes/{name}/compare")
 async def compare_versions(
-    name: str, body: CompareBody, request: Request, services: ServicesDep, principal: PrincipalDep
+    name: str,
+    body: CompareBody,
+    request: Request,
+    evaluations: EvaluationsDep,
+    principal: PrincipalDep,
 ) -> Response:
     """Outputs, losses and KL divergences of two versions, in nats per target token.
 
     The target is the example's output or, where none is given, what `a` says.
     """
     check_name(name)
-    with services.evaluations.slot(principal.tenant), ExitStack() as stack:
-        a = await choose_version(services, principal.tenant, name, body.a)
-        stack.callback(a.release)
-        b = await choose_version(services, principal.tenant, name, body.b)
-        stack.callback(b.release)
-        judges = judge_of(services, principal, a, body), judge_of(services, principal, b, body)
-        compared = await cancel_on_disconnect(request.receive, _compare(*judges, body.examples))
+    with evaluations.cap.slot(principal.tenant):
+        async with (
+            evaluations.version(principal, name, body.a, body) as a,
+            evaluations.version(principal, name, body.b, body) as b,
+        ):
+            comparing = _compare(a, b, body.examples)
+            compared = await cancel_on_disconnect(request.receive, comparing)
     content = {
         "object": "prefix.comparison",
         "name": name,
-        "a": a.digests[0],
-        "b": b.digests[0],
+        "a": a.selection.digests[0],
+        "b": b.selection.digests[0],
         **_summary(compared),
         "examples": [one.content for one in compared],
     }
     return StrictJSONResponse(content)
 
 
-async def _compare(a: Evaluator, b: Evaluator, examples: Sequence[ComparedBody]) -> list[_Compared]:
+async def _compare(
+    a: VersionEvaluation, b: VersionEvaluation, examples: Sequence[ComparedBody]
+) -> list[_Compared]:
     inputs = [one.input for one in examples]
     reads_a, reads_b = await a.prompts(inputs), await b.prompts(inputs)
     size = sum(len(one.output or "") for one in examples)
-    given = await a.aside(2 * size, _given, a, b, reads_a, reads_b, examples)
-    said_a = await a.answers(reads_a)
+    given = await a.off_loop(2 * size, _given, a, b, reads_a, reads_b, examples)
+    said_a = await a.evaluator.answers(reads_a)
     # one version says one thing, whatever else is computed at the time
     same = a.prefix.digest == b.prefix.digest
-    said_b = said_a if same else await b.answers(reads_b)
+    said_b = said_a if same else await b.evaluator.answers(reads_b)
     targets = list(given)
     for at, pairs in enumerate(given):
         if pairs is None and said_a[at].token_ids:
@@ -112,8 +115,8 @@ async def _compare(a: Evaluator, b: Evaluator, examples: Sequence[ComparedBody])
 
 
 def _given(
-    a: Evaluator,
-    b: Evaluator,
+    a: VersionEvaluation,
+    b: VersionEvaluation,
     reads_a: Sequence[tuple[int, ...]],
     reads_b: Sequence[tuple[int, ...]],
     examples: Sequence[ComparedBody],
@@ -127,10 +130,11 @@ def _given(
     ]
 
 
-async def _contrasts(a: Evaluator, b: Evaluator, targets: Sequence[_Pairs]) -> list[Contrast]:
-    shared = (a.services.model, a.prefix, b.prefix)
-    pieces = [Piece((*shared, *pairs), sum(map(len, pairs))) for pairs in targets]
-    return await a.beside(contrast, pieces)
+async def _contrasts(
+    a: VersionEvaluation, b: VersionEvaluation, targets: Sequence[_Pairs]
+) -> list[Contrast]:
+    pieces = [(a.generations.model, a.prefix, b.prefix, *pairs) for pairs in targets]
+    return await a.compute_each(contrast, pieces, [sum(map(len, pairs)) for pairs in targets])
 
 
 def _summary(compared: Sequence[_Compared]) -> dict[str, Any]:

@@ -6,12 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.dependencies import PrincipalDep, requires
+from app.api.dependencies import EvaluationsDep, PrincipalDep, requires
 from app.api.errors import StrictJSONResponse
-from app.api.evaluation.version_scores import Scored, choose_version, judge_of, score
 from app.api.generation.generation import cancel_on_disconnect
 from app.api.schemas.evaluations import EvaluateBody
-from app.api.services import ServicesDep
+from app.evaluation.evaluator import Scored
 from app.prefix.reference import check_name
 from app.tenancy.auth.principal import Scope
 
@@ -22,34 +21,33 @@ router = APIRouter(
 
 @router.post("/v1/prefixes/{name}/evaluate")
 async def evaluate_version(
-    name: str, body: EvaluateBody, request: Request, services: ServicesDep, principal: PrincipalDep
+    name: str,
+    body: EvaluateBody,
+    request: Request,
+    evaluations: EvaluationsDep,
+    principal: PrincipalDep,
 ) -> Response:
     """Scores of one version: loss in nats per target token, the other metrics from 0 to 100.
 
     The version's template is applied, and its decoding defaults but for what is drawn at random.
     """
     check_name(name)
-    with services.evaluations.slot(principal.tenant):
-        choice = await choose_version(services, principal.tenant, name, body.version)
-        try:
-            judge = judge_of(services, principal, choice, body)
-            metrics = list(dict.fromkeys(body.metrics))
-            scored = await cancel_on_disconnect(
-                request.receive, score(judge, body.examples, metrics)
-            )
-        finally:
-            choice.release()
+    metrics = list(dict.fromkeys(body.metrics))
+    with evaluations.cap.slot(principal.tenant):
+        async with evaluations.version(principal, name, body.version, body) as evaluation:
+            scoring = evaluation.score(body.examples, metrics)
+            scored = await cancel_on_disconnect(request.receive, scoring)
     content = {
         "object": "prefix.evaluation",
         "name": name,
-        "version": choice.digests[0],
+        "version": evaluation.selection.digests[0],
         "scores": scored.scores,
         "num_examples": len(body.examples),
         "num_target_tokens": scored.num_tokens,
         "bleu_signature": scored.signature,
         "examples": [_example(scored, at) for at in range(len(body.examples))],
     }
-    return StrictJSONResponse(content, headers=choice.headers)
+    return StrictJSONResponse(content, headers=evaluation.selection.headers)
 
 
 def _example(scored: Scored, at: int) -> dict[str, Any]:

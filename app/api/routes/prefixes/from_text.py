@@ -14,11 +14,11 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.dependencies import ActorDep, PrincipalDep, requires
 from app.api.generation.generation import cancel_on_disconnect
-from app.api.generation.prompts import has_surrogate
+from app.api.generation.prefix_selection import PrefixSelection
+from app.api.generation.prompts import MAX_TOKEN_CHARACTERS, has_surrogate
 from app.api.publish_version import admit, staging
 from app.api.schemas.evaluations import FromTextBody
 from app.api.services import Services, ServicesDep
-from app.api.side_work.metered import Account, Piece, beside
 from app.api.side_work.off_loop import off_loop
 from app.errors import ContextLengthExceeded, Draining, InvalidRequest
 from app.model.text import INPUT_PLACEHOLDER
@@ -31,8 +31,6 @@ from app.training.words import words_prefix
 
 router = APIRouter()
 
-_MAX_TOKEN_CHARACTERS = 128
-"""No token of a byte-level vocabulary is longer."""
 _PROBE = "a"
 
 
@@ -54,14 +52,21 @@ async def make_from_text(
         check_alias(body.alias)
     if services.engine.progress().draining:
         raise Draining("the server is shutting down")
-    ids = await off_loop(services, principal.tenant, len(body.text), _encode, services, body.text)
+    tenant, pool = principal.tenant, services.workers.text
+    ids = await off_loop(pool, tenant, len(body.text), _encode, services, body.text)
     metadata = _metadata(services, body, len(ids))
     deadline = time.monotonic() + services.limits.request_timeout
-    piece = Piece((services.model, ids, metadata), len(ids))
-    making = beside(services, Account(principal), deadline, words_prefix, [piece])
+    making = services.evaluations.queue.run(
+        principal,
+        deadline,
+        words_prefix,
+        [(services.model, ids, metadata)],
+        tokens=[len(ids)],
+        selection=PrefixSelection([]),
+    )
     [prefix] = await cancel_on_disconnect(request.receive, making)
-    async with staging(services, principal.tenant) as staged:
-        await services.workers.files.run(principal.tenant, _write, prefix, staged)
+    async with staging(services, tenant) as staged:
+        await services.workers.files.run(tenant, _write, prefix, staged)
         admitted = await admit(
             services, principal, name, staged.path, body.alias, request.receive, actor
         )
@@ -82,7 +87,7 @@ def _encode(services: Services, text: str) -> list[int]:
             param="text",
         )
     limit = min(services.limits.max_prefix_length, model.spec.context_limit - 2)
-    if len(text) > limit * _MAX_TOKEN_CHARACTERS:
+    if len(text) > limit * MAX_TOKEN_CHARACTERS:
         raise _too_long(f"{len(text)} characters", limit)
     if has_surrogate(text):
         raise InvalidRequest("the text holds a lone surrogate", param="text")

@@ -12,10 +12,17 @@ import httpx
 import pytest
 from huggingface_hub import InferenceClient, constants
 
-from app.api.generation.generation import Job, Timings
-from app.api.routes.generation.tgi import _Reply
+from app.api.generation.generation import Timings
+from app.api.generation.tgi_format import GenerateReply
 from app.api.schemas.generation import GenerateBody
-from app.engine.request import Event, FinishReason, RowFinished, SamplingParams, TextDelta
+from app.engine.request import (
+    Event,
+    FinishReason,
+    GenerationRequest,
+    RowFinished,
+    SamplingParams,
+    TextDelta,
+)
 from app.prefix.prefix import Prefix
 from tests.api.helpers import (
     BASE,
@@ -276,11 +283,9 @@ def test_a_result_without_tokens_ends_a_stream_too(server: RunningServer) -> Non
         yield [(0, TextDelta(0, "", ())), (0, end)]
 
     async def parts() -> bytes:
-        job = Job((5,), SamplingParams(max_tokens=1))
-        made = SimpleNamespace(
-            jobs=[job], services=server.services, timings=Timings(), events=events
-        )
-        reply = _Reply(GenerateBody(inputs=PROMPT), made)
+        request = GenerationRequest("1", "demo", (5,), SamplingParams(max_tokens=1))
+        made = SimpleNamespace(requests=[request], timings=Timings(), events=events)
+        reply = GenerateReply(GenerateBody(inputs=PROMPT), made, server.services.model.text)
         return b"".join([part async for part in reply.parts()])
 
     [event] = events_of(asyncio.run(parts()).decode())

@@ -14,13 +14,11 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU
 from sqlalchemy import update
 
-from app.api.evaluation.version_scores import judge_of
-from app.api.generation.generation import Job
 from app.api.generation.prefix_selection import PrefixSelection
 from app.api.schemas.evaluations import DecodingFields
 from app.db.schema import versions
 from app.engine.engine import Engine
-from app.engine.request import SamplingParams
+from app.engine.request import GenerationRequest, SamplingParams
 from app.errors import GenerationFault
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
@@ -192,9 +190,9 @@ def test_no_more_run_together_than_the_tenant_may(
     server: RunningServer, limits: TenantLimits, sizes: list[int]
 ) -> None:
     principal = Principal("demo", None, frozenset(Scope), limits)
-    judge = judge_of(server.services, principal, PrefixSelection("tone"), DecodingFields())
-    jobs = [Job((5,), SamplingParams(max_tokens=1)) for _ in range(40)]
-    assert [len(wave) for wave in judge._waves(jobs)] == sizes
+    evaluation = server.services.evaluations.begin(principal, PrefixSelection([]), DecodingFields())
+    request = GenerationRequest("1", "demo", (5,), SamplingParams(max_tokens=1))
+    assert [len(wave) for wave in evaluation.waves([request] * 40)] == sizes
 
 
 def test_others_are_served_meanwhile(server: RunningServer, client: httpx.Client) -> None:
@@ -343,7 +341,7 @@ def test_words_without_end_are_not_compared(client: httpx.Client) -> None:
     fields = {"examples": examples, "metrics": ["rouge_l"]}
     assert evaluate(client, "tone", max_tokens=100, **fields).status_code == 200
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("app.api.evaluation.version_scores._MAX_ROUGE_WORK", 1000)
+        patch.setattr("app.evaluation.evaluator._MAX_ROUGE_WORK", 1000)
         reply = evaluate(client, "tone", max_tokens=100, **fields)
     assert (reply.status_code, error_of(reply)["param"]) == (400, "metrics")
 
@@ -364,6 +362,6 @@ def test_what_fails_beside_the_engine_gives_its_turn_back(
             def fail(*_: object) -> float:
                 raise GenerationFault("no")
 
-            patch.setattr("app.api.evaluation.evaluator.target_loss", fail)
+            patch.setattr("app.evaluation.evaluator.target_loss", fail)
             assert evaluate(client, "plain", metrics=["loss"]).status_code == 500
         assert evaluate(client, "plain", metrics=["loss"]).status_code == 200

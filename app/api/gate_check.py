@@ -1,21 +1,19 @@
 """Writes that an alias's gate may refuse: what lacks a score is scored, then written.
 
-A score is one of a version by a gate's measure, so neither may change meanwhile: the write looks
-again. Knows nothing about HTTP.
+A score belongs to a version and a gate's measure, and either may change meanwhile: so the write
+looks again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from starlette.types import Receive
 
-from app.api.evaluation.version_scores import choose_version, judge_of, score
+from app.api.evaluate_version import EvaluationService, VersionEvaluation
 from app.api.generation.generation import cancel_on_disconnect
-from app.api.generation.prefix_selection import PrefixSelection
 from app.api.schemas.evaluations import DecodingFields, ExampleBody
-from app.api.services import Services
 from app.errors import Conflict
 from app.registry.quality_gates import QualityGate, Unscored
 from app.tenancy.auth.principal import Principal
@@ -52,26 +50,19 @@ async def write_when_scored(
 
 
 async def version_score(
-    services: Services, principal: Principal, name: str, digest: str, gate: QualityGate
+    evaluations: EvaluationService, principal: Principal, name: str, digest: str, gate: QualityGate
 ) -> float:
     """The score of one of the principal's versions by a gate."""
-    choice = await choose_version(services, principal.tenant, name, digest)
-    try:
-        return await gate_score(services, principal, choice, gate)
-    finally:
-        choice.release()
+    async with evaluations.version(principal, name, digest, DecodingFields()) as evaluation:
+        return await gate_score(evaluation, gate)
 
 
-async def gate_score(
-    services: Services, principal: Principal, choice: PrefixSelection, gate: QualityGate
-) -> float:
-    """The score of the version that `choice` holds, with that version's own decoding defaults."""
-    judge = judge_of(services, principal, choice, DecodingFields())
-    examples = [ExampleBody(**_fields(example)) for example in gate.examples]
+async def gate_score(evaluation: VersionEvaluation, gate: QualityGate) -> float:
+    """The score of a version by a gate, with that version's own decoding defaults."""
+    examples = [
+        ExampleBody(input=example["input"], output=list(example["output"]))
+        for example in gate.examples
+    ]
     if gate.metric == MEAN_LOGPROB:
-        return -(await score(judge, examples, ["loss"])).scores["loss"]
-    return (await score(judge, examples, [gate.metric])).scores[gate.metric]
-
-
-def _fields(example: Any) -> dict[str, Any]:
-    return {"input": example["input"], "output": list(example["output"])}
+        return -(await evaluation.score(examples, ["loss"])).scores["loss"]
+    return (await evaluation.score(examples, [gate.metric])).scores[gate.metric]

@@ -12,8 +12,8 @@ from transformers import BartForConditionalGeneration
 
 from app.engine.decoding.beam_search import BeamParams
 from app.engine.request import GenerationRequest
-from app.evaluation import model_scores
-from app.evaluation.model_scores import evaluate, generate_texts, running_engine
+from app.evaluation import evaluator
+from app.evaluation.evaluator import evaluate, generate_texts, running_engine
 from app.evaluation.text_pairs import Example
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
@@ -54,7 +54,7 @@ def asked_of(
     def stop(_: object, requests: list[GenerationRequest]) -> NoReturn:
         raise Asked(requests)
 
-    monkeypatch.setattr(model_scores, "complete", stop)
+    monkeypatch.setattr(evaluator, "complete_all", stop)
     prefix = random_prefix(model, 4)
     metadata = replace(prefix.metadata, decoding=decoding)
     with running_engine(model) as engine, pytest.raises(Asked) as caught:
