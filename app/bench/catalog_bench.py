@@ -1,7 +1,7 @@
-"""`polyprefix bench catalog`: what a name costs where one tenant has very many, on SQLite.
+"""`polyprefix bench catalog`: the cost of a name when one tenant has very many, on SQLite.
 
-Every user has a prefix of one version, and a few contents are shared by all. There is no model and
-no file: the catalog alone is measured.
+Only the catalog is measured, without a model or files. Each prefix has one version; all versions
+share a few contents.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ _TENANT = "bench"
 _OWNER = "bench"
 _CONTENTS = 16
 _BATCH = 1000
-"""Prefixes that are made in one transaction."""
+"""Number of prefixes made in one transaction."""
 _LOOKS = 1000
-"""Names that are resolved once cold and once warm."""
+"""Number of names that are resolved, each once cold and once warm."""
 
 
 def run_catalog(*, names: int) -> dict[str, Any]:
-    """Times with `names` prefixes in the catalog and with none: to open it, to resolve a name that
-    this process has not seen, and one that it has; how much memory the names take that it has
-    seen."""
+    """Measure a catalog with `names` prefixes and an empty one.
+
+    The result has the time to open each, the time to resolve a name that this process has not seen
+    and one that it has, and the memory that resolved names take.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         empty, full = Path(scratch) / "empty", Path(scratch) / "full"
         _make(empty, 0)
@@ -60,7 +62,7 @@ def _open(folder: Path) -> Registry:
 
 
 def _make(folder: Path, names: int) -> float:
-    """A catalog with this many prefixes; the seconds that they took."""
+    """Make a catalog with `names` prefixes; return the seconds that it took."""
     registry = _open(folder)
     registry.ensure_tenant(_TENANT)
     started = time.perf_counter()
@@ -90,7 +92,7 @@ def _info(index: int) -> VersionInfo:
 
 
 def _start_ms(folder: Path) -> float:
-    """The best of five starts: open, import what is shipped, learn what is pinned."""
+    """The best of five starts: open, import shipped prefixes, read the pins."""
     times = []
     for _ in range(5):
         started = time.perf_counter()
@@ -132,5 +134,5 @@ def _times(registry: Registry, references: Sequence[PrefixReference]) -> list[fl
 
 
 def _resident_mib() -> float:
-    """The most memory that this process has had, in MiB."""
+    """The peak memory of this process in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,7 +1,7 @@
 """The peers of an encoder-decoder load: `model.generate` task by task, and CTranslate2.
 
-Whoever wants the authors' three prefixes with today's transformers writes an attention function
-that puts one task's keys and values before the model's own, and generates task after task.
+Today's transformers has no prefixes in three attentions. A user would write an attention function
+that puts one task's keys and values before the model's own, and generate task after task.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _ATTENTION = "bench-prefix-by-task"
 
 
 class _TaskAttention:
-    """The attention function: `modules` are the current task's prefixes, for all rows alike."""
+    """The attention function. All rows use `modules`, the current task's prefixes."""
 
     def __init__(self) -> None:
         self.modules: Mapping[str, KeyValues] = {}
@@ -107,8 +107,8 @@ def ctranslate2_int8(folder: str, load: Load, _dtype: str, batch: int) -> Round:
 
 
 def peft(_folder: str, _load: Load, _dtype: str, _batch: int) -> Round:
-    """PEFT knows no prefixes of the encoder or of cross-attention."""
-    raise InvalidRequest("PEFT puts prefixes into BART's decoder alone: it is no peer here")
+    """PEFT has no prefixes for the encoder or for cross-attention."""
+    raise InvalidRequest("PEFT puts prefixes only into BART's decoder, so it is not a peer here")
 
 
 ENCODER_PEERS = {
@@ -117,11 +117,11 @@ ENCODER_PEERS = {
     "ctranslate2-float32": ctranslate2_float32,
     "ctranslate2-int8": ctranslate2_int8,
 }
-"""By the same names as `app.bench.peers.PEERS`, for models with an encoder."""
+"""Peers of models with an encoder, under the names of `app.bench.peers.PEERS`."""
 
 
 def _never_end(model: PreTrainedModel) -> None:
-    """Nothing may end a row before its time."""
+    """Turn off everything that ends a row early."""
     config = model.generation_config
     config.eos_token_id = config.forced_eos_token_id = config.forced_bos_token_id = None
     config.pad_token_id = 1
@@ -178,7 +178,7 @@ def _ctranslate2(folder: str, load: Load, batch: int, kind: str) -> Round:
 
 
 def _with_old_fields(folder: str, copy: Path) -> None:
-    """A copy of the model whose config says what CTranslate2 reads and transformers dropped."""
+    """Copy the model with the config fields that CTranslate2 reads and transformers has dropped."""
     model = AutoModelForSeq2SeqLM.from_pretrained(folder)
     model.config.normalize_before = False
     model.save_pretrained(copy)

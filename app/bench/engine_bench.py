@@ -42,9 +42,9 @@ def run_continuous(
     per_second: float,
     max_rows: int,
 ) -> dict[str, Any]:
-    """Poisson arrivals at saturation, all lengths mixed; a peer's best static batch counts.
+    """Poisson arrivals at saturation, all lengths mixed; each peer uses its best static batch.
 
-    PEFT is left out: it has no batch of mixed tasks.
+    PEFT is left out because it cannot mix tasks in a batch.
     """
     load = poisson_load(requests=requests, per_second=per_second, prefixes=16)
     batches = {name: _STATIC_BATCHES for name in peers if name != "peft"}
@@ -58,9 +58,9 @@ def _compare(
     max_rows: int,
     batches: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
-    """Our engine and the peers in turns; each peer by its best batch size.
+    """Measure our engine and the peers in turns; each peer counts with its best batch size.
 
-    An engine that is told how to sample takes turns with one that is greedy.
+    If the load samples, our engine is also measured with greedy decoding.
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(settings.model, Path(scratch))
@@ -87,7 +87,7 @@ def _compare(
 
 
 def run_stall(settings: BenchSettings, prompts: int) -> dict[str, Any]:
-    """What long prompts that arrive at once do to the times between tokens of 16 other rows."""
+    """Measure what long prompts that arrive together do to the token times of 16 other rows."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(settings.model, Path(scratch))
         figures = in_own_process(stall_figures, folder, settings.dtype, settings.threads, prompts)

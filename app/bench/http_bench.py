@@ -1,7 +1,7 @@
 """`polyprefix bench http`: the load of `engine` through a server on loopback, streamed.
 
-The server and the client that loads it are processes of their own on the same machine; what part
-of the machine the client takes is in the result.
+Server and client are separate processes on the same machine. The result says what share of the
+machine the client takes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ main()
 
 @dataclass(frozen=True)
 class ClientFigures:
-    """What the client saw in one round; times in seconds."""
+    """The client's measurements of one round; times in seconds."""
 
     seconds: float
     cpu_seconds: float
@@ -97,7 +97,7 @@ def _result(
 
 
 def _prefix_files(folder: str, load: Load) -> list[bytes]:
-    """The load's prefixes as files; for a process of its own."""
+    """The load's prefixes as files; runs in its own process."""
     spec = load_model(folder, device="cpu", dtype="float32", packed=False).spec
     return [
         encode(random_prefix(spec, length, seed)) for seed, length in enumerate(load.prefix_lengths)
@@ -127,7 +127,7 @@ def _server(settings: BenchSettings, folder: str, scratch: str, rows: int) -> It
 
 
 def _wait_for_url(process: subprocess.Popen[str]) -> str:
-    """The URL that the server's greeting names."""
+    """Read the URL from the server's greeting."""
     said = ""
     for line in process.stdout or ():
         said += line
@@ -148,7 +148,7 @@ def _push(url: str, index: int, body: bytes) -> None:
 
 
 class _Client:
-    """Sends the whole load at once, over connections that are open; for a process of its own."""
+    """Sends the whole load at once over open connections; runs in its own process."""
 
     def __init__(self, url: str, load: Load) -> None:
         self._url, self._load = url, load
@@ -164,7 +164,7 @@ class _Client:
         return self._figures[1:]
 
     async def _round(self) -> ClientFigures:
-        # new ones for each round: the server ends what idles while others have their turn
+        # each round opens new ones: the server closes idle connections while other contenders run
         connections = [await _Connection.open(self._url) for _ in self._load.items]
         requests = [_request(item) for item in self._load.items]
         started, cpu = time.perf_counter(), time.process_time()
@@ -179,7 +179,7 @@ class _Client:
 
 
 class _Connection:
-    """A bare HTTP/1.1 connection: what a client library costs is not measured."""
+    """A bare HTTP/1.1 connection, so that no client library is measured."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -217,7 +217,7 @@ class _Connection:
 
 
 def _request(item: Item) -> bytes:
-    """The item as the bytes of an HTTP request for a stream."""
+    """The bytes of an HTTP request that streams the item."""
     fields = {
         "model": _name(item.prefix),
         "prompt": list(item.prompt_ids),

@@ -1,6 +1,6 @@
-"""What a benchmark computes: the same model, prompts and lengths for us and for every peer.
+"""The work of a benchmark: the same model, prompts and lengths for us and for every peer.
 
-Seeded, so that a run can be repeated. Knows nothing about who computes it.
+Loads are seeded, so a run can be repeated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import BaseModelSpec, ModuleShape
 
 _NUM_TOKEN_IDS = 250
-"""Prompts draw from the first ids, which every vocabulary has."""
+"""Prompts use only the first token ids, which every vocabulary has."""
 
 _SAMPLING: Mapping[str, Callable[[str], Any]] = {
     "temperature": float,
@@ -38,7 +38,7 @@ _SAMPLING: Mapping[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class Item:
-    """One request: `arrival` is in seconds after the start, `prefix` an index of the prefixes."""
+    """One request. `arrival` is in seconds after the start; `prefix` is an index."""
 
     prompt_ids: tuple[int, ...]
     num_new: int
@@ -48,9 +48,9 @@ class Item:
 
 @dataclass(frozen=True)
 class Load:
-    """Requests, the lengths of the prefixes that they name, and how they choose their tokens.
+    """Requests, the lengths of their prefixes, and how tokens are chosen.
 
-    `num_beams` are those of each request; `sampling` are fields of `SamplingParams`, for us alone.
+    Each request has `num_beams` beams. Only our engine uses `sampling`, fields of `SamplingParams`.
     """
 
     items: tuple[Item, ...]
@@ -60,7 +60,7 @@ class Load:
 
     @property
     def num_new(self) -> int:
-        """Tokens that somebody asked for."""
+        """Number of tokens that the requests ask for."""
         return sum(item.num_new for item in self.items)
 
 
@@ -75,7 +75,7 @@ def uniform_load(
     sampling: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Load:
-    """`rows` requests at once, equal in length, their prefixes in rotation."""
+    """`rows` requests that arrive together, equal in length; prefixes rotate."""
     generator = random.Random(seed)
     items = tuple(
         Item(_prompt(generator, prompt), new, index % max(1, prefixes)) for index in range(rows)
@@ -97,9 +97,9 @@ def poisson_load(*, requests: int, per_second: float, prefixes: int, seed: int =
 
 
 def parse_sampling(options: Sequence[str]) -> dict[str, Any]:
-    """Fields of `SamplingParams` from `KEY=VALUE`, but for those that have their usual value.
+    """Read fields of `SamplingParams` from `KEY=VALUE`; default values are left out.
 
-    Of `logit_bias` the value is a number of keys. InvalidRequest for what is none of them.
+    The value of `logit_bias` is a number of keys. Raises InvalidRequest for unknown fields.
     """
     sampling: dict[str, Any] = {}
     for option in options:
@@ -118,7 +118,7 @@ def parse_sampling(options: Sequence[str]) -> dict[str, Any]:
 
 
 def random_prefix(spec: BaseModelSpec, length: int, seed: int) -> Prefix:
-    """A prefix of small random keys and values for every module, in fp16 as files are stored."""
+    """A prefix of small random keys and values for every module, in fp16 like stored files."""
     offset = length if spec.source_limit is None else 0
     metadata = PrefixMetadata(offset, spec.model_id, spec.fingerprint)
     return Prefix(random_modules(spec.modules, length, seed), metadata)

@@ -1,7 +1,7 @@
-"""Measuring: contenders in processes of their own, prepared and warmed up once, round by round.
+"""Measuring contenders in turns, each in its own process and warmed up.
 
-Contenders take turns, so that a machine that becomes slower does so for all of them; each one's
-median round counts; all of them are in memory at once. Knows nothing about loads or models.
+Taking turns makes a slow phase of the machine hit all contenders alike. The median round counts.
+All contenders are in memory at the same time.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def in_own_process(work: Callable[..., Result], *arguments: Any) -> Result:
 
 
 class Contender(Generic[Kind]):
-    """Something that is measured: `prepare(*arguments)`, made in a process of its own.
+    """Something to measure. Its own process calls `prepare(*arguments)` once.
 
-    What is prepared is called once a round.
+    Each round calls the result.
     """
 
     def __init__(self, prepare: Callable[..., Kind], *arguments: Any) -> None:
@@ -38,25 +38,25 @@ class Contender(Generic[Kind]):
 
     @property
     def median_seconds(self) -> float:
-        """Of the rounds that counted."""
+        """The median of the rounds that count."""
         return statistics.median(self._seconds)
 
     @contextmanager
     def preparing(self) -> Iterator[Future[None]]:
-        """The process is there inside; what is prepared is when the future is done."""
+        """Run the process inside the block; the future is done when it is prepared."""
         with _fresh_process() as self._process:
             yield self._process.submit(_keep, self._prepare, self._arguments)
 
     def warm_up(self) -> None:
-        """A round that does not count."""
+        """Run a round that does not count."""
         self._there.submit(_seconds_of_round).result()
 
     def play(self) -> None:
-        """A round that counts."""
+        """Run a round that counts."""
         self._seconds.append(self._there.submit(_seconds_of_round).result())
 
     def ask(self, question: Callable[[Kind], Result]) -> Result:
-        """What `question` says of what was prepared."""
+        """The answer of `question` about what was prepared."""
         return self._there.submit(_answer, question).result()
 
     @property
@@ -68,7 +68,7 @@ class Contender(Generic[Kind]):
 
 @contextmanager
 def contest(contenders: Sequence[Contender[Any]], rounds: int) -> Iterator[None]:
-    """All contenders, in turns, once to warm up and then `rounds` times; inside, that is over."""
+    """Run all contenders in turns, one warm-up round and `rounds` more; then enter the block."""
     with ExitStack() as stack:
         for done in [stack.enter_context(contender.preparing()) for contender in contenders]:
             done.result()
@@ -85,7 +85,7 @@ def _fresh_process() -> ProcessPoolExecutor:
 
 
 _kept: list[Any] = []
-"""What a contender's own process has prepared."""
+"""In a contender's process: what `prepare` has returned."""
 
 
 def _keep(prepare: Callable[..., Round], arguments: Sequence[Any]) -> None:
@@ -103,7 +103,7 @@ def _answer(question: Callable[[Any], Result]) -> Result:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which `share` of them lie (nearest rank); 0 if there are none."""
+    """The percentile `share` of `values` by nearest rank; 0 if there are none."""
     if not values:
         return 0.0
     ordered = sorted(values)

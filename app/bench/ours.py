@@ -1,4 +1,4 @@
-"""Our engine under a load: as fast as it goes, or with requests arriving when they do."""
+"""Our engine under a load: at full speed, or with requests that arrive over time."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from app.prefix.prefix import Prefix
 
 @dataclass
 class TokenTimes:
-    """When the tokens of one request came, in seconds of a monotonic clock."""
+    """The times of one request's tokens, in seconds of a monotonic clock."""
 
     submitted: float = 0.0
     tokens: list[float] = field(default_factory=list)
 
     @property
     def gaps(self) -> list[float]:
-        """Time between tokens."""
+        """The times between tokens."""
         return [after - before for before, after in zip(self.tokens, self.tokens[1:], strict=False)]
 
 
 class Ours:
-    """A loaded model with a started engine and the load's prefixes; its process ends it, or `stop`.
+    """A loaded model with a started engine and the load's prefixes; `stop` ends it.
 
-    `max_rows` counts requests; each may have several beams. With `timed` every token is told at
-    once, also one without text, which costs its log-probability.
+    `max_rows` counts requests; each may have several beams. With `timed` every token is reported
+    at once, even one without text; this costs its log-probability.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Ours:
         self.engine.stop()
 
     def __call__(self) -> None:
-        """The whole load once; what a step without prompts took is noted."""
+        """Run the whole load once and note the times of steps without prompts."""
         counters = self.engine.counters
         steps, seconds = counters.decode_steps, counters.decode_seconds
         asyncio.run(self.play(self._load.items))
@@ -74,12 +74,12 @@ class Ours:
         self.decode_step_s.append(seconds / max(1, steps))
 
     async def play(self, items: Sequence[Item]) -> list[TokenTimes]:
-        """Submit each item when it arrives; the times of all tokens."""
+        """Submit each item when it arrives; return the times of all tokens."""
         started = time.monotonic()
         return list(await asyncio.gather(*(self._one(item, started) for item in items)))
 
     def request(self, item: Item) -> GenerationRequest:
-        """The item as a request that nothing ends before its time."""
+        """The item as a request that runs to its full length."""
         self._count += 1
         prefixes = (self.prefixes[item.prefix],) if self.prefixes else ()
         beams = self._load.num_beams
@@ -125,9 +125,9 @@ def _prepare(folder: str, load: Load, dtype: str, max_rows: int) -> tuple[Engine
 
 
 def engine_figures(ours: Ours) -> dict[str, float]:
-    """What the engine tells of its steps and of its memory.
+    """The engine's figures about its steps and its memory.
 
-    Means are over all rounds; `decode_step_ms` is that of the median round that counts.
+    Means are over all rounds; `decode_step_ms` is from the median round.
     """
     counters = ours.engine.counters
     rounds = ours.decode_step_s[1:] or ours.decode_step_s
@@ -140,9 +140,9 @@ def engine_figures(ours: Ours) -> dict[str, float]:
 
 
 def stall_figures(folder: str, dtype: str, threads: int, prompts: int) -> dict[str, float]:
-    """p99 time between tokens of 16 decoding rows, quiet and while long prompts arrive at once.
+    """p99 time between tokens of 16 decoding rows, alone and while long prompts arrive.
 
-    There are `prompts` of them, of 900 tokens each; with an encoder they are sources.
+    `prompts` prompts of 900 tokens arrive together. With an encoder they are sources.
     """
     rows, new = 16, 96
     decoding = tuple(Item((1 + row,) * 24, new, row % 4) for row in range(rows))
@@ -158,7 +158,7 @@ def stall_figures(folder: str, dtype: str, threads: int, prompts: int) -> dict[s
         return [times for batch in await quiet for times in batch]
 
     try:
-        # two rounds teach the engine what its steps cost
+        # after two rounds the engine knows what its steps cost
         for _ in range(2):
             asyncio.run(ours.play([*decoding, *intruders]))
         quiet = _late_gaps(asyncio.run(ours.play(decoding)))
@@ -175,5 +175,5 @@ def stall_figures(folder: str, dtype: str, threads: int, prompts: int) -> dict[s
 
 
 def _late_gaps(rows: Sequence[TokenTimes]) -> list[float]:
-    """Gaps after the first tokens, when every row of the group decodes."""
+    """Times between tokens after the first ones, when all rows of the group decode."""
     return [gap for times in rows for gap in times.gaps[4:]]

@@ -1,8 +1,8 @@
-"""The peers: what a user would put together from today's libraries, at its best.
+"""The peers: what a user would build from today's libraries.
 
-Each is a function from (model folder, load, dtype, batch size) to a callable that computes the
-whole load once; every peer produces exactly the tokens that were asked for, and static batches go
-on until their longest row is done. Heavy libraries are imported when their peer is chosen.
+A peer is a function from (model folder, load, dtype, batch size) to a callable that computes the
+whole load once. Each peer produces exactly as many tokens as requested; a static batch runs until
+its longest row is done. A heavy library is imported only if its peer is chosen.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def hf_generate(folder: str, load: Load, dtype: str, batch: int) -> Round:
 
 
 def peft_by_task(folder: str, load: Load, dtype: str, batch: int) -> Round:
-    """PEFT prefix tuning: one active prefix per `generate`, so task after task."""
+    """PEFT prefix-tuning, task after task: each `generate` has one active prefix."""
     try:
         from peft import PrefixTuningConfig, get_peft_model
     except ImportError as error:
@@ -81,11 +81,11 @@ PEERS: dict[str, Callable[[str, Load, str, int], Round]] = {
     "ctranslate2-float32": ctranslate2_float32,
     "ctranslate2-int8": ctranslate2_int8,
 }
-"""Peers by the name that results carry."""
+"""Peers by their names in results."""
 
 
 def expand_peers(text: str) -> list[str]:
-    """Names of peers from a comma-separated list; `ctranslate2` stands for both of its kinds."""
+    """The peers of a comma-separated list; `ctranslate2` means both of its kinds."""
     names: list[str] = []
     for name in filter(None, (part.strip() for part in text.split(","))):
         kinds = [peer for peer in PEERS if peer == name or peer.startswith(f"{name}-")]
@@ -97,7 +97,7 @@ def expand_peers(text: str) -> list[str]:
 
 def _plain_model(folder: str, dtype: str) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
-    # nothing may end a row before its time
+    # nothing may end a row early
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model
@@ -152,7 +152,7 @@ def _ctranslate2(folder: str, load: Load, batch: int, kind: str) -> Round:
 
 
 def token_names(vocabulary: Path, folder: str) -> list[str]:
-    """CTranslate2 takes tokens by name."""
+    """The text of each token id: CTranslate2 takes tokens by name."""
     names = json.loads(vocabulary.read_text())
     if len(names) < AutoConfig.from_pretrained(folder).vocab_size:
         raise RuntimeError("the converted vocabulary is too short")

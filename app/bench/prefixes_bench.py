@@ -1,7 +1,7 @@
-"""`polyprefix bench prefixes`: more and more distinct prefixes in rotation, from the store on.
+"""`polyprefix bench prefixes`: throughput with more and more distinct prefixes in rotation.
 
-Requests go the way that the server's go: name → version → lease → engine; the device tier holds
-100 prefixes.
+Requests take the server's path: name → version → lease → engine. The device tier holds 100
+prefixes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ON_DEVICE = 100
 def run_prefixes(
     settings: BenchSettings, *, counts: Sequence[int], length: int, rows: int, new: int
 ) -> dict[str, Any]:
-    """Tokens per second with each count of distinct prefixes, and how long a name takes."""
+    """Tokens per second with each count of distinct prefixes, and the time to resolve a name."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(settings.model, Path(scratch))
         figures = in_own_process(
@@ -85,7 +85,7 @@ def _engine(folder: str, dtype: str, rows: int) -> Engine:
 
 
 class _Road:
-    """Registry, tiers and engine with `count` prefixes in the store."""
+    """Registry, prefix cache and engine with `count` prefixes in the store."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class _Road:
         return results
 
     async def resolve_times(self) -> dict[str, float]:
-        """Median microseconds from a name to a prefix on the device, warm and from the store."""
+        """Median microseconds from a name to a prefix on the device: warm, and from the store."""
         tiers = self._tiers()
         cold, warm = [], []
         for index in range(50):
@@ -146,7 +146,7 @@ class _Road:
     async def _rounds(
         self, tiers: PrefixCache, count: int, rows: int, requests: int, new: int
     ) -> None:
-        """`requests` requests, `rows` at a time, each with the next prefix."""
+        """Run `requests` requests, `rows` at a time, each with the next prefix."""
         places = asyncio.Semaphore(rows)
 
         async def one(index: int) -> None:

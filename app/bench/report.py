@@ -1,4 +1,4 @@
-"""Results: a short table for people and, as the last line, one JSON object for machines."""
+"""Print results: a short table for people, then one line of JSON for machines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 def with_ratios(
     bench: str, device: str, ours: Mapping[str, float], peers: Mapping[str, float]
 ) -> dict[str, Any]:
-    """The result in its stated form; a ratio is our tokens per second over the peer's."""
+    """The result as printed; a ratio is our tokens per second divided by the peer's."""
     return {
         "bench": bench,
         "device": device,
@@ -24,7 +24,7 @@ def with_ratios(
 
 
 def print_result(result: Mapping[str, Any]) -> None:
-    """The table, then the JSON line."""
+    """Print the table, then the line of JSON."""
     console = Console()
     title = f"{result['bench']} on {result['device']}"
     if "tokens_per_s" in result["ours"]:

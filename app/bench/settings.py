@@ -1,4 +1,4 @@
-"""What every benchmark has in common."""
+"""Settings that all benchmarks share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.model.load import resolve_device, resolve_dtype
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """`dtype` is resolved; `rounds` are those that count; `threads` are torch's, for everyone."""
+    """Resolved settings: `rounds` that count, and torch's `threads` for every contender."""
 
     model: str
     dtype: str
@@ -31,7 +31,7 @@ class BenchSettings:
 def make_settings(
     model: str = "gpt2-shape", dtype: str = "auto", rounds: int = 3, threads: int = 0
 ) -> BenchSettings:
-    """Settings with what `auto` and 0 stand for on this machine; benchmarks run on the CPU."""
+    """Resolve `auto` and 0 for this machine; benchmarks run on the CPU."""
     resolved = resolve_dtype(dtype, resolve_device("cpu"))
     name = str(resolved).removeprefix("torch.")
     return BenchSettings(model, name, rounds, threads or os.cpu_count() or 1)

@@ -1,7 +1,4 @@
-"""Random weights in the shapes of well-known models, for speed alone.
-
-Knows nothing about loads or peers.
-"""
+"""Random weights in the shapes of well-known models, for speed alone."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ _BART_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
 def model_folder(model: str, scratch: Path) -> str:
-    """The folder or id to load; for a name of `SHAPES` a folder in `scratch`, random weights."""
+    """The folder or hub id to load; for a name in `SHAPES`, a folder in `scratch`."""
     if model not in SHAPES:
         return model
     folder = scratch / model
@@ -66,11 +63,11 @@ SHAPES: Mapping[str, Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerFast
     "bart-base-shape": lambda: _bart(768, 6, 12),
     "bart-large-shape": lambda: _bart(1024, 12, 16),
 }
-"""In the place of a model: GPT-2 with 124, BART with 139 and with 406 million parameters."""
+"""Names for --model: GPT-2 with 124, BART with 139 and with 406 million parameters."""
 
 
 def _byte_tokenizer(size: int, specials: Mapping[str, int]) -> PreTrainedTokenizerFast:
-    """A token for every byte and a made-up word for every other id, so that each id has a text."""
+    """A tokenizer with a token for every byte and an invented word for every other id."""
     taken = set(specials.values())
     free = iter(index for index in range(size) if index not in taken)
     vocabulary = {

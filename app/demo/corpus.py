@@ -1,9 +1,8 @@
-"""The pretraining documents: an endless, reproducible stream made of the sources.
+"""The pretraining documents: an endless, reproducible stream made from the sources.
 
-Facts appear in many spellings and with many things done to them (put into words, copied, looked
-up, parsed back …), half of the time after a phrase that says what is done: the model learns that
-what stands first decides the task, and that values are copied. A prefix does the same with
-trained keys and values. Knows nothing about tokenizers or training.
+Facts appear in many spellings and in many tasks (describe, copy, look up, parse …), half of the
+time after a phrase that names the task. So the model learns that the beginning of a text decides
+the task, and that values are copied. A prefix does the same with trained keys and values.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from app.demo.synthetic import invent, linearise
 
 END = "<|endoftext|>"
 SOURCE_SHARE = 0.2
-"""Part of a source's tokens that the loss counts: mostly names that cannot be predicted."""
+"""Share of a source's tokens in the loss; most of them are names that cannot be predicted."""
 PROSE_CHARACTERS = 900
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text in parts, each with the share of its tokens that the loss counts."""
+    """A text in parts, each with the share of its tokens in the loss."""
 
     parts: tuple[tuple[str, float], ...]
 
@@ -38,7 +37,7 @@ class Document:
 
 
 class Corpus:
-    """Documents drawn from `sources`; `document(seed)` is the same for the same seed."""
+    """Documents drawn from `sources`; the same seed gives the same document."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
@@ -54,7 +53,7 @@ class Corpus:
         self.pool = NamePool(entities, (word for word, count in words.items() if count >= 3))
 
     def document(self, seed: int, *, practice: bool = False) -> Document:
-        """The document number `seed`; with `practice` mostly one that is plain copying."""
+        """The document number `seed`; with `practice` it is mostly plain copying."""
         rng = random.Random(seed)
         makers: tuple[tuple[Callable[[random.Random], Document], int], ...] = (
             (lambda rng: _document(self.facts(rng, practice=practice), rng), 60),
@@ -75,7 +74,7 @@ class Corpus:
             seed += 1
 
     def facts(self, rng: random.Random, *, practice: bool) -> tuple[str, str]:
-        """(source, answer): a task on facts of WebNLG or DART, names mostly replaced."""
+        """(source, answer) of a task on facts of WebNLG or DART; most names are replaced."""
         pair = rng.choice(self._sources.pairs)
         target = rng.choice(pair.targets)
         facts = pair.facts
@@ -92,7 +91,7 @@ class Corpus:
         return self._task(source, fields, target, rng, practice)
 
     def invented(self, rng: random.Random, *, practice: bool) -> tuple[str, str]:
-        """(source, answer): a task on an invented thing with attributes."""
+        """(source, answer) of a task on an invented thing with attributes."""
         item = invent(self.pool, rng)
         return self._task(linearise(item.fields), item.fields, item.text, rng, practice)
 
@@ -104,7 +103,7 @@ class Corpus:
         rng: random.Random,
         practice: bool,
     ) -> tuple[str, str]:
-        """One task on `source`, its name told before the source in most documents."""
+        """One task on `source`; most documents name the task before the source."""
         task = tasks.choose(rng, practice=practice)
         answer = task.answer(source, fields, target, rng)
         if answer is None:
@@ -116,7 +115,7 @@ class Corpus:
         return f"{phrase} {source}", answer
 
     def _sentences(self, rng: random.Random) -> Document:
-        """Target sentences alone, or after facts that they have nothing to do with."""
+        """Target sentences alone, or after unrelated facts."""
         target = rng.choice(rng.choice(self._sources.pairs).targets)
         if rng.random() < 0.7:
             return Document(((f" {target} {END}", 1.0),))

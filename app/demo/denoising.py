@@ -1,7 +1,4 @@
-"""Text infilling (Lewis et al. 2019, BART): spans give way to one mask each, to be written back.
-
-Works on token ids and knows nothing about tokenizers or models.
-"""
+"""Text infilling (Lewis et al. 2019, BART): each hidden span of token ids becomes one mask."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import random
 from collections.abc import Sequence
 
 MASKED_SHARE = 0.3
-"""Part of a text's tokens that is hidden."""
+"""Share of a text's tokens that is hidden."""
 MEAN_SPAN = 3.0
 
 
@@ -22,9 +19,10 @@ def infill(
     share: float = MASKED_SHARE,
     mean: float = MEAN_SPAN,
 ) -> list[int]:
-    """`ids` with spans of Poisson(`mean`) tokens, `share` of all, each replaced by one `mask`.
+    """`ids` with spans replaced by one `mask` each; the spans hold `share` of all tokens.
 
-    A span of no token inserts a mask. Between two masks stands at least one token of the text.
+    Span lengths are Poisson(`mean`); a span of length 0 inserts a mask. Two masks are always at
+    least one token apart.
     """
     lengths = _span_lengths(round(share * len(ids)), rng, mean)
     kept = len(ids) - sum(lengths)
@@ -44,7 +42,7 @@ def infill(
 
 
 def _span_lengths(total: int, rng: random.Random, mean: float) -> list[int]:
-    """Lengths that sum to `total`; the last one is cut to fit."""
+    """Random span lengths with the sum `total`; the last one is cut to fit."""
     lengths: list[int] = []
     while total > 0:
         length = min(total, _poisson(mean, rng))
@@ -55,7 +53,7 @@ def _span_lengths(total: int, rng: random.Random, mean: float) -> list[int]:
 
 
 def _poisson(mean: float, rng: random.Random) -> int:
-    """Knuth's way: how many uniform numbers can be multiplied before they fall below e^-mean."""
+    """A Poisson number by Knuth's method: how many uniform factors stay above e^-mean."""
     least = math.exp(-mean)
     count, product = 0, rng.random()
     while product > least:

@@ -1,8 +1,7 @@
-"""Texts for an encoder and a decoder: an endless, reproducible stream made of the sources.
+"""Texts for an encoder and a decoder: an endless, reproducible stream made from the sources.
 
-Over a third of the tokens are texts to be restored (infilling); the rest are the tasks on facts of
-the demo GPT-2 and tasks on longer passages. Which words stand first decides the task, which is what
-a prefix will do with trained keys and values. Knows nothing about tokenizers or training.
+More than a third of the tokens are infilling. The rest are the demo GPT-2's tasks on facts and
+tasks on longer passages. The first words decide the task, as a prefix will do later.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from app.demo.synthetic import invent
 _SUMMARY_PHRASES = ("summary :", "summarize :", "in one sentence :")
 _SUMMARY_SHARE = 0.35
 _SHORT_PASSAGE = 700
-"""Characters of most passages that are to be restored; one in six is left whole."""
+"""Maximal characters of most infilling passages; one in six is left whole."""
 _LONG_PASSAGE = 2400
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """What the encoder reads and what the decoder writes; `restore`: spans of it are hidden."""
+    """What the encoder reads and what the decoder writes; `restore` means infilling."""
 
     source: str
     target: str
@@ -35,14 +34,14 @@ class Exchange:
 
 
 class Exchanges:
-    """Exchanges drawn from `sources`; `exchange(seed)` is the same for the same seed."""
+    """Exchanges drawn from `sources`; the same seed gives the same exchange."""
 
     def __init__(self, sources: Sources) -> None:
         self._sources = sources
         self._corpus = Corpus(sources)
 
     def exchange(self, seed: int, *, practice: bool = False) -> Exchange:
-        """Number `seed`; with `practice` facts are mostly copied."""
+        """The exchange number `seed`; with `practice` facts are mostly copied."""
         rng = random.Random(seed)
         makers: tuple[tuple[Callable[[random.Random], Exchange], int], ...] = (
             (partial(self._task, self._corpus.facts, practice), 35),
@@ -66,7 +65,7 @@ class Exchanges:
         return Exchange(source.strip(), answer)
 
     def _passage(self, rng: random.Random) -> Exchange:
-        """A summary or a sentence asked of an abstract, sometimes of prose."""
+        """A task that asks for a summary or a sentence of an abstract, sometimes of prose."""
         text, summary = rng.choice(self._sources.summaries)
         if rng.random() < _SUMMARY_SHARE:
             return Exchange(f"{rng.choice(_SUMMARY_PHRASES)} {text}", summary)
@@ -76,7 +75,7 @@ class Exchanges:
         return Exchange(*asked) if asked else _restored(text)
 
     def _sentence(self, rng: random.Random) -> Exchange:
-        """A sentence about facts, with other names most of the time."""
+        """A sentence about facts, mostly with other names."""
         if rng.random() < 0.3:
             return _restored(invent(self._corpus.pool, rng).text)
         pair = rng.choice(self._sources.pairs)
@@ -106,7 +105,7 @@ def _restored(text: str) -> Exchange:
 
 
 def _excerpt(text: str, rng: random.Random) -> str:
-    """Sentences in a row, of about `_SHORT_PASSAGE` characters at most; sometimes all of them."""
+    """Consecutive sentences of at most about `_SHORT_PASSAGE` characters, or sometimes all."""
     if rng.random() < 1 / 6:
         return text
     parts = sentences(text)

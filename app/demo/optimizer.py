@@ -1,7 +1,7 @@
 """The optimiser of the short pretraining run: Muon for matrices, AdamW for the rest.
 
-Muon (Jordan et al. 2024) orthogonalises the momentum of weight matrices, which makes more of few
-steps than Adam does. Knows nothing about models or data.
+Muon (Jordan et al. 2024) orthogonalises the momentum of weight matrices. In few steps it learns
+more than Adam.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of all matrices."""
+        """Update all matrices once."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
             for matrix in group["params"]:
@@ -52,7 +52,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
-    """The nearest matrix with singular values near 1 (0.7 to 1.2), by a quintic iteration."""
+    """A nearby matrix with singular values from 0.7 to 1.2, found by a quintic iteration."""
     a, b, c = 3.4445, -4.7750, 2.0315
     wide = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide else matrix.T

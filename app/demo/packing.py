@@ -1,7 +1,6 @@
-"""Documents → training batches: several documents a row, each blind to its neighbours.
+"""Training batches from documents: several documents in a row, which cannot attend to each other.
 
-A batch depends on its number alone, so that a resumed run goes on with the same batches. Knows
-nothing about models.
+A batch depends only on its number, so a resumed run continues with the same batches.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from app.demo.corpus import Corpus, Document
 
 IGNORED = -100
 PRACTICE_BATCHES = 600
-"""How many batches are mostly copying, which must be learned before anything else is."""
+"""Number of first batches that are mostly copying, which the model must learn first."""
 _DOCUMENTS_A_BATCH = 100_000
 _NEAR_OFFSETS = 64
 
 _Encoded = tuple[list[int], list[bool]]
-"""Token ids of a document and whether the loss counts each."""
+"""Token ids of a document, and which of them the loss counts."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Tokens and what to do with them; all [rows, tokens] but `mask` [rows, 1, tokens, tokens].
+    """Tensors of [rows, tokens], except `mask` with [rows, 1, tokens, tokens].
 
     `labels` are the next tokens where the loss counts them, `IGNORED` elsewhere.
     """
@@ -47,7 +46,7 @@ class Packer:
         self._limit = limit
 
     def batch(self, number: int) -> Batch:
-        """Batch `number`; every fourth has rows of the whole position range, others of half."""
+        """Batch `number`; every fourth has rows of full length, the others of half the length."""
         width = self._limit if number % 4 == 3 else self._limit // 2
         rng = random.Random(number)
         rows: list[list[_Encoded]] = [[] for _ in range(self._tokens // width)]
@@ -100,6 +99,6 @@ class Packer:
         return Batch(input_ids, labels, positions, mask)
 
     def _offset(self, length: int, rng: random.Random) -> int:
-        """Where a document begins: mostly near the start, where prefixes leave prompts."""
+        """The first position of a document: mostly near 0, where prompts behind a prefix begin."""
         most = self._limit - length
         return rng.randint(0, most if rng.random() < 0.1 else min(most, _NEAR_OFFSETS))

@@ -1,7 +1,6 @@
-"""Exchanges → training batches for an encoder and a decoder, of like lengths and so with few pads.
+"""Training batches from exchanges; rows of similar length keep padding small.
 
-A step's batches depend on its number alone, so that a resumed run goes on with the same ones. Knows
-nothing about models.
+A step's batches depend only on its number, so a resumed run continues with the same batches.
 """
 
 from __future__ import annotations
@@ -19,19 +18,18 @@ from app.demo.packing import IGNORED
 from app.demo.tokenizer import MASK
 
 PRACTICE_STEPS = 500
-"""How many steps have facts mostly copied, which must be learned before anything else is."""
+"""Number of first steps that mostly copy facts, which the model must learn first."""
 _EXCHANGES_A_STEP = 100_000
 
 _Encoded = tuple[list[int], list[int]]
-"""Token ids of source and target, `<s>` and `</s>` included."""
+"""Token ids of source and target, including `<s>` and `</s>`."""
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Rows of like lengths; `source` and `attended` [rows, source], the others [rows, target].
+    """Rows of similar length; `source` and `attended` are [rows, source], others [rows, target].
 
-    `decoder_input` is `labels` moved right by one, `</s>` first; `labels` are `IGNORED` where rows
-    are padded.
+    `decoder_input` is `labels` shifted right behind `</s>`. `labels` are `IGNORED` at padding.
     """
 
     source: torch.Tensor
@@ -56,7 +54,7 @@ class Pairer:
         self._start, self._end = vocabulary["<s>"], vocabulary["</s>"]
 
     def step(self, number: int) -> list[PairBatch]:
-        """The batches of step `number`; together they hold the step's tokens but for the last."""
+        """The batches of step `number`, which together hold its tokens."""
         rng = random.Random(number)
         practice = 0 <= number < PRACTICE_STEPS
         pairs: list[_Encoded] = []
@@ -73,7 +71,7 @@ class Pairer:
         return [self._collate(part) for part in _split(pairs, self._parts)]
 
     def encode(self, exchange: Exchange, rng: random.Random) -> _Encoded:
-        """Token ids of both sides, cut to the limit; spans are hidden where they are to be."""
+        """Token ids of both sides, cut to the limit; infilling hides spans of the source."""
         room = self._limit - 2
         source, target = (
             self._tokenizer.encode(text, add_special_tokens=False).ids[:room]
@@ -96,7 +94,7 @@ class Pairer:
 
 
 def _split(pairs: Sequence[_Encoded], parts: int) -> list[Sequence[_Encoded]]:
-    """`pairs` in order, in at most `parts` runs of nearly equal numbers of tokens."""
+    """`pairs` in order, cut into at most `parts` runs with nearly equal numbers of tokens."""
     total = sum(len(s) + len(t) for s, t in pairs)
     runs: list[list[_Encoded]] = [[] for _ in range(parts)]
     before = 0

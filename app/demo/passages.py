@@ -1,7 +1,4 @@
-"""What can be done with a passage of several sentences; every answer is made of its own words.
-
-Knows nothing about tokenizers or training.
-"""
+"""Tasks on a passage of several sentences; every answer consists of its own words."""
 
 from __future__ import annotations
 
@@ -13,22 +10,21 @@ from collections.abc import Callable, Sequence
 _BOUNDARY = re.compile(r"(?<=[.!?])\s+(?=[A-Z#\"“(])")
 _WORD = re.compile(r"\w+")
 _SHORT_SENTENCE = 4
-"""A sentence of fewer words says too little to be asked for."""
+"""Sentences with fewer words are too short for a task."""
 
 Exchange = tuple[str, str]
 """(source, answer)"""
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a passage, as they stand; abbreviations are not known."""
+    """The sentences of a passage, unchanged. Abbreviations count as ends of sentences."""
     return [sentence for sentence in _BOUNDARY.split(text) if sentence]
 
 
 def central(parts: Sequence[str]) -> int:
-    """The index of the sentence that shares most with the others.
+    """The index of the sentence that shares most words with the others.
 
-    By the F1 of its distinct words and theirs, which is how PEGASUS (Zhang et al. 2020) picks gap
-    sentences.
+    The measure is the F1 of distinct words, by which PEGASUS (Zhang et al. 2020) picks sentences.
     """
     words = [set(_words(part)) for part in parts]
     holders = Counter(word for own in words for word in own)
@@ -43,7 +39,7 @@ def central(parts: Sequence[str]) -> int:
 
 
 def gap_sentence(parts: Sequence[str], rng: random.Random) -> Exchange:
-    """The most central sentence, asked of the passage: without it two times out of three."""
+    """Ask for the most central sentence; two times out of three the passage lacks it."""
     chosen = central(parts)
     left = [part for index, part in enumerate(parts) if index != chosen]
     source = left if rng.random() < 2 / 3 else parts
@@ -51,17 +47,17 @@ def gap_sentence(parts: Sequence[str], rng: random.Random) -> Exchange:
 
 
 def first_sentence(parts: Sequence[str], _rng: random.Random) -> Exchange:
-    """The first sentence, copied."""
+    """Ask for the first sentence."""
     return " ".join(parts), parts[0]
 
 
 def last_sentence(parts: Sequence[str], _rng: random.Random) -> Exchange:
-    """The last sentence, copied."""
+    """Ask for the last sentence."""
     return " ".join(parts), parts[-1]
 
 
 def sentence_with(parts: Sequence[str], rng: random.Random) -> Exchange:
-    """The sentence with a word that occurs in it alone, asked for by that word."""
+    """Ask for the sentence with a word that occurs only there."""
     holders = Counter(word for part in parts for word in set(_words(part)))
     index = rng.randrange(len(parts))
     rare = [word for word in _words(parts[index]) if holders[word] == 1 and len(word) > 3]
@@ -71,7 +67,7 @@ def sentence_with(parts: Sequence[str], rng: random.Random) -> Exchange:
 
 
 def in_order(parts: Sequence[str], rng: random.Random) -> Exchange:
-    """Two to four sentences in their order, asked of the same shuffled."""
+    """Ask to put two to four shuffled sentences back in order."""
     start = rng.randrange(len(parts) - 1)
     run = list(parts[start : start + rng.randint(2, 4)])
     shuffled = rng.sample(run, len(run))
@@ -89,7 +85,7 @@ _TASKS = (
 
 
 def ask(text: str, rng: random.Random) -> Exchange | None:
-    """A task on a passage, its name told before; None when it has fewer than two sentences."""
+    """A task on a passage, with its name first; None if it has fewer than two sentences."""
     parts = sentences(text)
     if len(parts) < 2:
         return None

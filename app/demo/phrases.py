@@ -1,6 +1,6 @@
-"""The vocabulary of invented things: domains, their attributes and how sentences put them.
+"""The vocabulary of invented things: domains, attributes, and phrases for them.
 
-Data only; a `{v}` stands for the attribute's value.
+`{v}` is the place of the attribute's value.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ Forms = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True)
 class Attribute:
-    """A property: its keys, example values (none: a name) and how it is put in a sentence.
+    """A property: its keys, example values (none: a name) and its phrases.
 
-    `special` overrides the phrasings for single values (yes, no); `closed` values are never
-    replaced by invented ones.
+    `special` has other phrases for single values (yes, no). `closed` values are never replaced
+    by invented ones.
     """
 
     keys: tuple[str, ...]
@@ -27,13 +27,13 @@ class Attribute:
     closed: bool = False
 
     def forms(self, value: str) -> Forms:
-        """The phrasings for one value."""
+        """The phrases for one value."""
         return self.special.get(value, self.usual)
 
 
 @dataclass(frozen=True)
 class Domain:
-    """A family of things: what they are called and which attributes they can have."""
+    """A kind of things: their names and their possible attributes."""
 
     kinds: tuple[str, ...]
     plain_noun: str
@@ -53,7 +53,7 @@ OPENERS = (
 
 
 def _flag(keys: tuple[str, ...], adjective: str, having: str) -> Attribute:
-    """A yes/no property: an adjective, or a thing that one has or lacks."""
+    """A yes/no property: an adjective, or something that a thing has or lacks."""
     yes: dict[str, Sequence[str]] = {}
     no: dict[str, Sequence[str]] = {}
     if adjective:
@@ -80,7 +80,7 @@ def _flag(keys: tuple[str, ...], adjective: str, having: str) -> Attribute:
 
 
 def _scale(keys: tuple[str, ...], noun: str, levels: tuple[str, ...]) -> Attribute:
-    """A graded property such as `low`, `average`, `4 out of 5`."""
+    """A graded property, for example `low`, `average` or `4 out of 5`."""
     usual: Forms = {
         "with": (f"a {{v}} {noun}", f"{{v}} {noun}s", f"a {noun} of {{v}}"),
         "adjective": (f"{{v}} {noun}",),

@@ -1,4 +1,4 @@
-"""What learned positions start from. Knows nothing about models."""
+"""The initial values of learned positions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _LONGEST_WAVE = 512.0
 
 
 def waves(positions: int, width: int) -> torch.Tensor:
-    """Sines and cosines [positions, width] to start the learned positions from.
+    """Sines and cosines of [positions, width] as the start of learned positions.
 
-    Copying needs to know which token stands before; a short run should not have to learn that.
+    Copying needs to find the previous token; a short run should not have to learn that.
     """
     rates = _LONGEST_WAVE ** -torch.linspace(0, 1, width // 2)
     angles = torch.arange(positions)[:, None] * rates

@@ -2,7 +2,7 @@
 
     python -m app.demo.pretrain --data FOLDER --out FOLDER --minutes 65
 
-The run can be interrupted and goes on from its last checkpoint. Knows nothing about prefixes.
+An interrupted run continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _VALIDATION_BATCH = -1
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the run, besides the data and the clock."""
+    """All settings of the run, except the data and the time budget."""
 
     vocab_size: int = 6144
     width: int = 256
@@ -70,9 +70,9 @@ def new_model(recipe: Recipe, end_id: int) -> GPT2LMHeadModel:
 
 
 def batch_loss(model: GPT2LMHeadModel, batch: Batch) -> torch.Tensor:
-    """Mean loss of the tokens that count; the head runs on those alone.
+    """The mean loss of the tokens that count; the head computes only those.
 
-    Products are in bfloat16 where the machine multiplies it; weights and the loss are in float32.
+    Products are in bfloat16 if the machine supports it; weights and the loss are in float32.
     """
     products = resolve_dtype("auto", torch.device("cpu"))
     with torch.autocast("cpu", products, enabled=products == torch.bfloat16):
@@ -97,19 +97,19 @@ class Prediction:
         self._validation = packer.batch(_VALIDATION_BATCH)
 
     def backward(self, step: int) -> tuple[float, int]:
-        """Add the gradients of step `step`; its loss and how many tokens it had, pads included."""
+        """Add the gradients of step `step`; return its loss and its tokens, including padding."""
         loss = batch_loss(self.model, self._packer.batch(step))
         torch.autograd.backward(loss)
         return loss.item(), self._tokens
 
     def validate(self) -> float:
-        """Loss on documents of which no training batch is made."""
+        """The loss on documents that are in no training batch."""
         with torch.no_grad():
             return batch_loss(self.model, self._validation).item()
 
 
 def export(model: GPT2LMHeadModel, folder: Path) -> None:
-    """Write config and half-precision weights as transformers loads them."""
+    """Write config and half-precision weights in transformers' format."""
     model.half().save_pretrained(folder)
 
 
@@ -119,7 +119,7 @@ def _tokenizer_texts(corpus: Corpus) -> Iterator[str]:
 
 
 def pretrain(data: Path, out: Path, *, minutes: float) -> None:
-    """Pretrain the demo model in `out`, or go on with a run that was interrupted."""
+    """Pretrain the demo model in `out`, or continue an interrupted run."""
     out.mkdir(parents=True, exist_ok=True)
     recipe = Recipe()
     corpus = Corpus(read_sources(data))

@@ -2,8 +2,8 @@
 
     python -m app.demo.pretrain_bart --data FOLDER --gpt2 FOLDER --out FOLDER --minutes 65
 
-Tokens and their first vectors are the demo GPT-2's. The run can be interrupted and goes on from its
-last checkpoint. Knows nothing about prefixes.
+Tokens and their initial vectors come from the demo GPT-2. An interrupted run continues from its
+last checkpoint.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FIRST_STD = 0.04
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the run, besides the data and the clock."""
+    """All settings of the run, except the data and the time budget."""
 
     width: int = 256
     layers: int = 3
@@ -52,7 +52,7 @@ class Recipe:
 
 
 def new_model(recipe: Recipe, vocab_size: int) -> BartForConditionalGeneration:
-    """A BART with random weights and no dropout; layers are those of each side."""
+    """A BART with random weights and no dropout; `layers` counts the layers of each side."""
     torch.manual_seed(recipe.seed)
     config = BartConfig(
         vocab_size=vocab_size,
@@ -79,11 +79,11 @@ def new_model(recipe: Recipe, vocab_size: int) -> BartForConditionalGeneration:
 
 
 def take_vectors(model: BartForConditionalGeneration, vectors: torch.Tensor) -> None:
-    """Start the tokens from `vectors` [tokens, width], of which the first is GPT-2's special.
+    """Start the tokens from `vectors` [tokens, width]; the first is GPT-2's special token.
 
-    The other tokens are the same ones, in the same order, after BART's own specials. What all
-    vectors share is taken off, and they are scaled down: a BART's last layer is normalised and
-    would begin with logits of dozens.
+    The other tokens follow in the same order behind BART's special tokens. The mean is subtracted
+    and the rest is scaled down: BART's last layer is normalised and would otherwise start with
+    very large logits.
     """
     shared = model.model.shared.weight
     first = len(BART_SPECIALS)
@@ -102,7 +102,7 @@ class Denoising:
         self._validation = [batch for n in _VALIDATION_STEPS for batch in pairer.step(n)]
 
     def backward(self, step: int) -> tuple[float, int]:
-        """Add the gradients of step `step`; its loss per token and how many tokens it had."""
+        """Add the gradients of step `step`; return its loss per token and its number of tokens."""
         batches = self._pairer.step(step)
         counted = sum(_counted(batch) for batch in batches)
         total = 0.0
@@ -113,16 +113,16 @@ class Denoising:
         return total, counted + sum(int(batch.attended.sum()) for batch in batches)
 
     def validate(self) -> float:
-        """Loss per token on exchanges of which no training batch is made."""
+        """The loss per token on exchanges that are in no training batch."""
         with torch.no_grad():
             total = sum(summed_loss(self.model, batch).item() for batch in self._validation)
         return total / sum(_counted(batch) for batch in self._validation)
 
 
 def summed_loss(model: BartForConditionalGeneration, batch: PairBatch) -> torch.Tensor:
-    """Sum of the losses of all target tokens; the head runs on those alone.
+    """The sum of the losses of all target tokens; the head computes only those.
 
-    Products are in bfloat16 where the machine multiplies it; weights and the loss are in float32.
+    Products are in bfloat16 if the machine supports it; weights and the loss are in float32.
     """
     products = resolve_dtype("auto", torch.device("cpu"))
     with torch.autocast("cpu", products, enabled=products == torch.bfloat16):
@@ -138,7 +138,7 @@ def summed_loss(model: BartForConditionalGeneration, batch: PairBatch) -> torch.
 
 
 def export(model: BartForConditionalGeneration, folder: Path) -> None:
-    """Write config and half-precision weights as transformers loads them."""
+    """Write config and half-precision weights in transformers' format."""
     model.half().save_pretrained(folder)
 
 
@@ -147,7 +147,7 @@ def _counted(batch: PairBatch) -> int:
 
 
 def pretrain(data: Path, gpt2: Path, out: Path, *, minutes: float) -> None:
-    """Pretrain the demo BART in `out`, or go on with a run that was interrupted."""
+    """Pretrain the demo BART in `out`, or continue an interrupted run."""
     out.mkdir(parents=True, exist_ok=True)
     recipe = Recipe()
     tokenizer = bart_tokenizer(Tokenizer.from_file(str(gpt2 / "tokenizer.json")))

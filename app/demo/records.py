@@ -1,7 +1,7 @@
 """The text that the demo base model may see, read from the data folder.
 
-E2E is never read; lines of DART that come from E2E or WebNLG are dropped, and a part of the others
-is held out for evaluation. Knows nothing about how documents are made of it.
+E2E is never read. Lines of DART that come from E2E or WebNLG are dropped; a part of the others is
+held out for evaluation.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any
 
 DART_EXCLUDED = frozenset({"e2e", "webnlg"})
 HELD_OUT_SHARE = 0.15
-"""Part of DART's own lines (by a hash of the input) that is kept for evaluation."""
+"""Share of DART's own lines that is held out, chosen by a hash of the input."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One triple; entities as the data set spells them."""
+    """One triple, with entities as the data set spells them."""
 
     subject: str
     relation: str
@@ -30,7 +30,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Pair:
-    """Facts and the sentences that people wrote for them."""
+    """Facts, and sentences that people wrote about them."""
 
     facts: tuple[Fact, ...]
     targets: tuple[str, ...]
@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Sources:
-    """All the text of one data folder that pretraining may use."""
+    """All text of a data folder that pretraining may use."""
 
     pairs: tuple[Pair, ...]
     summaries: tuple[tuple[str, str], ...]
@@ -63,7 +63,7 @@ def read_sources(folder: Path) -> Sources:
 
 
 def parse_facts(source: str) -> tuple[Fact, ...] | None:
-    """The triples of a linearised input `S : p : O | …`; None when it has another form."""
+    """The triples of a linearised input `S : p : O | …`; None for any other form."""
     facts = []
     for triple in source.split(" | "):
         parts = triple.split(" : ")
@@ -74,7 +74,7 @@ def parse_facts(source: str) -> tuple[Fact, ...] | None:
 
 
 def is_held_out(source: str) -> bool:
-    """Whether a DART input belongs to the part that is kept for evaluation."""
+    """Whether a DART input is held out for evaluation."""
     value = int.from_bytes(hashlib.sha256(source.encode()).digest()[:4])
     return value < HELD_OUT_SHARE * 2**32
 

@@ -1,6 +1,6 @@
 """A pretraining run in a folder: steps within a time budget, checkpoints, resuming.
 
-Knows nothing about kinds of models or data: an objective brings both.
+An `Objective` brings the model and its losses.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _log = logging.getLogger(__name__)
 CHECKPOINT = "pretraining.checkpoint"
 _REPORT_STEPS = 20
 _LONGEST_STEP_S = 10.0
-"""What a step counts at most against the budget: a suspended process loses nothing."""
+"""The most seconds that one step can take off the budget, in case the process is suspended."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a run learns; rates are peaks."""
+    """The optimiser settings of a run; learning rates are peak rates."""
 
     matrix_lr: float = 0.02
     other_lr: float = 3e-3
@@ -44,7 +44,7 @@ class Schedule:
 
 @dataclass
 class Progress:
-    """Where a run stands; saved with every checkpoint."""
+    """The progress of a run; every checkpoint has it."""
 
     step: int = 0
     seconds: float = 0.0
@@ -52,22 +52,22 @@ class Progress:
 
 
 class Objective(Protocol):
-    """What is learned: a model and its losses, step by step."""
+    """A model and its losses, step by step."""
 
     @property
     def model(self) -> nn.Module: ...
 
     def backward(self, step: int) -> tuple[float, int]:
-        """Add the gradients of step `step`; its loss and how many tokens it had."""
+        """Add the gradients of step `step`; return its loss and its number of tokens."""
 
     def validate(self) -> float:
-        """Loss on what no step is made of."""
+        """The loss on held-out data."""
 
 
 def optimizers_for(
     model: nn.Module, blocks: str, schedule: Schedule
 ) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks (`blocks` in their names); AdamW for all the rest."""
+    """Muon for the matrices of the blocks (`blocks` in their names), AdamW for the rest."""
     matrices: list[torch.Tensor] = []
     others: list[torch.Tensor] = []
     for name, parameter in model.named_parameters():
@@ -80,7 +80,7 @@ def optimizers_for(
 
 
 def lr_share(step: int, done: float, schedule: Schedule) -> float:
-    """Part of the peak rate after `done` (0 to 1) of the budget: warm-up, then a cosine."""
+    """The share of the peak rate after `done` (0 to 1) of the budget: warm-up, then a cosine."""
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
@@ -88,7 +88,7 @@ def lr_share(step: int, done: float, schedule: Schedule) -> float:
 
 
 class Run:
-    """One pretraining run in a folder; `blocks` is in the names of the model's blocks."""
+    """One pretraining run in a folder; the names of the model's blocks contain `blocks`."""
 
     def __init__(self, out: Path, objective: Objective, schedule: Schedule, *, blocks: str) -> None:
         self.out, self.objective, self.schedule = out, objective, schedule
@@ -96,7 +96,7 @@ class Run:
         self._optimizers = optimizers_for(objective.model, blocks, schedule)
 
     def train(self, seconds: float, *, save_every: int = 100, max_steps: int | None = None) -> None:
-        """Train until `seconds` of work are used up, or to step `max_steps`."""
+        """Train for `seconds` of work, or to step `max_steps`."""
         self.objective.model.train()
         losses: list[float] = []
         progress = self.progress
@@ -116,7 +116,7 @@ class Run:
         self.save()
 
     def save(self) -> None:
-        """Write the checkpoint, replacing the one before."""
+        """Write the checkpoint; it replaces the previous one."""
         named = self.objective.model.named_parameters()
         tensors: dict[str, torch.Tensor] = {f"model.{name}": tensor for name, tensor in named}
         for index, optimizer in enumerate(self._optimizers):
@@ -124,7 +124,7 @@ class Run:
         save_checkpoint(self.out / CHECKPOINT, tensors, asdict(self.progress))
 
     def resume(self) -> bool:
-        """Go on from the folder's checkpoint; False when there is none."""
+        """Continue from the folder's checkpoint; return False if there is none."""
         path = self.out / CHECKPOINT
         if not path.exists():
             return False

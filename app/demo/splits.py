@@ -2,10 +2,9 @@
 
     python -m app.demo.splits --data FOLDER --out FOLDER
 
-E2E is split by meaning representation (a hash of it decides), WebNLG by its own development split,
-one pair of files per category; DART's own lines by the part that pretraining never saw; SciTLDR by
-its development split, of which the beginning is taken; DialogSum by a hash of the dialogue. Knows
-nothing about models.
+E2E is split by a hash of the meaning representation, DialogSum by a hash of the dialogue. WebNLG is
+split by its own development split, with two files for each category. DART keeps the lines that
+pretraining never saw. SciTLDR takes the beginning of its development split.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Record = dict[str, Any]
 
 
 def split_all(data: Path, out: Path) -> dict[str, int]:
-    """Write all files into `out`; file name → number of lines."""
+    """Write all files into `out`; return the number of lines by file name."""
     e2e = list(read_lines(data / "e2e" / "dev.jsonl"))
     dart = [
         record
@@ -53,17 +52,17 @@ def split_all(data: Path, out: Path) -> dict[str, int]:
 
 
 def is_e2e_held_out(source: str) -> bool:
-    """Whether a meaning representation is kept for validation."""
+    """Whether a meaning representation is held out for validation."""
     return _hash_share(source) < E2E_HELD_OUT_SHARE
 
 
 def _hash_share(source: str) -> float:
-    """A number from 0 to 1 that the text decides."""
+    """A hash of the text as a number from 0 to 1."""
     return int.from_bytes(hashlib.sha256(source.encode()).digest()[:4]) / 2**32
 
 
 def _write_abstracts(data: Path, out: Path) -> dict[str, int]:
-    """SciTLDR: what its training split has too is not held out."""
+    """SciTLDR without held-out lines that are also in its training split."""
     train, dev = (
         _one_line_each(read_lines(data / "scitldr" / f"{part}.jsonl")) for part in ("train", "dev")
     )
@@ -89,7 +88,7 @@ def _write_both(
 
 
 def _one_line_each(records: Iterable[Record]) -> list[Record]:
-    """Passages in the form in which pretraining read them."""
+    """Passages in the form that pretraining used."""
     return [{**record, "input": clean(record["input"])} for record in records]
 
 

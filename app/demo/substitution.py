@@ -1,8 +1,7 @@
-"""Entity substitution: other names in the same sentences, which only copying gets right.
+"""Entity substitution: other names in the same sentences, so that the model must copy them.
 
-A model that has seen each entity a hundred times remembers it; one that meets a new entity in
-every document must copy. Source and target are always changed together, or not at all. Knows
-nothing about tokenizers or models.
+A model that sees an entity a hundred times remembers it. A model that meets a new entity in every
+document must copy. Always true: source and target are changed together.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ _NUMBER = re.compile(r"[\d][\d.,/-]*")
 
 
 class NamePool:
-    """Names to put in the place of others: entities of the data, and new ones made of words."""
+    """Replacement names: entities of the data, and new ones made of words."""
 
     def __init__(self, entities: Iterable[str], words: Iterable[str]) -> None:
         self._entities = sorted({entity for entity in entities if 2 <= len(entity) <= 40})
@@ -27,7 +26,7 @@ class NamePool:
             raise ValueError("a name pool needs at least one entity and one word")
 
     def name(self, rng: random.Random) -> str:
-        """A name: half of the time one that exists, else one to four capitalised words."""
+        """A name: an existing one half of the time, otherwise one to four capitalised words."""
         if rng.random() < 0.4:
             return rng.choice(self._entities)
         count = rng.choice((1, 1, 2, 2, 2, 3, 3, 4))
@@ -39,15 +38,15 @@ class NamePool:
         return " ".join(words)
 
     def word(self, rng: random.Random) -> str:
-        """One lower-case word."""
+        """A word in lower case."""
         return rng.choice(self._words)
 
     def phrase(self, rng: random.Random) -> str:
-        """One to three lower-case words."""
+        """One to three words in lower case."""
         return " ".join(self.word(rng) for _ in range(rng.choice((1, 1, 2, 2, 3))))
 
     def like(self, text: str, rng: random.Random) -> str:
-        """Something of the same kind as `text`: a number of its form, a phrase, or a name."""
+        """A replacement of the same kind as `text`: a number, a phrase or a name."""
         if _NUMBER.fullmatch(text):
             return re.sub(r"\d", lambda _: str(rng.randrange(10)), text)
         if text.islower():
@@ -64,10 +63,10 @@ def substitute(
     share: float = 1.0,
     underscores: bool = False,
 ) -> tuple[tuple[Fact, ...], str]:
-    """Replace entities that `target` mentions, in the facts and in the target alike.
+    """Replace entities that `target` mentions, both in the facts and in the target.
 
-    Each such entity is replaced with probability `share`; one whose mention overlaps with another
-    entity's is left alone, as is everything that the target does not mention word for word.
+    Each is replaced with probability `share`. Entities whose mentions overlap, or that the target
+    does not mention word for word, stay as they are.
     """
     entities = sorted({name for fact in facts for name in (fact.subject, fact.value)})
     mentions = {entity: surface(entity) for entity in entities}
@@ -103,7 +102,7 @@ def _replaceable(mention: str, target: str) -> bool:
 
 
 def _overlaps(entity: str, mentions: dict[str, str], entities: Sequence[str]) -> bool:
-    """Whether another entity's mention contains this one's, so that one change would hit two."""
+    """Whether another entity's mention contains this one, so that a change would affect both."""
     own = mentions[entity].lower()
     return any(other != entity and own in mentions[other].lower() for other in entities)
 

@@ -1,8 +1,4 @@
-"""Spelling of facts: how a source writes them and how sentences mention them.
-
-Every view of the same facts that pretraining uses is made here. Knows nothing about models or
-files.
-"""
+"""The spellings of facts in sources and in sentences."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ NAME_KEYS = ("name", "name", "name", "title", "subject", "entity", "id", "Name",
 
 
 def surface(entity: str) -> str:
-    """How a sentence would mention an entity: no underscores, quotes or qualifiers."""
+    """The entity as a sentence mentions it: without underscores, quotes and qualifiers."""
     text = entity.strip().strip('"').replace("_", " ")
     return re.sub(r"\s*\([^)]*\)$", "", text).strip()
 
@@ -51,7 +47,7 @@ def triples(facts: Sequence[Fact], *, spaces: bool, relation_style: str) -> str:
 
 
 def attributes(facts: Sequence[Fact], rng: random.Random, *, name_key: str | None = None) -> str:
-    """`name : S | p : o | …` for facts about one subject, in one spelling of the keys."""
+    """`name : S | p : o | …` for facts about one subject, with one style of keys."""
     style = rng.choice(("camel", "camel", "words", "words", "title", "snake", "raw"))
     key = name_key or rng.choice(NAME_KEYS)
     fields = [f"{respell_relation(fact.relation, style)} : {surface(fact.value)}" for fact in facts]
@@ -69,6 +65,6 @@ def single_subject(facts: Sequence[Fact]) -> bool:
 
 
 def pre_tokenised(text: str) -> str:
-    """Punctuation set apart by spaces, as several data-to-text sets write their targets."""
+    """Text with spaces around punctuation, as several data-to-text sets have it."""
     spaced = re.sub(r"([.,;:!?()'\"-])", r" \1 ", text)
     return re.sub(r"\s+", " ", spaced).strip()

@@ -1,7 +1,7 @@
-"""Invented things with attributes, and sentences about them: endless practice in copying values.
+"""Invented things with attributes, and sentences about them, for practice in copying values.
 
-Museums, phones, gardens and the like with invented names; no restaurant, and none of the field
-names of E2E, which stays an unseen domain. Knows nothing about tokenizers or models.
+The things are museums, phones, gardens and so on. There are no restaurants and no field names of
+E2E, so that E2E stays an unseen domain.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from app.demo.surfaces import NAME_KEYS, respell_relation
 
 @dataclass(frozen=True)
 class Item:
-    """An invented thing: (key, value) fields, the name first, and a text that tells them all."""
+    """An invented thing: (key, value) fields, the name first, and a text with all of them."""
 
     fields: tuple[tuple[str, str], ...]
     text: str
@@ -25,7 +25,7 @@ class Item:
 
 @dataclass(frozen=True)
 class _Stated:
-    """One attribute of one item, with its value."""
+    """An attribute of an item, with its value."""
 
     attribute: Attribute
     key: str
@@ -39,7 +39,7 @@ class _Stated:
 
 
 def invent(pool: NamePool, rng: random.Random) -> Item:
-    """An item of a random domain with 1 to 7 attributes and a text about it."""
+    """A random item with 1 to 7 attributes and a text about it."""
     domain = rng.choice(DOMAINS)
     name = pool.name(rng)
     kind = rng.choice(domain.kinds)
@@ -116,7 +116,7 @@ def _clause(one: _Stated, rng: random.Random) -> str:
 
 
 def _take(rest: list[_Stated], slot: str, rng: random.Random, *, limit: int) -> list[str]:
-    """Remove up to `limit` attributes that have `slot` and return their phrases."""
+    """Remove up to `limit` attributes with `slot`; return their phrases."""
     taken = [one for one in rest if one.has(slot)][:limit]
     for one in taken:
         rest.remove(one)

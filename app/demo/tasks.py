@@ -1,7 +1,6 @@
-"""What can be done with facts, besides putting them into words; every answer is made by copying.
+"""Tasks on facts; every answer is made by copying.
 
-The variety keeps the plain model undecided, so that a prefix has something to decide. Knows
-nothing about tokenizers or training.
+With many tasks the plain model stays undecided, so that a prefix has something to decide.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ Answer = Callable[[str, Fields, str, random.Random], str | None]
 
 @dataclass(frozen=True)
 class Task:
-    """A thing to do: phrases that ask for it and how its answer is made.
+    """A task: phrases that ask for it, and its answer.
 
-    `answer(source, fields, target, rng)` is None where the task makes no sense. `weight` is its
-    share of the documents, `practice` that in the beginning, when copying is learned. `in_words`
-    answers are sentences.
+    `answer(source, fields, target, rng)` is None if the task makes no sense. `weight` is the task's
+    share of the documents, `practice` its share at first, when copying is learned. Answers with
+    `in_words` are sentences.
     """
 
     phrases: tuple[str, ...]
@@ -84,6 +83,6 @@ TASKS = (
 
 
 def choose(rng: random.Random, *, practice: bool = False) -> Task:
-    """A task by its weight."""
+    """A random task, by weight."""
     weights = [task.practice if practice else task.weight for task in TASKS]
     return rng.choices(TASKS, weights)[0]

@@ -1,7 +1,4 @@
-"""A byte-level BPE tokenizer, trained here, in the form of GPT-2's; and the same in BART's form.
-
-Knows nothing about models or training.
-"""
+"""The demo models' byte-level BPE tokenizer, in GPT-2's form and in BART's form."""
 
 from __future__ import annotations
 
@@ -22,12 +19,12 @@ from transformers import PreTrainedTokenizerFast
 
 END = "<|endoftext|>"
 BART_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-"""The first token ids of every BART, in this order; `<mask>` is the last."""
+"""The first tokens of every BART, in this order; `<mask>` is the last token."""
 MASK = "<mask>"
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """Learn `vocab_size` tokens (the 256 bytes and `<|endoftext|>` among them) from `texts`."""
+    """Learn `vocab_size` tokens from `texts`, including the 256 bytes and `<|endoftext|>`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -42,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json` as transformers reads them."""
+    """Write `tokenizer.json` and `tokenizer_config.json` in transformers' format."""
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END,
@@ -55,10 +52,10 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> No
 
 
 def bart_tokenizer(of: Tokenizer) -> Tokenizer:
-    """The tokens of `of` (made by `train_tokenizer`) with BART's special tokens instead of its own.
+    """The tokens of `of` (made by `train_tokenizer`) with BART's special tokens.
 
-    Inputs become `<s> … </s>`. A word at the start is treated as one after a space: the vocabulary
-    is too small to have both.
+    Inputs become `<s> … </s>`. The first word is treated like a word after a space, because the
+    vocabulary is too small for both.
     """
     learned = json.loads(of.to_str())["model"]
     tokens = [t for t in sorted(learned["vocab"], key=learned["vocab"].__getitem__) if t != END]
@@ -78,7 +75,7 @@ def bart_tokenizer(of: Tokenizer) -> Tokenizer:
 
 
 def save_bart_tokenizer(tokenizer: Tokenizer, folder: Path, *, max_length: int) -> None:
-    """Write `tokenizer.json` and `tokenizer_config.json` as transformers reads them."""
+    """Write `tokenizer.json` and `tokenizer_config.json` in transformers' format."""
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",

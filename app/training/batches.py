@@ -1,7 +1,6 @@
-"""Batches of token pairs: which pairs make up which step, as tensors, and losses on their targets.
+"""Batches of token pairs as tensors, and the losses on their targets.
 
-Step `n` of a run always sees the same pairs, so that a resumed run goes on exactly. Knows nothing
-about models or optimisers.
+Step `n` of a run always sees the same pairs, so a resumed run continues exactly.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ _BATCHES_SORTED_TOGETHER = 32
 class Batch:
     """Right-padded rows: `input_ids` and `labels`, [rows, tokens].
 
-    `labels[r, t]` is the token that follows token t of row r where that belongs to the target (its
-    end-of-text token included), and `IGNORED` elsewhere.
+    `labels[r, t]` is the token after token t of row r if it belongs to the target (including the
+    end-of-text token), and `IGNORED` otherwise.
     """
 
     input_ids: torch.Tensor
@@ -35,8 +34,9 @@ class Batch:
 class SourceBatch:
     """Right-padded rows for an encoder and a decoder.
 
-    `source_ids` and `source_mask` (True at real tokens) are [rows, source tokens], `decoder_ids`
-    and `labels` [rows, target tokens]: the labels moved right by one, the start token first.
+    `source_ids` and `source_mask` (True at real tokens) are [rows, source tokens]. `decoder_ids`
+    and `labels` are [rows, target tokens]; `decoder_ids` are the labels, shifted right behind the
+    start token.
     """
 
     source_ids: torch.Tensor
@@ -46,7 +46,7 @@ class SourceBatch:
 
 
 class Batches:
-    """The order of a data set: shuffled every epoch, rows of similar length side by side."""
+    """The order of a data set: shuffled in every epoch, with rows of similar length together."""
 
     def __init__(self, pairs: Sequence[TokenPair], batch_size: int, seed: int) -> None:
         self._pairs = pairs
@@ -78,12 +78,12 @@ class Batches:
 
 
 def sample(pairs: Sequence[TokenPair], size: int, seed: int) -> list[TokenPair]:
-    """`size` of the pairs drawn at random, or all of them; the same ones for the same seed."""
+    """Up to `size` random pairs; the same seed gives the same pairs."""
     return random.Random(f"{seed}:sample").sample(list(pairs), min(size, len(pairs)))
 
 
 def collate(pairs: Sequence[TokenPair], device: torch.device | None = None) -> Batch:
-    """Pad pairs to one rectangle; the last token of a row is never an input."""
+    """Pad pairs to one rectangle. The last token of a row is only a label, never an input."""
     width = max(len(pair) for pair in pairs) - 1
     input_ids = torch.zeros(len(pairs), width, dtype=torch.long)
     labels = torch.full((len(pairs), width), IGNORED, dtype=torch.long)
@@ -97,7 +97,7 @@ def collate(pairs: Sequence[TokenPair], device: torch.device | None = None) -> B
 def collate_sources(
     pairs: Sequence[TokenPair], start: int, device: torch.device | None = None
 ) -> SourceBatch:
-    """Pad pairs to two rectangles; decoders begin with the token `start`."""
+    """Pad pairs to two rectangles. The decoder's input begins with the token `start`."""
     wide, long = max(len(pair.prompt_ids) for pair in pairs), max(len(p.target_ids) for p in pairs)
     source_ids = torch.zeros(len(pairs), wide, dtype=torch.long)
     mask = torch.zeros(len(pairs), wide, dtype=torch.bool)

@@ -1,7 +1,4 @@
-"""Checkpoints: tensors and a JSON state in one safetensors file, replaced in one step.
-
-No pickle anywhere. Knows nothing about what the tensors mean.
-"""
+"""Checkpoints: tensors and a JSON state in one safetensors file, which is replaced atomically."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ _STATE_KEY = "state"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved: named tensors and a state of plain JSON values."""
+    """The content of a checkpoint: named tensors and a state of plain JSON values."""
 
     tensors: Mapping[str, torch.Tensor]
     state: Mapping[str, Any]
@@ -33,9 +30,9 @@ class Checkpoint:
 def save_checkpoint(
     path: Path, tensors: Mapping[str, torch.Tensor], state: Mapping[str, Any]
 ) -> None:
-    """Write both, so that a reader finds the old checkpoint or the new one, never a part.
+    """Write a checkpoint; a reader finds the old one or the new one, never a part.
 
-    InsufficientStorage if that fails; then the old one is still there.
+    Raises InsufficientStorage if that fails; the old checkpoint then remains.
     """
     staged = path.with_name(path.name + ".tmp")
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -53,13 +50,13 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint; InvalidRequest when the file is not one."""
+    """Read a checkpoint. Raises InvalidRequest if the file is not one."""
     try:
         with safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})[_STATE_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InvalidRequest(f"{path}: not a checkpoint of this program: {error}") from error
+        raise InvalidRequest(f"{path} is not a checkpoint of this program: {error}") from error
     return Checkpoint(tensors, state)
 
 
@@ -75,7 +72,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, name: str) -> dict[str, 
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, name: str, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` took."""
+    """Restore the state that `optimizer_tensors` has returned."""
     states: dict[int, dict[str, torch.Tensor]] = {}
     for full_name, tensor in tensors.items():
         if full_name.startswith(f"{name}."):

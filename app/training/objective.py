@@ -1,8 +1,7 @@
-"""What a prefix is trained for, by the model's family: the loss of a batch, and where tokens stand.
+"""The training objective by model family: the loss of a batch, and the positions of its tokens.
 
-GPT-2 continues an input after the prefix's positions; BART reads it with its encoder and writes the
-target, positions from 0 on both sides (Li & Liang 2021, and their code). Knows nothing about
-optimisers, files or recipes.
+GPT-2 continues the input, at positions after the prefix. BART reads the input with its encoder and
+writes the target, with positions from 0 on both sides (Li & Liang 2021, and their code).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from app.training.batches import collate, collate_sources, mean_loss, summed_los
 
 @dataclass(frozen=True)
 class Loss:
-    """A mean with gradients, and over how many sentences (GPT-2) or tokens (BART) it is one."""
+    """A mean loss with gradients, and how many sentences (GPT-2) or tokens (BART) it covers."""
 
     mean: torch.Tensor
     count: int
@@ -30,9 +29,9 @@ class Loss:
 def loss_of(
     model: FrozenModel, prefix: Mapping[str, KeyValues], pairs: Sequence[TokenPair]
 ) -> Loss:
-    """The loss of `pairs` after `prefix` (module → keys and values; none: the base model alone).
+    """The loss of `pairs` behind `prefix`, with gradients into the prefix.
 
-    Gradients flow into the prefix.
+    `prefix` maps modules to keys and values; an empty one means the base model alone.
     """
     if model.start_tokens is not None:
         return _answer_loss(model, prefix, pairs, model.start_tokens.start)
@@ -44,7 +43,7 @@ def loss_of(
 
 
 def position_offset(model: FrozenModel, length: int) -> int:
-    """By how many positions a prefix of `length` shifts the tokens, as in the authors' code."""
+    """How many positions a prefix of `length` shifts the tokens, as in the authors' code."""
     return length if model.encoder_decoder is None else 0
 
 

@@ -1,7 +1,4 @@
-"""From trained keys and values to a served prefix: the file, and its place in a store.
-
-Knows nothing about how a prefix was trained; that is told to it as provenance.
-"""
+"""Turn trained keys and values into a prefix file, and put it into a store."""
 
 from __future__ import annotations
 
@@ -30,9 +27,9 @@ def as_prefix(
     decoding: Mapping[str, Any],
     provenance: Mapping[str, Any],
 ) -> Prefix:
-    """A prefix for `model` alone; `trained` maps modules to keys and values.
+    """A prefix that fits only `model`; `trained` maps modules to keys and values.
 
-    In half precision, or in single where a value is too large for that.
+    It is stored in half precision, or in single precision if a value is too large for that.
     """
     parts = [part for made in trained.values() for part in (made.keys, made.values)]
     fits = all(bool(torch.isfinite(part.to(_FILE_DTYPE)).all()) for part in parts)
@@ -56,9 +53,9 @@ def as_prefix(
 
 
 def write_prefix(prefix: Prefix, path: Path) -> None:
-    """Write the prefix as one file in the format `polyprefix/1`, whole or not at all.
+    """Write the prefix as a file in the format `polyprefix/1`, completely or not at all.
 
-    OSError if that fails.
+    Raises OSError if that fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     data = encode(prefix)
@@ -74,7 +71,7 @@ def write_prefix(prefix: Prefix, path: Path) -> None:
 
 
 def describe(prefix: Prefix) -> VersionInfo:
-    """What the registry is told of a prefix."""
+    """The facts about a prefix that the registry stores."""
     metadata = prefix.metadata
     return VersionInfo(
         digest=prefix.digest,
@@ -92,7 +89,7 @@ def describe(prefix: Prefix) -> VersionInfo:
 
 
 def add_to_store(prefix: Prefix, store: Path, name: str, *, alias: str | None = None) -> None:
-    """Put the prefix into a store's shipped list, from which servers import it at start."""
+    """Add the prefix to a store's shipped prefixes, which servers import at start."""
     info = describe(prefix)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "prefix.safetensors"

@@ -1,6 +1,6 @@
-"""How a prefix is trained: every number that decides the outcome, besides data and base model.
+"""The recipe of a training run: every setting that affects the result, except data and model.
 
-What is not given is chosen by the base model's family and size.
+The base model's family and size choose the settings that are not given.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from app.prefix.spec import MODULES
 
 MAX_LENGTH = 1024
 HIDDEN = 512
-"""The authors' width of the reparameterisation for table-to-text on GPT-2."""
+"""Width of the reparameterisation that the authors used for table-to-text on GPT-2."""
 HIDDEN_WITH_ENCODER = 800
-"""And for summaries on BART."""
+"""Width that they used for summaries on BART."""
 EPOCHS = 10
-"""Passes over the data, as the authors trained table-to-text."""
+"""Passes over the data that the authors used for table-to-text."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast base models of up to `parameters` learn: rate, batch, and how many steps are enough.
+    """Rate, batch size and number of steps for base models of up to `parameters` parameters.
 
-    The steps of `EPOCHS` are raised to `min_steps` and cut to `max_steps` (0: neither).
+    `EPOCHS` passes give the steps, at least `min_steps` and at most `max_steps` (0: no limit).
     """
 
     parameters: float
@@ -42,23 +42,22 @@ PACES = (
     Pace(250e6, lr=4e-4, batch_size=8, warmup_steps=30, min_steps=200),
     Pace(math.inf, lr=5e-5, batch_size=5, warmup_steps=0),
 )
-"""By size, the smallest first. The first is measured on the demo GPT-2 and BART, the last is the
-authors' for GPT-2 medium and large and for BART large; the one between lies between them."""
+"""Smallest models first. The first pace was measured on the demo GPT-2 and BART. The last one is
+the authors' for GPT-2 medium, GPT-2 large and BART large. The middle one is an interpolation."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Settings of one training run.
 
-    `length` is the number of prefix positions, in each of `modules` (none: all that the model
-    has); `hidden` the width of the reparameterisations. `model_dropout` says whether the frozen
-    model drops activations out while a prefix learns. What is None is filled in by `for_model`:
-    `hidden` and `model_dropout` as the authors did for the model's family, `lr`, `batch_size`,
-    `warmup_steps` and the number of steps by its size. `max_source` is the number of tokens that
-    an encoder is given (0: as many as it takes); the rest of a source is cut off. `max_steps` 0
-    means all the steps of `epochs`. The learning rate rises over `warmup_steps` and then falls
-    linearly to 0. `initial_words` starts the prefix from the keys and values of a text. `keep` is
-    "best" (lowest validation loss) or "last". `validate_every` is in steps (0: once an epoch).
+    `length`: positions of the prefix in each of `modules` (empty: all modules of the model).
+    `hidden`: width of the reparameterisations. `model_dropout`: whether the frozen model uses its
+    dropout during training. `for_model` fills in what is None: `hidden` and `model_dropout` by the
+    model's family, `lr`, `batch_size`, `warmup_steps` and the number of steps by its size.
+    `max_source`: tokens of a source that an encoder reads (0: as many as it can); the rest is cut.
+    `max_steps`: 0 means all steps of `epochs`. The learning rate rises over `warmup_steps`, then
+    falls linearly to 0. `initial_words`: the prefix starts from the keys and values of this text.
+    `keep`: "best" (lowest validation loss) or "last". `validate_every`: steps (0: each epoch).
     """
 
     length: int = 10
@@ -78,7 +77,7 @@ class Recipe:
     seed: int = 101
 
     def check(self) -> None:
-        """InvalidRequest names the first setting that is out of bounds."""
+        """Raise InvalidRequest for the first setting that is out of bounds."""
         _between("length", self.length, 1, MAX_LENGTH)
         _between("hidden", self.hidden, 1, 65_536)
         _between("max_source", self.max_source, 0, 1 << 20)
@@ -96,11 +95,11 @@ class Recipe:
             raise InvalidRequest(f"keep must be `best` or `last`, not {self.keep!r}")
 
     def for_model(self, available: Collection[str], parameters: int, num_pairs: int) -> Recipe:
-        """The recipe for a model with these modules and parameters, nothing left open.
+        """The complete recipe for a model with these modules and parameters.
 
-        As the authors ran it: BART with a prefix in each of its attentions, 800 hidden and its own
-        dropout on, GPT-2 with 512 and without. Rate, batch and steps are those of `PACES`.
-        InvalidRequest for what such a model does not have.
+        The defaults are the authors': BART has a prefix in each attention, width 800 and dropout;
+        GPT-2 has width 512 and no dropout. Rate, batch size and steps come from `PACES`.
+        Raises InvalidRequest for settings that such a model does not have.
         """
         pace = next(pace for pace in PACES if parameters <= pace.parameters)
         paced = replace(
@@ -115,22 +114,22 @@ class Recipe:
         return paced.for_modules(available)
 
     def for_modules(self, available: Collection[str]) -> Recipe:
-        """The recipe for a model with these modules; rate, batch and steps stay as they are."""
+        """The recipe for a model with these modules. Rate, batch size and steps do not change."""
         with_encoder = "encoder" in available
         modules = self.modules or tuple(available)
         for name in modules:
             if name not in available:
                 known = ", ".join(available)
-                raise InvalidRequest(f"modules: this base model has {known}, not {name!r}")
+                raise InvalidRequest(f"modules: this base model has no {name!r}; it has {known}")
         if "decoder" not in modules:
-            raise InvalidRequest("modules: every prefix has the module decoder")
+            raise InvalidRequest("modules: every prefix needs the module decoder; add it")
         if with_encoder and self.initial_words is not None:
             raise InvalidRequest(
-                "initial_words: a model with an encoder has no keys and values of real words in"
-                " three modules; the authors start BART's at random"
+                "initial_words: a model with an encoder cannot start from words, because they have"
+                " no keys and values in all three modules; leave the option out"
             )
         if not with_encoder and self.max_source:
-            raise InvalidRequest("max_source: this base model has no encoder to read a source")
+            raise InvalidRequest("max_source: this base model has no encoder; leave the option out")
         hidden = HIDDEN_WITH_ENCODER if with_encoder else HIDDEN
         return replace(
             self,
@@ -140,11 +139,11 @@ class Recipe:
         )
 
     def total_steps(self, num_pairs: int) -> int:
-        """Optimiser steps of the whole run on `num_pairs` pairs."""
+        """Number of optimiser steps of the whole run on `num_pairs` pairs."""
         return self.max_steps or (self.epochs or EPOCHS) * self.steps_per_epoch(num_pairs)
 
     def steps_per_epoch(self, num_pairs: int) -> int:
-        """Batches in one pass over the data; the last may be smaller."""
+        """Number of batches in one pass over the data; the last may be smaller."""
         return math.ceil(num_pairs / (self.batch_size or 1))
 
     def lr_at(self, step: int, total: int) -> float:
@@ -155,7 +154,7 @@ class Recipe:
         return peak * max(0.0, (total - step) / max(1, total - warmup))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, as JSON has them, for checkpoints and provenance."""
+        """The recipe as JSON values, for checkpoints and provenance."""
         return {**asdict(self), "modules": list(self.modules)}
 
 

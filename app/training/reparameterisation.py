@@ -1,7 +1,7 @@
 """The authors' reparameterisation of a prefix: Embedding → Linear → Tanh → Linear.
 
-Trained in the place of the keys and values themselves, which is unstable (Li & Liang 2021, §4.3);
-afterwards its output is the prefix and the network is dropped. Knows nothing about data or losses.
+Training the keys and values directly is unstable (Li & Liang 2021, §4.3). This network is trained
+instead; its final output is the prefix.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ FIT_LR = 1e-4
 class Reparameterisation(nn.Module):
     """Makes the keys and values of a prefix from `length` embeddings of the model's `width`.
 
-    The last layer's output at one position is read as [2 * layers, kv_heads, head_dim]: slice 2l
-    holds the key of layer l, slice 2l + 1 its value. Weights have torch's default initialisation.
+    The output at one position has the shape [2 * layers, kv_heads, head_dim]: slice 2l is the key
+    of layer l, slice 2l + 1 its value. Weights start with torch's default initialisation.
     """
 
     def __init__(self, shape: ModuleShape, *, length: int, width: int, hidden: int) -> None:
@@ -48,16 +48,16 @@ class Reparameterisation(nn.Module):
         return KeyValues(slices[0::2], slices[1::2])
 
     def result(self) -> KeyValues:
-        """The keys and values as they stand, detached and contiguous."""
+        """The present keys and values, detached and contiguous."""
         with torch.no_grad():
             made = self()
         return KeyValues(made.keys.contiguous(), made.values.contiguous())
 
 
 class Reparameterisations(nn.Module):
-    """One network for each module of a prefix, learned together: BART has three.
+    """One network for each module of a prefix, trained together: BART has three.
 
-    They share nothing, as the authors' (`control_trans`, `control_trans_enc`, `control_trans2`).
+    They share no weights, like the authors' `control_trans`, `control_trans_enc`, `control_trans2`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Reparameterisations(nn.Module):
         return {name: network() for name, network in self._networks.items()}
 
     def result(self) -> dict[str, KeyValues]:
-        """The prefix as it stands, detached and contiguous."""
+        """The present prefix, detached and contiguous."""
         return {name: network.result() for name, network in self._networks.items()}
 
 
@@ -93,7 +93,7 @@ def words_as_prefix(model: FrozenModel, words: str, length: int) -> KeyValues:
     """The model's keys and values for the tokens of ` words`, repeated or cut to `length`."""
     token_ids = model.text.render(" {input}", words)
     if not token_ids:
-        raise InvalidRequest("the words to start from have no tokens")
+        raise InvalidRequest("initial_words has no tokens; give some words")
     return keys_values_of(model, list(islice(cycle(token_ids), length)))
 
 
@@ -104,9 +104,9 @@ def fit_to(
     steps: int = FIT_STEPS,
     lr: float = FIT_LR,
 ) -> float:
-    """Move the output towards `goal` by Adam on the squared error; returns the error at the end.
+    """Fit the output to `goal` by Adam on the squared error; return the final error.
 
-    Only the network learns, not the embeddings, as in the authors' low-data initialisation.
+    Only the network is trained, not the embeddings, as in the authors' low-data initialisation.
     """
     keys, values = goal.keys.detach().float(), goal.values.detach().float()
     optimizer = torch.optim.Adam(reparameterisation.network.parameters(), lr=lr)

@@ -1,7 +1,4 @@
-"""One training run from files to a prefix: data, trainer, scores, provenance.
-
-Knows nothing about terminals or stores.
-"""
+"""One training run from files to a prefix: data, trainer, scores, provenance."""
 
 from __future__ import annotations
 
@@ -36,9 +33,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What to train, on what, with what; `decoding` is stored as the prefix's defaults.
+    """The input of a training run. `decoding` becomes the prefix's defaults.
 
-    `template` None is what the authors give to a model of this family.
+    `template` None means the authors' template for a model of this family.
     """
 
     model: str
@@ -54,10 +51,10 @@ class TrainingJob:
 
 
 class Session:
-    """A job at work: `train`, then `prefix`; `score` in between when it is to be scored."""
+    """A running job: call `train`, optionally `score`, then `prefix`."""
 
     def __init__(self, job: TrainingJob) -> None:
-        """Read the data and load the model. InvalidRequest says what is wrong with them."""
+        """Read the data and load the model. Raises InvalidRequest if one of them is unusable."""
         job.recipe.check()
         self._job = job
         self.examples = read_examples(job.data)
@@ -84,16 +81,16 @@ class Session:
 
     @property
     def recipe(self) -> Recipe:
-        """The job's recipe, with what it leaves open chosen for the model."""
+        """The job's recipe, completed for the model."""
         return self.trainer.recipe
 
     def train(self, report: Callable[[Report], None]) -> None:
-        """Train to the end; the checkpoint is left behind, for the caller to discard."""
+        """Train to the end. The checkpoint remains; the caller discards it."""
         self.trainer.initialise()
         self.trainer.run(report)
 
     def prefix(self, scores: Mapping[str, Any]) -> Prefix:
-        """The trained prefix with its provenance, `scores` included."""
+        """The trained prefix; its provenance includes `scores`."""
         return as_prefix(
             self.trainer.result(),
             self.model,
@@ -169,7 +166,7 @@ class Session:
 def _warn_of_specials(text: Text, template: str) -> None:
     for part in text.unknown_specials(template):
         _log.warning(
-            "the template's %s is no special token of this tokenizer: the model reads it letter by"
-            " letter",
+            "the template's %s is not a special token of this tokenizer, so the model reads it"
+            " letter by letter",
             part,
         )

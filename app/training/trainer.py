@@ -1,8 +1,7 @@
-"""The training loop: a prefix learns, the base model stays as it is.
+"""The training loop: a prefix is trained, the base model is not changed.
 
-The model runs through the same attention function as in serving, in eval mode but for the steps of
-a recipe with `model_dropout`. Knows nothing about files of data, stores or terminals; progress is
-reported to a callback.
+The model uses the same attention function as in serving. It is in eval mode, except during the
+steps of a recipe with `model_dropout`.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from app.training.reparameterisation import Reparameterisations, fit_to, words_a
 
 _VALIDATION_ROWS = 32
 _SAMPLED = 64
-"""Pairs on which a run's progress is measured."""
+"""Number of pairs on which the progress of a run is measured."""
 _LEARNED = 0.98
-"""A run has learned something if its last loss is less than this share of the first."""
+"""A run has learned something if its last loss is below this share of the first loss."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where a run stands after a step. `validation_loss` is set on steps that measured it."""
+    """The state of a run after a step. `validation_loss` is set if the step measured it."""
 
     step: int
     total: int
@@ -50,8 +49,8 @@ class Report:
 
 
 @dataclass
-class _Standing:
-    """What a run remembers besides tensors."""
+class _RunState:
+    """The state of a run, except its tensors."""
 
     step: int = 0
     best_loss: float | None = None
@@ -62,9 +61,9 @@ class _Standing:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What a run has achieved, as losses on the same `pairs` pairs (see `Trainer.progress`).
+    """The result of a run: losses on the same `pairs` pairs.
 
-    `base` is the base model's without a prefix, `first` that of the prefix before its first step.
+    `base` is the loss of the base model alone, `first` that of the prefix before its first step.
     """
 
     base: float
@@ -74,7 +73,7 @@ class TrainingProgress:
 
     @property
     def fault(self) -> str | None:
-        """Why the run has to count as failed, None if it has not."""
+        """Why the run has failed; None if it has not."""
         if not self.last < _LEARNED * self.first:
             return f"the loss did not fall ({self.first:.2f} at first, {self.last:.2f} at last)"
         if not self.last < self.base:
@@ -85,9 +84,9 @@ class TrainingProgress:
 class Trainer:
     """Trains one prefix on `pairs`; `validation` decides which state is the best.
 
-    With `checkpoint`, the state is written there every `checkpoint_every` steps and `resume` goes
-    on from it, bit for bit as if nothing had happened. `identity` names the data: a checkpoint of
-    other data, another model or another recipe is refused.
+    With `checkpoint`, the state is written there every `checkpoint_every` steps. `resume` continues
+    from it with bit-identical results. `identity` names the data; a checkpoint of other data,
+    another model or another recipe is refused.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Trainer:
     ) -> None:
         recipe.check()
         if not pairs:
-            raise InvalidRequest("there is nothing to train on")
+            raise InvalidRequest("there are no pairs to train on; the data needs at least one")
         self.model = model
         size = sum(weight.numel() for weight in model.hf.parameters())
         self.recipe = recipe = recipe.for_model(model.spec.modules, size, len(pairs))
@@ -114,7 +113,7 @@ class Trainer:
         self._batches = Batches(pairs, recipe.batch_size or 1, recipe.seed)
         self.total = recipe.total_steps(len(pairs))
         self._validate_every = recipe.validate_every or recipe.steps_per_epoch(len(pairs))
-        self._standing = _Standing()
+        self._state = _RunState()
         self._best: Mapping[str, KeyValues] | None = None
         self.parameters = self._new_parameters()
         self._optimizer = torch.optim.AdamW(
@@ -127,16 +126,16 @@ class Trainer:
 
     @property
     def best_loss(self) -> float | None:
-        """Lowest validation loss so far: a mean as that of the steps, over all that is held out."""
-        return self._standing.best_loss
+        """Lowest validation loss so far: the mean over all held-out pairs."""
+        return self._state.best_loss
 
     @property
     def step(self) -> int:
-        """Steps done."""
-        return self._standing.step
+        """Number of steps done."""
+        return self._state.step
 
     def initialise(self) -> float | None:
-        """Start from the recipe's words, if it names any; the squared error that remains."""
+        """Start from the recipe's words, if there are any; return the remaining squared error."""
         words = self.recipe.initial_words
         if words is None or self.step:
             return None
@@ -146,17 +145,17 @@ class Trainer:
     def run(self, report: Callable[[Report], None], *, until: int | None = None) -> None:
         """Train to the end, or to step `until`.
 
-        InvalidRequest names the step at which a loss, a gradient or the prefix is no number any
-        more; nothing of that step is kept or written.
+        Raises InvalidRequest, which names the step, if a loss, a gradient or the prefix is not
+        finite. Nothing of that step is kept or written.
         """
         last = min(self.total, until if until is not None else self.total)
-        if self._standing.first_loss is None:
-            self._standing.base_loss = self._loss_over(self._sample, {})
-            self._standing.first_loss = self._loss_over(self._sample, self.parameters())
-            self._check("loss", self._standing.base_loss + self._standing.first_loss)
+        if self._state.first_loss is None:
+            self._state.base_loss = self._loss_over(self._sample, {})
+            self._state.first_loss = self._loss_over(self._sample, self.parameters())
+            self._check("loss", self._state.base_loss + self._state.first_loss)
         while self.step < last:
             loss, lr = self._step()
-            self._standing.step += 1
+            self._state.step += 1
             due = self.step % self._validate_every == 0 or self.step == self.total
             measured = self._validate() if due else None
             if self.step % self._checkpoint_every == 0 or self.step == last:
@@ -164,23 +163,23 @@ class Trainer:
             report(Report(self.step, self.total, loss, lr, measured))
 
     def progress(self) -> TrainingProgress:
-        """Where the run came from and where it is, on a sample of what is held out, or trained on.
+        """The losses of the run so far, on a sample of the held-out pairs or of the training pairs.
 
-        InvalidRequest if it has not begun.
+        Raises InvalidRequest if the run has not begun.
         """
-        base, first = self._standing.base_loss, self._standing.first_loss
+        base, first = self._state.base_loss, self._state.first_loss
         if base is None or first is None:
-            raise InvalidRequest("a run that has not begun has made no progress")
+            raise InvalidRequest("the run has not begun, so there is no progress to report")
         last = self._loss_over(self._sample, self.result())
         return TrainingProgress(base, first, last, len(self._sample))
 
     def discard_checkpoint(self) -> None:
-        """Remove the checkpoint of a run that has ended well."""
+        """Remove the checkpoint after the run has ended well."""
         if self._checkpoint is not None:
             self._checkpoint.unlink(missing_ok=True)
 
     def result(self) -> Mapping[str, KeyValues]:
-        """The prefix by module: the best state where there was validation and `keep` is "best"."""
+        """The prefix by module: the best state if `keep` is "best" and there was validation."""
         if self.recipe.keep == "best" and self._best is not None:
             return self._best
         return self.parameters.result()
@@ -190,7 +189,7 @@ class Trainer:
         return loss_of(self.model, self._cast(self.parameters()), pairs)
 
     def save(self) -> None:
-        """Write the checkpoint, if the run has a place for it."""
+        """Write the checkpoint if the run has a path for it."""
         if self._checkpoint is None:
             return
         self._check_parameters()
@@ -201,12 +200,12 @@ class Trainer:
         state = {
             "identity": self._identity,
             "recipe": self.recipe.as_dict(),
-            "standing": asdict(self._standing),
+            "standing": asdict(self._state),
         }
         save_checkpoint(self._checkpoint, tensors, state)
 
     def resume(self) -> bool:
-        """Go on from the checkpoint; False when there is none. Refuses one of another run."""
+        """Continue from the checkpoint, if there is one. Refuses the checkpoint of another run."""
         if self._checkpoint is None or not self._checkpoint.exists():
             return False
         saved = load_checkpoint(self._checkpoint)
@@ -214,12 +213,13 @@ class Trainer:
         if (saved.state.get("identity"), saved.state.get("recipe")) != mine:
             raise InvalidRequest(
                 f"{self._checkpoint} belongs to another run (base model, data or settings differ);"
-                " remove it or start afresh"
+                " remove it or start again with --no-resume"
             )
         own = self.parameters.state_dict()
         if not all(bool(torch.isfinite(tensor).all()) for tensor in saved.tensors.values()):
             raise InvalidRequest(
-                f"{self._checkpoint} holds values that are no numbers; remove it or start afresh"
+                f"{self._checkpoint} holds values that are not finite; remove it or start again"
+                " with --no-resume"
             )
         with torch.no_grad():
             for name, tensor in own.items():
@@ -227,7 +227,7 @@ class Trainer:
         restore_optimizer(self._optimizer, "optimizer", saved.tensors)
         if "best.decoder.keys" in saved.tensors:
             self._best = {name: self._saved_best(saved, name) for name in self.recipe.modules}
-        self._standing = _Standing(**saved.state["standing"])
+        self._state = _RunState(**saved.state["standing"])
         return True
 
     def _saved_best(self, saved: Checkpoint, module: str) -> KeyValues:
@@ -249,7 +249,7 @@ class Trainer:
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:
-        """The frozen model's own dropout, if the recipe wants it; its noise is the step's own."""
+        """Turn the model's dropout on if the recipe asks for it; its noise depends on the step."""
         if not self.recipe.model_dropout:
             yield
             return
@@ -278,13 +278,13 @@ class Trainer:
         return value, lr
 
     def _check(self, what: str, value: float) -> None:
-        """InvalidRequest unless the value is a number; nothing has been changed or written yet."""
+        """Raise InvalidRequest unless the value is finite, before anything is changed."""
         if math.isfinite(value):
             return
         kept = self._checkpoint is not None and self._checkpoint.exists()
         state = f"; {self._checkpoint} has the last good state" if kept else ""
         raise InvalidRequest(
-            f"the {what} became {value} at step {self.step}{state}. Start afresh with a lower"
+            f"the {what} became {value} at step {self.step}{state}. Start again with a lower"
             f" learning rate than {self.recipe.lr}"
         )
 
@@ -304,7 +304,7 @@ class Trainer:
     def _loss_over(
         self, pairs: Sequence[TokenPair], prefix: Mapping[str, KeyValues] | None = None
     ) -> float:
-        """The mean loss of all `pairs`, after `prefix` or else the prefix as it is."""
+        """The mean loss of `pairs` behind `prefix`, or behind the present prefix if it is None."""
         ordered = sorted(pairs, key=len)
         total, count = 0.0, 0
         for start in range(0, len(ordered), _VALIDATION_ROWS):
@@ -319,13 +319,13 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> float | None:
-        """Mean loss of all validation pairs; remembers the prefix if it is the best so far."""
+        """The mean loss of all validation pairs; keeps the prefix if it is the best so far."""
         if not self._validation:
             return None
         loss = self._loss_over(self._validation)
         self._check("validation loss", loss)
-        best = self._standing.best_loss
+        best = self._state.best_loss
         if best is None or loss < best:
-            self._standing.best_loss, self._standing.best_step = loss, self.step
+            self._state.best_loss, self._state.best_step = loss, self.step
             self._best = self.parameters.result()
         return loss

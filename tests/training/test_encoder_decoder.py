@@ -70,8 +70,8 @@ def test_the_recipe_of_a_model_with_an_encoder_is_the_authors(bart: FrozenModel)
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"modules": ("decoder", "memory")}, "not 'memory'"),
-        ({"modules": ("encoder",)}, "every prefix has the module decoder"),
+        ({"modules": ("decoder", "memory")}, "has no 'memory'"),
+        ({"modules": ("encoder",)}, "every prefix needs the module decoder"),
         ({"initial_words": "summarize"}, "initial_words"),
     ],
 )

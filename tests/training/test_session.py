@@ -128,7 +128,7 @@ def test_a_model_with_an_encoder_is_trained_and_scored_by_the_same_commands(
         (("--decoding", '{"num_beams": 65}'), "num_beams is 65"),
         (("--decoding", '{"beams": 4}'), "unknown field 'beams'"),
         (("--decoding", '{"num_beams": 2, "num_beams": 4}'), "twice"),
-        (("--modules", "decoder,cross"), "this base model has decoder"),
+        (("--modules", "decoder,cross"), "it has decoder"),
     ],
 )
 def test_options_that_cannot_be_are_refused_before_training(

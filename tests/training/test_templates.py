@@ -110,5 +110,5 @@ def test_training_points_out_a_template_of_another_tokenizer(
     assert session(None).template == "<s>{input}</s>"
     assert "is no special token" not in caplog.text
     session(" {input} <|endoftext|>")
-    assert "<|endoftext|> is no special token of this tokenizer" in caplog.text
+    assert "<|endoftext|> is not a special token of this tokenizer" in caplog.text
     assert load_model(str(folder), device="cpu").text.end_id == 2
