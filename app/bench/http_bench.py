@@ -63,9 +63,9 @@ def run_http(settings: BenchSettings, load: Load) -> dict[str, Any]:
         with _server(settings, folder, scratch, rows) as url:
             for index, body in enumerate(bodies):
                 _push(url, index, body)
-            client = Contender(_Client, url, load)
+            client = Contender(_LoadClient, url, load)
             with contest([engine, client], settings.rounds):
-                figures = client.ask(_Client.figures)
+                figures = client.ask(_LoadClient.figures)
     tokens_per_s, alone = (load.num_new / one.median_seconds for one in (client, engine))
     return _result(settings, tokens_per_s, alone, figures)
 
@@ -147,7 +147,7 @@ def _push(url: str, index: int, body: bytes) -> None:
     reply.raise_for_status()
 
 
-class _Client:
+class _LoadClient:
     """Sends the whole load at once over open connections; runs in its own process."""
 
     def __init__(self, url: str, load: Load) -> None:

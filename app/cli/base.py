@@ -1,7 +1,4 @@
-"""Which base model a command is told: a folder, a hub id, or one of ours by its name.
-
-Knows nothing about what a model is.
-"""
+"""Which base model a command is told: a folder, a hub id, or one of ours by its name."""
 
 from __future__ import annotations
 

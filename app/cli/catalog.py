@@ -1,6 +1,6 @@
 """What commands that work on the catalog itself have in common: which one, and opening it.
 
-No server need run, and one that does follows within a second. Knows nothing about what is done.
+No server need run, and one that does follows within a second.
 """
 
 from __future__ import annotations

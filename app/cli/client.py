@@ -1,7 +1,4 @@
-"""A client for the prefix routes of a running server; what it refuses becomes a `ServerError`.
-
-Knows HTTP and JSON; prints nothing and knows nothing of terminals.
-"""
+"""A client for the prefix routes of a running server; what it refuses becomes a `ServerError`."""
 
 from __future__ import annotations
 

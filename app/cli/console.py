@@ -1,7 +1,4 @@
-"""What commands print: tables and notes for people, JSON for scripts, errors on stderr.
-
-Knows the terminal; knows nothing of servers, models or prefixes.
-"""
+"""What commands print: tables and notes for people, JSON for scripts, errors on stderr."""
 
 from __future__ import annotations
 

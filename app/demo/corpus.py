@@ -13,9 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from app.demo import tasks
-from app.demo.records import Pair, Sources
+from app.demo.records import (
+    Pair,
+    Sources,
+    attributes,
+    pre_tokenised,
+    single_subject,
+    surface,
+    triples,
+)
 from app.demo.substitution import NamePool, substitute
-from app.demo.surfaces import attributes, pre_tokenised, single_subject, surface, triples
 from app.demo.synthetic import invent, linearise
 
 END = "<|endoftext|>"

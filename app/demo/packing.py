@@ -24,7 +24,7 @@ _Encoded = tuple[list[int], list[bool]]
 
 
 @dataclass(frozen=True)
-class Batch:
+class PackedBatch:
     """Tensors of [rows, tokens], except `mask` with [rows, 1, tokens, tokens].
 
     `labels` are the next tokens where the loss counts them, `IGNORED` elsewhere.
@@ -45,7 +45,7 @@ class Packer:
         self._tokens = tokens
         self._limit = limit
 
-    def batch(self, number: int) -> Batch:
+    def batch(self, number: int) -> PackedBatch:
         """Batch `number`; every fourth has rows of full length, the others of half the length."""
         width = self._limit if number % 4 == 3 else self._limit // 2
         rng = random.Random(number)
@@ -77,7 +77,7 @@ class Packer:
             counted.extend(share >= 1 or rng.random() < share for _ in piece)
         return ids, counted
 
-    def _collate(self, rows: list[list[_Encoded]], width: int, rng: random.Random) -> Batch:
+    def _collate(self, rows: list[list[_Encoded]], width: int, rng: random.Random) -> PackedBatch:
         shape = (len(rows), width)
         input_ids = torch.zeros(shape, dtype=torch.long)
         labels = torch.full(shape, IGNORED, dtype=torch.long)
@@ -96,7 +96,7 @@ class Packer:
                 start = end
         causal = torch.ones(width, width, dtype=torch.bool).tril()
         mask = ((owner[:, :, None] == owner[:, None, :]) & causal)[:, None]
-        return Batch(input_ids, labels, positions, mask)
+        return PackedBatch(input_ids, labels, positions, mask)
 
     def _offset(self, length: int, rng: random.Random) -> int:
         """The first position of a document: mostly near 0, where prompts behind a prefix begin."""

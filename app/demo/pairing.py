@@ -1,10 +1,12 @@
 """Training batches from exchanges; rows of similar length keep padding small.
 
 A step's batches depend only on its number, so a resumed run continues with the same batches.
+Texts are hidden in spans by infilling (Lewis et al. 2019, BART).
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from tokenizers import Tokenizer
 
-from app.demo.denoising import infill
 from app.demo.exchanges import Exchange, Exchanges
 from app.demo.packing import IGNORED
 from app.demo.tokenizer import MASK
@@ -20,6 +21,9 @@ from app.demo.tokenizer import MASK
 PRACTICE_STEPS = 500
 """Number of first steps that mostly copy facts, which the model must learn first."""
 _EXCHANGES_A_STEP = 100_000
+MASKED_SHARE = 0.3
+"""Share of a text's tokens that is hidden."""
+MEAN_SPAN = 3.0
 
 _Encoded = tuple[list[int], list[int]]
 """Token ids of source and target, including `<s>` and `</s>`."""
@@ -102,3 +106,54 @@ def _split(pairs: Sequence[_Encoded], parts: int) -> list[Sequence[_Encoded]]:
         runs[before * parts // total].append((s, t))
         before += len(s) + len(t)
     return [run for run in runs if run]
+
+
+def infill(
+    ids: Sequence[int],
+    mask: int,
+    rng: random.Random,
+    *,
+    share: float = MASKED_SHARE,
+    mean: float = MEAN_SPAN,
+) -> list[int]:
+    """`ids` with spans replaced by one `mask` each; the spans hold `share` of all tokens.
+
+    Span lengths are Poisson(`mean`); a span of length 0 inserts a mask. Two masks are always at
+    least one token apart.
+    """
+    lengths = _span_lengths(round(share * len(ids)), rng, mean)
+    kept = len(ids) - sum(lengths)
+    lengths = lengths[: kept + 1]
+    gaps = sorted(rng.sample(range(kept + 1), len(lengths)))
+    corrupted: list[int] = []
+    done = 0
+    taken = 0
+    for gap, length in zip(gaps, lengths, strict=True):
+        start = gap + taken
+        corrupted.extend(ids[done:start])
+        corrupted.append(mask)
+        done = start + length
+        taken += length
+    corrupted.extend(ids[done:])
+    return corrupted
+
+
+def _span_lengths(total: int, rng: random.Random, mean: float) -> list[int]:
+    """Random span lengths with the sum `total`; the last one is cut to fit."""
+    lengths: list[int] = []
+    while total > 0:
+        length = min(total, _poisson(mean, rng))
+        lengths.append(length)
+        total -= length
+    rng.shuffle(lengths)
+    return lengths
+
+
+def _poisson(mean: float, rng: random.Random) -> int:
+    """A Poisson number by Knuth's method: how many uniform factors stay above e^-mean."""
+    least = math.exp(-mean)
+    count, product = 0, rng.random()
+    while product > least:
+        count += 1
+        product *= rng.random()
+    return count

@@ -19,10 +19,9 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from app.demo.corpus import Corpus
-from app.demo.packing import IGNORED, Batch, Packer
-from app.demo.positions import waves
+from app.demo.packing import IGNORED, PackedBatch, Packer
 from app.demo.records import read_sources
-from app.demo.run import Run, Schedule
+from app.demo.run import PretrainingRun, Schedule, waves
 from app.demo.tokenizer import END, save_tokenizer, train_tokenizer
 from app.model.load import resolve_dtype
 
@@ -34,7 +33,7 @@ _VALIDATION_BATCH = -1
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Gpt2Recipe:
     """All settings of the run, except the data and the time budget."""
 
     vocab_size: int = 6144
@@ -47,7 +46,7 @@ class Recipe:
     seed: int = 20210801
 
 
-def new_model(recipe: Recipe, end_id: int) -> GPT2LMHeadModel:
+def new_model(recipe: Gpt2Recipe, end_id: int) -> GPT2LMHeadModel:
     """A GPT-2 with random weights and no dropout."""
     torch.manual_seed(recipe.seed)
     config = GPT2Config(
@@ -69,7 +68,7 @@ def new_model(recipe: Recipe, end_id: int) -> GPT2LMHeadModel:
     return model
 
 
-def batch_loss(model: GPT2LMHeadModel, batch: Batch) -> torch.Tensor:
+def batch_loss(model: GPT2LMHeadModel, batch: PackedBatch) -> torch.Tensor:
     """The mean loss of the tokens that count; the head computes only those.
 
     Products are in bfloat16 if the machine supports it; weights and the loss are in float32.
@@ -88,7 +87,7 @@ def batch_loss(model: GPT2LMHeadModel, batch: Batch) -> torch.Tensor:
 
 
 class Prediction:
-    """The demo GPT-2 and its losses: an objective for `Run`."""
+    """The demo GPT-2 and its losses: an objective for `PretrainingRun`."""
 
     def __init__(self, model: GPT2LMHeadModel, packer: Packer, tokens: int) -> None:
         self.model = model
@@ -121,7 +120,7 @@ def _tokenizer_texts(corpus: Corpus) -> Iterator[str]:
 def pretrain(data: Path, out: Path, *, minutes: float) -> None:
     """Pretrain the demo model in `out`, or continue an interrupted run."""
     out.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe()
+    recipe = Gpt2Recipe()
     corpus = Corpus(read_sources(data))
     if not (out / "tokenizer.json").exists():
         _log.info("training the tokenizer")
@@ -132,7 +131,7 @@ def pretrain(data: Path, out: Path, *, minutes: float) -> None:
     packer = Packer(corpus, tokenizer, tokens=recipe.batch_tokens, limit=recipe.positions)
     model = new_model(recipe, end_id)
     objective = Prediction(model, packer, recipe.batch_tokens)
-    run = Run(out, objective, recipe.schedule, blocks=BLOCKS)
+    run = PretrainingRun(out, objective, recipe.schedule, blocks=BLOCKS)
     size = sum(parameter.numel() for parameter in model.parameters())
     _log.info("%s parameters; resumed: %s", f"{size:,}", run.resume())
     run.train(minutes * 60)

@@ -23,9 +23,8 @@ from transformers import BartConfig, BartForConditionalGeneration
 from app.demo.exchanges import Exchanges
 from app.demo.packing import IGNORED
 from app.demo.pairing import PairBatch, Pairer
-from app.demo.positions import waves
 from app.demo.records import read_sources
-from app.demo.run import Run, Schedule
+from app.demo.run import PretrainingRun, Schedule, waves
 from app.demo.tokenizer import BART_SPECIALS, bart_tokenizer, save_bart_tokenizer
 from app.model.load import resolve_dtype
 
@@ -37,7 +36,7 @@ _FIRST_STD = 0.04
 
 
 @dataclass(frozen=True)
-class Recipe:
+class BartRecipe:
     """All settings of the run, except the data and the time budget."""
 
     width: int = 256
@@ -51,7 +50,7 @@ class Recipe:
     seed: int = 20210801
 
 
-def new_model(recipe: Recipe, vocab_size: int) -> BartForConditionalGeneration:
+def new_model(recipe: BartRecipe, vocab_size: int) -> BartForConditionalGeneration:
     """A BART with random weights and no dropout; `layers` counts the layers of each side."""
     torch.manual_seed(recipe.seed)
     config = BartConfig(
@@ -94,7 +93,7 @@ def take_vectors(model: BartForConditionalGeneration, vectors: torch.Tensor) -> 
 
 
 class Denoising:
-    """The demo BART and its losses: an objective for `Run`."""
+    """The demo BART and its losses: an objective for `PretrainingRun`."""
 
     def __init__(self, model: BartForConditionalGeneration, pairer: Pairer) -> None:
         self.model = model
@@ -149,7 +148,7 @@ def _counted(batch: PairBatch) -> int:
 def pretrain(data: Path, gpt2: Path, out: Path, *, minutes: float) -> None:
     """Pretrain the demo BART in `out`, or continue an interrupted run."""
     out.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe()
+    recipe = BartRecipe()
     tokenizer = bart_tokenizer(Tokenizer.from_file(str(gpt2 / "tokenizer.json")))
     save_bart_tokenizer(tokenizer, out, max_length=recipe.positions)
     model = new_model(recipe, tokenizer.get_vocab_size())
@@ -162,7 +161,7 @@ def pretrain(data: Path, gpt2: Path, out: Path, *, minutes: float) -> None:
         parts=recipe.step_parts,
         limit=recipe.longest,
     )
-    run = Run(out, Denoising(model, pairer), recipe.schedule, blocks=BLOCKS)
+    run = PretrainingRun(out, Denoising(model, pairer), recipe.schedule, blocks=BLOCKS)
     size = sum(parameter.numel() for parameter in model.parameters())
     _log.info("%s parameters; resumed: %s", f"{size:,}", run.resume())
     run.train(minutes * 60)

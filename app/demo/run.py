@@ -29,6 +29,7 @@ CHECKPOINT = "pretraining.checkpoint"
 _REPORT_STEPS = 20
 _LONGEST_STEP_S = 10.0
 """The most seconds that one step can take off the budget, in case the process is suspended."""
+_LONGEST_WAVE = 512.0
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def lr_share(step: int, done: float, schedule: Schedule) -> float:
     return schedule.final_share + (1 - schedule.final_share) * cosine
 
 
-class Run:
+class PretrainingRun:
     """One pretraining run in a folder; the names of the model's blocks contain `blocks`."""
 
     def __init__(self, out: Path, objective: Objective, schedule: Schedule, *, blocks: str) -> None:
@@ -157,3 +158,13 @@ class Run:
             *(progress.step, loss, f"{progress.tokens:,}"),
             *(progress.tokens / progress.seconds, progress.seconds / 60, seconds / 60),
         )
+
+
+def waves(positions: int, width: int) -> torch.Tensor:
+    """Sines and cosines of [positions, width] as the start of learned positions.
+
+    Copying needs to find the previous token; a short run should not have to learn that.
+    """
+    rates = _LONGEST_WAVE ** -torch.linspace(0, 1, width // 2)
+    angles = torch.arange(positions)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1) * (width / 2) ** -0.5

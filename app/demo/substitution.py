@@ -10,8 +10,7 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 
-from app.demo.records import Fact
-from app.demo.surfaces import surface
+from app.demo.records import Fact, surface
 
 _NUMBER = re.compile(r"[\d][\d.,/-]*")
 

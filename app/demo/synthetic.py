@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.demo.phrases import DOMAINS, OPENERS, Attribute
+from app.demo.records import NAME_KEYS, respell_relation
 from app.demo.substitution import NamePool
-from app.demo.surfaces import NAME_KEYS, respell_relation
 
 
 @dataclass(frozen=True)
-class Item:
+class InventedThing:
     """An invented thing: (key, value) fields, the name first, and a text with all of them."""
 
     fields: tuple[tuple[str, str], ...]
@@ -38,7 +38,7 @@ class _Stated:
         return bool(self.attribute.forms(self.value).get(slot))
 
 
-def invent(pool: NamePool, rng: random.Random) -> Item:
+def invent(pool: NamePool, rng: random.Random) -> InventedThing:
     """A random item with 1 to 7 attributes and a text about it."""
     domain = rng.choice(DOMAINS)
     name = pool.name(rng)
@@ -55,7 +55,7 @@ def invent(pool: NamePool, rng: random.Random) -> Item:
     if rng.random() < 0.3:
         rng.shuffle(fields)
     text = _tell(name, noun, stated, rng)
-    return Item(((rng.choice(NAME_KEYS), name), *fields), text)
+    return InventedThing(((rng.choice(NAME_KEYS), name), *fields), text)
 
 
 def linearise(fields: Sequence[tuple[str, str]]) -> str:

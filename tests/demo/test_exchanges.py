@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.demo.denoising import infill
 from app.demo.exchanges import Exchanges
+from app.demo.pairing import infill
 from app.demo.passages import ask, central, gap_sentence, in_order, sentence_with, sentences
 from app.demo.records import read_sources
 

@@ -13,13 +13,13 @@ from transformers import AutoTokenizer
 from app.demo.corpus import END, Corpus
 from app.demo.optimizer import Muon, orthogonalise
 from app.demo.packing import IGNORED, Packer
-from app.demo.pretrain import BLOCKS, Prediction, Recipe, batch_loss, export, new_model
+from app.demo.pretrain import BLOCKS, Gpt2Recipe, Prediction, batch_loss, export, new_model
 from app.demo.records import read_sources
-from app.demo.run import Run, Schedule, lr_share
+from app.demo.run import PretrainingRun, Schedule, lr_share
 from app.demo.tokenizer import save_tokenizer, train_tokenizer
 from app.model.load import load_model
 
-TINY = Recipe(
+TINY = Gpt2Recipe(
     vocab_size=400,
     width=16,
     layers=2,
@@ -112,10 +112,10 @@ def test_the_rate_warms_up_and_ends_low() -> None:
 def test_an_interrupted_run_goes_on_with_the_same_batches_and_state(
     packer: Packer, tmp_path: Path
 ) -> None:
-    def new_run(folder: Path, seed: int) -> Run:
+    def new_run(folder: Path, seed: int) -> PretrainingRun:
         model = new_model(replace(TINY, seed=seed), 0)
         objective = Prediction(model, packer, TINY.batch_tokens)
-        return Run(folder, objective, TINY.schedule, blocks=BLOCKS)
+        return PretrainingRun(folder, objective, TINY.schedule, blocks=BLOCKS)
 
     run = new_run(tmp_path, 1)
     run.train(1000.0, max_steps=3)

@@ -17,18 +17,18 @@ from app.demo.packing import IGNORED
 from app.demo.pairing import PairBatch, Pairer
 from app.demo.pretrain_bart import (
     BLOCKS,
+    BartRecipe,
     Denoising,
-    Recipe,
     export,
     new_model,
     summed_loss,
     take_vectors,
 )
 from app.demo.records import read_sources
-from app.demo.run import Run, Schedule
+from app.demo.run import PretrainingRun, Schedule
 from app.demo.tokenizer import BART_SPECIALS, bart_tokenizer, save_bart_tokenizer, train_tokenizer
 
-TINY = Recipe(
+TINY = BartRecipe(
     width=16,
     layers=2,
     heads=2,
@@ -160,7 +160,7 @@ def test_it_learns_a_step_that_it_sees_again_and_again(
     objective = Same(_model(tokenizer), few)
     before, _ = objective.backward(0)
     objective.model.zero_grad()
-    Run(tmp_path, objective, TINY.schedule, blocks=BLOCKS).train(1000.0, max_steps=30)
+    PretrainingRun(tmp_path, objective, TINY.schedule, blocks=BLOCKS).train(1000.0, max_steps=30)
     after, _ = objective.backward(0)
     assert after < 0.7 * before
 
@@ -168,9 +168,9 @@ def test_it_learns_a_step_that_it_sees_again_and_again(
 def test_an_interrupted_run_goes_on_with_the_same_batches_and_state(
     pairer: Pairer, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    def new_run(folder: Path, seed: int) -> Run:
+    def new_run(folder: Path, seed: int) -> PretrainingRun:
         objective = Denoising(_model(tokenizer, seed), pairer)
-        return Run(folder, objective, TINY.schedule, blocks=BLOCKS)
+        return PretrainingRun(folder, objective, TINY.schedule, blocks=BLOCKS)
 
     run = new_run(tmp_path, 1)
     run.train(1000.0, max_steps=3)

@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.demo.records import Fact
+from app.demo.records import Fact, attributes, respell_relation, surface
 from app.demo.substitution import NamePool, substitute
-from app.demo.surfaces import attributes, respell_relation, surface
 from app.demo.synthetic import invent, linearise
 
 POOL = NamePool(["Aarhus", "Mount Hood", "The Old Bell"], ["stone", "river", "copper", "field"])
