@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TypeVar
+from itertools import repeat
+from typing import Protocol, TypeVar
 
 from starlette.types import Receive
 
@@ -58,9 +59,18 @@ class Timings:
     @property
     def headers(self) -> dict[str, str]:
         """The reply's `x-…-time` headers, in milliseconds; none before anything has ended."""
-        if not self.total_time:
-            return {}
-        return {f"x-{name.replace('_', '-')}": str(ms) for name, ms in self.milliseconds.items()}
+        headers: dict[str, str] = {}
+        if self.total_time:
+            for name, milliseconds in self.milliseconds.items():
+                headers[f"x-{name.replace('_', '-')}"] = str(milliseconds)
+        return headers
+
+
+class EventSink(Protocol):
+    """Collects the events of one request."""
+
+    def add(self, event: Event) -> None:
+        """Take in an event."""
 
 
 @dataclass
@@ -79,7 +89,7 @@ class Generation:
     metrics: Metrics
     timings: Timings = field(default_factory=Timings)
     _streams: list[RequestStream] = field(default_factory=list)
-    _spent: UsageTotals = field(default_factory=lambda: UsageTotals(requests=1))
+    _spent: UsageTotals = field(default_factory=UsageTotals)
     _num_ended: int = 0
 
     @property
@@ -113,13 +123,16 @@ class Generation:
             if num_open == 0:
                 return
 
-    async def finish(self, receive: Receive, take: Callable[[int, Event], None]) -> None:
-        """Hand everything to `take` and close; RequestCancelled if the client goes away."""
+    async def finish(self, receive: Receive, into: Sequence[EventSink]) -> None:
+        """Add every event to its request's sink, then close.
+
+        RequestCancelled if the client, which `receive` listens to, goes away.
+        """
 
         async def collect() -> None:
             async for batch in self.events():
                 for index, event in batch:
-                    take(index, event)
+                    into[index].add(event)
 
         try:
             await cancel_on_disconnect(receive, collect())
@@ -147,6 +160,7 @@ class Generation:
         self._num_ended += 1
         if self._num_ended < len(self._streams):
             return
+        spent.requests = 1
         self.reservation.settle(spent.tokens_in + spent.tokens_out)
         if not spent.failed:
             spent.first_token_ms = round(1000 * self.timings.time_to_first_token)
@@ -156,7 +170,7 @@ class Generation:
     async def _batches(self) -> AsyncIterator[list[tuple[int, Event]]]:
         if len(self._streams) == 1:
             while True:
-                yield [(0, event) for event in await self._streams[0].next_events()]
+                yield list(zip(repeat(0), await self._streams[0].next_events(), strict=False))
         reads = {self._read(index): index for index in range(len(self._streams))}
         try:
             while True:
@@ -233,31 +247,28 @@ class GenerationService:
         timeout: float | None,
     ) -> Generation:
         """Reserve for all requests and submit them, as the principal's and with `selection`."""
-        rows = sum(request.num_rows for request in requests)
-        beams = any(request.sampling.beam is not None for request in requests)
+        rows, tokens, beams = 0, 0, False
+        for request in requests:
+            rows += request.num_rows
+            tokens += len(request.prompt_ids) + request.num_rows * request.sampling.max_tokens
+            beams = beams or request.sampling.beam is not None
         self.check_rows(rows, beams=beams)
-        limits = principal.limits
-        tokens = sum(
-            len(request.prompt_ids) + request.num_rows * request.sampling.max_tokens
-            for request in requests
-        )
-        reservation = await self.limiter.reserve(principal.tenant, limits, tokens=tokens, rows=rows)
+        tenant, limits = principal.tenant, principal.limits
+        reservation = await self.limiter.reserve(tenant, limits, tokens=tokens, rows=rows)
         deadline = time.monotonic() + min(timeout or self.timeout, self.timeout)
-        own = [
-            replace(
+        own = []
+        for request in requests:
+            made = replace(
                 request,
-                tenant=principal.tenant,
+                tenant=tenant,
                 prefixes=selection.prefixes,
                 deadline=deadline,
                 weight=limits.weight,
                 row_cap=limits.max_rows,
                 queue_cap=limits.max_queue,
             )
-            for request in requests
-        ]
-        generation = Generation(
-            principal.tenant, own, selection, reservation, self.usage, self.metrics
-        )
+            own.append(made)
+        generation = Generation(tenant, own, selection, reservation, self.usage, self.metrics)
         generation.submit(self.engine)
         return generation
 
@@ -291,8 +302,9 @@ class GenerationService:
             parse_special=bool(fields.parse_special),
         )
         bias = parse_logit_bias(spec.logit_bias) if spec.logit_bias else {}
-        return [
-            GenerationRequest(
+        requests = []
+        for ids in encoded:
+            request = GenerationRequest(
                 id=secrets.token_hex(12),
                 tenant=tenant,
                 prompt_ids=ids,
@@ -304,8 +316,8 @@ class GenerationService:
                 whole=not spec.streams,
                 priority=fields.priority or 0,
             )
-            for ids in encoded
-        ]
+            requests.append(request)
+        return requests
 
 
 async def wait_for_disconnect(receive: Receive) -> None:

@@ -13,7 +13,15 @@ from app.api.generation.generation import Generation, GenerationService
 from app.api.large_json import encode_json
 from app.api.schemas.generation import CompletionBody
 from app.api.side_work.off_loop import off_loop
-from app.engine.request import Event, PromptScored, RowFinished, TextDelta, TokenScore
+from app.engine.request import (
+    Event,
+    FinishReason,
+    GenerationRequest,
+    PromptScored,
+    RowFinished,
+    TextDelta,
+    TokenScore,
+)
 
 Json = dict[str, Any]
 
@@ -24,14 +32,11 @@ _GOES_ON = b'"finish_reason":null'
 
 @dataclass
 class RowReply:
-    """One row as it grows: its text, its scores and its end."""
+    """One row as it grows: its text, its scores and, once it has ended, its totals in `end`."""
 
     text: str = ""
     scores: list[TokenScore] = field(default_factory=list)
-    finish_reason: str | None = None
-    num_tokens: int = 0
-    cumulative_logprob: float = 0.0
-    beam_score: float | None = None
+    end: RowFinished = RowFinished(0, FinishReason.LENGTH, 0, None)
 
     def add(self, event: TextDelta | RowFinished) -> None:
         """Take in an event of this row."""
@@ -39,33 +44,33 @@ class RowReply:
             self.text += event.text
             self.scores.extend(event.tokens)
         else:
-            self.finish_reason = event.reason.value
-            self.num_tokens = event.num_tokens
-            self.cumulative_logprob = event.cumulative_logprob or 0.0
-            self.beam_score = event.score
+            self.end = event
 
     @property
     def rank(self) -> float:
         """By which results are ordered: a beam's score, else the log-probability per token."""
-        if self.beam_score is not None:
-            return self.beam_score
-        return self.cumulative_logprob / max(1, self.num_tokens)
+        if self.end.score is not None:
+            return self.end.score
+        return (self.end.cumulative_logprob or 0.0) / max(1, self.end.num_tokens)
 
     @property
-    def extras(self) -> Json:
-        """What only the results of beams have."""
-        return {} if self.beam_score is None else {"beam_score": self.beam_score}
+    def ending(self) -> Json:
+        """How a choice says that its row has ended; only results of beams have a score."""
+        reason = self.end.reason.value
+        if self.end.score is None:
+            return {"finish_reason": reason}
+        return {"finish_reason": reason, "beam_score": self.end.score}
 
 
 class PromptReply:
-    """The rows of one prompt and, with `echo`, the prompt itself.
+    """The rows of one request and, with `echo`, its prompt.
 
     `echo_starts` says where in `echo_text` each token of the prompt begins.
     """
 
-    def __init__(self, num_rows: int, num_prompt: int) -> None:
-        self.rows = [RowReply() for _ in range(num_rows)]
-        self.num_prompt = num_prompt
+    def __init__(self, request: GenerationRequest) -> None:
+        self.rows = [RowReply() for _ in range(request.n)]
+        self.num_prompt = len(request.prompt_ids)
         self.prompt_scores: list[TokenScore] = []
         self.echo_text = ""
         self.echo_starts: Sequence[int] = ()
@@ -103,20 +108,16 @@ class CompletionReply:
             "model": body.model,
             "system_fingerprint": service.system_fingerprint,
         }
-        self._prompts = [PromptReply(one.n, len(one.prompt_ids)) for one in generation.requests]
+        self.prompts = list(map(PromptReply, generation.requests))
         self._echoed: set[int] = set()
-
-    def add(self, index: int, event: Event) -> None:
-        """Take in an event of one prompt."""
-        self._prompts[index].add(event)
 
     @property
     def size(self) -> int:
         """Tokens that the reply shows, whose texts and scores it has."""
         size = 0
-        for prompt in self._prompts:
+        for prompt in self.prompts:
             for row in prompt.rows:
-                size += row.num_tokens + (prompt.num_prompt if self._body.echo else 0)
+                size += row.end.num_tokens + (prompt.num_prompt if self._body.echo else 0)
         return size
 
     async def spell(self) -> None:
@@ -129,13 +130,13 @@ class CompletionReply:
             sum(map(len, prompts)),
             lambda: [text.spell(prompt) for prompt in prompts],
         )
-        for reply, (echo_text, starts) in zip(self._prompts, spelled, strict=True):
+        for reply, (echo_text, starts) in zip(self.prompts, spelled, strict=True):
             reply.echo_text, reply.echo_starts = echo_text, starts
 
     def whole(self) -> Json:
         """The reply that is not streamed."""
         choices: list[Json] = []
-        for prompt in self._prompts:
+        for prompt in self.prompts:
             for row in prompt.best(self._body.n or 1):
                 choices.append(self._choice(len(choices), prompt, row))
         return {**self._head, "choices": choices, "usage": self._usage()}
@@ -146,13 +147,13 @@ class CompletionReply:
         include_usage = options is not None and options.include_usage
         writer = ChunkWriter(self._head, self._body.logprobs, include_usage)
         timings = self._generation.timings
-        open_rows = sum(len(prompt.rows) for prompt in self._prompts)
+        open_rows = sum(len(prompt.rows) for prompt in self.prompts)
         if self._body.echo:
             await self.spell()
         async for batch in self._generation.events():
             part = b""
             for index, event in batch:
-                self.add(index, event)
+                self.prompts[index].add(event)
                 if isinstance(event, TextDelta | RowFinished):
                     part += await self._echo(writer, index, event.index)
                 if isinstance(event, TextDelta):
@@ -162,7 +163,7 @@ class CompletionReply:
                     # the last row's end and its request's end arrive together
                     totals = None if open_rows or include_usage else timings.milliseconds
                     number = self._number(index, event.index)
-                    row = self._prompts[index].rows[event.index]
+                    row = self.prompts[index].rows[event.index]
                     part += writer.end(number, row, totals)
             if part:
                 yield part
@@ -180,17 +181,16 @@ class CompletionReply:
             "text": prompt.echo_text + row.text,
             "index": index,
             "logprobs": logprobs,
-            "finish_reason": row.finish_reason,
-            **row.extras,
+            **row.ending,
         }
 
     def _usage(self) -> Json:
         """OpenAI's token counts; prefixes cost no tokens."""
         prompt_tokens = completion_tokens = 0
-        for prompt in self._prompts:
+        for prompt in self.prompts:
             prompt_tokens += prompt.num_prompt
             for row in prompt.rows:
-                completion_tokens += row.num_tokens
+                completion_tokens += row.end.num_tokens
         return {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -199,7 +199,7 @@ class CompletionReply:
 
     def _number(self, prompt: int, row: int) -> int:
         """The index of a choice among those of all prompts."""
-        return prompt * len(self._prompts[0].rows) + row
+        return prompt * len(self.prompts[0].rows) + row
 
     async def _echo(self, writer: ChunkWriter, prompt: int, row: int) -> bytes:
         """The prompt as the first chunk of a row, if it is to be echoed and was not yet."""
@@ -208,7 +208,7 @@ class CompletionReply:
             return b""
         self._echoed.add(number)
         await asyncio.sleep(0)  # others' turn between two prompts
-        reply = self._prompts[prompt]
+        reply = self.prompts[prompt]
         size = len(reply.prompt_scores)
         pool, tenant = self._service.text_pool, self._generation.tenant
         return await off_loop(pool, tenant, size, writer.echo, number, reply)
@@ -216,7 +216,7 @@ class CompletionReply:
     def _delta(self, writer: ChunkWriter, prompt: int, delta: TextDelta) -> bytes:
         if not delta.text and self._body.logprobs is None:
             return b""
-        base = len(self._prompts[prompt].echo_text)
+        base = len(self.prompts[prompt].echo_text)
         return writer.choice(self._number(prompt, delta.index), delta.text, delta.tokens, base)
 
 
@@ -275,8 +275,7 @@ class ChunkWriter:
     def end(self, index: int, row: RowReply, timings: Json | None) -> bytes:
         """A choice's last chunk; with `timings` if it is the stream's last one too."""
         times = b"" if timings is None else b',"timings":' + _dumps(timings)
-        end = _dumps({"finish_reason": row.finish_reason, **row.extras})[1:-1]
-        return self._chunk(index, "", (), (), end) + times + self._tail
+        return self._chunk(index, "", (), (), _dumps(row.ending)[1:-1]) + times + self._tail
 
     def _chunk(
         self,

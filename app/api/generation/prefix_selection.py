@@ -46,32 +46,28 @@ class PrefixSelection:
     def __init__(self, selected: Sequence[SelectedPrefix]) -> None:
         self.selected = selected
         self.prefixes: tuple[Prefix, ...] = ()
+        self.names: list[str] = []
+        self.digests: list[str] = []
         self.template: str | None = None
         self.decoding: dict[str, Any] = {}
-        for one in reversed(selected):
+        for one in selected:
             metadata = one.prefix.metadata
-            self.prefixes = (one.prefix, *self.prefixes)
-            self.decoding.update(metadata.decoding)
-            if metadata.input_template is not None:
+            self.prefixes = (*self.prefixes, one.prefix)
+            self.names.append(one.name)
+            self.digests.append(one.digest)
+            if self.template is None:
                 self.template = metadata.input_template
-
-    @property
-    def names(self) -> list[str]:
-        """The prefixes' names, as the tenant knows them."""
-        return [one.name for one in self.selected]
-
-    @property
-    def digests(self) -> list[str]:
-        """The versions' digests."""
-        return [one.digest for one in self.selected]
+            self.decoding = {**metadata.decoding, **self.decoding}
 
     @property
     def headers(self) -> dict[str, str]:
         """The reply's headers that say what served it; the slowest tier counts."""
-        leases = [one.lease for one in self.selected if one.lease is not None]
-        if not leases:
+        slowest = -1
+        for one in self.selected:
+            if one.lease is not None:
+                slowest = max(slowest, _TIERS.index(one.lease.tier))
+        if slowest < 0:
             return {}
-        slowest = max(_TIERS.index(lease.tier) for lease in leases)
         return {"x-prefix-version": ",".join(self.digests), "x-prefix-tier": _TIERS[slowest]}
 
     def borrowed(self) -> PrefixSelection:

@@ -14,7 +14,8 @@ from app.runtime.workers import WorkerPool
 MAX_TOKEN_CHARACTERS = 128
 """No token of a byte-level vocabulary is longer; a text beyond limit × this cannot fit."""
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character, which cannot be encoded."""
 
 
 async def encode_prompts(
@@ -87,13 +88,8 @@ def check_text(spec: BaseModelSpec, text: str, where: str = "the prompt") -> Non
             f"{where} has {len(text)} characters; this model's {reads} {limit} {unit}",
             param="prompt",
         )
-    if has_surrogate(text):
+    if not text.isascii() and SURROGATE.search(text):
         raise InvalidRequest(f"{where} holds a lone surrogate, which no text has", param="prompt")
-
-
-def has_surrogate(text: str) -> bool:
-    """Whether the text holds half a character, which cannot be encoded."""
-    return not text.isascii() and _SURROGATE.search(text) is not None
 
 
 def _check_ids(vocabulary: int, ids: Sequence[int], where: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from app.api.generation.generation import Generation
-from app.api.generation.openai_format import PromptReply
+from app.api.generation.openai_format import PromptReply, RowReply
 from app.api.generation.sse import write_event
 from app.api.schemas.generation import GenerateBody
-from app.engine.request import Event, FinishReason, RowFinished, TextDelta, TokenScore
+from app.engine.request import FinishReason, RowFinished, TextDelta, TokenScore
 from app.model.text import Text
 
 _NO_TOKEN = TokenScore(0, "", 0.0)
@@ -23,46 +23,35 @@ class GenerateReply:
         self._parameters = body.parameters
         self._inputs = body.inputs if body.parameters.return_full_text else ""
         [self._request] = generation.requests
-        self._prompt = PromptReply(self._request.n, len(self._request.prompt_ids))
-        self._ends: dict[int, RowFinished] = {}
+        self.prompt = PromptReply(self._request)
         self._special_ids = text.special_ids | text.eos_token_ids
-
-    def add(self, _: int, event: Event) -> None:
-        """Take in an event of the one prompt."""
-        self._prompt.add(event)
-        if isinstance(event, RowFinished):
-            self._ends[event.index] = event
 
     @property
     def size(self) -> int:
         """Tokens that the reply shows."""
-        prompt = self._prompt
-        return prompt.num_prompt + sum(row.num_tokens for row in prompt.rows)
+        return self.prompt.num_prompt + sum(row.end.num_tokens for row in self.prompt.rows)
 
     def whole(self) -> dict[str, Any]:
         """The reply that is not streamed."""
-        ends = self._ends
-        rows = self._prompt.rows
-        best, *others = sorted(range(len(rows)), key=lambda index: -rows[index].rank)
-        reply: dict[str, Any] = {"generated_text": self._inputs + rows[best].text}
+        best, *others = sorted(self.prompt.rows, key=lambda row: -row.rank)
+        reply: dict[str, Any] = {"generated_text": self._inputs + best.text}
         if self._parameters.details or self._parameters.decoder_input_details:
-            reply["details"] = self._details(ends[best])
+            reply["details"] = self._details(best)
             if others:
                 reply["details"]["best_of_sequences"] = [
-                    {"generated_text": self._inputs + rows[index].text} | self._details(ends[index])
-                    for index in others
+                    {"generated_text": self._inputs + row.text} | self._details(row)
+                    for row in others
                 ]
         return reply
 
-    def _details(self, end: RowFinished) -> dict[str, Any]:
-        scores = self._prompt.rows[end.index].scores
+    def _details(self, row: RowReply) -> dict[str, Any]:
         details = {
-            **self._totals(end),
-            "prefill": [_token(score) for score in self._prompt.prompt_scores],
-            "tokens": [self._token(score) for score in scores],
+            **self._totals(row.end),
+            "prefill": [_token(score) for score in self.prompt.prompt_scores],
+            "tokens": [self._token(score) for score in row.scores],
         }
         if self._parameters.top_n_tokens:
-            details["top_tokens"] = [self._top_tokens(score) for score in scores]
+            details["top_tokens"] = [self._top_tokens(score) for score in row.scores]
         return details
 
     async def parts(self) -> AsyncIterator[bytes]:
@@ -104,8 +93,8 @@ class GenerateReply:
             reason = "eos_token" if end.stop_string is None else "stop_sequence"
         return {
             "finish_reason": reason,
-            "prompt_tokens": self._prompt.num_prompt,
-            "input_length": self._prompt.num_prompt,
+            "prompt_tokens": self.prompt.num_prompt,
+            "input_length": self.prompt.num_prompt,
             "generated_tokens": end.num_tokens,
             "seed": self._request.sampling.seed,
             **({} if end.score is None else {"beam_score": end.score}),

@@ -32,7 +32,7 @@ async def create_completion(
     reply = CompletionReply(body, generation, generations)
     if body.stream:
         return EventStream(reply.parts(), lambda: generation.headers, generation.close)
-    await generation.finish(request.receive, reply.add)
+    await generation.finish(request.receive, reply.prompts)
     if body.echo:
         await reply.spell()
     headers = {**generation.headers, **generation.timings.headers}

@@ -91,7 +91,7 @@ async def _whole(
     spec = _spec(body, generations.model.spec, streams=False)
     generation = await generations.run(spec, principal)
     reply = GenerateReply(body, generation, generations.model.text)
-    await generation.finish(request.receive, reply.add)
+    await generation.finish(request.receive, [reply.prompt])
 
     def content() -> Any:
         return [reply.whole()] if as_list else reply.whole()

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from app.api.dependencies import ActorDep, PrincipalDep, requires
 from app.api.generation.generation import cancel_on_disconnect
 from app.api.generation.prefix_selection import PrefixSelection
-from app.api.generation.prompts import MAX_TOKEN_CHARACTERS, has_surrogate
+from app.api.generation.prompts import MAX_TOKEN_CHARACTERS, SURROGATE
 from app.api.publish_version import admit, staging
 from app.api.schemas.evaluations import FromTextBody
 from app.api.services import Services, ServicesDep
@@ -89,7 +89,7 @@ def _encode(services: Services, text: str) -> list[int]:
     limit = min(services.limits.max_prefix_length, model.spec.context_limit - 2)
     if len(text) > limit * MAX_TOKEN_CHARACTERS:
         raise _too_long(f"{len(text)} characters", limit)
-    if has_surrogate(text):
+    if SURROGATE.search(text):
         raise InvalidRequest("the text holds a lone surrogate", param="text")
     ids = model.text.encode(text)
     if not ids:
