@@ -16,9 +16,8 @@ from fastapi import FastAPI
 from app.api.dependencies import State
 from app.api.errors import StrictJSONResponse, install_error_handlers
 from app.api.metrics import Metrics
-from app.api.middleware.audit import AuditMiddleware
 from app.api.middleware.authentication import AuthenticationMiddleware
-from app.api.middleware.http import BodyLimitMiddleware, RequestMiddleware
+from app.api.middleware.http import RequestMiddleware
 from app.api.routes.administration import about, audit, health, openapi, tenants, usage
 from app.api.routes.generation import completions, models, tgi, tokenize
 from app.api.routes.prefixes import (
@@ -31,6 +30,7 @@ from app.api.routes.prefixes import (
     quality_gates,
     versions,
 )
+from app.api.routing import no_route, open_paths
 from app.api.services import DEMO_TENANT, Limits, Services
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
@@ -60,7 +60,7 @@ from app.tenancy.usage.flush import WRITE_S, CatalogFlush
 _log = logging.getLogger(__name__)
 
 _MIB = 1 << 20
-_ROUTERS = (
+_RESOURCES = (
     completions,
     tgi,
     models,
@@ -122,13 +122,12 @@ def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.services = None
-    for module in _ROUTERS:
-        app.include_router(module.router)
+    for module in _RESOURCES:
+        app.router.routes.extend(module.router.routes)
+    app.router.default = no_route
     install_error_handlers(app)
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_kib * 1024)
-    app.add_middleware(AuthenticationMiddleware, services=lambda: app.state.services)
-    app.add_middleware(AuditMiddleware, services=lambda: app.state.services)
-    app.add_middleware(RequestMiddleware, metrics=lambda: _metrics_of(app))
+    app.add_middleware(AuthenticationMiddleware, open_paths=partial(open_paths, app.routes))
+    app.add_middleware(RequestMiddleware)
     return app
 
 
@@ -160,11 +159,6 @@ def _state(services: Services) -> State:
         evaluations=services.evaluations,
         generations=services.generations,
     )
-
-
-def _metrics_of(app: FastAPI) -> Metrics | None:
-    services: Services | None = app.state.services
-    return None if services is None else services.metrics
 
 
 async def _acquire(

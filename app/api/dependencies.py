@@ -5,17 +5,15 @@ The lifespan puts the parts into the state of every request; a route names those
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypedDict
 
-from fastapi import Depends, Request, params
+from fastapi import Depends, Request
 
 from app.api.evaluate_version import EvaluationService
 from app.api.generation.generation import GenerationService
 from app.api.metrics import Metrics
 from app.api.middleware.audit import audited_call
-from app.api.middleware.request_rate import COUNTED
 from app.api.services import Limits, Services
 from app.api.side_work.concurrency_cap import ConcurrencyCap
 from app.api.side_work.turns import SideQueue
@@ -26,9 +24,9 @@ from app.registry.registry import Registry
 from app.runtime.prefix_cache import PrefixCache
 from app.runtime.workers import Workers
 from app.tenancy.audit.log import AuditLog
-from app.tenancy.auth.authenticator import Authentication, refusal
+from app.tenancy.auth.authenticator import Authentication
 from app.tenancy.auth.keyring import Keyring
-from app.tenancy.auth.principal import Principal, Scope
+from app.tenancy.auth.principal import Principal
 from app.tenancy.limits.limiter import Limiter
 from app.tenancy.tenants import Tenants
 from app.tenancy.usage.recorder import UsageLedger
@@ -85,15 +83,8 @@ EvaluationsDep = Annotated[EvaluationService, Depends(FromState("evaluations"))]
 GenerationsDep = Annotated[GenerationService, Depends(FromState("generations"))]
 
 
-async def get_principal(request: Request) -> Principal:
-    """The caller, as authentication knows them; InvalidKey if it has let nobody in."""
-    principal = getattr(request.state, "principal", None)
-    if not isinstance(principal, Principal):
-        raise refusal()
-    return principal
-
-
-PrincipalDep = Annotated[Principal, Depends(get_principal)]
+PrincipalDep = Annotated[Principal, Depends(FromState("principal"))]
+"""The caller, as authentication knows them."""
 
 
 async def get_tenant(principal: PrincipalDep) -> str:
@@ -104,29 +95,9 @@ async def get_tenant(principal: PrincipalDep) -> str:
 TenantDep = Annotated[str, Depends(get_tenant)]
 
 
-async def get_actor(request: Request, _: PrincipalDep) -> Actor:
+async def get_actor(request: Request) -> Actor:
     """Who makes this request, for the audit log; every route that changes something hands it on."""
     return audited_call(request.scope, request.state.audit)
 
 
 ActorDep = Annotated[Actor, Depends(get_actor)]
-
-
-class Requires:
-    """A dependency: the key must allow one of `scopes`; any valid key will do if there are none."""
-
-    def __init__(self, *scopes: Scope) -> None:
-        self.scopes = scopes
-
-    async def __call__(self, principal: PrincipalDep) -> None:
-        """InsufficientScope unless the caller's key allows one of them."""
-        principal.require(*self.scopes)
-
-
-def requires(*scopes: Scope) -> Sequence[params.Depends]:
-    """The `dependencies` of a route, or of a router, that wants one of these scopes.
-
-    Routes that change prefixes are counted too: each leaves a record for ever.
-    """
-    counted = COUNTED if Scope.PREFIXES_WRITE in scopes else ()
-    return [Depends(Requires(*scopes)), *counted]

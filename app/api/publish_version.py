@@ -17,11 +17,11 @@ from pathlib import Path
 from fastapi import Response
 from starlette.types import Receive
 
-from app.api.errors import StrictJSONResponse
 from app.api.gate_check import gate_score, write_when_scored
 from app.api.generation.prefix_selection import PrefixSelection, SelectedPrefix
+from app.api.routing import JSON, Answer
 from app.api.schemas.evaluations import DecodingFields
-from app.api.schemas.prefixes import version_object
+from app.api.schemas.prefixes import VersionReply
 from app.api.services import Services
 from app.db.database import Actor
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
@@ -34,6 +34,9 @@ from app.registry.storage.store import StagedFile
 from app.registry.types import Quota, Version
 from app.tenancy.auth.principal import Principal
 from app.training.publish import describe
+
+NEW_VERSION = Answer({JSON: VersionReply}, ("location",))
+"""What a route answers that makes a version: 201, or 200 if the prefix had it already."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,8 @@ class PublishedVersion:
     def reply(self) -> Response:
         """201 with the version, 200 if it was there."""
         lengths = {name: part.length for name, part in self.prefix.modules.items()}
-        content = version_object(self.version, lengths)
-        if self.warnings:
-            content["warnings"] = list(self.warnings)
-        return StrictJSONResponse(
-            content,
+        warnings = {"warnings": list(self.warnings)} if self.warnings else {}
+        return VersionReply.of(self.version, lengths=lengths, **warnings).response(
             201 if self.created else 200,
             {"location": f"/v1/prefixes/{self.version.name}/versions/{self.version.digest}"},
         )

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from app.api.middleware.access_log import ACCESS, STORAGE, current_request
+from app.api.errors import STORAGE
+from app.api.middleware.http import ACCESS, current_request
 from app.tenancy.auth.keys import redact_keys
 
 LogFormat = Literal["text", "json"]

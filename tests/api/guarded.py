@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import httpx
 from fastapi import FastAPI
-from fastapi.routing import iter_route_contexts
 
-from app.api.dependencies import Requires
+from app.api.routing import Route
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
 from app.prefix.prefix import Prefix
@@ -71,22 +69,11 @@ class Endpoint:
 
 
 def endpoints(app: FastAPI) -> list[Endpoint]:
-    """Every method of every route of the app; a route of an unknown kind is not guarded."""
+    """Every route of the app."""
     found = []
-    for context in iter_route_contexts(app.routes):
-        demands = _demands(getattr(context, "dependant", None))
-        wanted = tuple(frozenset(demand.scopes) for demand in demands)
-        for method in sorted(context.methods or {"ANY"}):
-            found.append(Endpoint(method, str(context.path), wanted, bool(demands)))
-    return found
-
-
-def _demands(dependant: Any) -> list[Requires]:
-    if dependant is None:
-        return []
-    found = [dependant.call] if isinstance(dependant.call, Requires) else []
-    for below in dependant.dependencies:
-        found += _demands(below)
+    for route in app.routes:
+        assert isinstance(route, Route), route
+        found.append(Endpoint(route.method, route.path, route.scopes, not route.is_open))
     return found
 
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
-from app.api.errors import error_response
+from app.api.errors import ErrorShape, error_response
 from app.errors import Overloaded, PolyprefixError, RateLimited, TenantQueueFull
+
+PLAIN = {"route": SimpleNamespace(error_shape=ErrorShape.POLYPREFIX)}
+TGI = {"route": SimpleNamespace(error_shape=ErrorShape.TGI)}
+"""Requests that have reached a route with errors of one shape."""
 
 
 def test_a_limit_is_answered_with_its_headers_and_whole_seconds_to_wait() -> None:
@@ -15,7 +20,7 @@ def test_a_limit_is_answered_with_its_headers_and_whole_seconds_to_wait() -> Non
         headers={"x-ratelimit-remaining-requests": "0"},
         param="limits",
     )
-    reply = error_response(error, "/v1/completions")
+    reply = error_response(error, PLAIN)
     assert reply.status_code == 429
     assert reply.headers["retry-after"] == "3"
     assert reply.headers["x-ratelimit-remaining-requests"] == "0"
@@ -30,17 +35,17 @@ def test_a_limit_is_answered_with_its_headers_and_whole_seconds_to_wait() -> Non
 
 
 def test_a_limit_that_waiting_does_not_lift_names_no_time() -> None:
-    reply = error_response(RateLimited("too many prefixes", retry_after=None), "/v1/prefixes")
+    reply = error_response(RateLimited("too many prefixes", retry_after=None), PLAIN)
     assert "retry-after" not in reply.headers
 
 
 def test_a_tenants_full_queue_is_not_the_servers() -> None:
-    ours = error_response(TenantQueueFull("10 requests wait"), "/v1/completions")
-    server = error_response(Overloaded("the server's queue is full"), "/v1/completions")
+    ours = error_response(TenantQueueFull("10 requests wait"), PLAIN)
+    server = error_response(Overloaded("the server's queue is full"), PLAIN)
     assert (ours.status_code, ours.headers["retry-after"]) == (429, "1")
     assert (server.status_code, server.headers["retry-after"]) == (503, "1")
     assert json.loads(bytes(ours.body))["error"]["code"] == "tenant_queue_full"
-    tgi = error_response(TenantQueueFull("10 requests wait"), "/generate")
+    tgi = error_response(TenantQueueFull("10 requests wait"), TGI)
     assert json.loads(bytes(tgi.body)) == {"error": "10 requests wait", "error_type": "overloaded"}
 
 

@@ -20,7 +20,7 @@ SERVE = textwrap.dedent(
     import asyncio, contextlib, logging, sys
     from starlette.responses import PlainTextResponse
     from app.api.errors import error_response
-    from app.api.middleware.http import Observe
+    from app.api.middleware.http import RequestMiddleware
     from app.cli.logs import configure_logging
     from app.runtime.http_server import Server, bind, configuration
     from app.errors import InsufficientStorage
@@ -33,7 +33,7 @@ SERVE = textwrap.dedent(
         if scope["path"] == "/full":
             error = InsufficientStorage("the store is full")
             error.__cause__ = OSError(28, "No space left on device", "/data/x")
-            await error_response(error, "/full")(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         if scope["path"] == "/fault":
             raise ValueError("first\\n2026-01-01 INFO forged: line")
@@ -54,7 +54,7 @@ SERVE = textwrap.dedent(
     configure_logging(level, form, access=access == "yes")
     door = bind("127.0.0.1", 0)
     ready = lambda: print(door.getsockname()[1], flush=True)
-    config = configuration(Observe(app, metrics=lambda: None))
+    config = configuration(RequestMiddleware(app))
     Server(config, lifespan=lifespan(), ready=ready, drain=drain).run([door])
     """
 )

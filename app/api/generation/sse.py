@@ -53,7 +53,7 @@ class EventStream(Response):
         try:
             first = await anext(self._parts)
         except PolyprefixError as error:
-            await error_response(error, scope["path"])(scope, receive, send)
+            await error_response(error, scope)(scope, receive, send)
             return
         self.headers.update(self._late_headers())
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -62,11 +62,11 @@ class EventStream(Response):
             async for part in self._parts:
                 await _send_part(send, part)
         except PolyprefixError as error:
-            await _send_part(send, write_event(error_body(error, scope["path"])))
+            await _send_part(send, write_event(error_body(error, scope)))
         except Exception:
             _log.exception("a stream failed")
             failure = PolyprefixError("internal error")
-            await _send_part(send, write_event(error_body(failure, scope["path"])))
+            await _send_part(send, write_event(error_body(failure, scope)))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

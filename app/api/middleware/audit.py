@@ -1,40 +1,20 @@
-"""An ASGI layer that tells the audit log who asks for what, and how it ended."""
+"""What the audit log hears of a request: who asks for what, and how it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api.errors import error_response
-from app.api.services import Services
 from app.errors import PolyprefixError, Unavailable
 from app.tenancy.audit.log import AuditedCall, AuditLog, printable
 from app.tenancy.auth.principal import Principal
-
-CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-"""Methods whose routes leave a record."""
-
-UNRECORDED = frozenset(
-    {
-        "create_completion",
-        "generate",
-        "generate_stream",
-        "compat_generate",
-        "tokenize",
-        "detokenize",
-        "evaluate_version",
-        "compare_versions",
-    }
-)
-"""The names of routes that have such a method and change nothing."""
 
 _DENIED = (401, 403, 429)
 _NO_ROUTE = (404, 405)
 
 
 def audited_call(scope: Scope, log: AuditLog) -> AuditedCall:
-    """The request as the audit log sees it, the same for the route and for this middleware.
+    """The request as the audit log sees it, the same for the route and for its reply.
 
     It is made when it is first needed, once the caller and the route are known.
     """
@@ -57,62 +37,51 @@ def audited_call(scope: Scope, log: AuditLog) -> AuditedCall:
     return call
 
 
-class AuditMiddleware:
-    """Lets no call that changes something be answered before it is on record."""
+class AuditedSend:
+    """A `send` that lets no call which changes something be answered before it is on record."""
 
-    def __init__(self, app: ASGIApp, services: Callable[[], Services | None]) -> None:
-        self._app, self._services = app, services
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._scope, self._receive, self._send = scope, receive, send
+        self._is_replaced = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, message: Message) -> None:
         """ASGI."""
-        services = self._services()
-        if scope["type"] != "http" or services is None:
-            await self._app(scope, receive, send)
-            return
-        begun = replaced = False
-
-        async def send_audited(message: Message) -> None:
-            nonlocal begun, replaced
-            if message["type"] == "http.response.start" and not begun:
-                begun = True
-                error = await _conclude(services, scope, message["status"])
-                if error is not None:
-                    replaced = True
-                    await error_response(error, scope["path"])(scope, receive, send)
-            if not replaced:
-                await send(message)
-
-        try:
-            await self._app(scope, receive, send_audited)
-        except Exception:
-            if not begun:
-                await _conclude(services, scope, 500)
-            raise
+        if message["type"] == "http.response.start" and message["status"] < 400:
+            error = await _record_success(self._scope)
+            if error is not None:
+                self._is_replaced = True
+                await error_response(error, self._scope)(self._scope, self._receive, self._send)
+        if not self._is_replaced:
+            await self._send(message)
 
 
-async def _conclude(services: Services, scope: Scope, status: int) -> PolyprefixError | None:
-    """Sees to the call's record; the error to answer instead if there can be none."""
-    action = _action(scope)
-    changes = action is not None and scope["method"] in CHANGING and action not in UNRECORDED
-    if status < 400 and not changes:
-        return None
-    log, writes = services.audit, services.workers.writes
-    call, code = audited_call(scope, log), scope.get("error_code")
-    if status < 400:
-        try:
-            await writes.finish(call.tenant, log.granted, call)
-        except PolyprefixError:
-            if call.link is None:
-                return Unavailable("the audit log cannot be written; nothing was changed")
-    elif action is None or not call.tenant:
+async def _record_success(scope: Scope) -> PolyprefixError | None:
+    """Sees to the record of a call that is about to succeed; the error if there can be none."""
+    log, writes = scope["state"]["audit"], scope["state"]["workers"].writes
+    call = audited_call(scope, log)
+    try:
+        await writes.finish(call.tenant, log.granted, call)
+    except PolyprefixError:
+        if call.link is None:
+            return Unavailable("the audit log cannot be written; nothing was changed")
+    return None
+
+
+async def record_refusal(scope: Scope, status: int) -> None:
+    """Records a call that is about to be refused, or counts it among others."""
+    state = scope.get("state", {})
+    log = state.get("audit")
+    if log is None:
+        return  # the server is starting
+    route, call, code = scope.get("route"), audited_call(scope, log), scope.get("error_code")
+    if route is None or status == 405 or not call.tenant:
         if status in _DENIED or (call.tenant and status not in _NO_ROUTE):
             log.count(call, status, code)
-    elif changes or status == 403:
+    elif getattr(route, "audited", False) or status == 403:
         try:
-            await writes.finish(call.tenant, log.refused, call, status, code)
+            await state["workers"].writes.finish(call.tenant, log.refused, call, status, code)
         except PolyprefixError:  # too many wait to be recorded
             log.count(call, status, code)
-    return None
 
 
 def _action(scope: Scope) -> str | None:

@@ -11,7 +11,13 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError
 
 UNKNOWN_FIELD = "unknown_field"
@@ -91,6 +97,18 @@ class StrictBody(BaseModel):
                 "description": "Not supported; these values ask for nothing.",
             }
         return schema
+
+
+def few_keys(most: int, what: str) -> BeforeValidator:
+    """Refuses a long mapping before any of its keys is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > most:
+            message = f"at most {most} {what} are taken; there are {len(value)}"
+            raise PydanticCustomError("too_many_keys", "{message}", {"message": message})
+        return value
+
+    return BeforeValidator(check)
 
 
 def _not_neutral(name: str, values: tuple[Any, ...]) -> str:

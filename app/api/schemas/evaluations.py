@@ -1,4 +1,4 @@
-"""Bodies of the routes that judge versions, with a bound on every field; no logic."""
+"""Evaluations, comparisons, quality gates and prefixes of a text: bodies and replies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from app.api.schemas.base import StrictBody
 from app.api.schemas.generation import MAX_TOKENS, Penalty, StopStrings, one_or_more
+from app.api.schemas.replies import Count, Digest, Reply, Seconds
 
 MAX_EXAMPLES = 256
 MAX_COMPARED = 64
@@ -142,3 +143,87 @@ class FromTextBody(StrictBody):
     text: Annotated[str, Field(min_length=1, max_length=1 << 20)]
     alias: Annotated[str, Field(max_length=64)] | None = None
     input_template: Annotated[str, Field(max_length=4096)] | None = None
+
+
+class ScoredExampleReply(Reply):
+    """What is known of one example; null where no metric asked for it."""
+
+    output: str | None
+    exact_match: bool | None
+    loss: float | None
+
+
+class EvaluationReply(Reply):
+    """The scores of one version."""
+
+    object: Literal["prefix.evaluation"] = "prefix.evaluation"
+    name: str
+    version: Digest
+    scores: dict[str, float]
+    num_examples: Count
+    num_target_tokens: Count | None
+    bleu_signature: str | None
+    examples: list[ScoredExampleReply]
+
+
+class AnswerReply(Reply):
+    """What one version says to an example, and its loss per token if there is an output."""
+
+    output: str
+    loss: float | None
+
+
+class ComparedExampleReply(Reply):
+    """Two versions on one example, in nats per token of the target."""
+
+    a: AnswerReply
+    b: AnswerReply
+    same_output: bool
+    target: Literal["output", "a"]
+    num_target_tokens: Count
+    kl_ab: float | None
+    kl_ba: float | None
+
+
+class ComparisonReply(Reply):
+    """Two versions side by side, in nats per token of all targets."""
+
+    object: Literal["prefix.comparison"] = "prefix.comparison"
+    name: str
+    a: Digest
+    b: Digest
+    loss_a: float | None
+    loss_b: float | None
+    kl_ab: float | None
+    kl_ba: float | None
+    same_outputs: Count
+    num_examples: Count
+    examples: list[ComparedExampleReply]
+
+
+class GateExampleReply(Reply):
+    """An example of a gate, with all outputs that are right."""
+
+    input: str
+    output: list[str]
+
+
+class AliasGateReply(Reply):
+    """What a version must score before the alias moves to it."""
+
+    object: Literal["prefix.alias.gate"] = "prefix.alias.gate"
+    name: str
+    alias: str
+    metric: GateMetric
+    min_score: float
+    examples: list[GateExampleReply]
+    updated_at: Seconds
+
+
+class AliasGateDeleted(Reply):
+    """A gate that is gone."""
+
+    object: Literal["prefix.alias.gate"] = "prefix.alias.gate"
+    name: str
+    alias: str
+    deleted: Literal[True] = True

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StrictBool, StrictInt, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BeforeValidator, Field, StrictBool, StrictInt
 
-from app.api.schemas.base import StrictBody
+from app.api.schemas.base import StrictBody, few_keys
 from app.api.schemas.client_fields import (
     IGNORED,
     IGNORED_PARAMETERS,
@@ -21,9 +20,6 @@ from app.api.schemas.client_fields import (
     REFUSED_PARAMETERS,
 )
 from app.api.schemas.prompt import MAX_TEXT, PromptField, TokenIdsField
-from app.registry.publications import MAX_GRANTEES
-from app.registry.splits import MAX_VERSIONS, MAX_WEIGHT, MIN_VERSIONS
-from app.tenancy.auth.principal import TENANT_SCOPES, Scope
 
 MAX_TOKENS = 1_000_000
 MAX_STOP = 4
@@ -40,9 +36,6 @@ Bias = Annotated[float, Field(strict=True, ge=-100, le=100, allow_inf_nan=False)
 ModelName = Annotated[str, Field(min_length=1, max_length=1024)]
 ModelNames = Annotated[list[ModelName], Field(min_length=1, max_length=8, fail_fast=True)]
 UserName = Annotated[str, Field(max_length=512)]
-DigestStart = Annotated[str, Field(min_length=6, max_length=64, pattern="^[0-9a-f]+$")]
-Weight = Annotated[StrictInt, Field(ge=1, le=MAX_WEIGHT)]
-TenantId = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 def one_or_more(shape: Any) -> BeforeValidator:
@@ -50,18 +43,6 @@ def one_or_more(shape: Any) -> BeforeValidator:
     return BeforeValidator(
         lambda value: [value] if isinstance(value, str) else value, json_schema_input_type=shape
     )
-
-
-def _few(most: int, what: str) -> BeforeValidator:
-    """Refuses a long mapping before any of its keys is looked at."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > most:
-            message = f"at most {most} {what} are taken; there are {len(value)}"
-            raise PydanticCustomError("too_many_keys", "{message}", {"message": message})
-        return value
-
-    return BeforeValidator(check)
 
 
 class StreamOptions(StrictBody):
@@ -126,7 +107,7 @@ class CompletionBody(SamplingFields):
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
     echo: StrictBool | None = None
     logit_bias: (
-        Annotated[dict[str, Bias], Field(max_length=MAX_BIASES), _few(MAX_BIASES, "token ids")]
+        Annotated[dict[str, Bias], Field(max_length=MAX_BIASES), few_keys(MAX_BIASES, "token ids")]
         | None
     ) = None
     stream: StrictBool | None = None
@@ -211,68 +192,3 @@ class DetokenizeBody(StrictBody):
     refused_fields = {"ids": "give tokens"}
 
     tokens: TokenIdsField
-
-
-class AliasBody(StrictBody):
-    """`PUT …/aliases/{alias}`: a version, or several with their weights; digests or unique starts
-    of them."""
-
-    version: DigestStart | None = None
-    split: (
-        Annotated[
-            dict[DigestStart, Weight],
-            Field(min_length=MIN_VERSIONS, max_length=MAX_VERSIONS),
-            _few(MAX_VERSIONS, "versions"),
-        ]
-        | None
-    ) = None
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> AliasBody:
-        if (self.version is None) == (self.split is None):
-            raise ValueError("give either version or split")
-        return self
-
-
-class PublicationBody(StrictBody):
-    """`PUT …/publication`: the tenants by their ids, or everyone."""
-
-    tenants: Annotated[list[TenantId], Field(max_length=MAX_GRANTEES, fail_fast=True)] = []
-    everyone: StrictBool = False
-
-
-class LimitsBody(StrictBody):
-    """Limits of a tenant; null is no limit. Their bounds are the limits' own."""
-
-    requests_per_minute: StrictInt | None = None
-    tokens_per_minute: StrictInt | None = None
-    max_rows: StrictInt | None = None
-    max_queue: StrictInt | None = None
-    max_prefixes: StrictInt | None = None
-    max_bytes: StrictInt | None = None
-    weight: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
-
-
-class TenantBody(StrictBody):
-    """`POST /admin/tenants`."""
-
-    id: Annotated[str, Field(max_length=256)]
-    limits: LimitsBody = LimitsBody()
-
-
-class TenantPatchBody(StrictBody):
-    """`PATCH /admin/tenants/{id}`: what is left out stays."""
-
-    limits: LimitsBody | None = None
-    disabled: StrictBool | None = None
-
-
-class KeyBody(StrictBody):
-    """`POST …/keys`. Times are in seconds since 1970."""
-
-    scopes: Annotated[list[Scope], Field(min_length=1, max_length=16, fail_fast=True)] = sorted(
-        TENANT_SCOPES
-    )
-    label: Annotated[str, Field(max_length=128)] = ""
-    not_before: Annotated[StrictInt, Field(ge=0, le=2**40)] | None = None
-    expires_at: Annotated[StrictInt, Field(ge=0, le=2**40)] | None = None

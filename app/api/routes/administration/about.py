@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from app.api.dependencies import requires
-from app.api.errors import StrictJSONResponse
+from app.api.errors import ErrorShape
+from app.api.routing import Router
+from app.api.schemas.server import IndexReply, PingReply, ServerVersionReply
 from app.api.services import ServicesDep
 
-router = APIRouter()
+router = Router("operations")
 
 _LINKS = {
     "completions": "/v1/completions",
@@ -22,22 +23,22 @@ _LINKS = {
 }
 
 
-@router.get("/", dependencies=requires())
+@router.route("GET", "/", answers=IndexReply, error_shape=ErrorShape.TGI)
 async def index(services: ServicesDep) -> Response:
     """The server's name, and where its parts are. (`POST /` is TGI's.)"""
-    return StrictJSONResponse({"name": "polyprefix", **_version(services), "links": _LINKS})
+    return IndexReply(**_version(services), links=_LINKS).response()
 
 
-@router.get("/version", dependencies=requires())
+@router.route("GET", "/version", answers=ServerVersionReply)
 async def server_version(services: ServicesDep) -> Response:
     """The server's version and the base model that it serves."""
-    return StrictJSONResponse(_version(services))
+    return ServerVersionReply(**_version(services)).response()
 
 
-@router.get("/ping")
+@router.route("GET", "/ping", answers=PingReply, is_open=True)
 async def ping() -> Response:
     """200 and nothing more, to everybody: the web server answers."""
-    return StrictJSONResponse({"status": "ok"})
+    return PingReply().response()
 
 
 def _version(services: ServicesDep) -> dict[str, str]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
-from app.api.dependencies import TenantDep, requires
-from app.api.errors import StrictJSONResponse
+from app.api.dependencies import TenantDep
+from app.api.routing import Router
+from app.api.schemas.tenants import AuditPage, AuditRecordReply
 from app.api.services import ServicesDep
 from app.tenancy.audit.chain import list_records
 from app.tenancy.auth.principal import Scope
 
-router = APIRouter(dependencies=requires(Scope.ADMIN))
+router = Router("operations")
 
 Seconds = Annotated[int | None, Query(ge=0, le=2**40)]
 
 
-@router.get("/admin/audit")
+@router.route("GET", "/admin/audit", answers=AuditPage, scopes=[Scope.ADMIN])
 async def list_audit(
     services: ServicesDep,
     caller: TenantDep,
@@ -38,5 +39,5 @@ async def list_audit(
         cursor=cursor,
         limit=limit,
     )
-    data = [dict(record) for record in page.items]
-    return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
+    data = [AuditRecordReply(**record) for record in page.items]
+    return AuditPage.of(page, data=data).response()

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from fastapi import APIRouter, Response
+from fastapi import Response
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from app.api.dependencies import requires
-from app.api.errors import StrictJSONResponse
+from app.api.routing import JSON, TEXT, Answer, Router
+from app.api.schemas.server import HealthReply
 from app.api.services import Services, ServicesDep
 from app.tenancy.auth.principal import Scope
 
-router = APIRouter()
+router = Router("operations")
+
+_HEALTH = Answer({JSON: HealthReply})
 
 
-@router.get("/health/live")
+@router.route("GET", "/health/live", answers=_HEALTH, statuses=[200, 503], is_open=True)
 async def live(services: ServicesDep) -> Response:
     """503 once the engine's loop has ended or hangs: the process should be replaced."""
     return _answer(_is_live(services), services)
 
 
-@router.get("/health/ready")
+@router.route("GET", "/health/ready", answers=_HEALTH, statuses=[200, 503], is_open=True)
 async def ready(services: ServicesDep) -> Response:
     """503 while new requests would be refused: draining, hanging, ended or full."""
     progress = services.engine.progress()
@@ -29,13 +29,13 @@ async def ready(services: ServicesDep) -> Response:
     return _answer(_is_live(services) and not progress.draining and not full, services)
 
 
-@router.get("/health", dependencies=requires())
+@router.route("GET", "/health", answers=_HEALTH, statuses=[200, 503])
 async def health(services: ServicesDep) -> Response:
     """TGI's name for readiness."""
     return _answer(_is_live(services) and not services.engine.progress().draining, services)
 
 
-@router.get("/metrics", dependencies=requires(Scope.ADMIN))
+@router.route("GET", "/metrics", answers=Answer({TEXT: None}), scopes=[Scope.ADMIN])
 async def metrics(services: ServicesDep) -> Response:
     """Prometheus' text format."""
     return Response(services.metrics.render(), media_type=CONTENT_TYPE_LATEST)
@@ -48,11 +48,5 @@ def _is_live(services: Services) -> bool:
 
 def _answer(good: bool, services: Services) -> Response:
     progress = services.engine.progress()
-    content: dict[str, Any] = {
-        "status": "ok" if good else "unavailable",
-        "draining": progress.draining,
-        "running": progress.running,
-        "waiting": progress.waiting,
-        "steps": progress.steps,
-    }
-    return StrictJSONResponse(content, 200 if good else 503)
+    reply = HealthReply.of(progress, status="ok" if good else "unavailable")
+    return reply.response(200 if good else 503)

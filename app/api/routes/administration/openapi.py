@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
+from fastapi import FastAPI, Request, Response
 
-from fastapi import APIRouter, FastAPI, Request, Response
-
-from app.api.dependencies import requires
+from app.api.dependencies import TenantDep, WorkersDep
 from app.api.errors import StrictJSONResponse
-from app.api.openapi.document import document
+from app.api.openapi import document
+from app.api.routing import JSON, Answer, Router
 
-router = APIRouter(dependencies=requires())
+router = Router("operations")
 
 
-@router.get("/openapi.json", include_in_schema=False)
-async def describe(request: Request) -> Response:
+@router.route("GET", "/openapi.json", answers=Answer({JSON: None}), described=False)
+async def describe(request: Request, workers: WorkersDep, tenant: TenantDep) -> Response:
     """The OpenAPI description of all routes."""
     app: FastAPI = request.app
     if getattr(app.state, "description", None) is None:
-        content = await asyncio.to_thread(document, app)
+        content = await workers.text.run(tenant, document, app)
         app.state.description = StrictJSONResponse(content).body
-    return Response(app.state.description, media_type="application/json")
+    return Response(app.state.description, media_type=JSON)

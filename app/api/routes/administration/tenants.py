@@ -6,26 +6,46 @@ tenant's alone.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
-from app.api.dependencies import ActorDep, TenantDep, requires
-from app.api.errors import StrictJSONResponse
-from app.api.schemas.generation import KeyBody, LimitsBody, TenantBody, TenantPatchBody
+from app.api.dependencies import ActorDep, TenantDep
+from app.api.routing import JSON, Answer, Router
+from app.api.schemas.tenants import (
+    KeyBody,
+    KeyPage,
+    KeyReply,
+    LimitsBody,
+    NewKeyReply,
+    TenantBody,
+    TenantDeleted,
+    TenantPage,
+    TenantPatchBody,
+    TenantReply,
+)
 from app.api.services import ServicesDep
 from app.tenancy.auth.keyring import KeyInfo
 from app.tenancy.auth.principal import Scope
 from app.tenancy.limits.limits import TenantLimits
 from app.tenancy.tenants import Account
 
-router = APIRouter(prefix="/admin/tenants", dependencies=requires(Scope.ADMIN))
+router = Router("tenants", "/admin/tenants")
+
+_ADMIN = [Scope.ADMIN]
 
 Cursor = Annotated[str | None, Query(max_length=512)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
 
-@router.post("")
+@router.route(
+    "POST",
+    "",
+    answers=Answer({JSON: TenantReply}, ("location",)),
+    statuses=[201],
+    scopes=_ADMIN,
+    errors=[409],
+)
 async def create_tenant(
     body: TenantBody, services: ServicesDep, caller: TenantDep, actor: ActorDep
 ) -> Response:
@@ -34,27 +54,27 @@ async def create_tenant(
     made = await services.workers.writes.finish(
         caller, services.accounts.create, body.id, limits, actor=actor
     )
-    return StrictJSONResponse(tenant_object(made), 201, {"location": f"/admin/tenants/{made.id}"})
+    return _tenant_reply(made).response(201, {"location": f"/admin/tenants/{made.id}"})
 
 
-@router.get("")
+@router.route("GET", "", answers=TenantPage, scopes=_ADMIN)
 async def list_tenants(
     services: ServicesDep, caller: TenantDep, cursor: Cursor = None, limit: Limit = 20
 ) -> Response:
     """Tenants by id, a page at a time."""
     page = await services.workers.catalog.run(caller, services.accounts.list, cursor, limit)
-    data = [tenant_object(account) for account in page.items]
-    return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
+    data = [_tenant_reply(account) for account in page.items]
+    return TenantPage.of(page, data=data).response()
 
 
-@router.get("/{tenant_id}")
+@router.route("GET", "/{tenant_id}", answers=TenantReply, scopes=_ADMIN)
 async def get_tenant(tenant_id: str, services: ServicesDep, caller: TenantDep) -> Response:
     """One tenant."""
     found = await services.workers.catalog.run(caller, services.accounts.get, tenant_id)
-    return StrictJSONResponse(tenant_object(found))
+    return _tenant_reply(found).response()
 
 
-@router.patch("/{tenant_id}")
+@router.route("PATCH", "/{tenant_id}", answers=TenantReply, scopes=_ADMIN)
 async def change_tenant(
     tenant_id: str, body: TenantPatchBody, services: ServicesDep, caller: TenantDep, actor: ActorDep
 ) -> Response:
@@ -68,19 +88,26 @@ async def change_tenant(
         disabled=body.disabled,
         actor=actor,
     )
-    return StrictJSONResponse(tenant_object(changed))
+    return _tenant_reply(changed).response()
 
 
-@router.delete("/{tenant_id}")
+@router.route("DELETE", "/{tenant_id}", answers=TenantDeleted, scopes=_ADMIN, errors=[409])
 async def delete_tenant(
     tenant_id: str, services: ServicesDep, caller: TenantDep, actor: ActorDep
 ) -> Response:
     """Delete a tenant with its keys and prefixes; what runs is finished."""
     await services.workers.writes.finish(caller, services.accounts.delete, tenant_id, actor=actor)
-    return StrictJSONResponse({"object": "tenant", "id": tenant_id, "deleted": True})
+    return TenantDeleted(id=tenant_id).response()
 
 
-@router.post("/{tenant_id}/keys")
+@router.route(
+    "POST",
+    "/{tenant_id}/keys",
+    answers=Answer({JSON: NewKeyReply}, ("location",)),
+    statuses=[201],
+    scopes=_ADMIN,
+    errors=[409],
+)
 async def create_key(
     tenant_id: str, body: KeyBody, services: ServicesDep, caller: TenantDep, actor: ActorDep
 ) -> Response:
@@ -95,8 +122,7 @@ async def create_key(
         expires_at=body.expires_at,
         actor=actor,
     )
-    return StrictJSONResponse(
-        {**key_object(info), "key": key.text},
+    return NewKeyReply.of(info, scopes=sorted(info.scopes), key=key.text).response(
         201,
         {
             "location": f"/admin/tenants/{tenant_id}/keys/{info.kid}",
@@ -105,7 +131,7 @@ async def create_key(
     )
 
 
-@router.get("/{tenant_id}/keys")
+@router.route("GET", "/{tenant_id}/keys", answers=KeyPage, scopes=_ADMIN)
 async def list_keys(
     tenant_id: str,
     services: ServicesDep,
@@ -117,18 +143,18 @@ async def list_keys(
     page = await services.workers.catalog.run(
         caller, services.keyring.list, tenant_id, cursor, limit
     )
-    data = [key_object(info) for info in page.items]
-    return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
+    data = [_key_reply(info) for info in page.items]
+    return KeyPage.of(page, data=data).response()
 
 
-@router.get("/{tenant_id}/keys/{kid}")
+@router.route("GET", "/{tenant_id}/keys/{kid}", answers=KeyReply, scopes=_ADMIN)
 async def get_key(tenant_id: str, kid: str, services: ServicesDep, caller: TenantDep) -> Response:
     """What is known of one key."""
     found = await services.workers.catalog.run(caller, services.keyring.get, tenant_id, kid)
-    return StrictJSONResponse(key_object(found))
+    return _key_reply(found).response()
 
 
-@router.delete("/{tenant_id}/keys/{kid}")
+@router.route("DELETE", "/{tenant_id}/keys/{kid}", answers=KeyReply, scopes=_ADMIN)
 async def revoke_key(
     tenant_id: str, kid: str, services: ServicesDep, caller: TenantDep, actor: ActorDep
 ) -> Response:
@@ -136,17 +162,16 @@ async def revoke_key(
     revoked = await services.workers.writes.finish(
         caller, services.keyring.revoke, tenant_id, kid, actor=actor
     )
-    return StrictJSONResponse(key_object(revoked))
+    return _key_reply(revoked).response()
 
 
-def tenant_object(account: Account) -> dict[str, Any]:
-    """A tenant as replies show it."""
-    return {"object": "tenant", **account.to_json(), "disabled": account.disabled_at is not None}
+def _tenant_reply(account: Account) -> TenantReply:
+    is_disabled = account.disabled_at is not None
+    return TenantReply.of(account, limits=account.limits.to_json(), disabled=is_disabled)
 
 
-def key_object(info: KeyInfo) -> dict[str, Any]:
-    """A key as lists show it: everything but the key."""
-    return {"object": "api_key", **info.to_json()}
+def _key_reply(info: KeyInfo) -> KeyReply:
+    return KeyReply.of(info, scopes=sorted(info.scopes))
 
 
 def _given(limits: LimitsBody) -> dict[str, object]:

@@ -7,17 +7,18 @@ import time
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
-from app.api.dependencies import PrincipalDep, requires
-from app.api.errors import StrictJSONResponse
+from app.api.dependencies import PrincipalDep
+from app.api.routing import Router
+from app.api.schemas.tenants import UsagePage, UsageReply
 from app.api.services import ServicesDep
 from app.errors import InvalidRequest
 from app.tenancy.auth.principal import Scope
 from app.tenancy.usage.report import GROUPS, UsageQuery, UsageRow, read_usage
 from app.tenancy.usage.totals import HOUR
 
-router = APIRouter(dependencies=requires())
+router = Router("usage")
 
 Time = Annotated[str | None, Query(max_length=40)]
 
@@ -27,7 +28,7 @@ _SECONDS = re.compile(r"[0-9]{1,13}", re.ASCII)
 _PERIODS = {"hour": HOUR, "day": 86_400}
 
 
-@router.get("/v1/usage")
+@router.route("GET", "/v1/usage", answers=UsagePage, errors=[403])
 async def get_usage(
     services: ServicesDep,
     principal: PrincipalDep,
@@ -71,28 +72,24 @@ async def get_usage(
         cursor,
         limit,
     )
-    data = [_usage_object(row) for row in page.items]
-    return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
+    data = [_usage_reply(row) for row in page.items]
+    return UsagePage.of(page, data=data).response()
 
 
-def _usage_object(row: UsageRow) -> dict[str, Any]:
+def _usage_reply(row: UsageRow) -> UsageReply:
     sums, group = row.sums, dict(row.group)
     well = sums.requests - sums.failed
+    shown: dict[str, Any] = {name: group[name] for name in ("prefix", "version") if name in group}
     period = next((name for name in ("hour", "day") if name in group), None)
-    shown: dict[str, Any] = {"object": "usage"}
     if period is not None:
         start = int(group[period])
         shown |= {"start": start, "end": start + _PERIODS[period]}
-    shown |= {name: group[name] for name in ("prefix", "version") if name in group}
-    return {
+    return UsageReply.of(
+        sums,
+        mean_first_token_ms=round(sums.first_token_ms / well, 3) if well else None,
+        mean_total_ms=round(sums.total_ms / well, 3) if well else None,
         **shown,
-        "requests": sums.requests,
-        "failed": sums.failed,
-        "tokens_in": sums.tokens_in,
-        "tokens_out": sums.tokens_out,
-        "mean_first_token_ms": round(sums.first_token_ms / well, 3) if well else None,
-        "mean_total_ms": round(sums.total_ms / well, 3) if well else None,
-    }
+    )
 
 
 def _read_groups(text: str | None) -> tuple[str, ...]:

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from app.api.dependencies import GenerationsDep, PrincipalDep, requires
+from app.api.dependencies import GenerationsDep, PrincipalDep
+from app.api.errors import ErrorShape
 from app.api.generation.openai_format import CompletionReply
 from app.api.generation.prompts import new_document
 from app.api.generation.sampling import check_alternatives, check_results
 from app.api.generation.spec import GenerationSpec
 from app.api.generation.sse import EventStream
+from app.api.routing import EVENTS, JSON, Answer, Events, Router
 from app.api.schemas.generation import CompletionBody
+from app.api.schemas.generation_replies import (
+    GENERATION_ERRORS,
+    SERVED_HEADERS,
+    Completion,
+    CompletionChunk,
+)
 from app.api.side_work.off_loop import json_reply
 from app.engine.decoding.beam_search import BeamParams
 from app.errors import InvalidRequest
 from app.model.frozen import FrozenModel
 from app.tenancy.auth.principal import Scope
 
-router = APIRouter(dependencies=requires(Scope.GENERATE))
+router = Router("generation")
 
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0}
 _DEFAULT_MAX_TOKENS = 16
 
 
-@router.post("/v1/completions")
+@router.route(
+    "POST",
+    "/v1/completions",
+    answers=Answer(
+        {JSON: Completion, EVENTS: Events(CompletionChunk, end="[DONE]")}, SERVED_HEADERS
+    ),
+    scopes=[Scope.GENERATE],
+    audited=False,
+    error_shape=ErrorShape.OPENAI,
+    errors=GENERATION_ERRORS,
+)
 async def create_completion(
     body: CompletionBody, request: Request, generations: GenerationsDep, principal: PrincipalDep
 ) -> Response:

@@ -3,27 +3,26 @@ OpenAI lists models."""
 
 from __future__ import annotations
 
-from typing import Any
+from fastapi import Response
 
-from fastapi import APIRouter, Response
-
-from app.api.dependencies import ActorDep, TenantDep, requires
-from app.api.errors import StrictJSONResponse
+from app.api.dependencies import ActorDep, TenantDep
 from app.api.routes.prefixes.prefixes import forget_prefix
+from app.api.routing import Router
+from app.api.schemas.server import ModelDeleted, ModelListReply, ModelReply
 from app.api.services import Services, ServicesDep
 from app.errors import InUse, InvalidRequest, PrefixNotFound
 from app.registry.types import PublishedPrefix
 from app.tenancy.auth.principal import Scope
 
-router = APIRouter()
+router = Router("models")
 
-_READING = requires(Scope.GENERATE, Scope.PREFIXES_READ)
+_READING = [(Scope.GENERATE, Scope.PREFIXES_READ)]
 MAX_LISTED = 1000
 """The caller's prefixes in the list, and others'."""
 _PAGE = 100
 
 
-@router.get("/v1/models", dependencies=_READING)
+@router.route("GET", "/v1/models", answers=ModelListReply, scopes=_READING)
 async def list_models(services: ServicesDep, tenant: TenantDep) -> Response:
     """The base model, the caller's prefixes by name, and those published to it, as `acme/e2e`.
 
@@ -39,14 +38,16 @@ async def list_models(services: ServicesDep, tenant: TenantDep) -> Response:
         _card(services, f"{prefix.tenant}/{prefix.name}", prefix.created_at, prefix.tenant)
         for prefix in others
     ]
-    return StrictJSONResponse({"object": "list", "data": data})
+    return ModelListReply(data=data).response()
 
 
-@router.get("/v1/models/{model_id:path}", dependencies=_READING)
+@router.route(
+    "GET", "/v1/models/{model_id:path}", answers=ModelReply, scopes=_READING, errors=[409]
+)
 async def get_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """One model: the base model, or a prefix by any form of its name."""
     if model_id == services.model.spec.model_id:
-        return StrictJSONResponse(_base_card(services))
+        return _base_card(services).response()
     selector = services.generations.selector
     versions = [
         await selector.resolve(tenant, reference, user="")  # of a split always the same one
@@ -54,10 +55,16 @@ async def get_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> 
     ]
     created = max(version.created_at for version in versions)
     owner = tenant if len(versions) > 1 else versions[0].tenant
-    return StrictJSONResponse(_card(services, model_id, created, owner))
+    return _card(services, model_id, created, owner).response()
 
 
-@router.delete("/v1/models/{model_id:path}", dependencies=requires(Scope.PREFIXES_WRITE))
+@router.route(
+    "DELETE",
+    "/v1/models/{model_id:path}",
+    answers=ModelDeleted,
+    scopes=[Scope.PREFIXES_WRITE],
+    errors=[409],
+)
 async def delete_model(
     model_id: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
@@ -70,7 +77,7 @@ async def delete_model(
     if reference.tenant not in (None, tenant):
         raise PrefixNotFound(f"prefix '{reference}' does not exist", param="model")
     await forget_prefix(services, tenant, reference.name, actor)
-    return StrictJSONResponse({"id": model_id, "object": "model", "deleted": True})
+    return ModelDeleted(id=model_id).response()
 
 
 def _published(services: Services, tenant: str) -> list[PublishedPrefix]:
@@ -85,19 +92,18 @@ def _published(services: Services, tenant: str) -> list[PublishedPrefix]:
     return found[:MAX_LISTED]
 
 
-def _base_card(services: Services) -> dict[str, Any]:
-    card = _card(services, services.model.spec.model_id, 0, "polyprefix")
-    return {**card, "parent": None}
+def _base_card(services: Services) -> ModelReply:
+    base = services.model.spec.model_id
+    return _card(services, base, 0, "polyprefix").model_copy(update={"parent": None})
 
 
-def _card(services: Services, model_id: str, created: int, owner: str) -> dict[str, Any]:
+def _card(services: Services, model_id: str, created: int, owner: str) -> ModelReply:
     spec = services.model.spec
-    return {
-        "id": model_id,
-        "object": "model",
-        "created": created,
-        "owned_by": owner,
-        "root": model_id,
-        "parent": spec.model_id,
-        "max_model_len": spec.context_limit,
-    }
+    return ModelReply(
+        id=model_id,
+        created=created,
+        owned_by=owner,
+        root=model_id,
+        parent=spec.model_id,
+        max_model_len=spec.context_limit,
+    )

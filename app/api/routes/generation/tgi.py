@@ -4,19 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from app.api.dependencies import GenerationsDep, PrincipalDep, requires
+from app.api.dependencies import GenerationsDep, PrincipalDep
+from app.api.errors import ErrorShape
 from app.api.generation.generation import GenerationService
 from app.api.generation.sampling import check_alternatives, check_results
 from app.api.generation.spec import GenerationSpec
 from app.api.generation.sse import EventStream
 from app.api.generation.tgi_format import GenerateReply
+from app.api.routing import EVENTS, JSON, Answer, Events, RouteFacts, Router
 from app.api.schemas.generation import (
     CompatGenerateBody,
     GenerateBody,
     GenerateStreamBody,
     TgiParameters,
+)
+from app.api.schemas.generation_replies import (
+    GENERATION_ERRORS,
+    SERVED_HEADERS,
+    GeneratedListReply,
+    GeneratedReply,
+    StreamedToken,
 )
 from app.api.side_work.off_loop import json_reply
 from app.engine.decoding.beam_search import BeamParams
@@ -24,7 +33,12 @@ from app.errors import InvalidRequest
 from app.prefix.spec import BaseModelSpec
 from app.tenancy.auth.principal import Principal, Scope
 
-router = APIRouter(dependencies=requires(Scope.GENERATE))
+router = Router("generation")
+
+_EVENTS = Events(StreamedToken)
+_FACTS = RouteFacts(
+    scopes=[Scope.GENERATE], audited=False, error_shape=ErrorShape.TGI, errors=GENERATION_ERRORS
+)
 
 _DEFAULT_MAX_TOKENS = 100
 _SAMPLED = {"temperature": 1.0}
@@ -39,7 +53,7 @@ _UNSUPPORTED = (
 )
 
 
-@router.post("/generate")
+@router.route("POST", "/generate", answers=Answer({JSON: GeneratedReply}, SERVED_HEADERS), **_FACTS)
 async def generate(
     body: GenerateBody, request: Request, generations: GenerationsDep, principal: PrincipalDep
 ) -> Response:
@@ -47,7 +61,9 @@ async def generate(
     return await _whole(body, request, generations, principal)
 
 
-@router.post("/generate_stream")
+@router.route(
+    "POST", "/generate_stream", answers=Answer({EVENTS: _EVENTS}, SERVED_HEADERS), **_FACTS
+)
 async def generate_stream(
     body: GenerateStreamBody, generations: GenerationsDep, principal: PrincipalDep
 ) -> Response:
@@ -55,7 +71,12 @@ async def generate_stream(
     return await _stream(body, generations, principal)
 
 
-@router.post("/")
+@router.route(
+    "POST",
+    "/",
+    answers=Answer({JSON: GeneratedListReply, EVENTS: _EVENTS}, SERVED_HEADERS),
+    **_FACTS,
+)
 async def compat_generate(
     body: CompatGenerateBody, request: Request, generations: GenerationsDep, principal: PrincipalDep
 ) -> Response:

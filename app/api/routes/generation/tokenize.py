@@ -5,22 +5,35 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from app.api.dependencies import GenerationsDep, TenantDep, requires
-from app.api.errors import StrictJSONResponse
+from app.api.dependencies import GenerationsDep, TenantDep
 from app.api.generation.prompts import encode_prompts
-from app.api.middleware.request_rate import COUNTED
+from app.api.routing import Router
 from app.api.schemas.generation import DetokenizeBody, TokenizeBody
+from app.api.schemas.generation_replies import (
+    GENERATION_ERRORS,
+    DetokenizedReply,
+    TokenizedReply,
+)
+from app.api.schemas.server import InfoReply, TokenizerInfoReply
 from app.api.services import ServicesDep
 from app.api.side_work.off_loop import json_reply
 from app.errors import InvalidRequest
 from app.tenancy.auth.principal import Scope
 
-router = APIRouter()
+router = Router("generation")
 
 
-@router.post("/tokenize", dependencies=[*requires(Scope.GENERATE), *COUNTED])
+@router.route(
+    "POST",
+    "/tokenize",
+    answers=TokenizedReply,
+    scopes=[Scope.GENERATE],
+    audited=False,
+    counted=True,
+    errors=GENERATION_ERRORS,
+)
 async def tokenize(body: TokenizeBody, generations: GenerationsDep, tenant: TenantDep) -> Response:
     """The tokens that a prompt becomes; with `model`, through that prefix's template.
 
@@ -54,7 +67,14 @@ async def tokenize(body: TokenizeBody, generations: GenerationsDep, tenant: Tena
     return await json_reply(pool, tenant, len(ids), content)
 
 
-@router.post("/detokenize", dependencies=[*requires(Scope.GENERATE), *COUNTED])
+@router.route(
+    "POST",
+    "/detokenize",
+    answers=DetokenizedReply,
+    scopes=[Scope.GENERATE],
+    audited=False,
+    counted=True,
+)
 async def detokenize(
     body: DetokenizeBody, generations: GenerationsDep, tenant: TenantDep
 ) -> Response:
@@ -68,59 +88,55 @@ async def detokenize(
     return await json_reply(pool, tenant, len(tokens), lambda: {"prompt": text.decode(tokens)})
 
 
-@router.get("/tokenizer_info", dependencies=requires())
+@router.route("GET", "/tokenizer_info", answers=TokenizerInfoReply, tag="operations")
 async def tokenizer_info(services: ServicesDep) -> Response:
     """The tokenizer's special tokens and what it adds to a text, in the words of vLLM."""
     text, spec = services.model.text, services.model.spec
     facts, framed = text.facts, text.encode("a")
-    return StrictJSONResponse(
-        {
-            "tokenizer_class": facts.kind,
-            "bos_token": facts.bos,
-            "eos_token": facts.eos or text.special_text(text.end_id),
-            "pad_token": facts.pad,
-            "unk_token": facts.unk,
-            "add_bos_token": framed[0] in text.special_ids,
-            "add_eos_token": framed[-1] in text.special_ids,
-            "clean_up_tokenization_spaces": facts.cleans_up,
-            "chat_template": facts.chat_template,
-            "model_max_length": spec.prompt_limit,
-            "vocab_size": text.vocab_size,
-        }
-    )
+    return TokenizerInfoReply(
+        tokenizer_class=facts.kind,
+        bos_token=facts.bos,
+        eos_token=facts.eos or text.special_text(text.end_id),
+        pad_token=facts.pad,
+        unk_token=facts.unk,
+        add_bos_token=framed[0] in text.special_ids,
+        add_eos_token=framed[-1] in text.special_ids,
+        clean_up_tokenization_spaces=facts.cleans_up,
+        chat_template=facts.chat_template,
+        model_max_length=spec.prompt_limit,
+        vocab_size=text.vocab_size,
+    ).response()
 
 
-@router.get("/info", dependencies=requires())
+@router.route("GET", "/info", answers=InfoReply, tag="operations")
 async def info(services: ServicesDep) -> Response:
     """What this server is: base model, shapes that prefixes must have, limits, version."""
     model, spec, config = services.model, services.model.spec, services.engine.config
     shape = spec.decoder
-    return StrictJSONResponse(
-        {
-            "model_id": spec.model_id,
-            "base_fingerprint": spec.fingerprint,
-            "family": model.family,
-            "layers": shape.layers,
-            "kv_heads": shape.kv_heads,
-            "head_dim": shape.head_dim,
-            "modules": {name: asdict(module) for name, module in spec.modules.items()},
-            "context_limit": spec.context_limit,
-            "source_limit": spec.source_limit,
-            "model_dtype": str(model.dtype).removeprefix("torch."),
-            "model_device_type": model.device.type,
-            "system_fingerprint": services.generations.system_fingerprint,
-            "preparation": {**model.notes, "decode_attention": services.engine.decode_attention},
-            "max_input_length": spec.source_limit or spec.context_limit - 1,
-            "max_total_tokens": spec.context_limit,
-            "max_prefix_length": config.max_prefix_length,
-            "max_concurrent_rows": config.max_rows,
-            "max_tenant_rows": config.max_tenant_rows,
-            "max_waiting_requests": config.max_waiting,
-            "max_request_rows": services.limits.max_request_rows,
-            "max_body_bytes": services.limits.max_body_bytes,
-            "max_stop_sequences": 4,
-            "eos_token_ids": sorted(model.text.eos_token_ids),
-            "generation_defaults": model.generation.by_name,
-            "version": services.version,
-        }
-    )
+    return InfoReply(
+        model_id=spec.model_id,
+        base_fingerprint=spec.fingerprint,
+        family=model.family,
+        layers=shape.layers,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        modules={name: asdict(module) for name, module in spec.modules.items()},
+        context_limit=spec.context_limit,
+        source_limit=spec.source_limit,
+        model_dtype=str(model.dtype).removeprefix("torch."),
+        model_device_type=model.device.type,
+        system_fingerprint=services.generations.system_fingerprint,
+        preparation={**model.notes, "decode_attention": services.engine.decode_attention},
+        max_input_length=spec.source_limit or spec.context_limit - 1,
+        max_total_tokens=spec.context_limit,
+        max_prefix_length=config.max_prefix_length,
+        max_concurrent_rows=config.max_rows,
+        max_tenant_rows=config.max_tenant_rows,
+        max_waiting_requests=config.max_waiting,
+        max_request_rows=services.limits.max_request_rows,
+        max_body_bytes=services.limits.max_body_bytes,
+        max_stop_sequences=4,
+        eos_token_ids=sorted(model.text.eos_token_ids),
+        generation_defaults=model.generation.by_name,
+        version=services.version,
+    ).response()

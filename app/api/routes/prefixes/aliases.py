@@ -8,24 +8,26 @@ from __future__ import annotations
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 
-from app.api.dependencies import ActorDep, PrincipalDep, TenantDep, requires
-from app.api.errors import StrictJSONResponse
+from app.api.dependencies import ActorDep, PrincipalDep, TenantDep
 from app.api.gate_check import version_score, write_when_scored
-from app.api.schemas.generation import AliasBody
-from app.api.schemas.prefixes import alias_object, change_object
+from app.api.routing import JSON, Answer, Router
+from app.api.schemas.prefixes import AliasBody, AliasChangeReply, AliasHistoryReply, AliasReply
 from app.api.services import ServicesDep
 from app.registry.quality_gates import QualityGate
 from app.registry.types import Alias
 from app.tenancy.auth.principal import Scope
 
-router = APIRouter(prefix="/v1/prefixes/{name}/aliases/{alias}")
+router = Router("aliases", "/v1/prefixes/{name}/aliases/{alias}")
+
+_READING, _WRITING = [Scope.PREFIXES_READ], [Scope.PREFIXES_WRITE]
+_ALIAS = Answer({JSON: AliasReply}, ("etag",))
 
 IfMatch = Annotated[str | None, Header(max_length=1024)]
 
 
-@router.get("", dependencies=requires(Scope.PREFIXES_READ))
+@router.route("GET", "", answers=_ALIAS, scopes=_READING)
 async def get_alias(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Where an alias points; its state is the ETag."""
     found = await services.workers.catalog.run(
@@ -34,7 +36,7 @@ async def get_alias(name: str, alias: str, services: ServicesDep, tenant: Tenant
     return _reply(name, found)
 
 
-@router.put("", dependencies=requires(Scope.PREFIXES_WRITE))
+@router.route("PUT", "", answers=_ALIAS, scopes=_WRITING, errors=[409, 412, 504])
 async def set_alias(
     name: str,
     alias: str,
@@ -68,7 +70,7 @@ async def set_alias(
     return _reply(name, moved)
 
 
-@router.post("/rollback", dependencies=requires(Scope.PREFIXES_WRITE))
+@router.route("POST", "/rollback", answers=_ALIAS, scopes=_WRITING, errors=[409, 412])
 async def rollback_alias(
     name: str,
     alias: str,
@@ -90,7 +92,7 @@ async def rollback_alias(
     return _reply(name, moved)
 
 
-@router.get("/history", dependencies=requires(Scope.PREFIXES_READ))
+@router.route("GET", "/history", answers=AliasHistoryReply, scopes=_READING)
 async def alias_history(
     name: str, alias: str, services: ServicesDep, tenant: TenantDep
 ) -> Response:
@@ -98,10 +100,10 @@ async def alias_history(
     changes = await services.workers.catalog.run(
         tenant, services.registry.aliases.history, tenant, name, alias
     )
-    return StrictJSONResponse(
-        {"object": "list", "data": [change_object(change) for change in changes]}
-    )
+    data = [AliasChangeReply.of(change, version=change.digest) for change in changes]
+    return AliasHistoryReply(data=data).response()
 
 
 def _reply(name: str, alias: Alias) -> Response:
-    return StrictJSONResponse(alias_object(name, alias), headers={"etag": alias.etag})
+    reply = AliasReply.of(alias, name=name, alias=alias.name, version=alias.digest)
+    return reply.response(headers={"etag": alias.etag})

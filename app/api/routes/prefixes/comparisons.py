@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from app.api.dependencies import EvaluationsDep, PrincipalDep, requires
-from app.api.errors import StrictJSONResponse
+from app.api.dependencies import EvaluationsDep, PrincipalDep
 from app.api.evaluate_version import VersionEvaluation
 from app.api.generation.generation import cancel_on_disconnect
-from app.api.schemas.evaluations import CompareBody, ComparedBody
+from app.api.routing import Router
+from app.api.schemas.evaluations import CompareBody, ComparedBody, ComparisonReply
 from app.evaluation.evaluator import Answer
 from app.evaluation.likelihood import Contrast, contrast
 from app.evaluation.text_pairs import TokenPair
@@ -21,9 +21,7 @@ from app.tenancy.auth.principal import Scope
 
 _Pairs = tuple[TokenPair, TokenPair]
 
-router = APIRouter(
-    dependencies=[*requires(Scope.GENERATE), *requires(Scope.PREFIXES_READ)],
-)
+router = Router("judging")
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,14 @@ class _Compared:
         }
 
 
-@router.post("/v1/prefixes/{name}/compare")
+@router.route(
+    "POST",
+    "/v1/prefixes/{name}/compare",
+    answers=ComparisonReply,
+    scopes=[Scope.GENERATE, Scope.PREFIXES_READ],
+    audited=False,
+    errors=[409, 504],
+)
 async def compare_versions(
     name: str,
     body: CompareBody,
@@ -72,15 +77,13 @@ async def compare_versions(
         ):
             comparing = _compare(a, b, body.examples)
             compared = await cancel_on_disconnect(request.receive, comparing)
-    content = {
-        "object": "prefix.comparison",
-        "name": name,
-        "a": a.selection.digests[0],
-        "b": b.selection.digests[0],
+    return ComparisonReply(
+        name=name,
+        a=a.selection.digests[0],
+        b=b.selection.digests[0],
         **_summary(compared),
-        "examples": [one.content for one in compared],
-    }
-    return StrictJSONResponse(content)
+        examples=[one.content for one in compared],
+    ).response()
 
 
 async def _compare(

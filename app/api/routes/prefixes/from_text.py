@@ -10,13 +10,14 @@ from __future__ import annotations
 import hashlib
 import time
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
-from app.api.dependencies import ActorDep, PrincipalDep, requires
+from app.api.dependencies import ActorDep, PrincipalDep
 from app.api.generation.generation import cancel_on_disconnect
 from app.api.generation.prefix_selection import PrefixSelection
 from app.api.generation.prompts import MAX_TOKEN_CHARACTERS, SURROGATE
-from app.api.publish_version import admit, staging
+from app.api.publish_version import NEW_VERSION, admit, staging
+from app.api.routing import Router
 from app.api.schemas.evaluations import FromTextBody
 from app.api.services import Services, ServicesDep
 from app.api.side_work.off_loop import off_loop
@@ -29,12 +30,19 @@ from app.registry.storage.store import StagedFile
 from app.tenancy.auth.principal import Scope
 from app.training.words import words_prefix
 
-router = APIRouter()
+router = Router("prefixes")
 
 _PROBE = "a"
 
 
-@router.post("/v1/prefixes/{name}/from-text", dependencies=[*requires(Scope.PREFIXES_WRITE)])
+@router.route(
+    "POST",
+    "/v1/prefixes/{name}/from-text",
+    answers=NEW_VERSION,
+    statuses=[200, 201],
+    scopes=[Scope.PREFIXES_WRITE],
+    errors=[409, 504],
+)
 async def make_from_text(
     name: str,
     body: FromTextBody,

@@ -3,32 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, BinaryIO
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.dependencies import ActorDep, TenantDep, requires
-from app.api.errors import StrictJSONResponse
+from app.api.dependencies import ActorDep, TenantDep
 from app.api.lengths import known_lengths, module_lengths
-from app.api.schemas.prefixes import prefix_object, version_object
+from app.api.routing import FILE, Answer, Router
+from app.api.schemas.prefixes import (
+    PrefixDeleted,
+    PrefixPage,
+    PrefixReply,
+    VersionDeleted,
+    VersionPage,
+    VersionReply,
+)
 from app.api.services import Services, ServicesDep
 from app.db.database import Actor
 from app.registry.types import Version
 from app.runtime.prefix_cache import PrefixKey
 from app.tenancy.auth.principal import Scope
 
-router = APIRouter(prefix="/v1/prefixes")
+router = Router("prefixes", "/v1/prefixes")
 
 Cursor = Annotated[str | None, Query(max_length=512)]
 Limit = Annotated[int, Query(ge=1, le=100)]
 
-_READING = requires(Scope.PREFIXES_READ)
-_WRITING = requires(Scope.PREFIXES_WRITE)
+_READING, _WRITING = [Scope.PREFIXES_READ], [Scope.PREFIXES_WRITE]
+_CONTENT = Answer({FILE: None}, ("etag", "content-disposition", "accept-ranges"))
 _READ_BYTES = 1 << 18
 
 
-@router.get("", dependencies=_READING)
+@router.route("GET", "", answers=PrefixPage, scopes=_READING)
 async def list_prefixes(
     services: ServicesDep, tenant: TenantDep, cursor: Cursor = None, limit: Limit = 20
 ) -> Response:
@@ -36,27 +43,27 @@ async def list_prefixes(
     page = await services.workers.catalog.run(
         tenant, services.registry.list_prefixes, tenant, cursor, limit
     )
-    data = [prefix_object(record) for record in page.items]
-    return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
+    data = [PrefixReply.of(record) for record in page.items]
+    return PrefixPage.of(page, data=data).response()
 
 
-@router.get("/{name}", dependencies=_READING)
+@router.route("GET", "/{name}", answers=PrefixReply, scopes=_READING)
 async def get_prefix(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """One prefix with its aliases."""
     record = await services.workers.catalog.run(tenant, services.registry.get_prefix, tenant, name)
-    return StrictJSONResponse(prefix_object(record))
+    return PrefixReply.of(record).response()
 
 
-@router.delete("/{name}", dependencies=_WRITING)
+@router.route("DELETE", "/{name}", answers=PrefixDeleted, scopes=_WRITING)
 async def delete_prefix(
     name: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
     """Delete a prefix with all its versions and aliases; rows that run finish with it."""
     await forget_prefix(services, tenant, name, actor)
-    return StrictJSONResponse({"object": "prefix", "name": name, "deleted": True})
+    return PrefixDeleted(name=name).response()
 
 
-@router.get("/{name}/versions", dependencies=_READING)
+@router.route("GET", "/{name}/versions", answers=VersionPage, scopes=_READING)
 async def list_versions(
     name: str,
     services: ServicesDep,
@@ -68,21 +75,21 @@ async def list_versions(
     page = await services.workers.catalog.run(
         tenant, services.registry.list_versions, tenant, name, cursor, limit
     )
-    data = await _version_objects(services, tenant, page.items)
-    return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
+    data = await _version_replies(services, tenant, page.items)
+    return VersionPage.of(page, data=data).response()
 
 
-@router.get("/{name}/versions/{digest}", dependencies=_READING)
+@router.route("GET", "/{name}/versions/{digest}", answers=VersionReply, scopes=_READING)
 async def get_version(name: str, digest: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """One version by its digest or a unique start of it."""
     version = await services.workers.catalog.run(
         tenant, services.registry.get_version, tenant, name, digest
     )
-    [content] = await _version_objects(services, tenant, [version])
-    return StrictJSONResponse(content)
+    [reply] = await _version_replies(services, tenant, [version])
+    return reply.response()
 
 
-@router.get("/{name}/versions/{digest}/content", dependencies=_READING)
+@router.route("GET", "/{name}/versions/{digest}/content", answers=_CONTENT, scopes=_READING)
 async def download_version(
     name: str, digest: str, services: ServicesDep, tenant: TenantDep
 ) -> Response:
@@ -96,12 +103,16 @@ async def download_version(
         "etag": f'"{version.digest}"',
         "accept-ranges": "none",
     }
-    return StreamingResponse(
-        _pieces(services, tenant, file), 200, headers, "application/octet-stream"
-    )
+    return StreamingResponse(_pieces(services, tenant, file), 200, headers, FILE)
 
 
-@router.delete("/{name}/versions/{digest}", dependencies=_WRITING)
+@router.route(
+    "DELETE",
+    "/{name}/versions/{digest}",
+    answers=VersionDeleted,
+    scopes=_WRITING,
+    errors=[409],
+)
 async def delete_version(
     name: str, digest: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
@@ -110,12 +121,10 @@ async def delete_version(
         tenant, services.registry.delete_version, tenant, name, digest, actor=actor
     )
     services.tiers.evict(PrefixKey(version.owner, version.digest))
-    return StrictJSONResponse(
-        {"object": "prefix.version", "name": name, "digest": version.digest, "deleted": True}
-    )
+    return VersionDeleted(name=name, digest=version.digest).response()
 
 
-@router.post("/{name}/versions/{digest}/pin", dependencies=_WRITING)
+@router.route("POST", "/{name}/versions/{digest}/pin", answers=VersionReply, scopes=_WRITING)
 async def pin_version(
     name: str, digest: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
@@ -123,11 +132,11 @@ async def pin_version(
     version = await services.workers.writes.finish(
         tenant, services.registry.pin, tenant, name, digest, actor=actor
     )
-    [content] = await _version_objects(services, tenant, [version])
-    return StrictJSONResponse(content)
+    [reply] = await _version_replies(services, tenant, [version])
+    return reply.response()
 
 
-@router.delete("/{name}/versions/{digest}/pin", dependencies=_WRITING)
+@router.route("DELETE", "/{name}/versions/{digest}/pin", answers=VersionReply, scopes=_WRITING)
 async def unpin_version(
     name: str, digest: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
@@ -135,8 +144,8 @@ async def unpin_version(
     version = await services.workers.writes.finish(
         tenant, services.registry.unpin, tenant, name, digest, actor=actor
     )
-    [content] = await _version_objects(services, tenant, [version])
-    return StrictJSONResponse(content)
+    [reply] = await _version_replies(services, tenant, [version])
+    return reply.response()
 
 
 async def forget_prefix(services: Services, tenant: str, name: str, actor: Actor) -> None:
@@ -148,9 +157,9 @@ async def forget_prefix(services: Services, tenant: str, name: str, actor: Actor
         services.tiers.evict(PrefixKey(owner, digest))
 
 
-async def _version_objects(
+async def _version_replies(
     services: Services, tenant: str, versions: Sequence[Version]
-) -> list[dict[str, Any]]:
+) -> list[VersionReply]:
     """As replies show them; the store is asked only for what the catalog does not know."""
     found = []
     for version in versions:
@@ -159,7 +168,7 @@ async def _version_objects(
             lengths = await services.workers.store.run(
                 tenant, module_lengths, services, tenant, version
             )
-        found.append(version_object(version, lengths))
+        found.append(VersionReply.of(version, lengths=lengths))
     return found
 
 

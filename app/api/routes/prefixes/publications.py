@@ -6,31 +6,36 @@ download, list or change versions.
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import Response
 
-from app.api.dependencies import ActorDep, TenantDep, requires
-from app.api.errors import StrictJSONResponse
+from app.api.dependencies import ActorDep, TenantDep
 from app.api.routes.prefixes.prefixes import Cursor, Limit
-from app.api.schemas.generation import PublicationBody
-from app.api.schemas.prefixes import publication_object, published_object
+from app.api.routing import Router
+from app.api.schemas.prefixes import (
+    PublicationBody,
+    PublicationDeleted,
+    PublicationReply,
+    PublishedPage,
+    PublishedReply,
+)
 from app.api.services import ServicesDep
 from app.tenancy.auth.principal import Scope
 
-router = APIRouter()
+router = Router("publications")
 
 _PATH = "/v1/prefixes/{name}/publication"
 
 
-@router.get(_PATH, dependencies=requires(Scope.PREFIXES_READ))
+@router.route("GET", _PATH, answers=PublicationReply, scopes=[Scope.PREFIXES_READ])
 async def get_publication(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """Who may use the prefix besides its owner."""
     found = await services.workers.catalog.run(
         tenant, services.registry.publications.get, tenant, name
     )
-    return StrictJSONResponse(publication_object(found))
+    return PublicationReply.of(found).response()
 
 
-@router.put(_PATH, dependencies=requires(Scope.PREFIXES_WRITE))
+@router.route("PUT", _PATH, answers=PublicationReply, scopes=[Scope.PREFIXES_WRITE])
 async def set_publication(
     name: str, body: PublicationBody, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
@@ -44,10 +49,10 @@ async def set_publication(
         everyone=body.everyone,
         actor=actor,
     )
-    return StrictJSONResponse(publication_object(made))
+    return PublicationReply.of(made).response()
 
 
-@router.delete(_PATH, dependencies=requires(Scope.PREFIXES_WRITE))
+@router.route("DELETE", _PATH, answers=PublicationDeleted, scopes=[Scope.PREFIXES_WRITE])
 async def delete_publication(
     name: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
@@ -55,10 +60,16 @@ async def delete_publication(
     await services.workers.writes.finish(
         tenant, services.registry.publications.withdraw, tenant, name, actor=actor
     )
-    return StrictJSONResponse({"object": "prefix.publication", "name": name, "deleted": True})
+    return PublicationDeleted(name=name).response()
 
 
-@router.get("/v1/published", dependencies=requires(Scope.GENERATE, Scope.PREFIXES_READ))
+@router.route(
+    "GET",
+    "/v1/published",
+    answers=PublishedPage,
+    scopes=[(Scope.GENERATE, Scope.PREFIXES_READ)],
+    errors=[404],
+)
 async def list_published(
     services: ServicesDep, tenant: TenantDep, cursor: Cursor = None, limit: Limit = 20
 ) -> Response:
@@ -66,5 +77,5 @@ async def list_published(
     page = await services.workers.catalog.run(
         tenant, services.registry.publications.offered, tenant, cursor, limit
     )
-    data = [published_object(prefix) for prefix in page.items]
-    return StrictJSONResponse({"object": "list", "data": data, "next_cursor": page.next_cursor})
+    data = [PublishedReply.of(prefix, id=f"{prefix.tenant}/{prefix.name}") for prefix in page.items]
+    return PublishedPage.of(page, data=data).response()

@@ -7,34 +7,32 @@ rollback is never refused.
 
 from __future__ import annotations
 
-from typing import Any
+from fastapi import Response
 
-from fastapi import APIRouter, Response
-
-from app.api.dependencies import ActorDep, TenantDep, requires
-from app.api.errors import StrictJSONResponse
-from app.api.schemas.evaluations import GateBody
+from app.api.dependencies import ActorDep, TenantDep
+from app.api.routing import Router
+from app.api.schemas.evaluations import AliasGateDeleted, AliasGateReply, GateBody
 from app.api.services import ServicesDep
 from app.errors import InvalidRequest
 from app.registry.quality_gates import QualityGate
 from app.tenancy.auth.principal import Scope
 
-router = APIRouter(prefix="/v1/prefixes/{name}/aliases/{alias}/gate")
+router = Router("aliases", "/v1/prefixes/{name}/aliases/{alias}/gate")
 
 _MAX_CHARACTERS = 1 << 18
 """Of all examples of one gate: they are kept in the catalog."""
 
 
-@router.get("", dependencies=requires(Scope.PREFIXES_READ))
+@router.route("GET", "", answers=AliasGateReply, scopes=[Scope.PREFIXES_READ])
 async def get_gate(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
     """The alias's gate with its examples."""
     found = await services.workers.catalog.run(
         tenant, services.registry.gates.get, tenant, name, alias
     )
-    return StrictJSONResponse(_object(name, alias, found))
+    return AliasGateReply.of(found, name=name, alias=alias).response()
 
 
-@router.put("", dependencies=requires(Scope.PREFIXES_WRITE))
+@router.route("PUT", "", answers=AliasGateReply, scopes=[Scope.PREFIXES_WRITE], errors=[409])
 async def set_gate(
     name: str, alias: str, body: GateBody, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
@@ -50,10 +48,10 @@ async def set_gate(
     made = await services.workers.writes.finish(
         tenant, services.registry.gates.set, tenant, name, alias, gate, actor=actor
     )
-    return StrictJSONResponse(_object(name, alias, made))
+    return AliasGateReply.of(made, name=name, alias=alias).response()
 
 
-@router.delete("", dependencies=requires(Scope.PREFIXES_WRITE))
+@router.route("DELETE", "", answers=AliasGateDeleted, scopes=[Scope.PREFIXES_WRITE])
 async def remove_gate(
     name: str, alias: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
@@ -61,18 +59,4 @@ async def remove_gate(
     await services.workers.writes.finish(
         tenant, services.registry.gates.remove, tenant, name, alias, actor=actor
     )
-    return StrictJSONResponse(
-        {"object": "prefix.alias.gate", "name": name, "alias": alias, "deleted": True}
-    )
-
-
-def _object(name: str, alias: str, gate: QualityGate) -> dict[str, Any]:
-    return {
-        "object": "prefix.alias.gate",
-        "name": name,
-        "alias": alias,
-        "metric": gate.metric,
-        "min_score": gate.min_score,
-        "examples": [dict(example) for example in gate.examples],
-        "updated_at": gate.updated_at,
-    }
+    return AliasGateDeleted(name=name, alias=alias).response()

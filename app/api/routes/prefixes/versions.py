@@ -6,10 +6,11 @@ import re
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import Header, Request, Response
 
-from app.api.dependencies import ActorDep, PrincipalDep, requires
-from app.api.publish_version import admit, staging
+from app.api.dependencies import ActorDep, PrincipalDep
+from app.api.publish_version import NEW_VERSION, admit, staging
+from app.api.routing import Router
 from app.api.services import Services, ServicesDep
 from app.errors import (
     FileTooLarge,
@@ -22,13 +23,21 @@ from app.prefix.reference import check_alias, check_name
 from app.registry.storage.store import StagedFile
 from app.tenancy.auth.principal import Scope
 
-router = APIRouter()
+router = Router("prefixes")
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WRITE_BYTES = 1 << 20
 
 
-@router.post("/v1/prefixes/{name}/versions", dependencies=requires(Scope.PREFIXES_WRITE))
+@router.route(
+    "POST",
+    "/v1/prefixes/{name}/versions",
+    answers=NEW_VERSION,
+    statuses=[200, 201],
+    scopes=[Scope.PREFIXES_WRITE],
+    takes_file=True,
+    errors=[409, 422, 504],
+)
 async def upload_version(
     name: str,
     request: Request,
