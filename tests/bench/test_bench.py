@@ -61,7 +61,7 @@ def test_sampling_is_measured_in_turns_with_greedy_decoding(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("option", ["tempratur=1", "top_k=many", "top_k", "beam=3"])
-def test_a_sampling_option_that_is_none_is_named(option: str) -> None:
+def test_an_unknown_sampling_option_is_named(option: str) -> None:
     with pytest.raises(InvalidRequest, match=option.partition("=")[0]):
         parse_sampling([option])
 
@@ -72,7 +72,7 @@ def test_sampling_options_become_sampling_parameters() -> None:
     assert options == {"top_k": 40, "min_p": 0.1, "logprobs": 5}
 
 
-def test_a_family_that_is_not_known_is_named(folder: Path) -> None:
+def test_an_unknown_family_is_named(folder: Path) -> None:
     done = CliRunner().invoke(app, ["bench", "engine", "--family", "t5", "--model", str(folder)])
     assert done.exit_code == 2
     assert "neither gpt2 nor bart" in done.output
@@ -88,14 +88,14 @@ def test_http_streams_every_token_to_another_process(folder: Path) -> None:
     assert set(result["ratio"]) == {"engine"}
 
 
-def test_prefixes_tells_the_throughput_of_each_count(folder: Path) -> None:
+def test_prefixes_reports_the_throughput_of_each_count(folder: Path) -> None:
     sizes = ("--counts", "1,60", "--length", "3", "--rows", "4", "--new", "3")
     result = bench("prefixes", folder, "--dtype", "float32", "--threads", "1", *sizes)
     assert set(result["by_count"]) == {"1", "60"}
     assert 0 < result["resolve"]["warm_us"] < result["resolve"]["cold_us"]
 
 
-def test_catalog_tells_what_a_name_costs() -> None:
+def test_catalog_reports_the_cost_of_a_name() -> None:
     done = CliRunner().invoke(app, ["bench", "catalog", "--names", "60"])
     assert done.exit_code == 0, done.output
     ours = json.loads(done.stdout.splitlines()[-1])["ours"]
@@ -128,7 +128,7 @@ def test_a_ratio_is_ours_over_theirs() -> None:
     assert result["ratio"] == {"a": 3.0, "b": 0.5}
 
 
-def test_percentiles_are_values_that_occurred() -> None:
+def test_a_percentile_is_one_of_the_values() -> None:
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert percentile([3.0, 1.0, 2.0], 0.99) == 3.0
     assert percentile([], 0.5) == 0.0

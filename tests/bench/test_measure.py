@@ -45,7 +45,7 @@ def test_contenders_take_turns_after_one_round_that_does_not_count(tmp_path: Pat
     assert slow.median_seconds >= 0.05 > quick.median_seconds > 0
 
 
-def test_an_error_of_what_is_prepared_reaches_the_user_and_ends_the_others(tmp_path: Path) -> None:
+def test_an_error_of_a_contender_reaches_the_user_and_ends_the_others(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with (
         pytest.raises(InvalidRequest, match="needs a package"),
@@ -60,5 +60,5 @@ def test_a_contender_that_is_not_ready_says_so() -> None:
         Contender(Runner).play()
 
 
-def test_other_work_has_a_process_of_its_own() -> None:
+def test_in_own_process_runs_work_in_another_process() -> None:
     assert in_own_process(os.getpid) != os.getpid()

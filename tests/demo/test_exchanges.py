@@ -79,7 +79,7 @@ def test_an_exchange_is_the_same_every_time(exchanges: Exchanges, data_folder: P
         assert exchanges.exchange(number) == again.exchange(number)
 
 
-def test_what_is_to_be_restored_is_its_own_target(exchanges: Exchanges) -> None:
+def test_the_target_of_infilling_is_the_whole_text(exchanges: Exchanges) -> None:
     drawn = [exchanges.exchange(number) for number in range(300)]
     restored = [exchange for exchange in drawn if exchange.restore]
     assert 60 < len(restored) < 180
@@ -122,7 +122,7 @@ def test_shuffled_sentences_come_back_in_order() -> None:
         assert sorted(sentences(source)) == sorted(sentences(answer))
 
 
-def test_one_sentence_is_asked_nothing() -> None:
+def test_a_passage_of_one_sentence_has_no_task() -> None:
     assert ask("Only this.", random.Random(0)) is None
     asked = ask(" ".join(PARTS), random.Random(0))
     assert asked is not None

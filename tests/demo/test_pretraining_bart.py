@@ -108,7 +108,7 @@ def test_the_decoder_reads_the_labels_one_late(pairer: Pairer) -> None:
         assert torch.equal(batch.decoder_input[:, 1:][counted], batch.labels[:, :-1][counted])
 
 
-def test_only_what_is_to_be_restored_is_hidden(pairer: Pairer, tokenizer: Tokenizer) -> None:
+def test_only_infilling_hides_spans(pairer: Pairer, tokenizer: Tokenizer) -> None:
     text = "Alan Bean flew on Apollo 12 and Alan Bean was a test pilot of that."
     mask = tokenizer.token_to_id("<mask>")
     for restore in (True, False):
@@ -119,7 +119,7 @@ def test_only_what_is_to_be_restored_is_hidden(pairer: Pairer, tokenizer: Tokeni
         assert target[-1] == 2
 
 
-def test_pads_change_nothing(pairer: Pairer, tokenizer: Tokenizer) -> None:
+def test_padding_does_not_change_the_losses(pairer: Pairer, tokenizer: Tokenizer) -> None:
     model = _model(tokenizer).eval()
     batch = pairer.step(0)[-1]
     whole = summed_loss(model, batch).item()
@@ -148,7 +148,7 @@ def test_the_gpt2s_vectors_stand_for_the_same_tokens(tokenizer: Tokenizer) -> No
     assert started.std().item() == pytest.approx(0.04, rel=1e-3)
 
 
-def test_it_learns_a_step_that_it_sees_again_and_again(
+def test_repeating_a_step_lowers_its_loss(
     data_folder: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     class Same(Denoising):

@@ -56,7 +56,7 @@ def equal(mine: KeyValues, theirs: KeyValues) -> bool:
     return torch.equal(mine.keys, theirs.keys) and torch.equal(mine.values, theirs.values)
 
 
-def test_the_recipe_of_a_model_with_an_encoder_is_the_authors(bart: FrozenModel) -> None:
+def test_for_model_gives_bart_the_recipe_of_the_authors(bart: FrozenModel) -> None:
     recipe = Recipe().for_modules(bart.spec.modules)
     assert recipe.modules == MODULES
     assert recipe.hidden == 800
@@ -75,14 +75,14 @@ def test_the_recipe_of_a_model_with_an_encoder_is_the_authors(bart: FrozenModel)
         ({"initial_words": "summarize"}, "initial_words"),
     ],
 )
-def test_what_such_a_model_cannot_have_is_refused(
+def test_for_model_refuses_settings_that_bart_does_not_have(
     bart: FrozenModel, pairs: list[TokenPair], changes: dict[str, object], word: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=word):
         Trainer(bart, pairs, replace(RECIPE, **changes))  # type: ignore[arg-type]
 
 
-def test_an_encoders_settings_are_refused_without_one(trainable: FrozenModel) -> None:
+def test_for_model_refuses_encoder_settings_without_an_encoder(trainable: FrozenModel) -> None:
     for recipe in (Recipe(max_source=9), Recipe(modules=("decoder", "cross"))):
         with pytest.raises(InvalidRequest):
             recipe.for_modules(trainable.spec.modules)
@@ -192,7 +192,7 @@ def test_training_lowers_the_loss_and_leaves_the_model_as_it_was(
     assert all(torch.equal(before[k], v) for k, v in bart.hf.state_dict().items())
 
 
-def test_dropout_is_on_in_steps_alone(
+def test_dropout_is_on_only_during_steps(
     bart: FrozenModel, pairs: list[TokenPair], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Steps differ with dropout and without; validation and what follows never drop."""
@@ -218,7 +218,7 @@ def test_dropout_is_on_in_steps_alone(
     assert losses[0] != losses[1]
 
 
-def test_an_interrupted_run_ends_bit_for_bit_as_one_in_one_go(
+def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_run(
     bart: FrozenModel, pairs: list[TokenPair], tmp_path: Path
 ) -> None:
     whole = Trainer(bart, pairs, RECIPE, validation=pairs[:2])

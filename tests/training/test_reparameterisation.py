@@ -23,7 +23,7 @@ def authors_past_key_values(
     return list(past.permute([2, 0, 3, 1, 4]).split(2))
 
 
-def test_layout_is_the_authors() -> None:
+def test_the_layout_is_that_of_the_authors() -> None:
     made = Reparameterisation(SHAPE, length=5, width=8, hidden=16)
     result = made.result()
     expected = authors_past_key_values(made.embedding, made.network, 5)

@@ -131,7 +131,7 @@ def test_a_model_with_an_encoder_is_trained_and_scored_by_the_same_commands(
         (("--modules", "decoder,cross"), "it has decoder"),
     ],
 )
-def test_options_that_cannot_be_are_refused_before_training(
+def test_train_refuses_impossible_options_before_training(
     tiny_gpt2_folder: Path,
     data: Path,
     tmp_path: Path,
@@ -145,7 +145,7 @@ def test_options_that_cannot_be_are_refused_before_training(
     assert not (tmp_path / "animals.checkpoint").exists()
 
 
-def test_after_an_interruption_the_same_command_goes_on_and_ends_with_the_same_prefix(
+def test_train_continues_after_an_interruption_and_makes_the_same_prefix(
     tiny_gpt2_folder: Path,
     data: Path,
     tmp_path: Path,
@@ -216,7 +216,7 @@ def test_a_run_that_learned_nothing_says_so(
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bart"])
-def test_what_is_not_given_is_chosen_by_the_model_and_learns(
+def test_train_chooses_missing_settings_by_the_model_and_learns(
     family: str, request: pytest.FixtureRequest, data: Path, tmp_path: Path, commands: typer.Typer
 ) -> None:
     model = request.getfixturevalue(f"tiny_{family}_folder")

@@ -57,7 +57,7 @@ def test_llamas_pairs_hold_each_special_token_once_and_no_blank_twice() -> None:
     assert text.decode(pair.target_ids) == "the fox"
 
 
-def test_of_several_end_tokens_the_tokenizers_own_ends_targets() -> None:
+def test_targets_end_with_the_tokenizers_own_end_token() -> None:
     whole = KINDS["byte-level"]()
     ends = [295, whole.eos_token_id]
     text = Text(

@@ -46,7 +46,7 @@ def test_training_leaves_the_base_model_as_it_is(
     assert all(torch.equal(before[k], v) for k, v in trainable.hf.state_dict().items())
 
 
-def test_loss_of_a_batch_is_that_of_its_rows_alone(
+def test_the_loss_of_a_batch_is_the_mean_of_its_rows_losses(
     trainable: FrozenModel, pairs: list[TokenPair]
 ) -> None:
     """Padding changes nothing, positions start after the prefix, sums are per sentence."""
@@ -77,7 +77,7 @@ def test_four_pairs_are_learned_by_heart(trainable: FrozenModel, pairs: list[Tok
     assert torch.equal(logits.argmax(-1)[chosen], batch.labels[chosen])
 
 
-def test_an_interrupted_run_ends_bit_for_bit_as_one_in_one_go(
+def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_run(
     trainable: FrozenModel, pairs: list[TokenPair], tmp_path: Path
 ) -> None:
     whole = Trainer(trainable, pairs, RECIPE, validation=pairs[:2])
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_run_is_refused(
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient", "validation loss"])
-def test_what_is_no_number_ends_the_run_and_the_last_good_state_is_kept(
+def test_a_value_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(
     what: str,
     trainable: FrozenModel,
     pairs: list[TokenPair],
@@ -201,7 +201,7 @@ def test_a_prefix_that_overflows_is_never_written(
     assert place.read_bytes() == good
 
 
-def test_a_checkpoint_that_an_earlier_program_poisoned_is_refused(
+def test_resume_refuses_a_checkpoint_with_values_that_are_not_finite(
     trainable: FrozenModel, pairs: list[TokenPair], tmp_path: Path
 ) -> None:
     place = tmp_path / "run.checkpoint"
@@ -224,7 +224,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) 
     assert place.read_bytes() == good
 
 
-def test_progress_compares_with_the_untrained_prefix_and_with_none(
+def test_progress_compares_with_the_untrained_prefix_and_the_base_model(
     trainable: FrozenModel, pairs: list[TokenPair]
 ) -> None:
     trainer = Trainer(trainable, pairs, replace(RECIPE, max_steps=40, batch_size=4))
@@ -243,7 +243,7 @@ def test_progress_compares_with_the_untrained_prefix_and_with_none(
     ("losses", "word"),
     [((50.0, 40.0, 39.5), "did not fall"), ((30.0, 90.0, 31.0), "base model alone")],
 )
-def test_progress_knows_a_failed_run(losses: tuple[float, float, float], word: str) -> None:
+def test_progress_reports_a_failed_run(losses: tuple[float, float, float], word: str) -> None:
     assert word in (TrainingProgress(*losses, 3).fault or "")
     assert "did not fall" in (TrainingProgress(1.0, 1.0, float("nan"), 3).fault or "")
 
