@@ -1,7 +1,4 @@
-"""What may enter the engine: requests that can run at all, and no more of them than may wait.
-
-Knows nothing about the order in which they run.
-"""
+"""What may enter the engine: requests that can run at all, and no more of them than may wait."""
 
 from __future__ import annotations
 
@@ -9,15 +6,16 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from app.engine.config import EngineConfig
 from app.engine.fairness.forecast import Forecast
-from app.engine.fairness.reserve import Stock, reserve_of
-from app.engine.kv_cache.memory import Memories
+from app.engine.fairness.tenant_share import Stock
+from app.engine.kv_cache.memory import check_kv_needs
 from app.engine.kv_cache.slots import SlotTable
-from app.engine.request import GenerationRequest
+from app.engine.request import GenerationRequest, columns_of
+from app.engine.step import SchedulerFigures
 from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded, TenantQueueFull
 from app.model.text import Text
 from app.prefix.spec import BaseModelSpec
@@ -27,16 +25,6 @@ MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
 
 def _all_tokens(request: GenerationRequest) -> float:
     return request.sampling.max_tokens
-
-
-@dataclass(frozen=True)
-class _Noted:
-    """The scheduler's figures after a step: `active` requests have rows, by tenant."""
-
-    requests: int = 0
-    rows: int = 0
-    tenants: int = 0
-    active: Mapping[str, int] = field(default_factory=dict)
 
 
 class Admission:
@@ -53,13 +41,13 @@ class Admission:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._spec, self._text = config, spec, text
-        self._memories = Memories(table, sources)
+        self._table, self._sources = table, sources
         self._lock = threading.Lock()
         self._open: dict[str, GenerationRequest] = {}
         self._open_of: dict[str, dict[str, GenerationRequest]] = {}
         self._tokens_of = Counter[str]()
         self._tokens = 0
-        self._noted = _Noted()
+        self.figures = SchedulerFigures()
         self.forecast = Forecast(expected_tokens, config.max_tenant_rows, clock)
 
     @property
@@ -67,42 +55,40 @@ class Admission:
         """Requests without a terminal event."""
         return len(self._open)
 
-    @property
-    def num_waiting(self) -> int:
-        """Requests that have no rows yet, as of the last step."""
-        return self._noted.requests
+    def debug_state(self) -> dict[str, Any]:
+        """Open requests and prompt tokens by tenant, as plain values."""
+        return {
+            "open": {name: list(of) for name, of in self._open_of.items()},
+            "tokens": dict(self._tokens_of),
+        }
 
-    @property
-    def num_running(self) -> int:
-        """Rows being computed, as of the last step."""
-        return self._noted.rows
-
-    @property
-    def num_waiting_tenants(self) -> int:
-        """Tenants with such requests, as of the last step."""
-        return self._noted.tenants
-
-    def note_waiting(
-        self, requests: int, rows: int, tenants: int = 0, active: Mapping[str, int] | None = None
-    ) -> None:
-        """The scheduler's view after a step; `active` counts requests with rows by tenant."""
-        self._noted = _Noted(requests, rows, tenants, active or {})
+    def note_step(self, figures: SchedulerFigures) -> None:
+        """`figures` are what waits and runs after a step."""
+        self.figures = self.forecast.figures = figures
 
     def check(self, request: GenerationRequest) -> None:
         """Raise InvalidRequest or ContextLengthExceeded for what could never run."""
         if not MIN_WEIGHT <= request.weight <= MAX_WEIGHT:
             raise InvalidRequest(f"a tenant's weight is from {MIN_WEIGHT} to {MAX_WEIGHT}")
-        self._check_tokens(request)
+        if not request.prompt_ids:
+            raise InvalidRequest("the prompt has no tokens", param="prompt")
+        vocabulary = self._text.vocab_size
+        named = {"prompt": request.prompt_ids, "logit_bias": request.sampling.logit_bias}
+        for name, ids in named.items():
+            if ids and (min(ids) < 0 or max(ids) >= vocabulary):
+                raise InvalidRequest(
+                    f"{name} names a token id outside 0 to {vocabulary - 1}", param=name
+                )
         self._check_context(request)
         self._check_rows(request)
         prefix_limit = self._config.max_prefix_length
-        longest = max(request.columns_of(role) for role in self._spec.modules)
-        if longest > prefix_limit:
-            raise InvalidRequest(
-                f"the prefixes have {longest} positions together; the limit is {prefix_limit}",
-                param="model",
-            )
-        self._memories.check(request)
+        for role in self._spec.modules:
+            if (length := columns_of(request.prefixes, role)) > prefix_limit:
+                raise InvalidRequest(
+                    f"the prefixes have {length} positions together; the limit is {prefix_limit}",
+                    param="model",
+                )
+        check_kv_needs(request, self._table, self._sources)
 
     def enter(self, request: GenerationRequest) -> None:
         """Count a request in.
@@ -111,13 +97,15 @@ class Admission:
         as may.
         """
         with self._lock:
-            self._check_queue_of(request)
+            if request.queue_cap is not None:
+                self._check_queue_of(request, request.queue_cap)
             self._check_room(request)
             if request.id in self._open:
                 raise InvalidRequest(f"a request with id {request.id!r} is open already")
             self._open[request.id] = request
             self._open_of.setdefault(request.tenant, {})[request.id] = request
-            self._count_tokens(request, 1)
+            self._tokens += len(request.prompt_ids)
+            self._tokens_of[request.tenant] += len(request.prompt_ids)
 
     def leave(self, request_id: str) -> None:
         """Count a request out; unknown ids are ignored."""
@@ -125,10 +113,12 @@ class Admission:
             request = self._open.pop(request_id, None)
             if request is None:
                 return
-            del self._open_of[request.tenant][request_id]
-            self._count_tokens(request, -1)
-            if not self._open_of[request.tenant]:
-                del self._open_of[request.tenant], self._tokens_of[request.tenant]
+            tenant = request.tenant
+            del self._open_of[tenant][request_id]
+            self._tokens -= len(request.prompt_ids)
+            self._tokens_of[tenant] -= len(request.prompt_ids)
+            if not self._open_of[tenant]:
+                del self._open_of[tenant], self._tokens_of[tenant]
 
     def rows_wait(self, tenant: str, free: int, rows: int, new_tokens: int) -> float:
         """Seconds until a tenant, of whose limit `free` rows are free, may probably have `rows`.
@@ -139,34 +129,29 @@ class Admission:
             waiting = self._waiting_of(tenant)
             return self.forecast.rows_wait(tenant, waiting, free, rows, new_tokens)
 
-    def _count_tokens(self, request: GenerationRequest, times: int) -> None:
-        tokens = times * len(request.prompt_ids)
-        self._tokens += tokens
-        self._tokens_of[request.tenant] += tokens
-
     def _check_room(self, request: GenerationRequest) -> None:
         """The server's bounds; a part of each is left to tenants that have little in the queue."""
-        config, tenant = self._config, request.tenant
-        most = config.max_waiting + config.max_rows
-        tokens, most_tokens = len(request.prompt_ids), config.max_waiting_tokens
+        config = self._config
+        most, most_tokens = config.max_waiting + config.max_rows, config.max_waiting_tokens
         if len(self._open) >= most:
             raise self._overloaded(f"{most} requests")
-        if self._open and self._tokens + tokens > most_tokens:
+        if self._open and self._tokens + len(request.prompt_ids) > most_tokens:
             raise self._overloaded(f"{most_tokens} prompt tokens")
+        if not config.reserve:
+            return
+        tenant, tokens = request.tenant, len(request.prompt_ids)
+        num_open = len(self._open_of.get(tenant, ()))
         for used, whole, held, wanted, what in (
-            (len(self._open), most, self._num_open_of(tenant), 1, "requests"),
+            (len(self._open), most, num_open, 1, "requests"),
             (self._tokens, most_tokens, self._tokens_of[tenant], tokens, "prompt tokens"),
         ):
-            stock = Stock(whole, reserve_of(whole, config.reserve), whole - used)
+            stock = Stock(whole, config.reserved(whole), whole - used)
             if held and not stock.allows(held, wanted):
                 raise _queue_full(
                     f"{held} {what} of this tenant are open; the rest of the server's queue is "
                     "kept for other tenants",
                     self.forecast.room_wait(tenant),
                 )
-
-    def _num_open_of(self, tenant: str) -> int:
-        return len(self._open_of.get(tenant, ()))
 
     def _overloaded(self, what: str) -> Overloaded:
         wait = self.forecast.room_wait(None)
@@ -176,35 +161,25 @@ class Admission:
 
     def _waiting_of(self, tenant: str) -> Iterator[GenerationRequest]:
         """The tenant's requests that have no rows, as of the last step, the oldest first."""
-        began = self._noted.active.get(tenant, 0)
-        return itertools.islice(self._open_of.get(tenant, {}).values(), began, None)
+        open_of = self._open_of.get(tenant, {}).values()
+        return itertools.islice(open_of, self._num_begun(tenant), None)
 
-    def _check_queue_of(self, request: GenerationRequest) -> None:
+    def _num_begun(self, tenant: str) -> int:
+        """Its requests that have rows, as of the last step."""
+        return sum(entry.request.tenant == tenant for entry in self.figures.active)
+
+    def _check_queue_of(self, request: GenerationRequest, cap: int) -> None:
         """The tenant's own bound; while nobody waits, as many more may enter as rows are free."""
-        if request.queue_cap is None:
-            return
-        noted = self._noted
-        waiting = self._num_open_of(request.tenant) - noted.active.get(request.tenant, 0)
-        free = 0 if noted.requests else self._config.max_rows - noted.rows
-        if waiting >= request.queue_cap + free:
-            ahead = waiting - request.queue_cap - free + 1
+        tenant, figures = request.tenant, self.figures
+        waiting = len(self._open_of.get(tenant, ())) - self._num_begun(tenant)
+        free = 0 if figures.num_waiting else self._config.max_rows - figures.num_rows
+        if waiting >= cap + free:
             raise _queue_full(
-                f"{request.queue_cap} requests of this tenant may wait, and {waiting} do",
-                self.forecast.queue_wait(request.tenant, self._waiting_of(request.tenant), ahead),
+                f"{cap} requests of this tenant may wait, and {waiting} do",
+                self.forecast.queue_wait(
+                    tenant, self._waiting_of(tenant), waiting - cap - free + 1
+                ),
             )
-
-    def _check_tokens(self, request: GenerationRequest) -> None:
-        if not request.prompt_ids:
-            raise InvalidRequest("the prompt has no tokens", param="prompt")
-        vocabulary = self._text.vocab_size
-        for name, ids in (
-            ("prompt", request.prompt_ids),
-            ("logit_bias", request.sampling.logit_bias),
-        ):
-            if min(ids, default=0) < 0 or max(ids, default=0) >= vocabulary:
-                raise InvalidRequest(
-                    f"{name} names a token id outside 0 to {vocabulary - 1}", param=name
-                )
 
     def _check_rows(self, request: GenerationRequest) -> None:
         limit, beam = self._config.max_rows, request.sampling.beam

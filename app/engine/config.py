@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from app.engine.fairness.reserve import reserve_of
-
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -37,4 +35,10 @@ class EngineConfig:
     @property
     def max_tenant_rows(self) -> int:
         """Rows of one tenant at most, however idle the engine is."""
-        return self.max_rows - reserve_of(self.max_rows, self.reserve)
+        return self.max_rows - self.reserved(self.max_rows)
+
+    def reserved(self, whole: int) -> int:
+        """How much of `whole` the reserve is: at least 1 of what can be divided."""
+        if self.reserve <= 0 or whole < 2:
+            return 0
+        return max(1, int(self.reserve * whole))

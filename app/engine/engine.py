@@ -1,12 +1,11 @@
 """The engine: one thread that schedules, runs, commits and delivers, step after step.
 
     plan = scheduler.schedule()        # queues, budgets; no torch
-    outcome = runner.run(plan)         # the only code that touches the device
-    events = scheduler.commit(outcome)
+    result = runner.run(plan)          # the only code that touches the device
+    events = scheduler.commit(result)
     router.deliver(events)             # one wake-up per step, not per token
 
-Everything else talks to it by `submit`, `cancel`, `drain` and `stop`. It knows nothing about HTTP,
-names of prefixes or files.
+Everything else talks to it by `submit`, `cancel`, `drain` and `stop`.
 """
 
 from __future__ import annotations
@@ -16,23 +15,22 @@ import logging
 import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from app.engine.admission import Admission
 from app.engine.attention.backends import choose_attention
 from app.engine.config import EngineConfig
-from app.engine.inbox import Cancel, Inbox, Submit
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import SlotTable, fine_length_classes, length_classes
-from app.engine.metering import UsageMeter
 from app.engine.request import GenerationRequest, RequestFailed, RequestFinished
 from app.engine.request_state import ReplyFrame
-from app.engine.router import RequestStream, Router
+from app.engine.router import Cancel, Inbox, RequestStream, Router, Submit
 from app.engine.runner import Runner
 from app.engine.scheduler import Deliveries, Scheduler
-from app.errors import Draining, EngineStopped, PolyprefixError, RequestCancelled
+from app.engine.step import StepPlan, StepResult
+from app.errors import Draining, EngineStopped, PolyprefixError
 from app.model.frozen import FrozenModel
 from app.model.threads import single_thread_pool
 
@@ -41,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EngineProgress:
-    """Whether the engine lives and moves. `last_step_age` is in seconds (0 while idle)."""
+    """Whether the engine is alive and moves on. `last_step_age` is in seconds (0 while idle)."""
 
     alive: bool
     draining: bool
@@ -53,7 +51,7 @@ class EngineProgress:
 
 @dataclass
 class Counters:
-    """Totals since start; written by the engine's thread alone, read by anyone.
+    """Totals since start; only the engine's thread writes them.
 
     `decode_steps` are those in which no prompt and no source had a part.
     """
@@ -66,6 +64,16 @@ class Counters:
     generated_tokens: int = 0
     finished: int = 0
     failed: int = 0
+
+    def add(self, plan: StepPlan, result: StepResult) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.step_seconds += result.seconds
+        if plan.num_prefill_tokens == 0 and plan.encoding.seconds is None:
+            self.decode_steps += 1
+            self.decode_seconds += result.seconds
+        self.prompt_tokens += plan.num_prefill_tokens
+        self.generated_tokens += len(result.sampled) + len(result.candidates)
 
 
 class Engine:
@@ -81,12 +89,8 @@ class Engine:
         if model.encoder_decoder is not None:
             self.source_pool, self.source_table = self._memory("cross", fine_length_classes)
         self.counters = Counters()
-        self._scheduler = Scheduler(
-            self.config,
-            self.table,
-            model.text,
-            self.source_table,
-            _reply_frame(model),
+        self.scheduler = Scheduler(
+            self.config, self.table, model.text, self.source_table, _reply_frame(model)
         )
         self.attention = choose_attention(
             self.config.decode_attention,
@@ -95,17 +99,17 @@ class Engine:
             model.device,
             model.dtype,
         )
-        self._runner = Runner(model, self.pool, self.attention, self.source_pool)
-        self._meter = UsageMeter()
-        self._router = Router()
-        self._inbox = Inbox()
-        self._admission = Admission(
+        self.decode_attention = self.attention.name
+        self.runner = Runner(model, self.pool, self.attention, self.source_pool)
+        self.router = Router()
+        self.inbox = Inbox()
+        self.admission = Admission(
             self.config,
             model.spec,
             model.text,
             self.table,
             self.source_table,
-            self._scheduler.expected_tokens,
+            self.scheduler.expected_tokens,
         )
         self._thread = threading.Thread(target=self._run, name="polyprefix-engine", daemon=True)
         self._draining = False
@@ -125,14 +129,9 @@ class Engine:
         return pool, SlotTable(capacities, max_bytes // column_bytes)
 
     @property
-    def decode_attention(self) -> str:
-        """The name of the attention that was chosen."""
-        return self.attention.name
-
-    @property
     def num_waiting_tenants(self) -> int:
         """Tenants with requests that wait for rows, as of the last step."""
-        return self._admission.num_waiting_tenants
+        return self.admission.figures.num_waiting_tenants
 
     @property
     def kv_bytes(self) -> int:
@@ -156,15 +155,15 @@ class Engine:
             raise Draining("the server is shutting down")
         if not self._thread.is_alive():
             raise EngineStopped("the engine is not running")
-        self._admission.check(request)
-        self._admission.enter(request)
+        self.admission.check(request)
+        self.admission.enter(request)
         try:
-            stream = self._router.open(request.id, self.cancel)
+            stream = self.router.open(request.id, self.cancel)
         except BaseException:
-            self._admission.leave(request.id)
+            self.admission.leave(request.id)
             raise
         seed = request.sampling.seed
-        self._inbox.put(Submit(request, secrets.randbits(63) if seed is None else seed))
+        self.inbox.put(Submit(request, secrets.randbits(63) if seed is None else seed))
         return stream
 
     def rows_wait(self, tenant: str, free: int, rows: int, new_tokens: int) -> float:
@@ -172,17 +171,17 @@ class Engine:
 
         Of its own limit `free` rows are free now; each takes `new_tokens`.
         """
-        return self._admission.rows_wait(tenant, free, rows, new_tokens)
+        return self.admission.rows_wait(tenant, free, rows, new_tokens)
 
     def cancel(self, request_id: str) -> None:
         """Free a request's rows at the next step boundary."""
-        self._inbox.put(Cancel(request_id))
+        self.inbox.put(Cancel(request_id))
 
     async def drain(self, timeout: float) -> bool:
         """Take nothing new and wait, `timeout` seconds at most; True if all requests ended."""
         self._draining = True
         deadline = time.monotonic() + timeout
-        while self._thread.is_alive() and self._admission.num_open:
+        while self._thread.is_alive() and self.admission.num_open:
             if time.monotonic() >= deadline:
                 return False
             await asyncio.sleep(0.01)
@@ -191,19 +190,34 @@ class Engine:
     def stop(self) -> None:
         """End the loop after the current step; open requests fail with Draining."""
         self._draining = True
-        self._inbox.close()
+        self.inbox.close()
         if self._thread.is_alive():
             self._thread.join()
+
+    def debug_state(self) -> dict[str, Any]:
+        """What it holds, as plain values; exact while it rests or between steps."""
+        return {"open": self.admission.num_open, **self.scheduler.debug_state()}
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError, with what is wrong, unless its parts agree with each other.
+
+        Call it between steps, or while nothing runs.
+        """
+        self.scheduler.check_integrity()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the engine's thread has ended, `timeout` seconds at most."""
+        self._thread.join(timeout)
 
     def progress(self) -> EngineProgress:
         """For health checks: from the loop's own steps, not from the web server."""
         started = self._step_started
-        running, waiting = self._admission.num_running, self._admission.num_waiting
+        figures = self.admission.figures
         return EngineProgress(
             alive=self._thread.is_alive(),
             draining=self._draining,
-            running=running,
-            waiting=waiting,
+            running=figures.num_rows,
+            waiting=figures.num_waiting,
             steps=self.counters.steps,
             last_step_age=0.0 if started is None else time.monotonic() - started,
         )
@@ -211,7 +225,7 @@ class Engine:
     # --- the engine's thread ------------------------------------------------------------------
 
     def _run(self) -> None:
-        """The thread: steps until closed; whatever ends it, every open request is answered."""
+        """Step until closed. Whatever ends the loop, every open request is answered."""
         error: PolyprefixError = Draining("the server has shut down")
         try:
             with single_thread_pool():
@@ -221,60 +235,45 @@ class Engine:
             _log.critical("the engine's loop has ended", exc_info=cause)
             error = EngineStopped("the engine has stopped after an internal error")
         finally:
-            cut = {
-                each: RequestFailed(error, self._meter.end(each)) for each in self._meter.open_ids
-            }
-            self._router.deliver(cut.items())
-            self._router.fail_all(error)
+            active = self.scheduler.figures().active
+            self.router.deliver(
+                [(entry.request.id, RequestFailed(error, entry.work)) for entry in active]
+            )
+            self.router.fail_all(error)
 
     def step(self) -> None:
         """One step: schedule, run, commit, deliver."""
         now = self._step_started = time.monotonic()
-        deliveries = self._scheduler.expire(now)
-        plan = self._scheduler.schedule(now)
+        deliveries = self.scheduler.expire(now)
+        plan = self.scheduler.schedule(now)
         if plan is not None:
-            outcome = self._runner.run(plan)
-            self._meter.note(plan, outcome)
-            deliveries += self._scheduler.commit(plan, outcome, time.monotonic())
-            self._admission.forecast.note_step(self._scheduler.active, outcome.seconds)
-            self.counters.steps += 1
-            self.counters.step_seconds += outcome.seconds
-            if plan.num_prefill_tokens == 0 and plan.encoder_seconds is None:
-                self.counters.decode_steps += 1
-                self.counters.decode_seconds += outcome.seconds
-            self.counters.prompt_tokens += plan.num_prefill_tokens
-            self.counters.generated_tokens += len(outcome.sampled) + len(outcome.candidates)
+            result = self.runner.run(plan)
+            deliveries += self.scheduler.commit(plan, result, time.monotonic())
+            self.counters.add(plan, result)
         self._deliver(deliveries)
-        self._admission.note_waiting(
-            self._scheduler.num_waiting,
-            self._scheduler.num_rows,
-            self._scheduler.num_waiting_tenants,
-            Counter(entry.request.tenant for entry in self._scheduler.active),
-        )
-        if self._scheduler.idle:
+        self.admission.note_step(self.scheduler.figures())
+        if self.scheduler.idle:
             self._step_started = None
 
     def _deliver(self, deliveries: Deliveries) -> None:
-        for index, (request_id, event) in enumerate(deliveries):
+        for request_id, event in deliveries:
             if isinstance(event, RequestFinished | RequestFailed):
-                deliveries[index] = (request_id, replace(event, work=self._meter.end(request_id)))
-                self._admission.leave(request_id)
+                self.admission.leave(request_id)
                 self.counters.finished += isinstance(event, RequestFinished)
                 self.counters.failed += isinstance(event, RequestFailed)
         if deliveries:
-            self._router.deliver(deliveries)
+            self.router.deliver(deliveries)
 
     def _take_messages(self) -> bool:
         """Handle the inbox, waiting while there is nothing to do; False when it was closed."""
-        messages = self._inbox.take(wait=self._scheduler.idle)
+        messages = self.inbox.take(wait=self.scheduler.idle)
         if messages is None:
             return False
         for message in messages:
             if isinstance(message, Submit):
-                self._scheduler.add(message.request, message.seed, message.submitted_at)
-            elif self._scheduler.cancel(message.request_id):
-                failed = RequestFailed(RequestCancelled("the request was cancelled"))
-                self._deliver([(message.request_id, failed)])
+                self.scheduler.add(message.request, message.seed, message.submitted_at)
+            else:
+                self._deliver(self.scheduler.cancel(message.request_id))
         return True
 
 

@@ -1,7 +1,4 @@
-"""A row's tokens on their way to text: whole characters only, stop strings found and held back.
-
-Knows nothing about scheduling; it is told one token at a time and answers what may be shown.
-"""
+"""From a row's tokens to its text: whole characters only, stop strings found and held back."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from app.engine.request import FinishReason, SamplingParams, TextDelta, TokenScore
+from app.engine.request import FinishReason, RowFinished, SamplingParams, TextDelta, TokenScore
 from app.model.text import Text
 
 
@@ -39,7 +36,7 @@ class OutputText:
         self._index = index
         self._sampling = sampling
         self._text = text
-        self._detokenizer = text.detokenizer(prompt_ids)
+        self.detokenizer = text.detokenizer(prompt_ids)
         self._num_spelled = self._num_shown = 0
         self._held = ""
         self._whole, self._unshown = whole, ""
@@ -59,13 +56,15 @@ class OutputText:
         self.num_tokens += 1
         self.cumulative_logprob += logprob or 0.0
         ended = token_id in self._text.eos_token_ids and not self._sampling.ignore_eos
-        piece = "" if ended else self._detokenizer.push(token_id)
-        start = (
-            max(self._num_spelled, self._detokenizer.start) if ended else self._detokenizer.start
-        )
+        piece = "" if ended else self.detokenizer.push(token_id)
+        if self._sampling.logprobs is None:
+            self._unsent.append(TokenScore(token_id, "", None))
+        else:
+            start = self.detokenizer.start
+            start = max(self._num_spelled, start) if ended else start
+            self._unsent.append(self.score(token_id, logprob, top, start))
         self._num_spelled += len(piece)
-        self._unsent.append(self.score(token_id, logprob, top, start))
-        shown = self._show(piece)
+        shown = self._show(piece) if self._sampling.stop else piece
         full = self.num_tokens >= self._sampling.max_tokens
         was_cut = full and token_id == self._forced_last
         if self.stop_string is not None or (ended and not was_cut):
@@ -81,6 +80,17 @@ class OutputText:
             self._unsent = [self._within_text(score) for score in self._unsent]
         return self._delta(shown)
 
+    def finished(self, score: float | None = None) -> RowFinished:
+        """How the row has ended; `score` is what a beam's result was ranked by."""
+        return RowFinished(
+            self._index,
+            self.finish_reason or FinishReason.LENGTH,
+            self.num_tokens,
+            None if self._sampling.logprobs is None else self.cumulative_logprob,
+            self.stop_string,
+            score,
+        )
+
     def score(
         self,
         token_id: int,
@@ -88,9 +98,7 @@ class OutputText:
         top: tuple[tuple[int, float], ...] = (),
         start: int = 0,
     ) -> TokenScore:
-        """The token as events carry it; its text is looked up only for scored tokens."""
-        if self._sampling.logprobs is None:
-            return TokenScore(token_id, "", None)
+        """A scored token as events carry it."""
         alternatives = tuple((other, self._text.token_text(other), value) for other, value in top)
         return TokenScore(token_id, self._text.token_text(token_id), logprob, alternatives, start)
 
@@ -100,7 +108,10 @@ class OutputText:
 
     def _close(self) -> str:
         """The text that was held back or incomplete when the row ended."""
-        shown = self._show(self._detokenizer.flush())
+        rest = self.detokenizer.flush()
+        if not self._sampling.stop:
+            return rest
+        shown = self._show(rest)
         return shown if self.stop_string is not None else shown + self._held
 
     def _delta(self, shown: str) -> TextDelta | None:
@@ -118,8 +129,6 @@ class OutputText:
     def _show(self, new: str) -> str:
         """What of the held text and `new` cannot be part of a stop string."""
         stops = self._sampling.stop
-        if not stops:
-            return new
         pending = self._held + new
         if self.num_tokens >= self._sampling.min_tokens:
             ends = [(_end_of(stop, pending, len(self._held)), -len(stop), stop) for stop in stops]

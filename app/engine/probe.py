@@ -18,7 +18,7 @@ from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import SlotTable, length_classes
 from app.engine.output_text import OutputText
 from app.engine.ragged_batch import RaggedBatch
-from app.engine.request import GenerationRequest, SamplingParams
+from app.engine.request import GenerationRequest, SamplingParams, columns_of
 from app.engine.sequence import Source, TokenSequence
 from app.engine.step import Chunk
 from app.errors import PolyprefixError, UnsupportedModel
@@ -134,9 +134,9 @@ def _row_of(model: FrozenModel, index: int) -> TokenSequence:
         tokens = tokens[_PREFIX_TOKENS:]
     sampling = SamplingParams(max_tokens=1)
     request = GenerationRequest(f"probe-{index}", "", source_ids or tokens, sampling, prefixes)
-    transcript = OutputText(0, sampling, model.text)
+    output = OutputText(0, sampling, model.text)
     source = Source(request) if source_ids else None
-    return TokenSequence(request, index, list(tokens), len(tokens), 0, transcript, source=source)
+    return TokenSequence(request, index, list(tokens), len(tokens), 0, output, source=source)
 
 
 def _compare(
@@ -160,7 +160,7 @@ def _compare(
     worst, first = 0.0, 0
     for chunk in chunks:
         expected = model.references[chunk.row.index].logits
-        start = chunk.row.request.prefix_length + chunk.row.num_computed
+        start = columns_of(chunk.row.prefixes, "decoder") + chunk.row.num_computed
         wanted = expected[start : start + chunk.count]
         got = logits[first : first + chunk.count]
         spread = float(expected.max() - expected.min()) or 1.0

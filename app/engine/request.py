@@ -1,12 +1,11 @@
 """What the engine is asked and what it answers: plain immutable values.
 
-Nothing here knows about HTTP, tokenizers or devices; a `Prefix` is held as the object that the
-request was admitted with and is never looked up again.
+A request holds its `Prefix` objects; they are never looked up again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -20,7 +19,7 @@ from app.prefix.prefix import Prefix
 
 
 class FinishReason(StrEnum):
-    """Why a row ended. `stop` covers the end-of-text token and stop strings."""
+    """Why a sequence ended. `stop` covers the end-of-text token and stop strings."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -55,6 +54,17 @@ class SamplingParams:
     beam: BeamParams | None = None
 
     @cached_property
+    def changes_logits(self) -> bool:
+        """Whether biases, penalties or bans change logits before a token is chosen."""
+        return bool(
+            self.logit_bias
+            or self.repetition_penalty != 1
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.no_repeat_ngram_size
+        )
+
+    @cached_property
     def bias(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Tokens of `logit_bias` and their biases: made once for all rows and steps."""
         count = len(self.logit_bias)
@@ -73,9 +83,9 @@ class GenerationRequest:
     wake-up per token. With `echo` and `logprobs` the prompt's tokens are scored as well. Row `i` of
     the request draws its noise from (seed, i, position).
 
-    The last four are what the tenant may have: `weight` is its share beside other tenants (twice
-    the weight, twice the tokens), `row_cap` its rows at the same time, `queue_cap` its requests
-    that may wait; of those the one of the highest `priority` is next.
+    The last four are the tenant's limits: `weight` is its share compared with other tenants (twice
+    the weight, twice the tokens), `row_cap` limits its rows at the same time, `queue_cap` its
+    waiting requests. Of the waiting requests the one with the highest `priority` is next.
     """
 
     id: str
@@ -104,23 +114,20 @@ class GenerationRequest:
         return self.echo and self.sampling.logprobs is not None
 
     @property
-    def prompt_work(self) -> int:
-        """Tokens of the prompt; those that are scored count twice, for their logits."""
-        return len(self.prompt_ids) * (2 if self.scores_prompt else 1)
-
-    def columns_of(self, role: str) -> int:
-        """Columns of K/V memory that the prefixes take in one kind of attention."""
-        return sum(prefix.length_of(role) for prefix in self.prefixes)
-
-    @property
-    def prefix_length(self) -> int:
-        """Columns of K/V memory that the prefixes take in self-attention."""
-        return self.columns_of("decoder")
-
-    @property
     def position_offset(self) -> int:
         """Position of the prompt's first token."""
-        return sum(prefix.metadata.position_offset for prefix in self.prefixes)
+        offset = 0
+        for prefix in self.prefixes:
+            offset += prefix.metadata.position_offset
+        return offset
+
+
+def columns_of(prefixes: Sequence[Prefix], role: str) -> int:
+    """Columns of K/V memory that prefixes take in one kind of attention."""
+    columns = 0
+    for prefix in prefixes:
+        columns += prefix.length_of(role)
+    return columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +184,8 @@ class RowFinished:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a request has cost: tokens of its prompt that were computed, once for all its rows, and
-    tokens that were sampled in all of them, with beams one per beam and step."""
+    """What a request has cost: prompt tokens that were computed (once for all its rows), and tokens
+    that were sampled in all its rows (with beams one per beam and step)."""
 
     prompt_tokens: int = 0
     new_tokens: int = 0

@@ -1,4 +1,4 @@
-"""A request between submission and its terminal event: what it holds, and how it ends."""
+"""A request between submission and its terminal event: what it holds, costs and answers."""
 
 from __future__ import annotations
 
@@ -6,26 +6,48 @@ import math
 from dataclasses import dataclass, field, replace
 
 from app.engine.decoding.beam_sequences import BeamSequences
-from app.engine.kv_cache.memory import KVReservation
 from app.engine.output_text import OutputText
 from app.engine.request import (
     Event,
     GenerationRequest,
     PromptScored,
     RequestFinished,
-    RowFinished,
     TokenScore,
+    Work,
 )
-from app.engine.sequence import KVEntry, Source, TokenSequence
+from app.engine.sequence import KVEntry, SharedPrefix, Source, TokenSequence
 from app.model.text import Text
+
+
+@dataclass(frozen=True, slots=True)
+class KVNeeds:
+    """Columns that a request sets aside in one memory, in whole slots.
+
+    Each row that enters by itself takes `row`; the request keeps `kept` besides, for its prompt,
+    its beams or its encoded source. Requests with the same long prefixes take `shared` together.
+    `slot` is how many columns a row or source uses at most.
+    """
+
+    row: int
+    kept: int
+    shared: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class KVReservation:
+    """What one request holds of a memory besides its rows: columns and shared prefixes."""
+
+    columns: int = 0
+    segments: tuple[SharedPrefix, ...] = ()
 
 
 @dataclass(frozen=True)
 class ReplyFrame:
     """How a model's replies begin and end, by its generation config.
 
-    `start` is the decoder's first input behind an encoder; `forced_first` the first token behind a
-    prompt of one, `forced_last` that of a reply that reaches its limit.
+    `start` is the decoder's first input behind an encoder; `forced_first` the first token after a
+    prompt of one token, `forced_last` that of a reply that reaches its limit.
     """
 
     start: int | None = None
@@ -34,19 +56,21 @@ class ReplyFrame:
 
 
 @dataclass(eq=False)
-class ActiveRequest:
+class RequestState:
     """Times are those of `time.monotonic`.
 
     A request begins with as many of its rows as there is room for, and the others enter one by
-    one; the beams of a search enter together. `num_rows` have entered and not ended,
-    `num_unstarted` have not entered. `rows` hold slots, whether they decode or others attend to
-    them; `beams` are those that search; `prompt` has the prompt's columns for rows that enter late.
+    one; the beams of a search enter together: `rows_at_once`. `num_rows` have entered and not
+    ended, `num_unstarted` have not entered. `rows` hold slots, whether they decode or others attend
+    to them; `beams` are those that search; `prompt` keeps the prompt's columns for rows that enter
+    late.
 
-    Rows that enter at once take the part `share` of the engine, in parts per million, and `needs`
-    of what is shared (rows, columns of each memory), the first ones `first_needs`; `held` is what
-    the request takes now, `held_share` likewise. `charged` and `served` are what its tenant was
-    charged for it and what it got, as costs; `overtaken` is the cost of what others began while
-    there was no room for it.
+    `columns` is what it needs of each memory, `reservations` what it holds of them. What all
+    tenants share is counted as (rows, columns of each memory): `needs` is what the next of its rows
+    take, `row_needs` what each takes after the first ones, `held` what the request takes now.
+    `share` and `held_share` are the same as parts of the engine, in parts per million. `charged`
+    and `served` are what its tenant was charged for it and what it got, as costs; `overtaken` is
+    the cost of what others began while there was no room for it.
     """
 
     request: GenerationRequest
@@ -62,23 +86,29 @@ class ActiveRequest:
     num_rows: int = 0
     num_unstarted: int = field(init=False)
     num_made: int = 0
+    columns: tuple[KVNeeds, ...] = ()
+    reservations: tuple[KVReservation, ...] = ()
     share: int = 0
     held_share: int = 0
     needs: tuple[int, ...] = ()
-    first_needs: tuple[int, ...] = ()
+    row_needs: tuple[int, ...] = ()
     held: tuple[int, ...] = ()
     charged: float = 0.0
     served: float = 0.0
     overtaken: float = 0.0
-    holdings: tuple[KVReservation, ...] = ()
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    rows_at_once: int = field(init=False)
+    deadline: float = field(init=False)
+    prompt_work: int = field(init=False)
+    """Tokens of the prompt; those that are scored count twice, for their logits."""
 
     def __post_init__(self) -> None:
-        self.num_unstarted = self.request.num_rows
-
-    @property
-    def rows_at_once(self) -> int:
-        """Rows that can only enter together."""
-        return 1 if self.request.sampling.beam is None else self.request.num_rows
+        request = self.request
+        self.num_unstarted = request.num_rows
+        self.rows_at_once = 1 if request.sampling.beam is None else request.num_rows
+        self.deadline = math.inf if request.deadline is None else request.deadline
+        self.prompt_work = len(request.prompt_ids) * (2 if request.scores_prompt else 1)
 
     @property
     def has_begun(self) -> bool:
@@ -86,34 +116,22 @@ class ActiveRequest:
         return self.num_unstarted < self.request.num_rows
 
     @property
-    def wanted(self) -> tuple[int, ...]:
-        """What the next of its rows need to enter."""
-        return self.needs if self.has_begun else self.first_needs
-
-    @property
-    def waiting_share(self) -> int:
-        """The part of the engine that its other rows would take."""
-        return self.share * (self.num_unstarted // self.rows_at_once)
-
-    @property
     def occupants(self) -> list[KVEntry]:
         """Everything in memory that the request depends on."""
         held: list[KVEntry] = [*self.rows]
         if self.prompt is not None:
             held.append(self.prompt)
-        for holding in self.holdings:
-            held.extend(holding.segments)
+        for reservation in self.reservations:
+            held.extend(reservation.segments)
         return held if self.source is None else [*held, self.source]
 
     @property
-    def deadline(self) -> float:
-        """When it must have ended."""
-        return math.inf if self.request.deadline is None else self.request.deadline
+    def work(self) -> Work:
+        """What it has cost so far."""
+        return Work(self.prompt_tokens, self.new_tokens)
 
     def note_first_token(self, now: float) -> list[Event]:
-        """Its first logits were finite, and what it wanted scored is complete."""
-        if self.first_token_at is not None:
-            return []
+        """Its first logits were finite, and the scores that it asked for are complete."""
         self.first_token_at = now
         if self.source is not None:
             self.source.proven = True
@@ -124,10 +142,10 @@ class ActiveRequest:
         for occupant in self.occupants:
             occupant.tainted = True
 
-    def make_row(self, columns: int, text: Text, frame: ReplyFrame) -> TokenSequence:
-        """Make the next row, of at most `columns` columns; the first computes the prompt for all.
+    def make_row(self, text: Text, frame: ReplyFrame) -> TokenSequence:
+        """Make the next row; the first one computes the prompt for all.
 
-        With an encoder the prompt of its decoder is the start token.
+        With an encoder the decoder's prompt is the start token.
         """
         request, index = self.request, self.num_made
         told = request.prompt_ids if frame.start is None else ()
@@ -136,7 +154,7 @@ class ActiveRequest:
             request,
             index,
             prompt,
-            columns,
+            self.columns[0].slot,
             self.seed,
             OutputText(
                 index,
@@ -146,7 +164,7 @@ class ActiveRequest:
                 prompt_ids=told,
                 whole=request.whole,
             ),
-            segments=self.holdings[0].segments,
+            segments=self.reservations[0].segments,
             source=self.source,
             forced_first=frame.forced_first if len(prompt) == 1 else None,
             forced_last=frame.forced_last,
@@ -171,25 +189,5 @@ class ActiveRequest:
             queue_time=started - self.submitted_at,
             time_to_first_token=None if first is None else first - self.submitted_at,
             total_time=now - self.submitted_at,
+            work=self.work,
         )
-
-
-def first_room(row: TokenSequence) -> int:
-    """Columns for a new row: its prompt and some tokens, so that it does not move at once."""
-    needed = row.num_cached + row.num_prompt
-    return min(row.max_columns, needed + needed // 4 + 16)
-
-
-def row_finished(row: TokenSequence) -> RowFinished | None:
-    """How a row has ended; None if it has not."""
-    transcript = row.transcript
-    if transcript.finish_reason is None:
-        return None
-    scored = row.request.sampling.logprobs is not None
-    return RowFinished(
-        row.index,
-        transcript.finish_reason,
-        transcript.num_tokens,
-        transcript.cumulative_logprob if scored else None,
-        transcript.stop_string,
-    )

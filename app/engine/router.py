@@ -1,18 +1,83 @@
-"""From the engine's thread to asyncio: one wake-up per step, one terminal event per request.
+"""Between event loops and the engine's thread: messages go in, the events of requests come out.
 
-The router exists before the engine runs and outlives its loop, so that whatever happens every
-request that was accepted is answered. Knows nothing about models or scheduling.
+The router exists before the engine runs and outlives its loop, so that every request that was
+accepted gets exactly one terminal event, whatever happens. Each step wakes an event loop once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 
-from app.engine.request import End, Event, RequestFailed, RequestFinished
+from app.engine.request import End, Event, GenerationRequest, RequestFailed, RequestFinished
 from app.errors import PolyprefixError
+
+_BURST_GAP_S, _LONGEST_BURST_S = 0.002, 0.03
+"""An idle engine begins when nothing has arrived for the one time, or after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Run this request; `seed` keys its noise."""
+
+    request: GenerationRequest
+    seed: int
+    submitted_at: float = field(default_factory=time.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Free the rows of this request."""
+
+    request_id: str
+
+
+class Inbox:
+    """A queue that can be closed. What is in it is bounded by admission, not here."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._messages: list[Submit | Cancel] = []
+        self.closed = False
+
+    def put(self, message: Submit | Cancel) -> None:
+        """Add a message and wake the reader."""
+        with self._changed:
+            self._messages.append(message)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Let the reader end."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify()
+
+    def take(self, *, wait: bool) -> list[Submit | Cancel] | None:
+        """All messages; with `wait`, at least one, and what comes close behind it.
+
+        None once the inbox is closed.
+        """
+        with self._changed:
+            while wait and not self._messages and not self.closed:
+                self._changed.wait()
+                self._gather()
+            if self.closed:
+                return None
+            messages, self._messages = self._messages, []
+            return messages
+
+    def _gather(self) -> None:
+        """Let a burst arrive whole, so that its first request does not start a step alone."""
+        last = time.monotonic() + _LONGEST_BURST_S
+        while not self.closed and time.monotonic() < last:
+            before = len(self._messages)
+            self._changed.wait(_BURST_GAP_S)
+            if len(self._messages) == before:
+                return
 
 
 class RequestStream:
@@ -41,6 +106,11 @@ class RequestStream:
             await self._arrived.wait()
         events, self._events = self._events, []
         return events
+
+    @property
+    def num_unread(self) -> int:
+        """Events that have arrived and were not read."""
+        return len(self._events)
 
     def cancel(self) -> None:
         """Free the request's rows at the next step boundary; harmless once it has ended.

@@ -1,17 +1,15 @@
 """The runner: the only code of the engine that touches the device.
 
 It carries out a step: pool operations, slices of an encoder's pass, one ragged forward pass,
-sampling. What fails, fails for
-the rows concerned: a forward pass that raises is halved until the culprit stands alone, a row
-whose logits are not finite is reported and the others are sampled. Knows nothing about queues.
+sampling. A fault ends only the rows concerned: a forward pass that raises is halved until the
+culprit is alone, a row whose logits are not finite is reported and the others are sampled.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -19,8 +17,7 @@ import torch
 
 from app.engine.attention.backends import FUSED, Attention
 from app.engine.decoding.beam_candidates import Candidates, find_candidates
-from app.engine.decoding.logprobs import score_tokens
-from app.engine.decoding.sampler import sample
+from app.engine.decoding.sampler import sample, score_tokens
 from app.engine.encoder.encoder_runner import Encoded, EncoderRun
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import PoolOperation
@@ -65,19 +62,22 @@ class Runner:
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
-        """Carry out `plan`. Never raises for a fault of a row: it is in the outcome."""
+        """Carry out `plan`. Never raises for a fault of a row: it is in the result."""
         started = time.monotonic()
         results = _Results()
         _place(self._pool, plan.operations, plan.num_rows, results.faults)
-        if self._sources is not None:
-            _place(self._sources, plan.source_operations, plan.num_sources, results.faults)
         encoder_seconds = 0.0
         encoded: Mapping[Source, Encoded] = {}
-        if plan.encoder_seconds is not None:
-            encoded = self._encoder.run(plan.encode, plan.encoder_seconds, results.faults)
-            encoder_seconds = time.monotonic() - started
-        chunks = [chunk for chunk in plan.chunks if not _depends(chunk.row, results.faults)]
-        for part, logits in self._forward(chunks, results.faults):
+        if self._sources is not None:
+            encoding = plan.encoding
+            _place(self._sources, encoding.operations, encoding.num_sources, results.faults)
+            if encoding.seconds is not None:
+                encoded = self._encoder.run(encoding.begin, encoding.seconds, results.faults)
+                encoder_seconds = time.monotonic() - started
+        chunks: Sequence[Chunk] = plan.chunks
+        if results.faults:
+            chunks = [chunk for chunk in chunks if not _depends(chunk.row, results.faults)]
+        for part, logits in self._forward(chunks, results.faults) if chunks else ():
             self._sample_part(part, logits, results)
         return StepResult(
             results.sampled,
@@ -96,8 +96,6 @@ class Runner:
 
         A repeated pass writes the same keys and values to the same places.
         """
-        if not chunks:
-            return []
         try:
             return [(chunks, self._logits(chunks))]
         except Exception as error:
@@ -150,10 +148,12 @@ class Runner:
             for row in chunk.samplers:
                 places[row.request.sampling.beam is not None].append((row, first + kept - 1))
             first += kept
-        for _, item in self._draw(sample, logits, places[False], results.faults):
-            results.sampled.append(item)
-        for row, candidates in self._draw(find_candidates, logits, places[True], results.faults):
-            results.candidates[row] = candidates
+        if places[False]:
+            drawn = self._draw(sample, logits, places[False], results.faults)
+            results.sampled.extend(drawn.values())
+        if places[True]:
+            found = self._draw(find_candidates, logits, places[True], results.faults)
+            results.candidates.update(found)
 
     def _draw(
         self,
@@ -163,16 +163,14 @@ class Runner:
         logits: torch.Tensor,
         places: Sequence[tuple[TokenSequence, int]],
         faults: Faults,
-    ) -> list[tuple[TokenSequence, Drawn]]:
-        """What `draw` makes of each row's logits, which stand at the row's index in `logits`.
+    ) -> dict[TokenSequence, Drawn]:
+        """What `draw` makes of each row's logits, which are at the row's index in `logits`.
 
-        If it raises, row by row, so that one bad state ends one row.
+        If it raises, it is called row by row, so that one bad state ends one row.
         """
-        if not places:
-            return []
-        rows, sources = [row for row, _ in places], [index for _, index in places]
+        rows, sources = zip(*places, strict=True)
         # views where each row samples from its own logits, a gather where rows share them
-        chosen = logits if sources == list(range(len(logits))) else logits[sources]
+        chosen = logits if sources == tuple(range(len(logits))) else logits[list(sources)]
         eos = self._model.text.eos_token_ids
         try:
             drawn = list(draw(chosen, rows, eos))
@@ -185,14 +183,13 @@ class Runner:
                 except Exception as error:
                     faults[row] = _fault("its next token could not be sampled", error)
                     drawn.append(None)
+        results: dict[TokenSequence, Drawn] = {}
         for row, item in zip(rows, drawn, strict=True):
-            if item is None and row not in faults:
+            if item is not None:
+                results[row] = item
+            elif row not in faults:
                 faults[row] = GenerationFault("the row's logits are not finite numbers")
-        return [
-            (row, item)
-            for row, item in zip(rows, drawn, strict=True)
-            if item is not None and row not in faults
-        ]
+        return results
 
     @staticmethod
     def _score(chunk: Chunk, logits: torch.Tensor) -> Sequence[Sampled]:
@@ -211,16 +208,21 @@ def _place(
     num_occupants: Sequence[int],
     faults: Faults,
 ) -> None:
-    """Carry out operations, within the pool's memory."""
-    with _logged("giving K/V memory back"):
+    """Carry out operations, within the pool's memory; giving memory back may fail without harm."""
+    try:
         pool.prepare(operations, num_occupants)
+    except Exception:
+        _log.exception("giving K/V memory back failed")
     for operation in operations:
         try:
             pool.apply(operation)
         except Exception as error:
             faults[operation.occupant] = _fault("its keys and values could not be placed", error)
-    with _logged("giving K/V memory back"):
-        pool.settle(num_occupants)
+    if operations:
+        try:
+            pool.fit(num_occupants)
+        except Exception:
+            _log.exception("giving K/V memory back failed")
 
 
 def _depends(row: TokenSequence, faults: Collection[KVEntry]) -> bool:
@@ -229,15 +231,6 @@ def _depends(row: TokenSequence, faults: Collection[KVEntry]) -> bool:
     if row.source is not None:
         needs.extend([row.source, *row.source.segments])
     return any(occupant in faults for occupant in needs)
-
-
-@contextmanager
-def _logged(what: str) -> Iterator[None]:
-    """For what may fail without harm to any row."""
-    try:
-        yield
-    except Exception:
-        _log.exception("%s failed", what)
 
 
 def _fault(what: str, error: Exception) -> GenerationFault:

@@ -1,38 +1,42 @@
-"""Which tokens are computed next: queues, budgets and verbs; no tensor, no clock of its own.
+"""Which tokens are computed next: queues and budgets, without tensors and without a clock.
 
 A request waits for its tenant's turn and until one of its rows fits (rows, K/V memory), with beams
 until all do. Then its prompt is computed in chunks under the step's token budget, its other rows
-enter as there is room for them, each decodes one token a step and ends by itself. Rows are never
-preempted: their worst case is reserved when they enter.
+enter as there is room for them, and each row decodes one token a step and ends by itself. Rows are
+never preempted: their worst case is reserved when they enter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from app.engine.config import EngineConfig
 from app.engine.encoder.source_queue import SourceQueue
 from app.engine.fairness.prefill_budget import PrefillBudget
 from app.engine.fairness.queue import FairQueue
-from app.engine.kv_cache.reservation import Reservations
-from app.engine.kv_cache.slots import SlotTable, slot_order
+from app.engine.kv_cache.memory import Reservations
+from app.engine.kv_cache.slots import SlotTable, slot_of
 from app.engine.request import Event, GenerationRequest, RequestFailed
-from app.engine.request_state import ActiveRequest, ReplyFrame, row_finished
-from app.engine.sequence import KVEntry, Source, TokenSequence
-from app.engine.step import Chunk, Sampled, StepPlan, StepResult
-from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError
+from app.engine.request_state import ReplyFrame, RequestState
+from app.engine.sequence import KVEntry, TokenSequence
+from app.engine.step import NO_ENCODING, Chunk, Sampled, SchedulerFigures, StepPlan, StepResult
+from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError, RequestCancelled
 from app.model.text import Text
 
 _LONGEST_PROMPTS_S = 0.15
-"""What prompts may add to a step, by which whoever comes may have to wait."""
+"""What prompts may add to a step, by which a newcomer may have to wait."""
+
+_STEPS = 16
+"""Recent steps whose mean duration is believed."""
 
 Deliveries = list[tuple[str, Event]]
 """Events with the id of the request that they belong to, in order."""
 
 
 class Scheduler:
-    """Queues of one engine; used by its thread alone."""
+    """Queues of one engine; only the engine's thread uses it."""
 
     def __init__(
         self,
@@ -45,190 +49,192 @@ class Scheduler:
         """`sources` is for a model with an encoder; `frame` says how its replies begin and end."""
         self._config = config
         self._table = table
-        self._source_table = sources
-        self._places = Reservations(config, table, text, sources, frame or ReplyFrame())
-        self._sources = SourceQueue(config.max_step_tokens)
+        self._reservations = Reservations(config, text, frame or ReplyFrame(), table, sources)
+        self._sources = None if sources is None else SourceQueue(config.max_step_tokens, sources)
         longest = _LONGEST_PROMPTS_S if config.reserve else math.inf
-        self._pace = PrefillBudget(config.prefill_share, config.max_step_tokens, longest)
+        self._budget = PrefillBudget(config.prefill_share, config.max_step_tokens, longest)
         self._queue = FairQueue()
         self._first_deadline = math.inf
-        self._active: dict[str, ActiveRequest] = {}
+        self._active: dict[str, RequestState] = {}
         self._prefilling: list[TokenSequence] = []
-
-    @property
-    def num_rows(self) -> int:
-        """Rows that have been admitted and have not ended."""
-        return self._places.num_rows
-
-    @property
-    def num_waiting(self) -> int:
-        """Requests that have not been admitted yet."""
-        return len(self._queue.waiting)
-
-    @property
-    def num_waiting_tenants(self) -> int:
-        """Tenants with rows that have not been admitted yet."""
-        return self._queue.num_waiting_tenants
-
-    @property
-    def active(self) -> Sequence[ActiveRequest]:
-        """Requests that have been admitted, the oldest first."""
-        return tuple(self._active.values())
-
-    def expected_tokens(self, request: GenerationRequest) -> float:
-        """New tokens that each of its rows is likely to get; from any thread."""
-        return self._queue.expected_tokens(request)
+        self._step_s = 0.0
 
     @property
     def idle(self) -> bool:
         """Whether there is nothing to do."""
         return not self._queue.waiting and not self._active
 
-    @property
-    def request_ids(self) -> list[str]:
-        """Ids of all requests that have not ended."""
-        return [*self._queue.waiting, *self._active]
+    def figures(self) -> SchedulerFigures:
+        """What waits and runs now, the oldest request first."""
+        queue, active = self._queue, tuple(self._active.values())
+        num_rows = self._reservations.num_rows
+        return SchedulerFigures(
+            len(queue.waiting), num_rows, queue.num_waiting_tenants, active, self._step_s
+        )
+
+    def expected_tokens(self, request: GenerationRequest) -> float:
+        """New tokens that each of its rows is likely to get; from any thread."""
+        return self._queue.expected_tokens(request)
+
+    def debug_state(self) -> dict[str, Any]:
+        """What it holds, as plain values: for tests and for whoever looks for a fault."""
+        return {
+            "active": list(self._active),
+            "prefilling": [row.request.id for row in self._prefilling],
+            **self._queue.debug_state(),
+            **self._reservations.debug_state(),
+            **({} if self._sources is None else self._sources.debug_state()),
+        }
+
+    def check_integrity(self) -> None:
+        """Raise RuntimeError, with what is wrong, unless its parts agree with each other."""
+        self._reservations.check_integrity(self._active.values())
+        left = [row.request.id for row in self._prefilling if row.request.id not in self._active]
+        if left:
+            raise RuntimeError(f"the requests {left} have ended; their prompts are still computed")
 
     def add(self, request: GenerationRequest, seed: int, now: float) -> None:
         """Queue a request; `seed` is its noise key."""
-        entry = ActiveRequest(request, seed, now)
-        self._places.measure(entry)
+        entry = RequestState(request, seed, now)
+        self._reservations.measure(entry)
         self._queue.add(entry, now)
         self._first_deadline = min(self._first_deadline, entry.deadline)
 
-    def cancel(self, request_id: str) -> bool:
-        """Forget a request and free its rows; False if there is none (it may have ended)."""
+    def state_of(self, request_id: str) -> RequestState | None:
+        """A request that waits or runs; None if there is none."""
+        return self._active.get(request_id) or self._queue.waiting.get(request_id)
+
+    def cancel(self, request_id: str, error: PolyprefixError | None = None) -> Deliveries:
+        """End a request with `error` and free its rows; nothing if it has ended already."""
+        entry = self.state_of(request_id)
+        if entry is None:
+            return []
         if request_id in self._active:
-            self._end(self._active[request_id])
-            return True
-        return self._queue.remove(request_id)
+            self._end(entry)
+        else:
+            self._queue.remove(request_id)
+        error = error or RequestCancelled("the request was cancelled")
+        return [(request_id, RequestFailed(error, entry.work))]
 
     def expire(self, now: float) -> Deliveries:
         """End every request whose deadline has passed."""
         if now < self._first_deadline:
             return []
         entries = [*self._queue.waiting.values(), *self._active.values()]
-        late = [entry.request.id for entry in entries if entry.deadline <= now]
-        for request_id in late:
-            self.cancel(request_id)
-        others = (entry.deadline for entry in entries if entry.deadline > now)
-        self._first_deadline = min(others, default=math.inf)
         error = DeadlineExceeded("the request's deadline has passed")
-        return [(request_id, RequestFailed(error)) for request_id in late]
+        self._first_deadline = math.inf
+        deliveries: Deliveries = []
+        for entry in entries:
+            if entry.deadline <= now:
+                deliveries += self.cancel(entry.request.id, error)
+            else:
+                self._first_deadline = min(self._first_deadline, entry.deadline)
+        return deliveries
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None if nothing is due."""
         self._admit(now)
         decode = self._decode_chunks()
-        prefill = self._prefill_chunks(len(decode))
-        queue = self._queue
-        encode = self._sources.begin(len(decode), queue.prompt_turn, queue.gives_way)
-        for chunk in prefill:
-            queue.serve_prompt(chunk.row.request, chunk.count)
-        for source in encode:
-            queue.serve_prompt(source.request, source.num_tokens)
-        num_sources = self._sources.num_waiting
+        prefill = self._prefill_chunks(len(decode)) if self._prefilling else []
+        encoding = NO_ENCODING
+        if self._sources is not None:
+            encoding = self._sources.schedule(len(decode), self._queue, self._budget)
         operations = self._table.take_operations()
-        source_table = self._source_table
-        source_operations = () if source_table is None else source_table.take_operations()
-        if not (decode or prefill or operations or source_operations or num_sources):
+        if not (decode or prefill or operations) and encoding.is_empty:
             return None
-        return StepPlan(
-            operations,
-            tuple(decode + prefill),
-            len(decode),
-            self._table.counts,
-            source_operations,
-            () if source_table is None else source_table.counts,
-            encode,
-            self._pace.encoder_seconds(len(decode), num_sources) if num_sources else None,
-        )
+        num_prefill = 0
+        for chunk in prefill:
+            num_prefill += chunk.count
+            self._queue.serve_prompt(chunk.row.request, chunk.count)
+        counts, chunks = self._table.counts, (*decode, *prefill)
+        return StepPlan(operations, chunks, len(decode), num_prefill, counts, encoding)
 
-    def commit(self, plan: StepPlan, outcome: StepResult, now: float) -> Deliveries:
-        """Take a step's results: advance rows, end those that are done, say what happened."""
-        seconds = outcome.seconds - outcome.encoder_seconds
-        self._pace.observe(plan.num_decode, plan.num_prefill_tokens, seconds)
-        deliveries: Deliveries = []
-        for chunk in plan.chunks:
-            if chunk.row not in outcome.faults:
-                chunk.row.num_computed += chunk.count
-            if chunk.samplers and chunk.row.request.id in self._active:
-                self._queue.serve(self._active[chunk.row.request.id], len(chunk.samplers))
-        self._sources.end(outcome.encoded)
-        # all before any of them frees a slot that another one would move into
-        for entry in self._depending_on(outcome.faults):
-            entry.taint()
-        for occupant, error in outcome.faults.items():
-            deliveries.extend(self._fail_all(occupant, error))
-        for source, encoded in outcome.encoded.items():
-            self._store(source, encoded)
-        for row, scored in outcome.scored.items():
+    def commit(self, plan: StepPlan, result: StepResult, now: float) -> Deliveries:
+        """Take a step's result: advance rows, end those that are done, say what happened."""
+        seconds = result.seconds - result.encoder_seconds
+        self._budget.observe(plan.num_decode, plan.num_prefill_tokens, seconds)
+        self._step_s += (result.seconds - self._step_s) / (_STEPS if self._step_s else 1)
+        self._advance(plan, result)
+        deliveries = self._fail_all(result.faults) if result.faults else []
+        if self._sources is not None:
+            self._sources.end([*result.encoded, *result.faults])
+            for source, encoded in result.encoded.items():
+                entry = self._active.get(source.request.id)
+                # the request may have ended, and another one may have its id
+                if entry is not None and entry.source is source:
+                    self._sources.table.place_encoded(source, encoded)
+                    self._prefilling.append(self._reservations.start_prompt(entry))
+        for row, scored in result.scored.items():
             deliveries.extend(self._collect_scores(row, scored))
-        self._fork_rows(plan)
-        for sampled in outcome.sampled:
-            deliveries.extend(self._take_token(sampled, now))
-        for request_id in dict.fromkeys(row.request.id for row in outcome.candidates):
-            deliveries.extend(self._advance_beams(request_id, outcome, now))
-        self._prefilling = [row for row in self._prefilling if row.in_prefill and row.slot]
+        # after a prompt is done, the request's other rows get a copy of its columns
+        for chunk in plan.chunks[plan.num_decode :]:
+            if chunk.row.slot is not None and not chunk.row.in_prefill:
+                entry = self._active[chunk.row.request.id]
+                self._reservations.fork(entry, chunk.row, chunk.samplers[1:])
+        for sampled in result.sampled:
+            self._take_token(sampled, now, deliveries)
+        for request_id in dict.fromkeys(row.request.id for row in result.candidates):
+            deliveries.extend(self._advance_beams(request_id, result, now))
+        if self._prefilling:
+            self._prefilling = [row for row in self._prefilling if row.in_prefill and row.slot]
         return deliveries
 
     # --- admission -------------------------------------------------------------------------
 
     def _admit(self, now: float) -> None:
         """Let rows of waiting requests enter, each tenant in its turn, while they fit."""
-        self._queue.begin(now, self._pace.speed(self._config.max_rows))
-        starts = self._queue.starts(self._places.fits, self._places.stocks)
-        while self.num_rows < self._config.max_rows and (entry := next(starts, None)):
-            is_first = entry.started_at is None
-            if is_first:
-                self._places.begin(entry)
-            self._places.enter(entry)
-            if is_first:
-                self._start(entry, now)
-
-    def _start(self, entry: ActiveRequest, now: float) -> None:
-        """A request has its first row: its prompt is computed, or what an encoder reads."""
-        entry.started_at = now
-        self._active[entry.request.id] = entry
-        self._queue.begin_prompt(entry.request)
-        if entry.source is None:
-            self._prefilling.append(self._places.start_prompt(entry))
-        else:
-            self._sources.add(entry.source)
-
-    def _store(self, source: Source, encoded: object) -> None:
-        """Keep what was made of a source, and let its request begin with the start token."""
-        entry = self._active.get(source.request.id)
-        if self._source_table is not None and entry is not None and entry.source is source:
-            self._source_table.place_encoded(source, encoded)
-            self._prefilling.append(self._places.start_prompt(entry))
+        reservations, queue = self._reservations, self._queue
+        queue.begin(now, self._budget.speed(self._config.max_rows))
+        starts = queue.starts(reservations.fits, reservations.stocks)
+        while reservations.num_rows < self._config.max_rows and (entry := next(starts, None)):
+            if entry.started_at is not None:
+                reservations.enter(entry)
+                continue
+            entry.started_at = now
+            reservations.begin(entry)
+            reservations.enter(entry)
+            self._active[entry.request.id] = entry
+            queue.begin_prompt(entry.request)
+            if entry.source is None:
+                self._prefilling.append(reservations.start_prompt(entry))
+            elif self._sources is not None:
+                self._sources.add(entry.source)
 
     # --- planning --------------------------------------------------------------------------
 
     def _decode_chunks(self) -> list[Chunk]:
         """One token of every row whose prompt is done, in the order of their slots."""
-        rows = [row for row in self._placed_rows() if not row.in_prefill and not row.is_trunk]
+        rows = [
+            row
+            for slots in self._table.rows
+            for row in slots
+            if isinstance(row, TokenSequence) and not (row.in_prefill or row.is_trunk)
+        ]
         for row in rows:
             self._table.make_room(row, row.num_cached + row.num_pending)
-        rows.sort(key=slot_order)
+        rows.sort(key=slot_of)
         return [Chunk(row, row.num_pending, (row,)) for row in rows]
 
     def _prefill_chunks(self, num_decode: int) -> list[Chunk]:
-        """Chunks of prompts until the budget is spent: the tenant that was served least comes
-        first, of its prompts the oldest. A narrow tenant's prompt that is done now makes wide ones
-        wait for the next step."""
+        """Chunks of prompts until the budget is spent, in the order of their tenants' turns.
+
+        A narrow tenant's prompt that is done now makes wide ones wait for the next step.
+        """
         chunks: list[Chunk] = []
         ready: list[GenerationRequest] = []
-        waiting = [row.request for row in self._prefilling if not row.request.scores_prompt]
-        urgent = sum(not self._queue.is_held_back(request) for request in waiting)
-        budget = self._pace.budget(num_decode, urgent)
+        queue, rows = self._queue, self._prefilling
+        unscored = [row.request for row in rows if not row.request.scores_prompt]
+        urgent = len(unscored) - sum(map(queue.is_held_back, unscored))
+        budget = self._budget.budget(num_decode, urgent)
         # nobody waits for scores as for a first token
-        scorable = min(self._config.score_chunk, self._pace.budget(num_decode, 0))
-        for row in sorted(self._prefilling, key=lambda row: self._queue.prompt_turn(row.request)):
+        scorable = min(self._config.score_chunk, self._budget.budget(num_decode, 0))
+        if len(rows) > 1:
+            rows = sorted(rows, key=lambda row: queue.prompt_turn(row.request))
+        for row in rows:
             if budget <= 0:
                 break
             scores = row.request.scores_prompt
-            if (scores and scorable <= 0) or self._queue.gives_way(row.request, ready):
+            if (scores and scorable <= 0) or queue.gives_way(row.request, ready):
                 continue
             count = min(row.num_pending, budget, scorable if scores else budget)
             scorable -= count if scores else 0
@@ -238,27 +244,32 @@ class Scheduler:
             if done and self._config.reserve:
                 ready.append(row.request)
             chunks.append(Chunk(row, count, samplers, scores))
-        chunks.sort(key=lambda chunk: slot_order(chunk.row))
-        return chunks
-
-    def _placed_rows(self) -> Iterable[TokenSequence]:
-        return [row for rows in self._table.rows for row in rows if isinstance(row, TokenSequence)]
+        return sorted(chunks, key=lambda chunk: slot_of(chunk.row))
 
     # --- results ---------------------------------------------------------------------------
 
-    def _fork_rows(self, plan: StepPlan) -> None:
-        """After a prompt is done, give the request's other rows a copy of its columns."""
-        for chunk in plan.chunks[plan.num_decode :]:
-            leader = chunk.row
-            if leader.slot is None or leader.in_prefill:
+    def _advance(self, plan: StepPlan, result: StepResult) -> None:
+        """Note what was computed, for rows, their requests and their tenants."""
+        for at, chunk in enumerate(plan.chunks):
+            row, entry = chunk.row, self._active.get(chunk.row.request.id)
+            failed = row in result.faults
+            row.num_computed += 0 if failed else chunk.count
+            if entry is None:
                 continue
-            self._places.fork(self._active[leader.request.id], leader, chunk.samplers[1:])
+            # with an encoder what a row begins with is not of the user's prompt
+            if at >= plan.num_decode and row.source is None and not failed:
+                entry.prompt_tokens += chunk.count
+            if chunk.samplers:
+                self._queue.serve(entry, len(chunk.samplers))
+        for source in plan.encoding.begin:
+            if entry := self._active.get(source.request.id):
+                entry.prompt_tokens += source.num_tokens
 
     def _collect_scores(self, row: TokenSequence, scored: Iterable[Sampled]) -> Deliveries:
         entry = self._active.get(row.request.id)
         if entry is None:
             return []
-        score = row.transcript.score
+        score = row.output.score
         try:
             if not entry.scores:
                 entry.scores.append(score(row.token_ids[0], None))
@@ -267,44 +278,43 @@ class Scheduler:
             return self._fail(row, GenerationFault(f"the prompt's text failed: {error}"))
         return []
 
-    def _take_token(self, sampled: Sampled, now: float) -> Deliveries:
-        row = sampled.row
-        entry = self._active.get(row.request.id)
+    def _take_token(self, sampled: Sampled, now: float, deliveries: Deliveries) -> None:
+        """Add a row's new token, and end the row, and with its last one the request."""
+        row, request_id = sampled.row, sampled.row.request.id
+        entry = self._active.get(request_id)
         if entry is None:
-            return []
+            return
+        output = row.output
         try:
-            delta = row.transcript.push(sampled.token_id, sampled.logprob, sampled.top)
+            delta = output.push(sampled.token_id, sampled.logprob, sampled.top)
         except Exception as error:
-            return self._fail(row, GenerationFault(f"the row's text failed: {error}"))
+            deliveries += self._fail(row, GenerationFault(f"the row's text failed: {error}"))
+            return
         row.token_ids.append(sampled.token_id)
-        events: list[Event] = []
-        events.extend(entry.note_first_token(now))
+        entry.new_tokens += 1 if row.request.sampling.max_tokens else 0
+        events = entry.note_first_token(now) if entry.first_token_at is None else []
         if delta is not None:
             events.append(delta)
-        if row.transcript.finish_reason is not None:
-            events.extend(self._finish(entry, row, now))
-        return [(row.request.id, event) for event in events]
+        if output.finish_reason is not None:
+            events.append(output.finished())
+            if len(entry.rows) > 1 or entry.num_unstarted:
+                self._reservations.end_row(entry, row)
+                self._queue.end_row(entry)
+            else:
+                self._end(entry)
+                events.append(entry.finished(now))
+        for event in events:
+            deliveries.append((request_id, event))
 
-    def _finish(self, entry: ActiveRequest, row: TokenSequence, now: float) -> list[Event]:
-        """End one row, and the request with its last one."""
-        finished = row_finished(row)
-        if finished is None:
-            return []
-        self._places.end_row(entry, row)
-        self._queue.end_row(entry)
-        if entry.rows or entry.num_unstarted:
-            return [finished]
-        self._end(entry)
-        return [finished, entry.finished(now)]
-
-    def _advance_beams(self, request_id: str, outcome: StepResult, now: float) -> Deliveries:
+    def _advance_beams(self, request_id: str, result: StepResult, now: float) -> Deliveries:
         """Let a request's search go on by one token; with its last one come all results."""
         entry = self._active.get(request_id)
         if entry is None or entry.beams is None:
             return []
-        events = entry.note_first_token(now)
+        entry.new_tokens += entry.request.num_rows
+        events = entry.note_first_token(now) if entry.first_token_at is None else []
         try:
-            goes_on = entry.beams.advance(outcome.candidates, self._table)
+            goes_on = entry.beams.advance(result.candidates, self._table)
             results = [] if goes_on else entry.beams.results()
         except Exception as error:
             return self._fail(entry.rows[0], GenerationFault(f"the beam search failed: {error}"))
@@ -315,35 +325,34 @@ class Scheduler:
             events.extend([*results, entry.finished(now)])
         return [(request_id, event) for event in events]
 
-    def _fail_all(self, occupant: KVEntry, error: PolyprefixError) -> Deliveries:
+    def _fail_all(self, faults: Mapping[KVEntry, PolyprefixError]) -> Deliveries:
         """End every request that depends on what failed."""
-        if isinstance(occupant, TokenSequence):
-            return self._fail(occupant, error)
-        if isinstance(occupant, Source):
-            self._sources.end([occupant])
-        concerned = self._depending_on([occupant])
-        for entry in concerned:
-            self._end(entry)
-        return [(entry.request.id, RequestFailed(error)) for entry in concerned]
+        failed: list[tuple[RequestState, PolyprefixError]] = []
+        for entry in self._active.values():
+            errors = [faults[item] for item in entry.occupants if item in faults]
+            if errors:
+                failed.append((entry, errors[0]))
+        # all before any of them frees a slot that another one would move into
+        for entry, _ in failed:
+            entry.taint()
+        return [
+            delivery for entry, error in failed for delivery in self.cancel(entry.request.id, error)
+        ]
 
     def _fail(self, row: TokenSequence, error: PolyprefixError) -> Deliveries:
-        """End the whole request of a row that failed; nobody else is concerned."""
+        """End the whole request of a row that failed; no other request is concerned."""
         entry = self._active.get(row.request.id)
         if entry is None:
             return []
         entry.taint()
-        self._end(entry)
-        return [(entry.request.id, RequestFailed(error))]
+        return self.cancel(entry.request.id, error)
 
-    def _depending_on(self, occupants: Collection[KVEntry]) -> list[ActiveRequest]:
-        entries = self._active.values() if occupants else ()
-        return [entry for entry in entries if any(item in occupants for item in entry.occupants)]
-
-    def _end(self, entry: ActiveRequest) -> None:
+    def _end(self, entry: RequestState) -> None:
         """Free everything that the request holds."""
-        if entry.source is not None:
+        if entry.source is not None and self._sources is not None:
             self._sources.forget(entry.source)
-        self._places.end(entry)
-        self._prefilling = [row for row in self._prefilling if row.slot is not None]
+        self._reservations.end(entry)
+        if self._prefilling:
+            self._prefilling = [row for row in self._prefilling if row.slot is not None]
         self._queue.end(entry)
         del self._active[entry.request.id]

@@ -1,23 +1,23 @@
-"""What lives in K/V memory: rows, and what rows share because none of them writes it.
+"""What K/V memory holds: token sequences, and what sequences share because none of them writes it.
 
-A row attends to the segments that it shares with others (a long prefix; with beams its request's
-prompt; an encoded source) and to its own columns. Knows nothing about tensors. The scheduler and
-the slot tables alone change it.
+A sequence attends to the segments that it shares with others (a long prefix; with beams its
+request's prompt; an encoded source) and to its own columns. Only the scheduler and the slot tables
+change these objects.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
 from app.engine.decoding.history import TokenHistory
 from app.engine.output_text import OutputText
-from app.engine.request import GenerationRequest
+from app.engine.request import GenerationRequest, columns_of
 from app.prefix.prefix import Prefix
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Slot:
     """A place in a K/V pool: the index of the length class and of the slot in it."""
 
@@ -46,11 +46,11 @@ class KVEntry(Protocol):
 
     @property
     def may_hold_nan(self) -> bool:
-        """Whether the columns may hold NaN: suspect, or no finite logits came of them yet."""
+        """Whether the columns may hold NaN: tainted, or no finite logits came of them yet."""
 
     @property
     def attends_elsewhere(self) -> bool:
-        """Whether those who attend to it attend to other columns of the same memory as well."""
+        """Whether what attends to it also attends to other columns of the same memory."""
 
 
 @dataclass(eq=False, slots=True)
@@ -70,12 +70,12 @@ class SharedPrefix:
 
     @property
     def may_hold_nan(self) -> bool:
-        """A prefix is checked before it gets here."""
+        """Prefixes are checked before they are loaded."""
         return self.tainted
 
     @property
     def attends_elsewhere(self) -> bool:
-        """Never is there a prefix alone."""
+        """Always true: who attends to a shared prefix also attends to columns of its own."""
         return True
 
 
@@ -86,16 +86,13 @@ class Source:
     Its columns are the cross prefix, unless that is shared, and then one for every token.
     """
 
+    role: ClassVar[str] = "cross"
+
     request: GenerationRequest
     segments: tuple[SharedPrefix, ...] = ()
     slot: Slot | None = None
     proven: bool = False
     tainted: bool = False
-
-    @property
-    def role(self) -> str:
-        """Decoders attend to it across."""
-        return "cross"
 
     @property
     def prefixes(self) -> Sequence[Prefix]:
@@ -125,23 +122,25 @@ class Source:
 
 @dataclass(eq=False, slots=True)
 class TokenSequence:
-    """Sequence `index` of a request.
+    """Sequence `index` of a request; HTTP clients and the settings call a sequence a row.
 
-    `token_ids` is prompt then generated tokens; the first `num_computed` of them have their keys
-    and values in the pool, the first `num_elsewhere` of those in `segments`. A row that has
-    `joined` began with a copy of its prompt's columns and computes the last of them again, for its
-    logits, in a step as rows that decode. `max_columns` is the
-    row's worst case of pool columns, `seed` the key of its noise. `forced_first` and
-    `forced_last` are what the model's generation config wants as the first token, and as the last
-    of a row that reaches its limit.
+    `token_ids` is the prompt, then the generated tokens. The first `num_computed` of them have
+    their keys and values in the pool; the first `num_elsewhere` of those are in `segments`. A
+    sequence that has `joined` began with a copy of its prompt's columns; it computes the last of
+    them again, for its logits, in a step like one that decodes. `max_columns` is its worst case of
+    pool columns, `seed` the key of its noise. `forced_first` and `forced_last` are what the model's
+    generation config wants as the first token, and as the last one of a sequence that reaches its
+    limit.
     """
+
+    role: ClassVar[str] = "decoder"
 
     request: GenerationRequest
     index: int
     token_ids: list[int]
     max_columns: int
     seed: int
-    transcript: OutputText
+    output: OutputText
     num_computed: int = 0
     slot: Slot | None = None
     num_elsewhere: int = 0
@@ -155,21 +154,17 @@ class TokenSequence:
     tainted: bool = False
     history: TokenHistory | None = None
     """Its tokens as bans and penalties look at them, from when they first do."""
+    num_prompt: int = field(init=False)
+    """Tokens before the first generated one; with an encoder the decoder's start token."""
+    prefixes: Sequence[Prefix] = field(init=False)
+    """Prefixes at the front of its own slot."""
+    num_prefix: int = field(init=False)
+    """Columns that these take."""
 
-    @property
-    def role(self) -> str:
-        """Rows attend to themselves."""
-        return "decoder"
-
-    @property
-    def prefixes(self) -> Sequence[Prefix]:
-        """Prefixes at the front of its own slot."""
-        return () if self.segments else self.request.prefixes
-
-    @property
-    def num_prompt(self) -> int:
-        """Tokens before the first generated one; with an encoder the decoder's start token."""
-        return 1 if self.source is not None else len(self.request.prompt_ids)
+    def __post_init__(self) -> None:
+        self.num_prompt = len(self.request.prompt_ids) if self.source is None else 1
+        self.prefixes = () if self.segments else self.request.prefixes
+        self.num_prefix = columns_of(self.prefixes, self.role)
 
     @property
     def num_generated(self) -> int:
@@ -184,12 +179,17 @@ class TokenSequence:
     @property
     def num_cached(self) -> int:
         """Own columns in use: prefixes that are not shared, and the computed tokens."""
-        own = self.num_computed - self.num_elsewhere
-        return own + (0 if self.segments else self.request.columns_of(self.role))
+        return self.num_prefix + self.num_computed - self.num_elsewhere
+
+    @property
+    def first_room(self) -> int:
+        """Columns for its first slot: its prompt and some tokens, so that it does not move soon."""
+        needed = self.num_cached + self.num_prompt
+        return min(self.max_columns, needed + needed // 4 + 16)
 
     @property
     def may_hold_nan(self) -> bool:
-        """Whether nothing was sampled from it yet."""
+        """Whether nothing was sampled from it yet, or what it attends to is tainted."""
         return self.tainted or self.num_generated == 0
 
     @property
@@ -209,19 +209,14 @@ class TokenSequence:
 
     @property
     def forced_token(self) -> int | None:
-        """The next token, if that is not for the model to say."""
-        is_last = self.num_generated == self.request.sampling.max_tokens - 1
-        if is_last and self.forced_last is not None:
+        """The next token, if the model does not choose it."""
+        num_generated = self.num_generated
+        if self.forced_last is not None and num_generated == self.request.sampling.max_tokens - 1:
             return self.forced_last
-        return self.forced_first if self.num_generated == 0 else None
+        return self.forced_first if num_generated == 0 else None
 
     def become(self, other: TokenSequence) -> None:
-        """Take over the tokens of another row of the request."""
+        """Take over the tokens of another sequence of the request."""
         self.token_ids = list(other.token_ids)
         self.num_computed = other.num_computed
         self.history = None if other.history is None else other.history.copy()
-
-
-def columns_of(prefixes: Sequence[Prefix], role: str) -> int:
-    """Columns that prefixes take in one kind of attention."""
-    return sum(prefix.length_of(role) for prefix in prefixes)

@@ -1,4 +1,4 @@
-"""What one step does, and what came of it: plain values between scheduler and runner."""
+"""What one step does, and what came of it: plain values between scheduler, runner and engine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.engine.kv_cache.slots import PoolOperation
+from app.engine.request_state import RequestState
 from app.engine.sequence import KVEntry, Source, TokenSequence
 from app.errors import PolyprefixError
 
@@ -26,29 +27,43 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """What a step does for an encoder: operations on the memory of sources, then part of a pass.
+
+    `num_sources` counts the occupants of each length class once the operations are done. `begin`
+    are sources whose pass begins with this step; a pass, begun now or earlier, may take `seconds`
+    (None: there is none).
+    """
+
+    operations: tuple[PoolOperation, ...] = ()
+    num_sources: tuple[int, ...] = ()
+    begin: tuple[Source, ...] = ()
+    seconds: float | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.seconds is None and not self.operations
+
+
+NO_ENCODING = Encoding()
+
+
+@dataclass(frozen=True)
 class StepPlan:
     """Pool operations, then some of the encoder's pass, then one forward pass over `chunks`.
 
-    Rows that decode come first, in the order of their slots, then the chunks of prompts.
-    `num_rows` counts the occupants of each length class once the operations are done;
-    `source_operations` and `num_sources` are the same for the memory of sources. `encode` are
-    sources whose pass begins with this step; a pass, begun now or earlier, may take
-    `encoder_seconds` (None: there is none).
+    Rows that decode come first, in the order of their slots, then the chunks of prompts, which have
+    `num_prefill_tokens` together. `num_rows` counts the occupants of each length class once the
+    operations are done.
     """
 
     operations: tuple[PoolOperation, ...]
     chunks: tuple[Chunk, ...]
     num_decode: int
+    num_prefill_tokens: int
     num_rows: tuple[int, ...]
-    source_operations: tuple[PoolOperation, ...] = ()
-    num_sources: tuple[int, ...] = ()
-    encode: tuple[Source, ...] = ()
-    encoder_seconds: float | None = None
-
-    @property
-    def num_prefill_tokens(self) -> int:
-        """Prompt tokens in this step."""
-        return sum(chunk.count for chunk in self.chunks[self.num_decode :])
+    encoding: Encoding = NO_ENCODING
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +78,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step produced. A row stands in `faults` or in what was sampled, never in both.
+    """What a step produced. A row is in `faults` or in what was sampled, never in both.
 
     `scored` maps rows to (logprob, top) of the prompt tokens that follow their chunk's tokens,
     `candidates` rows that search by beams to the best (token, processed logprob), best first.
@@ -78,3 +93,17 @@ class StepResult:
     faults: Mapping[KVEntry, PolyprefixError] = field(default_factory=dict)
     seconds: float = 0.0
     encoder_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerFigures:
+    """What waits and runs after a step: requests, rows, tenants, and the requests with rows.
+
+    `step_s` is the mean duration of recent steps in seconds.
+    """
+
+    num_waiting: int = 0
+    num_rows: int = 0
+    num_waiting_tenants: int = 0
+    active: tuple[RequestState, ...] = ()
+    step_s: float = 0.0

@@ -108,7 +108,7 @@ def slowed(services: Services, seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _before_steps(services: Services, pause: Callable[[], object]) -> Iterator[None]:
-    runner = services.engine._runner
+    runner = services.engine.runner
     run = runner.run
 
     def paused(plan: object) -> object:
@@ -132,5 +132,5 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 def until_idle(server: RunningServer) -> None:
     """Wait until the engine has nothing left to do."""
-    until(lambda: server.services.engine._admission.num_open == 0)
+    until(lambda: server.services.engine.admission.num_open == 0)
     until(lambda: server.services.engine.progress().running == 0)

@@ -68,7 +68,7 @@ def test_a_client_that_goes_away_frees_its_rows(
     until(lambda: engine.progress().running == 0)
     assert engine.progress().steps - left <= MOST_STEPS
     assert engine.counters.finished == finished
-    assert engine._admission.num_open == 0
+    assert engine.admission.num_open == 0
     assert engine.table.can_reserve(engine.table.max_columns)
 
 
@@ -98,7 +98,7 @@ def test_a_client_that_closes_a_stream_early_frees_its_rows(
 def test_a_request_that_still_waits_is_forgotten(server: RunningServer, engine: Engine) -> None:
     with send(server, *KINDS["many rows"]), send(server, *KINDS["whole"]):
         until(lambda: engine.progress().running == 5)
-    until(lambda: engine._admission.num_open == 0)
+    until(lambda: engine.admission.num_open == 0)
 
 
 def test_others_get_the_same_answer_as_alone(
@@ -145,7 +145,7 @@ def test_who_leaves_before_the_first_token_counts_as_gone_and_not_as_a_fault(
     before = statuses(client)
     with slowed(server.services, 0.3):
         with send(server, *LEFT[kind]):
-            until(lambda: server.services.engine._admission.num_open > 0)
+            until(lambda: server.services.engine.admission.num_open > 0)
         until(lambda: sum(statuses(client).values()) > sum(before.values()))
     now = statuses(client)
     route = LEFT[kind][0].replace("/tone/", "/{name}/")

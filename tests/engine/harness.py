@@ -37,29 +37,26 @@ class SteppedEngine:
         self.logits: dict[tuple[str, int], list[torch.Tensor]] = defaultdict(list)
         self.events: dict[str, list[Event]] = defaultdict(list)
         patch.setattr(runner_module, "sample", self._recording_sample)
-        patch.setattr(self.engine, "_deliver", self._keep)
+        patch.setattr(self.engine.router, "deliver", self.keep)
 
     def add(self, request: GenerationRequest, seed: int = 0) -> None:
         """Queue a request, as the inbox would."""
         given = request.sampling.seed
-        self.engine._scheduler.add(request, seed if given is None else given, 0.0)
+        self.engine.scheduler.add(request, seed if given is None else given, 0.0)
 
     def cancel(self, request_id: str) -> None:
-        """Cancel a request, as the inbox would."""
-        self.engine._scheduler.cancel(request_id)
+        """Cancel a request, as the inbox would; nobody reads its end."""
+        self.engine.scheduler.cancel(request_id)
 
     def step(self) -> None:
         """One step, and the invariants that hold after each."""
         self.engine.step()
-        for table in self.tables:
-            # a request whose source is being encoded holds columns before it has a row
-            if any(table.rows) or not self.engine._scheduler.num_rows:
-                table.check_integrity()
+        self.engine.check_integrity()
 
     def run(self, max_steps: int = 5000) -> None:
         """Step until nothing is left to do."""
         for _ in range(max_steps):
-            if self.engine._scheduler.idle:
+            if self.engine.scheduler.idle:
                 return
             self.step()
         raise AssertionError("the engine did not come to rest")
@@ -82,16 +79,16 @@ class SteppedEngine:
 
     def check_empty(self) -> None:
         """Nothing is left of any request: no slot, no reservation, no shared prefix, no queue."""
-        scheduler = self.engine._scheduler
-        memories = [scheduler._places.memories.rows, scheduler._places.memories.sources]
         for table in self.tables:
             assert table.reserved_columns == 0
             assert not any(table.rows)
-        assert not any(memory._shared for memory in memories if memory is not None)
-        assert scheduler.idle
-        assert scheduler.num_rows == 0
-        assert not scheduler._prefilling
-        assert not scheduler._sources._waiting
+        self.engine.check_integrity()
+        assert self.engine.scheduler.idle
+        state = self.engine.debug_state()
+        assert state["num_rows"] == 0
+        assert not any(state["shared"])
+        assert not state["prefilling"]
+        assert not state.get("waiting_sources")
 
     def tokens(self, request_id: str, index: int = 0) -> list[int]:
         """Token ids of one row, from the events."""
@@ -134,7 +131,8 @@ class SteppedEngine:
         assert len(ends) <= 1, "a request has more than one terminal event"
         return ends[0] if ends else None
 
-    def _keep(self, deliveries: list[tuple[str, Event]]) -> None:
+    def keep(self, deliveries: list[tuple[str, Event]]) -> None:
+        """Note events as a reader would get them."""
         for request_id, event in deliveries:
             self.events[request_id].append(event)
 

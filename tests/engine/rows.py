@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from app.engine.output_text import OutputText
 from app.engine.request import GenerationRequest, SamplingParams
-from app.engine.sequence import TokenSequence
+from app.engine.sequence import KVEntry, TokenSequence
 from app.model.text import Text
+from app.prefix.prefix import Prefix
 from tests.tiny import train_tokenizer
 
 TEXT = Text(train_tokenizer().backend_tokenizer.to_str(), vocab_size=320, eos_token_ids=[0])
@@ -21,11 +22,15 @@ def make_row(
     index: int = 0,
     seed: int = 0,
     max_tokens: int = 50,
+    n: int = 1,
+    prefixes: Sequence[Prefix] = (),
+    segments: Sequence[KVEntry] = (),
     **sampling: object,
 ) -> TokenSequence:
     """A row that has sampled `generated` after `prompt`."""
     params = SamplingParams(max_tokens, **sampling)
-    request = GenerationRequest(name, "demo", tuple(prompt), params)
-    transcript = OutputText(index, params, TEXT)
+    request = GenerationRequest(name, "demo", tuple(prompt), params, tuple(prefixes), n)
+    output = OutputText(index, params, TEXT)
     columns = len(prompt) + max_tokens
-    return TokenSequence(request, index, [*prompt, *generated], columns, seed, transcript)
+    tokens = [*prompt, *generated]
+    return TokenSequence(request, index, tokens, columns, seed, output, segments=tuple(segments))

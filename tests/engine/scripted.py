@@ -41,7 +41,7 @@ class ScriptedScheduler:
         self.faults: dict[str, PolyprefixError] = {}
         self.events: dict[str, list[Event]] = defaultdict(list)
         self.plans: list[StepPlan] = []
-        self._draw = draw
+        self.draw = draw
 
     def add(self, *requests: GenerationRequest, now: float = 0.0) -> None:
         """Queue requests, in this order."""
@@ -57,9 +57,9 @@ class ScriptedScheduler:
         plan = self.scheduler.schedule(now)
         if plan is not None:
             self.plans.append(plan)
-            outcome = self._outcome(plan, seconds)
-            self._keep(self.scheduler.commit(plan, outcome, now + seconds))
-        self.table.check_integrity()
+            result = self._result(plan, seconds)
+            self._keep(self.scheduler.commit(plan, result, now + seconds))
+        self.scheduler.check_integrity()
         return plan
 
     def run(self, max_steps: int = 2000) -> None:
@@ -74,6 +74,12 @@ class ScriptedScheduler:
         """Ids of the requests that have a row in a slot."""
         return {row.request.id for rows in self.table.rows for row in rows}
 
+    @property
+    def open_ids(self) -> list[str]:
+        """Ids of the requests that have not ended: those that wait, then those that run."""
+        state = self.scheduler.debug_state()
+        return [*state["waiting"], *state["active"]]
+
     def ends(self, request_id: str) -> list[Event]:
         """The request's terminal events."""
         kinds = RequestFinished | RequestFailed
@@ -81,10 +87,10 @@ class ScriptedScheduler:
 
     def is_empty(self) -> bool:
         """Whether no row, reservation or request is left."""
-        free = self.scheduler.num_rows == 0 and self.table.reserved_columns == 0
+        free = self.scheduler.figures().num_rows == 0 and self.table.reserved_columns == 0
         return self.scheduler.idle and free and not any(self.table.rows)
 
-    def _outcome(
+    def _result(
         self,
         plan: StepPlan,
         seconds: float,
@@ -108,7 +114,7 @@ class ScriptedScheduler:
             if beam is not None and chunk.samplers:
                 candidates[row] = [(5 + at, -1.0 - at) for at in range(2 * beam.num_beams)]
                 continue
-            sampled.extend(Sampled(drawer, self._draw(drawer)) for drawer in chunk.samplers)
+            sampled.extend(Sampled(drawer, self.draw(drawer)) for drawer in chunk.samplers)
         done = dict.fromkeys(encoded, object())
         return StepResult(sampled, scored, candidates, done, faults, seconds, encoder_seconds)
 

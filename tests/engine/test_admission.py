@@ -10,6 +10,8 @@ import torch
 from app.engine.admission import Admission
 from app.engine.config import EngineConfig
 from app.engine.kv_cache.slots import SlotTable, length_classes
+from app.engine.request_state import RequestState
+from app.engine.step import SchedulerFigures
 from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded, TenantQueueFull
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import BaseModelSpec, ModuleShape
@@ -154,14 +156,15 @@ def test_the_bound_holds_when_many_threads_enter_at_once() -> None:
 
 def test_figures_are_those_of_the_last_step() -> None:
     admission = make_admission()
-    assert (admission.num_waiting, admission.num_running) == (0, 0)
-    admission.note_waiting(3, 4)
-    assert (admission.num_waiting, admission.num_running) == (3, 4)
+    assert admission.figures == SchedulerFigures()
+    admission.note_step(SchedulerFigures(3, 4))
+    assert (admission.figures.num_waiting, admission.figures.num_rows) == (3, 4)
 
 
 def test_a_tenants_full_queue_refuses_that_tenant_alone() -> None:
     admission = make_admission()
-    admission.note_waiting(1, 4, 1, {"a": 2})
+    active = [RequestState(tenant_request("a", f"active {at}"), 0, 0.0) for at in range(2)]
+    admission.note_step(SchedulerFigures(1, 4, 1, tuple(active)))
     for index in range(2 + 3):
         admission.enter(tenant_request("a", str(index), queue_cap=3))
     with pytest.raises(TenantQueueFull, match="3 requests of this tenant may wait, and 3 do") as it:
@@ -187,8 +190,7 @@ def test_tenants_without_open_requests_leave_no_count_behind() -> None:
     for name in ("a", "b"):
         admission.enter(tenant_request(name, "0", queue_cap=5))
         admission.leave(f"{name}0")
-    assert not admission._open_of
-    assert not admission._tokens_of
+    assert admission.debug_state() == {"open": {}, "tokens": {}}
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), 1e4])

@@ -12,6 +12,7 @@ import pytest
 from app.engine.engine import Engine
 from app.engine.request import Event, FinishReason, RequestFailed, RequestFinished, RowFinished
 from app.engine.router import RequestStream
+from app.engine.step import SchedulerFigures
 from app.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -238,11 +239,11 @@ def test_when_the_loop_dies_every_request_is_told_once_and_new_ones_are_refused(
 ) -> None:
     async def main(engine: Engine) -> None:
         gate, streams = await submit_held(engine, 4)
-        monkeypatch.setattr(engine._scheduler, part, failing)
+        monkeypatch.setattr(engine.scheduler, part, failing)
         gate.open()
         for stream in streams:
             assert error_of(await read(stream)) is EngineStopped
-        engine._thread.join(30)
+        engine.join(30)
         assert not engine.progress().alive
         with pytest.raises(EngineStopped):
             engine.submit(make_request("late", PROMPT))
@@ -259,7 +260,7 @@ def test_a_request_that_comes_while_the_loop_dies_is_refused_too(
     refused: list[Exception] = []
 
     async def main(engine: Engine) -> None:
-        loop, fail_all = asyncio.get_running_loop(), engine._router.fail_all
+        loop, fail_all = asyncio.get_running_loop(), engine.router.fail_all
 
         async def come_late() -> None:
             try:
@@ -272,15 +273,15 @@ def test_a_request_that_comes_while_the_loop_dies_is_refused_too(
             asyncio.run_coroutine_threadsafe(come_late(), loop).result(30)
 
         gate, [stream] = await submit_held(engine, 1)
-        monkeypatch.setattr(engine._router, "fail_all", fail_all_and_wait)
-        monkeypatch.setattr(engine._scheduler, "commit", failing)
+        monkeypatch.setattr(engine.router, "fail_all", fail_all_and_wait)
+        monkeypatch.setattr(engine.scheduler, "commit", failing)
         gate.open()
         assert error_of(await read(stream)) is EngineStopped
-        await asyncio.to_thread(engine._thread.join, 30)
+        await asyncio.to_thread(engine.join, 30)
 
     with started(tiny_gpt2) as engine:
         asyncio.run(main(engine))
-        assert engine._admission.num_open == 1  # the one that was told by the farewell
+        assert engine.admission.num_open == 1  # the one that was told by the farewell
     assert [type(error) for error in refused] == [EngineStopped]
 
 
@@ -330,7 +331,7 @@ def test_what_draining_does_not_finish_in_time_is_told_when_the_engine_stops(
         gate, streams = await submit_held(engine, 3)
         assert not await engine.drain(0)
         stopping = asyncio.create_task(asyncio.to_thread(engine.stop))
-        while not engine._inbox._closed:
+        while not engine.inbox.closed:
             await asyncio.sleep(0)
         gate.open()
         await stopping
@@ -370,13 +371,13 @@ def test_progress_shows_what_runs_and_waits_and_how_old_the_step_is(
         assert engine.progress().alive
         assert engine.progress().last_step_age > 0
         shown: list[tuple[int, int]] = []
-        note: Callable[[int, int], None] = engine._admission.note_waiting
+        note: Callable[[SchedulerFigures], None] = engine.admission.note_step
 
-        def noting(requests: int, rows: int, *_: object) -> None:
-            note(requests, rows)
+        def noting(figures: SchedulerFigures) -> None:
+            note(figures)
             shown.append((engine.progress().running, engine.progress().waiting))
 
-        engine._admission.note_waiting = noting  # type: ignore[method-assign]
+        engine.admission.note_step = noting  # type: ignore[method-assign]
         gate.open()
         for stream in streams:
             await read(stream)

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from app.engine import inbox as inbox_module
-from app.engine.inbox import Cancel, Inbox, Submit
+from app.engine import router as inbox_module
+from app.engine.router import Cancel, Inbox, Submit
 from tests.engine.harness import make_request
 
 

@@ -33,15 +33,15 @@ PIECES = sorted(piece for piece in IDS if 1 <= len(piece) <= 3 and set(piece) <=
 
 
 def run(pieces: list[str], max_tokens: int = 100, **sampling: object) -> tuple[OutputText, list]:
-    """Push pieces until the row ends; the transcript and what each push showed."""
-    transcript = OutputText(0, SamplingParams(max_tokens, **sampling), TEXT)
+    """Push pieces until the row ends; the output and what each push showed."""
+    output = OutputText(0, SamplingParams(max_tokens, **sampling), TEXT)
     deltas: list[TextDelta | None] = []
     for piece in pieces:
-        if transcript.finish_reason is not None:
+        if output.finish_reason is not None:
             break
         token = END if piece == "" else IDS[piece]
-        deltas.append(transcript.push(token, None, ()))
-    return transcript, deltas
+        deltas.append(output.push(token, None, ()))
+    return output, deltas
 
 
 def texts_of(deltas: list[TextDelta | None]) -> list[str]:
@@ -76,14 +76,12 @@ def test_text_is_the_whole_cut_at_the_first_stop_wherever_token_borders_are(
     padded = pieces + ["b"] * (max_tokens - len(pieces))
     if stop is None:
         text, stop, count = naive(padded, stops, max_tokens, min_tokens)
-    transcript, deltas = run(
-        padded, max_tokens=max_tokens, stop=tuple(stops), min_tokens=min_tokens
-    )
+    output, deltas = run(padded, max_tokens=max_tokens, stop=tuple(stops), min_tokens=min_tokens)
     assert "".join(texts_of(deltas)) == text
-    assert transcript.stop_string == stop
-    assert transcript.num_tokens == count
+    assert output.stop_string == stop
+    assert output.num_tokens == count
     expected = FinishReason.LENGTH if stop is None else FinishReason.STOP
-    assert transcript.finish_reason == expected
+    assert output.finish_reason == expected
 
 
 @given(
@@ -93,8 +91,8 @@ def test_text_is_the_whole_cut_at_the_first_stop_wherever_token_borders_are(
 def test_no_more_is_held_back_than_could_still_become_a_stop(
     pieces: list[str], stops: list[str]
 ) -> None:
-    transcript, deltas = run(pieces, stop=tuple(stops))
-    if transcript.finish_reason is not None:
+    output, deltas = run(pieces, stop=tuple(stops))
+    if output.finish_reason is not None:
         return
     text, sent = "".join(pieces), "".join(texts_of(deltas))
     assert text.startswith(sent)
@@ -103,9 +101,9 @@ def test_no_more_is_held_back_than_could_still_become_a_stop(
 
 
 def test_a_stop_string_across_tokens_is_never_shown_in_part() -> None:
-    transcript, deltas = run(["a", "b", "c", "a"], stop=("bca",))
+    output, deltas = run(["a", "b", "c", "a"], stop=("bca",))
     assert texts_of(deltas) == ["a", "", "", ""]
-    assert (transcript.finish_reason, transcript.stop_string) == (FinishReason.STOP, "bca")
+    assert (output.finish_reason, output.stop_string) == (FinishReason.STOP, "bca")
 
 
 def test_what_turns_out_not_to_be_a_stop_is_shown_at_once() -> None:
@@ -114,35 +112,35 @@ def test_what_turns_out_not_to_be_a_stop_is_shown_at_once() -> None:
 
 
 def test_what_is_held_back_at_the_end_is_shown() -> None:
-    transcript, deltas = run(["c", "a", "b"], max_tokens=3, stop=("abc",))
+    output, deltas = run(["c", "a", "b"], max_tokens=3, stop=("abc",))
     assert texts_of(deltas) == ["c", "", "ab"]
-    assert transcript.finish_reason == FinishReason.LENGTH
+    assert output.finish_reason == FinishReason.LENGTH
 
 
 def test_what_is_held_back_when_the_text_ends_is_shown() -> None:
-    transcript, deltas = run(["a", "b", ""], stop=("abc",))
+    output, deltas = run(["a", "b", ""], stop=("abc",))
     assert texts_of(deltas) == ["", "", "ab"]
-    assert (transcript.finish_reason, transcript.stop_string) == (FinishReason.STOP, None)
-    assert transcript.num_tokens == 3
+    assert (output.finish_reason, output.stop_string) == (FinishReason.STOP, None)
+    assert output.num_tokens == 3
 
 
 def test_the_first_stop_to_end_wins_and_of_two_that_end_together_the_longer() -> None:
     assert run(["aab"], stop=("b", "aab"))[0].stop_string == "aab"
-    transcript, deltas = run(["abc"], stop=("abc", "b"))
-    assert (transcript.stop_string, texts_of(deltas)) == ("b", ["a"])
+    output, deltas = run(["abc"], stop=("abc", "b"))
+    assert (output.stop_string, texts_of(deltas)) == ("b", ["a"])
 
 
 def test_a_stop_before_min_tokens_is_text() -> None:
-    transcript, deltas = run(["a", "b", "c", "ab"], stop=("ab",), min_tokens=4)
+    output, deltas = run(["a", "b", "c", "ab"], stop=("ab",), min_tokens=4)
     assert "".join(texts_of(deltas)) == "abc"
-    assert transcript.stop_string == "ab"
-    assert transcript.num_tokens == 4
+    assert output.stop_string == "ab"
+    assert output.num_tokens == 4
 
 
 def test_the_end_token_ends_the_row_and_has_no_text() -> None:
-    transcript, deltas = run(["a", "", "b"])
+    output, deltas = run(["a", "", "b"])
     assert texts_of(deltas) == ["a", ""]
-    assert transcript.finish_reason == FinishReason.STOP
+    assert output.finish_reason == FinishReason.STOP
     assert [token.token_id for delta in deltas if delta for token in delta.tokens] == [
         IDS["a"],
         END,
@@ -150,14 +148,14 @@ def test_the_end_token_ends_the_row_and_has_no_text() -> None:
 
 
 def test_an_ignored_end_token_ends_nothing() -> None:
-    transcript, _ = run(["a", "", "b"], max_tokens=3, ignore_eos=True)
-    assert transcript.finish_reason == FinishReason.LENGTH
+    output, _ = run(["a", "", "b"], max_tokens=3, ignore_eos=True)
+    assert output.finish_reason == FinishReason.LENGTH
 
 
 def test_without_new_tokens_the_row_ends_and_shows_nothing() -> None:
-    transcript, deltas = run(["a"], max_tokens=0)
+    output, deltas = run(["a"], max_tokens=0)
     assert deltas == [None]
-    assert (transcript.finish_reason, transcript.num_tokens) == (FinishReason.LENGTH, 0)
+    assert (output.finish_reason, output.num_tokens) == (FinishReason.LENGTH, 0)
 
 
 def test_a_character_in_halves_appears_whole_and_a_lone_half_as_broken() -> None:
@@ -167,9 +165,9 @@ def test_a_character_in_halves_appears_whole_and_a_lone_half_as_broken() -> None
 
 
 def test_a_broken_character_may_complete_a_stop_string_at_the_end() -> None:
-    transcript, deltas = run(["a", "â"], max_tokens=2, stop=("\ufffd",))
+    output, deltas = run(["a", "â"], max_tokens=2, stop=("\ufffd",))
     assert "".join(texts_of(deltas)) == "a"
-    assert (transcript.finish_reason, transcript.stop_string) == (FinishReason.STOP, "\ufffd")
+    assert (output.finish_reason, output.stop_string) == (FinishReason.STOP, "\ufffd")
 
 
 def test_every_token_is_reported_once_though_its_text_lags() -> None:
@@ -179,15 +177,15 @@ def test_every_token_is_reported_once_though_its_text_lags() -> None:
 
 
 def test_with_logprobs_every_token_is_reported_at_once_with_its_text_and_alternatives() -> None:
-    transcript = OutputText(2, SamplingParams(4, logprobs=2, stop=("ab",)), TEXT)
-    delta = transcript.push(IDS["a"], -0.5, ((IDS["a"], -0.5), (IDS["b"], -1.5)))
+    output = OutputText(2, SamplingParams(4, logprobs=2, stop=("ab",)), TEXT)
+    delta = output.push(IDS["a"], -0.5, ((IDS["a"], -0.5), (IDS["b"], -1.5)))
     assert delta is not None
     assert (delta.index, delta.text) == (2, "")
     [token] = delta.tokens
     assert (token.token_id, token.text, token.logprob) == (IDS["a"], "a", -0.5)
     assert token.top == ((IDS["a"], "a", -0.5), (IDS["b"], "b", -1.5))
-    transcript.push(IDS["c"], -1.0, ())
-    assert transcript.cumulative_logprob == pytest.approx(-1.5)
+    output.push(IDS["c"], -1.0, ())
+    assert output.cumulative_logprob == pytest.approx(-1.5)
 
 
 def test_a_whole_text_comes_once_with_all_its_tokens() -> None:

@@ -42,12 +42,13 @@ class Bench:
 
     def admit(self, prompt: int, prefix: int = 0, offset: int = 0) -> TokenSequence:
         """A row with a prompt of that many tokens behind a random prefix."""
-        row = make_row(range(1, 1 + prompt))
-        if prefix:
+        if not prefix:
+            row = make_row(range(1, 1 + prompt))
+        else:
             size = (LAYERS, self.kv_heads, prefix, DIM)
             tensors = KeyValues(self.randn(*size), self.randn(*size))
             made = Prefix({"decoder": tensors}, PrefixMetadata(position_offset=offset))
-            object.__setattr__(row.request, "prefixes", (made,))
+            row = make_row(range(1, 1 + prompt), prefixes=[made])
             for layer in range(LAYERS):
                 self.keys[row, layer] += tensors.keys[layer].unbind(1)
                 self.values[row, layer] += tensors.values[layer].unbind(1)
@@ -65,9 +66,7 @@ class Bench:
 
     def admit_behind(self, segment: SharedPrefix, prompt: int) -> TokenSequence:
         """A row with a prompt of that many tokens that attends to `segment` first."""
-        row = make_row(range(1, 1 + prompt))
-        object.__setattr__(row.request, "prefixes", segment.prefixes)
-        row.segments = (segment,)
+        row = make_row(range(1, 1 + prompt), prefixes=segment.prefixes, segments=[segment])
         for layer in range(LAYERS):
             [tensors] = [prefix.decoder for prefix in segment.prefixes]
             self.keys[row, layer] += tensors.keys[layer].unbind(1)
@@ -77,9 +76,8 @@ class Bench:
 
     def branch(self, trunk: TokenSequence) -> TokenSequence:
         """A row that goes on from all that `trunk` has computed."""
-        row = make_row(trunk.token_ids)
+        row = make_row(trunk.token_ids, segments=[*trunk.segments, trunk])
         row.num_computed = row.num_elsewhere = trunk.num_computed
-        row.segments = (*trunk.segments, trunk)
         trunk.is_trunk = True
         for layer in range(LAYERS):
             self.keys[row, layer] += self.keys[trunk, layer]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from app.engine.config import EngineConfig
+from app.engine.kv_cache.memory import kv_needs
 from app.engine.kv_cache.slots import ClearSlot, CopyColumns, LoadPrefixes
 from app.engine.request import (
     FinishReason,
@@ -17,6 +18,7 @@ from app.engine.request import (
     RequestFinished,
     RowFinished,
     TextDelta,
+    Work,
 )
 from app.engine.sequence import TokenSequence
 from app.engine.step import StepPlan
@@ -62,7 +64,10 @@ def test_rows_enter_in_the_order_of_their_requests_while_they_fit() -> None:
     scripted.add(*(make_request(name, prompt(2), 4, n=2) for name in "abcd"))
     scripted.step()
     assert scripted.running() == {"a", "b", "c"}
-    assert (scripted.scheduler.num_rows, scripted.scheduler.num_waiting) == (5, 1)
+    assert (scripted.scheduler.figures().num_rows, scripted.scheduler.figures().num_waiting) == (
+        5,
+        1,
+    )
     scripted.run()
     assert scripted.is_empty()
     assert [len(scripted.ends(name)) for name in "abcd"] == [1, 1, 1, 1]
@@ -113,8 +118,8 @@ def test_a_request_of_which_rows_are_still_to_enter_can_be_cancelled(steps: int)
     scripted.add(make_request("other", prompt(3), 30), make_request("it", prompt(20), 3, n=7))
     for _ in range(steps):
         scripted.step()
-    assert scripted.scheduler.cancel("it") is True
-    assert scripted.scheduler.request_ids == ["other"]
+    assert scripted.scheduler.cancel("it")
+    assert scripted.open_ids == ["other"]
     scripted.run()
     assert scripted.is_empty()
     assert not scripted.ends("it")
@@ -127,7 +132,9 @@ def test_a_request_of_which_rows_are_still_to_enter_fails_whole() -> None:
         scripted.step()
     scripted.faults["it"] = GenerationFault("bad luck")
     scripted.step()
-    assert scripted.events["it"][-1] == RequestFailed(scripted.faults["it"])
+    failed = scripted.events["it"][-1]
+    assert isinstance(failed, RequestFailed)
+    assert failed.error is scripted.faults["it"]
     assert scripted.is_empty()
 
 
@@ -153,7 +160,7 @@ def test_a_reservation_counts_prefixes_prompt_new_tokens_and_every_row() -> None
     prefix = Prefix({"decoder": tensors}, PrefixMetadata(position_offset=0))
     request = make_request("it", prompt(3), 4, [prefix, prefix], n=2)
     scripted = ScriptedScheduler()
-    assert scripted.scheduler._places.memories.row_slots(request) == [30 + 30 + 3 + 4] * 2
+    assert kv_needs(request, scripted.table)[0].slot == 30 + 30 + 3 + 4
     scripted.add(request)
     scripted.step()
     assert scripted.table.reserved_columns == 2 * 96
@@ -272,7 +279,7 @@ def test_rows_of_a_request_end_one_by_one_and_the_request_with_the_last() -> Non
     rows_left = []
     while not scripted.scheduler.idle:
         scripted.step()
-        rows_left.append(scripted.scheduler.num_rows)
+        rows_left.append(scripted.scheduler.figures().num_rows)
     assert rows_left == [2, 1, 0]
     ended = [event for event in scripted.events["it"] if isinstance(event, RowFinished)]
     assert [(event.index, event.num_tokens) for event in ended] == [(0, 1), (1, 2), (2, 3)]
@@ -312,7 +319,7 @@ def test_times_are_measured_from_submission() -> None:
     for now in (12.0, 13.0, 20.0, 30.0):
         scripted.step(now, seconds=0.5)
     [end] = scripted.ends("it")
-    assert end == RequestFinished(queue_time=10.0, time_to_first_token=10.5, total_time=20.5)
+    assert end == RequestFinished(10.0, 10.5, total_time=20.5, work=Work(2, 2))
 
 
 # --- cancelling and deadlines ------------------------------------------------------------
@@ -324,12 +331,13 @@ def test_cancelling_frees_rows_and_reservations_at_once_in_every_state(state: st
     bring_to(scripted, state)
     alone = scripted.table.reservation(103)
     assert (scripted.table.reserved_columns > alone) == (state != "waiting")
-    assert scripted.scheduler.cancel("it") is True
+    assert scripted.scheduler.cancel("it")
     assert scripted.running() == {"other"}
-    assert (scripted.scheduler.num_rows, scripted.scheduler.num_waiting) == (1, 0)
+    figures = scripted.scheduler.figures()
+    assert (figures.num_rows, figures.num_waiting) == (1, 0)
     assert scripted.table.reserved_columns == alone
-    assert scripted.scheduler.request_ids == ["other"]
-    assert scripted.scheduler.cancel("it") is False
+    assert scripted.open_ids == ["other"]
+    assert scripted.scheduler.cancel("it") == []
     told = len(scripted.events["it"])
     scripted.run()
     assert len(scripted.events["it"]) == told
@@ -337,7 +345,7 @@ def test_cancelling_frees_rows_and_reservations_at_once_in_every_state(state: st
 
 
 def test_cancelling_what_nobody_knows_does_nothing() -> None:
-    assert ScriptedScheduler().scheduler.cancel("nobody") is False
+    assert ScriptedScheduler().scheduler.cancel("nobody") == []
 
 
 def test_cancelling_makes_room_for_who_waits() -> None:
@@ -380,7 +388,9 @@ def test_a_fault_ends_its_whole_request_once_and_its_slots_are_cleared(state: st
     scripted.faults["it"] = GenerationFault("bad luck")
     scripted.step()
     assert scripted.running() == {"other"}
-    assert scripted.events["it"][-1] == RequestFailed(scripted.faults["it"])
+    failed = scripted.events["it"][-1]
+    assert isinstance(failed, RequestFailed)
+    assert failed.error is scripted.faults["it"]
     plan = scripted.step()
     assert plan is not None
     assert {item.target for item in plan.operations if isinstance(item, ClearSlot)} == held
@@ -398,7 +408,7 @@ def test_tokens_whose_text_fails_end_their_request_alone(monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise ValueError("no such byte")
 
-    monkeypatch.setattr(row.transcript, "push", fail)
+    monkeypatch.setattr(row.output, "push", fail)
     scripted.step()
     [end] = scripted.ends("other")
     assert isinstance(end, RequestFailed)
@@ -494,7 +504,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def limits_hold(self) -> None:
-        assert self.scripted.scheduler.num_rows <= LIMITS.max_rows
+        assert self.scripted.scheduler.figures().num_rows <= LIMITS.max_rows
         assert 0 <= self.scripted.table.reserved_columns <= KV_COLUMNS
         for rows in self.scripted.table.rows:
             for row in rows:

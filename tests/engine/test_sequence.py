@@ -34,8 +34,8 @@ def test_prefixes_take_columns_but_are_no_tokens() -> None:
     size = (1, 1, 4, 2)
     prefix = Prefix({"decoder": KeyValues(torch.zeros(size), torch.zeros(size))}, PrefixMetadata(3))
     request = GenerationRequest("it", "demo", (5, 6), SamplingParams(1), (prefix, prefix))
-    row = TokenSequence(request, 0, [5, 6], 11, 0, make_row().transcript, num_computed=1)
-    assert (request.prefix_length, request.position_offset) == (8, 6)
+    row = TokenSequence(request, 0, [5, 6], 11, 0, make_row().output, num_computed=1)
+    assert (row.num_prefix, request.position_offset) == (8, 6)
     assert (row.num_cached, row.num_pending) == (9, 1)
 
 

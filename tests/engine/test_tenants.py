@@ -77,7 +77,7 @@ def test_a_tenant_alone_uses_every_row() -> None:
     timed = TimedScheduler()
     timed.submit(requests_of("a", 200))
     timed.advance()
-    assert timed.scheduler.num_rows == 64
+    assert timed.scheduler.figures().num_rows == 64
 
 
 def test_a_tenant_uses_every_row_again_once_the_other_was_away_for_long() -> None:
@@ -144,7 +144,7 @@ def test_idling_gives_no_credit_and_a_return_no_burst() -> None:
 
 def test_replies_that_end_early_do_not_cost_what_they_might_have_been() -> None:
     timed = TimedScheduler(ON_CPU)
-    timed._draw = lambda row: 0 if row.num_generated == 40 else 5
+    timed.draw = lambda row: 0 if row.num_generated == 40 else 5
     early = [
         GenerationRequest(**{**vars(one), "sampling": ends(one, 500)})
         for one in requests_of("a", 1000)
@@ -176,7 +176,7 @@ def test_a_row_cap_holds_for_its_tenant_alone() -> None:
 
 def test_rows_that_have_ended_no_longer_count_for_a_row_cap() -> None:
     timed = TimedScheduler(FLAT, 16)
-    timed._draw = lambda row: 0 if row.num_generated >= 3 and row.index == 0 else 5
+    timed.draw = lambda row: 0 if row.num_generated >= 3 and row.index == 0 else 5
     first = tenant_request("a", "0", n=2, row_cap=2)
     timed.submit([GenerationRequest(**{**vars(first), "sampling": ends(first, 48)})])
     timed.submit([tenant_request("a", "1", row_cap=2)])
@@ -201,8 +201,8 @@ def test_what_a_cap_holds_back_is_no_credit() -> None:
     timed.submit(requests_of("a", 300, row_cap=1))
     timed.submit(requests_of("b", 3000))
     timed.advance_until(10.0)
-    tenants = timed.scheduler._queue._tenants
-    assert abs(tenants["a"].counter - tenants["b"].counter) < 2 * (32 + 2 * 48)
+    tenants = timed.scheduler.debug_state()["tenants"]
+    assert abs(tenants["a"]["counter"] - tenants["b"]["counter"]) < 2 * (32 + 2 * 48)
 
 
 # --- big requests ------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_the_turn_of_a_big_request_that_is_cancelled_passes_on() -> None:
     timed.scheduler.cancel("small0")
     timed.advance()
     assert timed.rows_of("late") == 0
-    assert timed.scheduler.cancel("big0") is True
+    assert timed.scheduler.cancel("big0")
     timed.advance()
     assert timed.rows_of("late") == 1
 
@@ -316,5 +316,5 @@ def test_every_request_of_every_mix_ends_and_a_newcomer_waits_a_bounded_time(
     # at worst each tenant has one more turn before it, and each turn empties the rows
     assert began is not None
     assert began - came <= (len(mix) + 2) * 30
-    tenants = timed.scheduler._queue._tenants.values()
-    assert all(tenant.running_share == tenant.waiting_share == 0 for tenant in tenants)
+    tenants = timed.scheduler.debug_state()["tenants"].values()
+    assert all(tenant["running_share"] == tenant["waiting_share"] == 0 for tenant in tenants)

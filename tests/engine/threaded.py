@@ -39,8 +39,8 @@ class Gate:
     def __init__(self, engine: Engine) -> None:
         self.reached = threading.Event()
         self._open = threading.Event()
-        self._run = engine._runner.run
-        engine._runner.run = self._held_run
+        self._run = engine.runner.run
+        engine.runner.run = self._held_run
 
     def open(self) -> None:
         """Let this and all later steps run."""

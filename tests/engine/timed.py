@@ -95,14 +95,14 @@ class TimedScheduler(ScriptedScheduler):
         self.now = 0.0
         self.tokens: list[tuple[float, dict[str, int]]] = []
         self.first_token_after: dict[str, float] = {}
-        self._submitted: dict[str, float] = {}
+        self.submitted: dict[str, float] = {}
         self._encoding: list[tuple[tuple[Source, ...], float]] = []
 
     def submit(self, requests: Iterable[GenerationRequest], at: float | None = None) -> None:
         """Queue requests now, or as if they had come at that time."""
         for request in requests:
-            self._submitted[request.id] = self.now if at is None else at
-            self.add(request, now=self._submitted[request.id])
+            self.submitted[request.id] = self.now if at is None else at
+            self.add(request, now=self.submitted[request.id])
 
     def advance(self) -> StepPlan | None:
         """One step."""
@@ -115,29 +115,30 @@ class TimedScheduler(ScriptedScheduler):
         )
         encoded, encoder_seconds = self._encode(plan)
         seconds += encoder_seconds
-        outcome = self._outcome(plan, seconds, encoded, encoder_seconds)
+        result = self._result(plan, seconds, encoded, encoder_seconds)
         self.now += seconds
         got: dict[str, int] = defaultdict(int)
-        for row in [sampled.row for sampled in outcome.sampled] + list(outcome.candidates):
+        for row in [sampled.row for sampled in result.sampled] + list(result.candidates):
             request = row.request
             got[request.tenant] += 1
-            self.first_token_after.setdefault(request.id, self.now - self._submitted[request.id])
+            self.first_token_after.setdefault(request.id, self.now - self.submitted[request.id])
         self.tokens.append((self.now, got))
-        self._keep(self.scheduler.commit(plan, outcome, self.now))
+        self._keep(self.scheduler.commit(plan, result, self.now))
         return plan
 
     def _encode(self, plan: StepPlan) -> tuple[tuple[Source, ...], float]:
         """The sources whose pass is done with this step, and the seconds that it took of it."""
-        if plan.encode:
-            tokens = sum(source.num_tokens for source in plan.encode)
-            self._encoding.append((plan.encode, self.costs.prompt_token * tokens))
-        if plan.encoder_seconds is None or not self._encoding:
+        begin, seconds = plan.encoding.begin, plan.encoding.seconds
+        if begin:
+            tokens = sum(source.num_tokens for source in begin)
+            self._encoding.append((begin, self.costs.prompt_token * tokens))
+        if seconds is None or not self._encoding:
             return (), 0.0
         sources, left = self._encoding.pop()
-        if left <= plan.encoder_seconds:
+        if left <= seconds:
             return sources, left
-        self._encoding.append((sources, left - plan.encoder_seconds))
-        return (), plan.encoder_seconds
+        self._encoding.append((sources, left - seconds))
+        return (), seconds
 
     def advance_until(self, time: float) -> None:
         """Steps until that time, or until nothing is left to do."""
@@ -146,7 +147,7 @@ class TimedScheduler(ScriptedScheduler):
 
     def rows_of(self, tenant: str) -> int:
         """Rows that a tenant holds."""
-        entries = self.scheduler._active.values()
+        entries = self.scheduler.figures().active
         return sum(entry.num_rows for entry in entries if entry.request.tenant == tenant)
 
     def tokens_between(self, start: float, end: float) -> dict[str, int]:
@@ -191,7 +192,7 @@ def first_token_times(
             waiting_flood = []
         if timed.advance() is None and arrivals:
             timed.now = max(timed.now, arrivals[-1][0])
-    submitted = timed._submitted
+    submitted = timed.submitted
     return sorted(
         after
         for name, after in timed.first_token_after.items()

@@ -265,10 +265,8 @@ def test_every_way_of_choosing_and_of_sharing_shares_one_step(
     while len(together) < len(WAYS):
         stepped.step()
         together = {row.request.id for row in stepped.rows}
-    memories = stepped.engine._scheduler._places.memories
-    for memory, users in ((memories.rows, [1, 1]), (memories.sources, [1, 2])):
-        assert memory is not None
-        assert sorted(segment.num_users for segment in memory._shared.values()) == users
+    rows, sources = stepped.engine.debug_state()["shared"]
+    assert (sorted(rows), sorted(sources)) == ([1, 1], [1, 2])
     stepped.run()
     stepped.check_empty()
     for index, case in enumerate(WAYS):

@@ -68,18 +68,18 @@ def test_a_pass_that_raises_for_one_source_is_repeated_source_by_source(
 
 
 def waits_for_the_encoder(stepped: SteppedEngine, source: Source) -> bool:
-    return source in stepped.engine._scheduler._sources._waiting
+    return source.request.id in stepped.engine.debug_state()["waiting_sources"]
 
 
 def is_being_encoded(stepped: SteppedEngine, source: Source) -> bool:
-    return any(source in one for one in stepped.engine._scheduler._sources._passes)
+    return source.request.id in stepped.engine.debug_state()["encoding"]
 
 
 def is_about_to_be_stored(stepped: SteppedEngine, source: Source) -> bool:
     table = stepped.engine.source_table
     assert table is not None
     return any(
-        isinstance(item, StoreSource) and item.occupant is source for item in table._operations
+        isinstance(item, StoreSource) and item.occupant is source for item in table.operations
     )
 
 
@@ -117,14 +117,16 @@ def test_a_request_that_ends_at_any_stage_leaves_nothing_and_the_others_tokens(
     for request in [blocker, *good[:place], bad, *good[place:]]:
         stepped.add(request)
     stepped.step()
-    source = stepped.engine._scheduler._active["bad"].source
+    bad = stepped.engine.scheduler.state_of("bad")
+    assert bad is not None
+    source = bad.source
     assert source is not None
     while not state(stepped, source):
         stepped.step()
     if end == "cancelled":
         stepped.cancel("bad")
     else:
-        stepped._keep(stepped.engine._scheduler.expire(2e12))
+        stepped.keep(stepped.engine.scheduler.expire(2e12))
         failed = stepped.terminal("bad")
         assert isinstance(failed, RequestFailed)
         assert isinstance(failed.error, DeadlineExceeded)
@@ -147,7 +149,7 @@ def test_an_engine_that_rests_on_a_pass_for_nobody_serves_the_next_request(
     for _ in range(3):
         stepped.step()
     stepped.cancel("bad")
-    assert stepped.engine._scheduler.idle
+    assert stepped.engine.scheduler.idle
     good = healthy(tiny_bart, shared_prefix(tiny_bart))
     for request in good:
         stepped.add(request)

@@ -61,15 +61,15 @@ def break_detokenizer(
 ) -> None:
     """The third token of the poisoned row cannot be turned into text."""
     stepped.step()
-    [row, *_] = stepped.engine._scheduler._active[request.id].rows
-    push: Callable[[int], str] = row.transcript._detokenizer.push
+    [row, *_] = [row for row in stepped.rows if row.request.id == request.id]
+    push: Callable[[int], str] = row.output.detokenizer.push
 
     def fail_at_the_third(token: int) -> str:
-        if row.transcript.num_tokens == 3:
+        if row.output.num_tokens == 3:
             raise UnicodeError("no such byte")
         return push(token)
 
-    patch.setattr(row.transcript._detokenizer, "push", fail_at_the_third)
+    patch.setattr(row.output.detokenizer, "push", fail_at_the_third)
 
 
 def break_token_text(

@@ -92,7 +92,8 @@ def strike_rows(which: Callable[[SteppedEngine], list[KVEntry]]) -> Strike:
 
 def one_row(stepped: SteppedEngine) -> list[KVEntry]:
     """The best beam, which goes on as it is whatever becomes of the others; or any row."""
-    entry = stepped.engine._scheduler._active["bad"]
+    entry = stepped.engine.scheduler.state_of("bad")
+    assert entry is not None
     return [entry.rows[-1] if entry.beams is None else entry.beams.rows[0]]
 
 
@@ -101,9 +102,10 @@ def rows_of_bad(stepped: SteppedEngine) -> list[KVEntry]:
 
 
 def the_source(stepped: SteppedEngine) -> list[KVEntry]:
-    source = stepped.engine._scheduler._active["bad"].source
-    assert source is not None
-    return [source]
+    entry = stepped.engine.scheduler.state_of("bad")
+    assert entry is not None
+    assert entry.source is not None
+    return [entry.source]
 
 
 def no_strike(_: SteppedEngine) -> None:
@@ -225,7 +227,7 @@ def assert_no_nan_is_left(stepped: SteppedEngine) -> None:
     """One more step carries out the last operations; then all memory is finite."""
     stepped.step()
     for pool in (stepped.engine.pool, stepped.engine.source_pool):
-        for tensor in () if pool is None else pool._classes:
+        for tensor in () if pool is None else pool.tensors:
             assert bool(torch.isfinite(tensor).all())
 
 
@@ -237,10 +239,9 @@ SEGMENTS = pytest.mark.parametrize(
 
 
 def shared_segments(stepped: SteppedEngine, role: str) -> list[SharedPrefix]:
-    memories = stepped.engine._scheduler._places.memories
-    memory = memories.rows if role == "decoder" else memories.sources
-    assert memory is not None
-    return list(memory._shared.values())
+    table = stepped.engine.table if role == "decoder" else stepped.engine.source_table
+    assert table is not None
+    return [item for slots in table.rows for item in slots if isinstance(item, SharedPrefix)]
 
 
 @SEGMENTS

@@ -15,7 +15,7 @@ import torch
 from app.engine.attention.backends import Attention, merge
 from app.engine.attention.token_groups import Grouping, Share
 from app.engine.kv_cache.pool import KVPool
-from app.engine.kv_cache.slots import slot_of, slot_order
+from app.engine.kv_cache.slots import slot_of
 from app.engine.sequence import KVEntry
 from app.engine.step import Chunk
 
@@ -199,5 +199,5 @@ def _shares_of(pairs: Iterable[tuple[KVEntry, range]]) -> list[Share]:
         tokens[occupant].extend(span)
     return [
         Share(occupant, tokens[occupant], joined=occupant.attends_elsewhere)
-        for occupant in sorted(tokens, key=slot_order)
+        for occupant in sorted(tokens, key=slot_of)
     ]

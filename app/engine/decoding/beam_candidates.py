@@ -1,7 +1,7 @@
 """From logits to the candidates of beam search: each row's best next tokens.
 
 As transformers orders it: log-probabilities first, then bans, biases and penalties on those, then
-the best. Knows nothing about how beams go on.
+the best.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 from app.engine.decoding.beam_search import candidates_per_beam
 from app.engine.decoding.logits_processors import process
-from app.engine.decoding.reductions import top
+from app.engine.decoding.sampler import top
 from app.engine.sequence import TokenSequence
 
 Candidates = Sequence[tuple[int, float]]

@@ -2,7 +2,7 @@
 
 The row that computed the prompt becomes the trunk that all beams attend to; a beam's own slot holds
 only what it generated. When beams are reordered, rows are renamed where they can be, and only a
-beam that goes on twice is copied. Knows nothing about queues or tensors.
+beam that goes on twice is copied.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from app.engine.decoding.beam_search import BeamSearch, Hypothesis
 from app.engine.kv_cache.slots import SlotTable
 from app.engine.output_text import OutputText
-from app.engine.request import Event, FinishReason, RowFinished, TextDelta, TokenScore
+from app.engine.request import Event, TextDelta, TokenScore
 from app.engine.sequence import TokenSequence
 from app.model.text import Text
 
@@ -65,7 +65,7 @@ class BeamSequences:
             list(trunk.token_ids),
             trunk.request.sampling.max_tokens,
             trunk.seed,
-            trunk.transcript,
+            trunk.output,
             num_computed=trunk.num_computed,
             num_elsewhere=trunk.num_computed,
             segments=(*trunk.segments, trunk),
@@ -96,22 +96,14 @@ class BeamSequences:
         sampling = self._trunk.request.sampling
         trunk = self._trunk
         told = trunk.request.prompt_ids if trunk.source is None else ()
-        transcript = OutputText(index, sampling, self._text, trunk.forced_last, prompt_ids=told)
+        output = OutputText(index, sampling, self._text, trunk.forced_last, prompt_ids=told)
         text, tokens = "", list[TokenScore]()
         for token, logprob in zip(hypothesis.token_ids, hypothesis.logprobs, strict=True):
             scored = None if sampling.logprobs is None else logprob
-            delta = transcript.push(token, scored, ())
+            delta = output.push(token, scored, ())
             if delta is not None:
                 text += delta.text
                 tokens.extend(delta.tokens)
-            if transcript.finish_reason is not None:
+            if output.finish_reason is not None:
                 break
-        finished = RowFinished(
-            index,
-            transcript.finish_reason or FinishReason.LENGTH,
-            transcript.num_tokens,
-            None if sampling.logprobs is None else transcript.cumulative_logprob,
-            transcript.stop_string,
-            hypothesis.score,
-        )
-        return [TextDelta(index, text, tuple(tokens)), finished]
+        return [TextDelta(index, text, tuple(tokens)), output.finished(hypothesis.score)]

@@ -29,15 +29,7 @@ class _Item(NamedTuple):
 
 def is_processed(row: TokenSequence) -> bool:
     """Whether the row's logits change before its next token is chosen."""
-    sampling = row.request.sampling
-    return bool(
-        row.must_not_end
-        or sampling.logit_bias
-        or sampling.repetition_penalty != 1
-        or sampling.presence_penalty
-        or sampling.frequency_penalty
-        or sampling.no_repeat_ngram_size
-    )
+    return row.must_not_end or row.request.sampling.changes_logits
 
 
 def process(

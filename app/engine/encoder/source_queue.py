@@ -2,16 +2,21 @@
 
 A pass cannot be cut short, so beside that of a tenant that takes much a second one may begin, of
 sources to which it gives way. While rows decode a pass reads fewer tokens, since its slices are
-what they wait for. Knows nothing about tensors.
+what they wait for.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Any
 
+from app.engine.fairness.prefill_budget import PrefillBudget
+from app.engine.fairness.queue import FairQueue
+from app.engine.kv_cache.slots import SlotTable, StoreSource
 from app.engine.request import GenerationRequest
-from app.engine.sequence import Source
+from app.engine.sequence import KVEntry, Source
+from app.engine.step import Encoding
 
 _TOKENS_BESIDE_ROWS = 1024
 """Tokens of one pass while rows decode; one source may have more, since it is read whole."""
@@ -20,7 +25,9 @@ _TOKENS_BESIDE_ROWS = 1024
 class SourceQueue:
     """Sources that wait to be encoded, and those of the pass that is under way."""
 
-    def __init__(self, max_pass_tokens: int) -> None:
+    def __init__(self, max_pass_tokens: int, table: SlotTable) -> None:
+        """`table` is that of the sources' memory."""
+        self.table = table
         self._max_pass_tokens = max_pass_tokens
         self._waiting: deque[Source] = deque()
         self._passes: list[tuple[Source, ...]] = []
@@ -29,6 +36,24 @@ class SourceQueue:
     def num_waiting(self) -> int:
         """Sources without a result."""
         return len(self._waiting) + sum(map(len, self._passes))
+
+    def debug_state(self) -> dict[str, Any]:
+        """Ids of the requests whose sources wait, are being encoded or are about to be stored."""
+        stored = [one for one in self.table.operations if isinstance(one, StoreSource)]
+        return {
+            "waiting_sources": [source.request.id for source in self._waiting],
+            "encoding": [source.request.id for one in self._passes for source in one],
+            "storing": [one.occupant.request.id for one in stored],
+        }
+
+    def schedule(self, num_decode: int, queue: FairQueue, budget: PrefillBudget) -> Encoding:
+        """What the next step does for the encoder, beside `num_decode` rows that decode."""
+        begin = self.begin(num_decode, queue.prompt_turn, queue.gives_way)
+        for source in begin:
+            queue.serve_prompt(source.request, source.num_tokens)
+        num_waiting = self.num_waiting
+        seconds = budget.encoder_seconds(num_decode, num_waiting) if num_waiting else None
+        return Encoding(self.table.take_operations(), self.table.counts, begin, seconds)
 
     def add(self, source: Source) -> None:
         """Queue a source."""
@@ -72,8 +97,8 @@ class SourceQueue:
             self._passes.append(tuple(chosen))
         return tuple(chosen)
 
-    def end(self, sources: Iterable[Source]) -> None:
-        """The pass over `sources` is over, for better or worse."""
+    def end(self, sources: Iterable[KVEntry]) -> None:
+        """Passes over these sources have succeeded or failed."""
         done = set(sources)
         left = [tuple(source for source in one if source not in done) for one in self._passes]
         self._passes = [one for one in left if one]

@@ -1,7 +1,7 @@
-"""When room becomes free for somebody who was refused: from what runs, what waits and how fast.
+"""When a client that was refused may try again: estimated from what runs, what waits and how fast.
 
-Whoever was refused and told a time is counted as waiting until then, so that of many who are
-refused at once each is told a time of its own.
+A client that was told a time counts as waiting until then, so that of many clients that are refused
+together each gets a time of its own.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from app.engine.request import GenerationRequest
-from app.engine.request_state import ActiveRequest
+from app.engine.request_state import RequestState
+from app.engine.step import SchedulerFigures
 
 MAX_WAIT_S = 60.0
 """What clients are told at most; those of OpenAI wait no longer on anybody's word."""
 _MAX_TENANTS, _MAX_TOLD = 4096, 128
 _MOST_WAITING = 64
 """Of one tenant's requests that wait, so many are looked at."""
-_STEPS = 16
-"""Recent steps whose mean is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,10 @@ class Told:
 
     def __init__(self) -> None:
         self._until: OrderedDict[str, list[tuple[float, Stay]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Tenants that are remembered."""
+        return len(self._until)
 
     def of(self, tenant: str, now: float) -> list[Stay]:
         """What those who are still to come back asked for, with how long they will take."""
@@ -103,7 +106,8 @@ def simulate(
 class Forecast:
     """What the engine's own progress says of the times to come; read and written under one lock.
 
-    `expected_tokens` are the new tokens that a row of a request is likely to get.
+    `figures` are those of the last step; `expected_tokens` are the new tokens that a row of a
+    request is likely to get.
     """
 
     def __init__(
@@ -114,14 +118,8 @@ class Forecast:
     ) -> None:
         self._expected_tokens, self._max_rows = expected_tokens, max_rows
         self._clock = clock
-        self._active: Sequence[ActiveRequest] = ()
-        self._step_s = 0.0
+        self.figures = SchedulerFigures()
         self._told: dict[str, Told] = {what: Told() for what in ("rows", "queue", "room")}
-
-    def note_step(self, active: Sequence[ActiveRequest], seconds: float) -> None:
-        """A step took so long, and these requests have rows after it. From the engine's thread."""
-        self._active = active
-        self._step_s += (seconds - self._step_s) / (_STEPS if self._step_s else 1)
 
     def rows_wait(
         self,
@@ -142,7 +140,7 @@ class Forecast:
         if not new_tokens:
             likely = (self._expected_tokens(one.request) for one in self._of(tenant))
             new_tokens = round(next(likely, 0))
-        stay = Stay(rows, new_tokens * self._step_s)
+        stay = Stay(rows, new_tokens * self.figures.step_s)
         # what does not end here ends elsewhere, at a time that is not known
         return self._tell(told, tenant, stay.end_s / 2 if wait is None else wait, stay)
 
@@ -157,7 +155,7 @@ class Forecast:
         """Seconds until a request of the tenant has ended, or one of anybody."""
         told, key = self._told["room"], tenant or ""
         count = 1 + len(told.of(key, self._clock()))
-        active = [one for one in self._active if tenant in (None, one.request.tenant)]
+        active = [one for one in self.figures.active if tenant in (None, one.request.tenant)]
         ends = sorted(max(self._rows_s(one), default=0.0) for one in active)
         return self._tell(told, key, _nth(ends, count), Stay(1, 0.0))
 
@@ -187,14 +185,14 @@ class Forecast:
         running = [end for one in active for end in self._rows_s(one)]
         parts = [(one.num_unstarted, one.request) for one in active if one.num_unstarted]
         parts += [(one.num_rows, one) for one in waiting]
-        seconds = ((rows, self._expected_tokens(one) * self._step_s) for rows, one in parts)
-        tenants = len({one.request.tenant for one in self._active} | {tenant})
+        seconds = ((rows, self._expected_tokens(one) * self.figures.step_s) for rows, one in parts)
+        tenants = len({one.request.tenant for one in self.figures.active} | {tenant})
         return simulate(running, seconds, self._max_rows // tenants)
 
-    def _of(self, tenant: str) -> list[ActiveRequest]:
-        return [one for one in self._active if one.request.tenant == tenant]
+    def _of(self, tenant: str) -> list[RequestState]:
+        return [one for one in self.figures.active if one.request.tenant == tenant]
 
-    def _rows_s(self, entry: ActiveRequest) -> list[float]:
+    def _rows_s(self, entry: RequestState) -> list[float]:
         """Seconds that each of its rows in the engine is likely to take."""
         request, rows = entry.request, list(entry.rows)
         limit, expected = request.sampling.max_tokens, self._expected_tokens(request)
@@ -205,7 +203,7 @@ class Forecast:
             left.append(expected - made if made < expected else (limit - made) / 2)
         # before its prompt is placed, or its source read, it has none
         left += [expected] * (entry.num_rows - len(left))
-        return [tokens * self._step_s for tokens in left]
+        return [tokens * self.figures.step_s for tokens in left]
 
 
 def _nth(times: Sequence[float], count: int) -> float:

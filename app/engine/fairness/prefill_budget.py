@@ -3,7 +3,6 @@
 Rows that decode wait for the whole step, so the prompt tokens that share it are what they feel.
 A step's duration is modelled as linear in the rows that decode and the prompt tokens, fitted to
 recent steps; the budget keeps it within a multiple of what it would be without prompt tokens.
-Knows nothing about rows; it is told numbers.
 """
 
 from __future__ import annotations
@@ -74,39 +73,38 @@ class PrefillBudget:
         room = max(_MIN_TOKENS, int(most))
         if num_decode == 0:
             return room
+        per_step, per_row = self._decode_costs()
+        alone = per_step + per_row * num_decode
         share = self._share * max(1.0, _URGENCY * num_prefilling / num_decode)
-        return int(min(room, max(_MIN_TOKENS, share * self._alone(num_decode) / per_token)))
+        return int(min(room, max(_MIN_TOKENS, share * alone / per_token)))
 
     def speed(self, max_rows: int) -> Speed:
         """How fast rows decode, of which there are `max_rows` at most."""
-        per_step, per_row = self._fit.solution()[:2]
-        return Speed(float(per_step), float(per_row), max_rows)
+        return Speed(*self._decode_costs(), max_rows)
 
     def encoder_seconds(self, num_decode: int, num_waiting: int) -> float:
         """What an encoder's pass may take of a step, by the same weighing; without rows all."""
         if num_decode == 0:
             return float("inf")
+        per_step, per_row = self._decode_costs()
         share = self._share * max(1.0, _URGENCY * num_waiting / num_decode)
-        return min(share, _MAX_ENCODER_SHARE) * self._alone(num_decode)
+        return min(share, _MAX_ENCODER_SHARE) * (per_step + per_row * num_decode)
 
     def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:
         """Learn from a step that has just been carried out."""
         if num_prefill == 0:
             self._quiet.observe(np.array([1.0, num_decode]), seconds)
         elif num_decode > 0:
-            cost = max(0.0, seconds - self._alone(num_decode)) / num_prefill
+            per_step, per_row = self._decode_costs()
+            cost = max(0.0, seconds - per_step - per_row * num_decode) / num_prefill
             self._recent_token = (self._recent_token + cost) / 2
         self._all.observe(np.array([1.0, num_decode, num_prefill]), seconds)
 
-    def _alone(self, num_decode: int) -> float:
-        """Seconds of a step without prompt tokens."""
-        per_step, per_row = self._fit.solution()[:2]
-        return float(per_step + per_row * num_decode)
-
-    @property
-    def _fit(self) -> _LinearFit:
-        """What is believed of steps without prompt tokens."""
-        return self._quiet if self._quiet.num_steps >= _ENOUGH_STEPS else self._all
+    def _decode_costs(self) -> tuple[float, float]:
+        """What is believed of steps without prompt tokens: seconds, and more for each row."""
+        fit = self._quiet if self._quiet.num_steps >= _ENOUGH_STEPS else self._all
+        per_step, per_row = fit.solution()[:2]
+        return float(per_step), float(per_row)
 
 
 class _LinearFit:
@@ -118,13 +116,18 @@ class _LinearFit:
         # sums over past steps for the normal equations
         self._moments = np.zeros_like(self._ridge)
         self._targets = np.zeros_like(guess)
+        self._solution: np.ndarray | None = None
         self.num_steps = 0.0
 
     def observe(self, features: np.ndarray, seconds: float) -> None:
         self.num_steps = _FORGETTING * self.num_steps + 1
         self._moments = _FORGETTING * self._moments + np.outer(features, features)
         self._targets = _FORGETTING * self._targets + features * seconds
+        self._solution = None
 
     def solution(self) -> np.ndarray:
-        targets = self._targets + self._ridge @ self._guess
-        return np.maximum(np.linalg.solve(self._moments + self._ridge, targets), 0.0)
+        if self._solution is None:
+            targets = self._targets + self._ridge @ self._guess
+            solved = np.linalg.solve(self._moments + self._ridge, targets)
+            self._solution = np.maximum(solved, 0.0)
+        return self._solution

@@ -29,8 +29,6 @@ starves low ones.
 
 *Prompts.* They are computed a tenant at a time, the one first for which the fewest prompt tokens
 were computed, over its weight; what it left unused while it had no prompts counts little.
-
-Knows nothing about slots, steps or time; it is told.
 """
 
 from __future__ import annotations
@@ -39,12 +37,12 @@ import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 from app.engine.fairness.prefill_budget import Speed
-from app.engine.fairness.reserve import Stock
-from app.engine.fairness.tenant_share import MEMORY_S, WHOLE, TenantShare
+from app.engine.fairness.tenant_share import MEMORY_S, WHOLE, Stock, TenantShare
 from app.engine.request import GenerationRequest
-from app.engine.request_state import ActiveRequest
+from app.engine.request_state import RequestState
 
 _HEAVY_DEMAND, _HEAVY_RATE = 2.0, 1.3
 """Times its fair share that a tenant wants, or gets, from which on it is heavy."""
@@ -71,7 +69,7 @@ class FairQueue:
     """
 
     def __init__(self) -> None:
-        self.waiting: dict[str, ActiveRequest] = {}
+        self.waiting: dict[str, RequestState] = {}
         self._tenants: dict[str, TenantShare] = {}
         self._queued: dict[str, TenantShare] = {}
         self._idle_since: OrderedDict[str, float] = OrderedDict()
@@ -90,7 +88,26 @@ class FairQueue:
         """Tenants with rows that wait."""
         return len(self._queued)
 
-    def add(self, entry: ActiveRequest, now: float) -> None:
+    def debug_state(self) -> dict[str, Any]:
+        """What it remembers, as plain values: for tests and for whoever looks for a fault."""
+        tenants = {
+            name: {
+                "counter": tenant.counter,
+                "running_share": tenant.running_share,
+                "waiting_share": tenant.waiting_share,
+                "demand": tenant.demand,
+                "idle": tenant.idle,
+            }
+            for name, tenant in self._tenants.items()
+        }
+        return {
+            "tenants": tenants,
+            "idle": list(self._idle_since),
+            "waiting": list(self.waiting),
+            "last_started": self._last_started,
+        }
+
+    def add(self, entry: RequestState, now: float) -> None:
         """Queue a request that has its `share`."""
         self._now = max(self._now, now)
         name = entry.request.tenant
@@ -111,8 +128,10 @@ class FairQueue:
         entry = self.waiting.get(request_id)
         if entry is None:
             return False
-        self._take(entry, self._tenants[entry.request.tenant])
-        self._note_idle(self._tenants[entry.request.tenant])
+        tenant = self._tenants[entry.request.tenant]
+        self._take(entry, tenant)
+        if tenant.idle:
+            self._idle_since[tenant.name] = self._now
         return True
 
     def begin(self, now: float, speed: Speed) -> None:
@@ -127,27 +146,35 @@ class FairQueue:
             for tenant in self._tenants.values():
                 tenant.counter -= self._last_started
             self._last_started = 0.0
-        self._divide()
+        self._heavy.clear()
+        self._room_for_heavy = math.inf
+        self._weights = 0.0
+        for tenant in self._tenants.values():
+            self._weights += tenant.weight
+        if len(self._tenants) > 1:
+            self._divide()
 
     def starts(
         self,
-        fits: Callable[[ActiveRequest], bool],
+        fits: Callable[[RequestState], bool],
         stocks: Callable[[], Sequence[Stock]] = lambda: (),
-    ) -> Iterator[ActiveRequest]:
+    ) -> Iterator[RequestState]:
         """Requests whose next rows enter now, each tenant in its turn; they are taken as they come.
 
-        `stocks` says what there is of what a request `wants`, in the same order.
+        `stocks` says what there is of what a request `needs`, in the same order.
         """
+        if not self._queued:
+            return
         turns = [(*self._rank(tenant), tenant) for tenant in self._queued.values()]
         heapq.heapify(turns)
         passed: list[TenantShare] = []
-        blocked: list[ActiveRequest] = []
+        blocked: list[RequestState] = []
         while turns:
             tenant = turns[0][-1]
             head = tenant.head
             if head is None:
                 heapq.heappop(turns)
-            elif self._is_capped(tenant, head, stocks()):
+            elif tenant.running_share and self._is_capped(tenant, head, stocks()):
                 heapq.heappop(turns)
                 passed.append(tenant)
             elif not fits(head):
@@ -155,28 +182,29 @@ class FairQueue:
                 blocked.append(head)
                 if not tenant.running_share:
                     self._turn = tenant
-            elif not self._may_overtake(tenant, blocked):
+            elif blocked and not self._may_overtake(tenant, blocked):
                 heapq.heappop(turns)
             else:
                 self._start(tenant, head, passed, blocked)
                 heapq.heapreplace(turns, (*self._rank(tenant), tenant))
                 yield head
 
-    def serve(self, entry: ActiveRequest, num_tokens: int) -> None:
+    def serve(self, entry: RequestState, num_tokens: int) -> None:
         """A request that runs got new tokens."""
         self._tenants[entry.request.tenant].serve(entry, num_tokens, self._now)
 
-    def end_row(self, entry: ActiveRequest) -> None:
+    def end_row(self, entry: RequestState) -> None:
         """One row of a request that goes on has ended."""
         self._tenants[entry.request.tenant].end_row(entry)
 
-    def end(self, entry: ActiveRequest) -> None:
+    def end(self, entry: RequestState) -> None:
         """A request that ran has ended, in whatever way."""
         tenant = self._tenants[entry.request.tenant]
         if entry.num_unstarted:
             self._take(entry, tenant)
         tenant.end(entry)
-        self._note_idle(tenant)
+        if tenant.idle:
+            self._idle_since[tenant.name] = self._now
 
     def expected_tokens(self, request: GenerationRequest) -> float:
         """New tokens that each of its rows is likely to get; from any thread."""
@@ -199,16 +227,16 @@ class FairQueue:
     def prompt_turn(self, request: GenerationRequest) -> tuple[bool, float]:
         """Sorts requests that run: whose prompt is computed first."""
         tenant = self._tenants[request.tenant]
-        return self.is_held_back(request), tenant.prompts
+        return bool(self._heavy) and self.is_held_back(request), tenant.prompts
 
     def gives_way(self, request: GenerationRequest, others: Collection[GenerationRequest]) -> bool:
         """Whether its tenant takes more than twice as much as one of the others', over weights."""
         wide = self._tenants[request.tenant]
-        narrow = [self._tenants[other.tenant] for other in others]
-        return any(
-            wide.running_share * each.weight > 2 * each.running_share * wide.weight
-            for each in narrow
-        )
+        for other in others:
+            narrow = self._tenants[other.tenant]
+            if wide.running_share * narrow.weight > 2 * narrow.running_share * wide.weight:
+                return True
+        return False
 
     def is_held_back(self, request: GenerationRequest) -> bool:
         """Whether its tenant is heavy, and there are light ones."""
@@ -222,9 +250,9 @@ class FairQueue:
     def _start(
         self,
         tenant: TenantShare,
-        entry: ActiveRequest,
+        entry: RequestState,
         passed: Collection[TenantShare],
-        blocked: Collection[ActiveRequest],
+        blocked: Collection[RequestState],
     ) -> None:
         self._last_started = tenant.counter
         for other in passed:
@@ -240,7 +268,7 @@ class FairQueue:
         for waits in blocked:
             waits.overtaken += cost
 
-    def _may_overtake(self, tenant: TenantShare, blocked: Collection[ActiveRequest]) -> bool:
+    def _may_overtake(self, tenant: TenantShare, blocked: Collection[RequestState]) -> bool:
         """Whether the tenant may begin something before those that do not fit."""
         patience = 1.0 if tenant.running_share else _PATIENCE
         return all(
@@ -248,7 +276,7 @@ class FairQueue:
             for waits in blocked
         )
 
-    def _take(self, entry: ActiveRequest, tenant: TenantShare) -> None:
+    def _take(self, entry: RequestState, tenant: TenantShare) -> None:
         """Out of the queue."""
         self.waiting.pop(entry.request.id, None)
         tenant.remove(entry)
@@ -257,21 +285,15 @@ class FairQueue:
             if self._turn is tenant:
                 self._turn = None
 
-    def _note_idle(self, tenant: TenantShare) -> None:
-        if tenant.idle:
-            self._idle_since[tenant.name] = self._now
-
     # --- caps ------------------------------------------------------------------------------
 
-    def _is_capped(self, tenant: TenantShare, head: ActiveRequest, stocks: Sequence[Stock]) -> bool:
-        if not tenant.running_share:
-            return False
+    def _is_capped(self, tenant: TenantShare, head: RequestState, stocks: Sequence[Stock]) -> bool:
         cap = head.request.row_cap
         if cap is not None and tenant.num_rows + head.rows_at_once > cap:
             return True
         fair = tenant.weight / self._weights
         held = tenant.held or (0,) * len(stocks)
-        for stock, holds, wants in zip(stocks, held, head.wanted, strict=False):
+        for stock, holds, wants in zip(stocks, held, head.needs, strict=False):
             if not stock.allows(holds, wants, fair):
                 return True
         if tenant not in self._heavy:
@@ -281,11 +303,6 @@ class FairQueue:
 
     def _divide(self) -> None:
         """Tell heavy tenants from light ones, and how much room the heavy ones have."""
-        self._heavy.clear()
-        self._room_for_heavy = math.inf
-        self._weights = sum(tenant.weight for tenant in self._tenants.values())
-        if len(self._tenants) < 2:
-            return
         wanted, fair_for_heavy = 0, 0.0
         for tenant in self._tenants.values():
             fair = tenant.weight / self._weights

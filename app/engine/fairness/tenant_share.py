@@ -1,7 +1,6 @@
 """What the engine remembers of one tenant: its queue, what it was served, how much it uses.
 
-Knows nothing about other tenants. Sizes are shares of the engine in parts per million, so that
-sums are exact.
+Sizes are shares of the engine in parts per million, so that sums are exact.
 """
 
 from __future__ import annotations
@@ -9,9 +8,10 @@ from __future__ import annotations
 import math
 import operator
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from app.engine.request import GenerationRequest
-from app.engine.request_state import ActiveRequest
+from app.engine.request_state import RequestState
 
 WHOLE = 1_000_000
 """The share of a request that needs the whole engine."""
@@ -20,6 +20,28 @@ INPUT_COST, OUTPUT_COST = 1.0, 2.0
 MEMORY_S = 10.0
 """For how long what a tenant used still counts."""
 _TYPICAL_REQUESTS = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """One thing that tenants share: there is `whole` of it, `free` is left, `reserve` is kept."""
+
+    whole: int
+    reserve: int
+    free: int
+
+    def allows(self, held: int, wanted: int, fair: float = 1.0) -> bool:
+        """Whether a tenant that holds `held` may take `wanted` more; `fair` is its part of all.
+
+        The reserve is for tenants that have less than their fair share of the rest, and each leaves
+        as much of it to others as it then has: of many that come at once, each finds something.
+        """
+        if self.reserve == 0:
+            return True
+        left = self.free - wanted
+        return left >= self.reserve or held + wanted <= min(
+            left, fair * (self.whole - self.reserve)
+        )
 
 
 class TenantShare:
@@ -33,12 +55,12 @@ class TenantShare:
         self.name, self.order = name, order
         self.counter = 0.0
         self.weight = 1.0
-        self.running: dict[str, ActiveRequest] = {}
+        self.running: dict[str, RequestState] = {}
         self.running_share = 0
         self.waiting_share = 0
         self.held: tuple[int, ...] = ()
         self.prompts = 0.0
-        self._queues: dict[int, OrderedDict[str, ActiveRequest]] = {}
+        self._queues: dict[int, OrderedDict[str, RequestState]] = {}
         self._typical_tokens: float | None = None
         self._recent_tokens, self._counted_at = 0.0, -math.inf
         self._peaks, self._peaks_since = (0, 0), -math.inf
@@ -46,7 +68,7 @@ class TenantShare:
     # --- the queue -------------------------------------------------------------------------
 
     @property
-    def head(self) -> ActiveRequest | None:
+    def head(self) -> RequestState | None:
         """Who is next: the oldest of the highest priority; None if nobody waits."""
         if not self._queues:
             return None
@@ -57,31 +79,31 @@ class TenantShare:
         """Whether nothing of it waits or runs."""
         return not self._queues and not self.running
 
-    def add(self, entry: ActiveRequest, now: float) -> None:
+    def add(self, entry: RequestState, now: float) -> None:
         """Queue a request."""
         self.weight = entry.request.weight
         queue = self._queues.setdefault(entry.request.priority, OrderedDict())
         queue[entry.request.id] = entry
-        self.waiting_share += entry.waiting_share
+        self.waiting_share += entry.share * (entry.num_unstarted // entry.rows_at_once)
         self._note_peak(now)
 
-    def remove(self, entry: ActiveRequest) -> None:
+    def remove(self, entry: RequestState) -> None:
         """Take a request, or what of it has not entered, out of the queue."""
-        priority = entry.request.priority
-        del self._queues[priority][entry.request.id]
-        if not self._queues[priority]:
-            del self._queues[priority]
-        self.waiting_share -= entry.waiting_share
+        queue = self._queues[entry.request.priority]
+        del queue[entry.request.id]
+        if not queue:
+            del self._queues[entry.request.priority]
+        self.waiting_share -= entry.share * (entry.num_unstarted // entry.rows_at_once)
 
     # --- service ---------------------------------------------------------------------------
 
-    def cost(self, entry: ActiveRequest) -> float:
+    def cost(self, entry: RequestState) -> float:
         """Of its next rows: the new tokens that they are likely to get, before them the prompt."""
         new_tokens = entry.rows_at_once * self.expected_tokens(entry.request)
-        prompt = 0 if entry.has_begun else entry.request.prompt_work
+        prompt = 0 if entry.has_begun else entry.prompt_work
         return INPUT_COST * prompt + OUTPUT_COST * new_tokens
 
-    def start(self, entry: ActiveRequest) -> float:
+    def start(self, entry: RequestState) -> float:
         """Rows of its request enter, and are charged; what they cost.
 
         They have been taken out of the queue, or more of the request stays there.
@@ -89,14 +111,15 @@ class TenantShare:
         cost = self.cost(entry)
         if not entry.has_begun:
             self.running[entry.request.id] = entry
-            entry.served += INPUT_COST * entry.request.prompt_work
-        self._hold(entry, entry.wanted, entry.share)
+            entry.served += INPUT_COST * entry.prompt_work
+        self._hold(entry, entry.needs, entry.share)
+        entry.needs = entry.row_needs
         entry.num_unstarted -= entry.rows_at_once
         entry.charged += cost
         self.counter += cost / entry.request.weight
         return cost
 
-    def serve(self, entry: ActiveRequest, num_tokens: int, now: float) -> None:
+    def serve(self, entry: RequestState, num_tokens: int, now: float) -> None:
         """Its request got new tokens; those beyond what was expected are charged now."""
         self._recent_tokens = self._recent(now) + num_tokens
         self._counted_at = now
@@ -105,18 +128,17 @@ class TenantShare:
             self.counter += (entry.served - entry.charged) / entry.request.weight
             entry.charged = entry.served
 
-    def end_row(self, entry: ActiveRequest) -> None:
+    def end_row(self, entry: RequestState) -> None:
         """One row of its request has ended and others go on, or are still to enter."""
-        self._hold(entry, tuple(-need for need in entry.needs), -entry.share)
+        self._hold(entry, tuple(map(operator.neg, entry.row_needs)), -entry.share)
 
-    def end(self, entry: ActiveRequest) -> None:
+    def end(self, entry: RequestState) -> None:
         """Its request has ended: what it was charged and did not get is given back."""
         del self.running[entry.request.id]
-        self._hold(entry, tuple(-held for held in entry.held), -entry.held_share)
+        self._hold(entry, tuple(map(operator.neg, entry.held)), -entry.held_share)
         self.counter -= (entry.charged - entry.served) / entry.request.weight
-        prompt_cost = INPUT_COST * entry.request.prompt_work
         num_begun = max(1, entry.request.num_rows - entry.num_unstarted)
-        got = (entry.served - prompt_cost) / OUTPUT_COST / num_begun
+        got = (entry.served - INPUT_COST * entry.prompt_work) / OUTPUT_COST / num_begun
         if self._typical_tokens is None:
             self._typical_tokens = got
         self._typical_tokens += (got - self._typical_tokens) / _TYPICAL_REQUESTS
@@ -126,9 +148,10 @@ class TenantShare:
         limit = float(request.sampling.max_tokens)
         return limit if self._typical_tokens is None else min(limit, self._typical_tokens)
 
-    def _hold(self, entry: ActiveRequest, more: tuple[int, ...], share: int) -> None:
+    def _hold(self, entry: RequestState, more: tuple[int, ...], share: int) -> None:
         """It takes so much more, or less, of what is shared."""
-        entry.held, self.held = _sum(entry.held, more), _sum(self.held, more)
+        entry.held = tuple(map(operator.add, entry.held, more)) if entry.held else more
+        self.held = tuple(map(operator.add, self.held, more)) if self.held else more
         entry.held_share += share
         self.running_share += share
 
@@ -137,7 +160,7 @@ class TenantShare:
     @property
     def num_rows(self) -> int:
         """Rows that it holds."""
-        return sum(entry.num_rows for entry in self.running.values())
+        return sum([entry.num_rows for entry in self.running.values()])
 
     @property
     def demand(self) -> int:
@@ -163,7 +186,3 @@ class TenantShare:
             past = self._peaks[0] if now - self._peaks_since < MEMORY_S else 0
             self._peaks, self._peaks_since = (self.demand, past), now
         self._peaks = (max(self._peaks[0], self.demand), self._peaks[1])
-
-
-def _sum(some: tuple[int, ...], more: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(map(operator.add, some, more)) if some else more

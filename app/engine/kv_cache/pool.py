@@ -2,7 +2,7 @@
 
 One tensor per class, [2, layers, slots, kv_heads, columns, head_dim], index 0 keys and 1 values.
 This pool is the batch's stacked `past_key_values`: rows with different prefixes, and with none,
-stand side by side. It carries out the slot table's operations and knows nothing about scheduling.
+stand side by side. It carries out the slot table's operations.
 """
 
 from __future__ import annotations
@@ -44,14 +44,21 @@ class KVPool:
     ) -> None:
         self._shape = shape
         self._capacities = tuple(capacities)
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._device, self._dtype = device, dtype
+        self.kv_heads = shape.kv_heads
+        self._slot_bytes = [size * self.column_bytes(shape, dtype) for size in self._capacities]
         self._classes = [self._zeros(index, 0) for index in range(len(self._capacities))]
 
     @staticmethod
     def column_bytes(shape: ModuleShape, dtype: torch.dtype) -> int:
         """Bytes of one column: keys and values of one token in all layers."""
         return 2 * shape.layers * shape.kv_heads * shape.head_dim * dtype.itemsize
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Everything that is allocated now, by length class."""
+        return tuple(self._classes)
 
     @property
     def nbytes(self) -> int:
@@ -70,11 +77,6 @@ class KVPool:
         """Values of one class and layer, [slots, kv_heads, columns, head_dim]."""
         return self._classes[length_class][1, layer]
 
-    @property
-    def kv_heads(self) -> int:
-        """Heads of keys and values."""
-        return self._shape.kv_heads
-
     def part(self, slot: Slot, columns: int) -> Part:
         """The first `columns` of a slot for native code, good until the pool changes its size."""
         tensor = self._classes[slot.length_class]
@@ -85,9 +87,9 @@ class KVPool:
     def apply(self, operation: PoolOperation) -> None:
         """Carry out one operation of the slot table."""
         self.ensure(operation.target)
-        target = self._slot(operation.target)
+        target = self._classes[operation.target.length_class][:, :, operation.target.index]
         if isinstance(operation, CopyColumns):
-            source = self._slot(operation.source)
+            source = self._classes[operation.source.length_class][:, :, operation.source.index]
             target[..., : operation.columns, :] = source[..., : operation.columns, :]
         elif isinstance(operation, ClearSlot):
             target.zero_()
@@ -108,19 +110,17 @@ class KVPool:
                 slots.append(operation.source)
             for slot in slots:
                 needed[slot.length_class] = max(needed[slot.length_class], slot.index + 1)
-        self._fit(needed)
+        self.fit(needed)
 
-    def settle(self, num_rows: Sequence[int]) -> None:
-        """After a step's operations: what rows moved out of is given back if memory is short."""
-        self._fit(num_rows)
-
-    def _fit(self, needed: Sequence[int]) -> None:
-        wanted = sum(
-            max(count, tensor.shape[2]) * self._slot_bytes(index)
-            for index, (count, tensor) in enumerate(zip(needed, self._classes, strict=True))
-        )
-        if wanted > self._max_bytes:
-            self._shrink(needed)
+    def fit(self, needed: Sequence[int]) -> None:
+        """Give back slots beyond the `needed` ones of each class if memory is short."""
+        wanted = 0
+        for count, tensor, size in zip(needed, self._classes, self._slot_bytes, strict=True):
+            wanted += max(count, tensor.shape[2]) * size
+        if wanted > self.max_bytes:
+            for index, tensor in enumerate(self._classes):
+                if tensor.shape[2] > needed[index]:
+                    self._classes[index] = tensor[:, :, : needed[index]].clone()
 
     def ensure(self, slot: Slot) -> None:
         """Grow the slot's class until it has that slot, and to twice its size if memory allows.
@@ -130,21 +130,12 @@ class KVPool:
         old = self._classes[slot.length_class]
         if slot.index < old.shape[2]:
             return
-        room = (self._max_bytes - self.nbytes) // self._slot_bytes(slot.length_class)
+        room = (self.max_bytes - self.nbytes) // self._slot_bytes[slot.length_class]
         wanted = max(_FIRST_SLOTS, 2 * old.shape[2], slot.index + 1)
         wanted = max(min(wanted, old.shape[2] + room), slot.index + 1)
         new = self._zeros(slot.length_class, wanted)
         new[:, :, : old.shape[2]] = old
         self._classes[slot.length_class] = new
-
-    def _shrink(self, num_slots: Sequence[int]) -> None:
-        """Give back slots beyond `num_slots` of each class."""
-        for index, tensor in enumerate(self._classes):
-            if tensor.shape[2] > num_slots[index]:
-                self._classes[index] = tensor[:, :, : num_slots[index]].clone()
-
-    def _slot_bytes(self, length_class: int) -> int:
-        return self._capacities[length_class] * self.column_bytes(self._shape, self._dtype)
 
     def _load_prefixes(self, operation: LoadPrefixes, target: torch.Tensor) -> None:
         column = 0
@@ -167,10 +158,6 @@ class KVPool:
             raise TypeError("a source is stored without having been encoded")
         first = source.num_cached - source.num_tokens
         target[:, :, :, first : source.num_cached] = encoded.keys_values
-
-    def _slot(self, slot: Slot) -> torch.Tensor:
-        """Keys and values of one slot, [2, layers, kv_heads, columns, head_dim]."""
-        return self._classes[slot.length_class][:, :, slot.index]
 
     def _zeros(self, length_class: int, slots: int) -> torch.Tensor:
         shape = self._shape

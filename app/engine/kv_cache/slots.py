@@ -1,4 +1,4 @@
-"""Where rows live in the K/V pool: dense slots in length classes, without a tensor in sight.
+"""Where rows live in the K/V pool: dense slots in length classes.
 
 A length class is a region of the pool whose slots all have the same number of columns. A row lives
 in the smallest class that holds it and moves to the next one when it outgrows it, so that a step's
@@ -9,6 +9,7 @@ operations, in order, for the runner to carry out before its next forward pass.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,12 +98,17 @@ class SlotTable:
         """Occupants of each class."""
         return tuple(map(len, self.rows))
 
+    @property
+    def operations(self) -> tuple[PoolOperation, ...]:
+        """The recorded operations, oldest first."""
+        return tuple(self._operations)
+
     def class_for(self, columns: int) -> int:
         """Index of the smallest class with at least `columns` columns."""
-        for index, capacity in enumerate(self.capacities):
-            if capacity >= columns:
-                return index
-        raise ValueError(f"no length class holds {columns} columns")
+        index = bisect_left(self.capacities, columns)
+        if index == len(self.capacities):
+            raise ValueError(f"no length class holds {columns} columns")
+        return index
 
     def reservation(self, columns: int) -> int:
         """Columns that a row of at most `columns` columns sets aside."""
@@ -172,19 +178,16 @@ class SlotTable:
         self._close_gap(slot)
 
     def take_operations(self) -> tuple[PoolOperation, ...]:
-        """The recorded operations, oldest first; the record is empty afterwards."""
-        operations = tuple(self._operations)
-        self._operations.clear()
+        """The recorded operations; the record is empty afterwards."""
+        operations, self._operations = tuple(self._operations), []
         return operations
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError unless every row stands where its slot says; for idle times, tests."""
+        """Raise RuntimeError unless every row is where its slot says."""
         for length_class, rows in enumerate(self.rows):
             for index, row in enumerate(rows):
                 if row.slot != Slot(length_class, index):
                     raise RuntimeError(f"{row} is not at {length_class}:{index}")
-        if not any(self.rows) and self.reserved_columns:
-            raise RuntimeError(f"{self.reserved_columns} columns are reserved by no row")
 
     def _close_gap(self, slot: Slot) -> None:
         rows = self.rows[slot.length_class]
@@ -198,12 +201,6 @@ class SlotTable:
                 self._operations.append(CopyColumns(last, source, slot, last.num_cached))
             if last.may_hold_nan:
                 self._operations.append(ClearSlot(last, source))
-
-
-def slot_order(row: KVEntry) -> tuple[int, int]:
-    """Sorts occupants of one memory as they stand in it."""
-    slot = slot_of(row)
-    return slot.length_class, slot.index
 
 
 def slot_of(row: KVEntry) -> Slot:

@@ -152,7 +152,7 @@ def test_an_unforeseen_error_in_a_completion_ends_that_request_alone(
     assert (reply.status_code, error_of(reply)["code"]) == (500, "internal_error")
     monkeypatch.undo()
     assert complete(client, stream=stream).status_code == 200
-    assert server.services.engine._admission.num_open == 0
+    assert server.services.engine.admission.num_open == 0
 
 
 def test_an_unforeseen_error_has_tgis_shape_on_tgis_routes(

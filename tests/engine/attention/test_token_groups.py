@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from app.engine.attention.backends import FUSED, PRODUCTS
 from app.engine.attention.token_groups import Group, Grouping, Share
 from app.engine.kv_cache.pool import KVPool
-from app.engine.kv_cache.slots import length_classes, slot_order
+from app.engine.kv_cache.slots import length_classes, slot_of
 from app.engine.sequence import Slot, TokenSequence
 from app.prefix.spec import ModuleShape
 from tests.engine.rows import make_row
@@ -178,7 +178,7 @@ def test_every_token_of_any_chunks_stands_once_with_its_own_columns(
 ) -> None:
     rows = [row_at(index, length_class, columns) for length_class, index, columns, _ in facts]
     counts = {row: count for row, (*_, count) in zip(rows, facts, strict=True)}
-    rows.sort(key=slot_order)
+    rows.sort(key=slot_of)
     shares = own(rows, [counts[row] for row in rows], joined=joined)
     groups = grouping(decode).groups(shares)
     assert [token for group in groups for token in tokens_of(group)] == list(

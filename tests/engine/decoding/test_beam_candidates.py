@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from app.engine.decoding.beam_candidates import find_candidates
 from app.engine.decoding.beam_search import BeamParams
-from app.engine.decoding.reductions import top
+from app.engine.decoding.sampler import top
 from app.engine.sequence import TokenSequence
 from tests.engine.rows import make_row
 

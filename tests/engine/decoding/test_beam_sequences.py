@@ -36,8 +36,7 @@ class Scene:
 
     def __init__(self, num_beams: int, n: int = 1, **sampling: object) -> None:
         self.table = SlotTable(length_classes(300), 100_000)
-        self.trunk = make_row(PROMPT, beam=BeamParams(num_beams), **sampling)
-        object.__setattr__(self.trunk.request, "n", n)
+        self.trunk = make_row(PROMPT, n=n, beam=BeamParams(num_beams), **sampling)
         self.table.place(self.trunk, len(PROMPT))
         self.trunk.num_computed = len(PROMPT)
         self.beams = BeamSequences(self.trunk, TEXT)
@@ -289,7 +288,7 @@ def test_reordering_copies_generated_columns_alone_and_never_the_trunk(
     beam = BeamParams(6)
     stepped.add(make_request("it", range(70), 40, [prefix], beam=beam))
     trunk, copied = None, 0
-    while not stepped.engine._scheduler.idle:
+    while not stepped.engine.scheduler.idle:
         stepped.step()
         rows = stepped.rows
         trunk = next((row for row in rows if row.is_trunk), trunk)

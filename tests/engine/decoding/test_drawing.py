@@ -11,8 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.decoding.drawing import draw_of
-from app.engine.decoding.sampler import sample
+from app.engine.decoding.sampler import draw_of, sample
 from app.engine.sequence import TokenSequence
 from tests.engine.rows import make_row
 from tests.engine.rowwise import sample_row

@@ -21,8 +21,7 @@ from transformers import (
 
 from app.engine.decoding import ranking
 from app.engine.decoding import sampler as sampling_module
-from app.engine.decoding.logprobs import score_tokens
-from app.engine.decoding.sampler import sample
+from app.engine.decoding.sampler import sample, score_tokens
 from app.engine.sequence import TokenSequence
 from tests.engine.rows import make_row
 

@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 
 from app.engine.encoder import source_queue
 from app.engine.encoder.source_queue import SourceQueue
+from app.engine.kv_cache.slots import SlotTable, fine_length_classes
 from app.engine.request import GenerationRequest
 from app.engine.sequence import Source
 from tests.engine.harness import make_request
+
+TABLE = SlotTable(fine_length_classes(600), 10_000)
 
 
 def make_source(tokens: int) -> Source:
@@ -18,7 +21,7 @@ def make_source(tokens: int) -> Source:
 
 
 def filled(*tokens: int, limit: int = 100) -> tuple[SourceQueue, list[Source]]:
-    queue, made = SourceQueue(limit), [make_source(count) for count in tokens]
+    queue, made = SourceQueue(limit, TABLE), [make_source(count) for count in tokens]
     for source in made:
         queue.add(source)
     return queue, made

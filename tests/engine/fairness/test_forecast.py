@@ -15,6 +15,7 @@ from app.engine.admission import Admission
 from app.engine.config import EngineConfig
 from app.engine.fairness.forecast import MAX_WAIT_S, Forecast, Stay, Told, first_fit, simulate
 from app.engine.request import GenerationRequest
+from app.engine.step import SchedulerFigures
 from app.errors import Overloaded, PolyprefixError, RateLimited
 from app.prefix.spec import BaseModelSpec, ModuleShape
 from app.tenancy.limits.limiter import Limiter
@@ -58,11 +59,10 @@ class Served:
         while self._arrivals or not self.timed.scheduler.idle:
             while self._arrivals and self._arrivals[0][0] <= self.timed.now:
                 self._ask(heapq.heappop(self._arrivals)[2])
-            before = self.timed.now
             if self.timed.advance() is None:
                 self.timed.now = max(self.timed.now, self._arrivals[0][0])
                 continue
-            self._note(self.timed.now - before)
+            self._note()
 
     def _ask(self, request: GenerationRequest) -> None:
         try:
@@ -88,19 +88,12 @@ class Served:
             raise
         self._ends[request.id] = reservation.release
 
-    def _note(self, seconds: float) -> None:
-        scheduler = self.timed.scheduler
+    def _note(self) -> None:
         for name in list(self._ends):
             if self.timed.ends(name):
                 self.admission.leave(name)
                 self._ends.pop(name)()
-        running: dict[str, int] = {}
-        for entry in scheduler.active:
-            running[entry.request.tenant] = running.get(entry.request.tenant, 0) + 1
-        self.admission.forecast.note_step(scheduler.active, seconds)
-        self.admission.note_waiting(
-            scheduler.num_waiting, scheduler.num_rows, scheduler.num_waiting_tenants, running
-        )
+        self.admission.note_step(self.timed.scheduler.figures())
 
     def check(self, *, least: int) -> None:
         """Of those who waited as told, four fifths were taken; and the rows were not idle."""
@@ -163,7 +156,7 @@ def test_the_time_that_is_told_is_near_the_time_that_it_takes() -> None:
 
 def test_replies_that_end_early_are_expected_to() -> None:
     served = Served(EngineConfig(), TenantLimits(max_rows=1))
-    served.timed._draw = lambda row: 0 if row.num_generated == 99 else 5
+    served.timed.draw = lambda row: 0 if row.num_generated == 99 else 5
     stopping = tenant_request("a", "0", new=500)
     for index in range(4):
         sampling = type(stopping.sampling)(max_tokens=500)
@@ -203,7 +196,7 @@ def test_who_was_told_is_remembered_until_then_and_no_more_than_so_many_are() ->
     for index in range(5000):
         told.add(f"t{index}", 9.0, Stay(1, 0.0))
         told.add("many", 9.0, Stay(1, 0.0))
-    assert len(told._until) <= 4096
+    assert len(told) <= 4096
     assert len(told.of("many", 0.0)) <= 128
 
 
@@ -211,7 +204,7 @@ def test_nobody_is_told_less_than_a_second_or_more_than_a_minute() -> None:
     forecast = Forecast(lambda request: request.sampling.max_tokens, 64)
     assert forecast.room_wait(None) == 1.0
     assert forecast.rows_wait("a", [], 0, 1, 100) == 1.0
-    forecast.note_step([], 10.0)
+    forecast.figures = SchedulerFigures(step_s=10.0)
     waiting = [tenant_request("a", str(index), new=500) for index in range(70)]
     assert forecast.queue_wait("a", waiting, 70) == MAX_WAIT_S
 
@@ -222,7 +215,6 @@ def test_refusals_say_what_they_are_told() -> None:
     with pytest.raises(Overloaded, match="try again in 1 s"):
         served.admission.enter(tenant_request("a", "1"))
     served.limits = TenantLimits(max_rows=1)
-    served._ends.clear()
     asyncio.run(served.limiter.reserve("a", served.limits, tokens=1, rows=1))
     with pytest.raises(RateLimited, match="try again in 1 s"):
         asyncio.run(served.limiter.reserve("a", served.limits, tokens=1, rows=1))

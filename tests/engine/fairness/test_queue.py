@@ -10,7 +10,7 @@ from app.engine.fairness.prefill_budget import Speed
 from app.engine.fairness.queue import FairQueue
 from app.engine.fairness.tenant_share import MEMORY_S, WHOLE, TenantShare
 from app.engine.request import GenerationRequest
-from app.engine.request_state import ActiveRequest
+from app.engine.request_state import RequestState
 from tests.engine.timed import tenant_request
 
 FLAT = Speed(0.01, 0.0, 64)
@@ -25,11 +25,11 @@ class Served:
 
     def add(self, *requests: GenerationRequest) -> None:
         for request in requests:
-            entry = ActiveRequest(request, 0, self.now, share=WHOLE // 64)
+            entry = RequestState(request, 0, self.now, share=WHOLE // 64)
             entry.num_rows = request.num_rows
             self.queue.add(entry, self.now)
 
-    def start(self) -> ActiveRequest | None:
+    def start(self) -> RequestState | None:
         self.queue.begin(self.now, FLAT)
         return next(self.queue.starts(lambda _: True), None)
 
@@ -44,8 +44,8 @@ class Served:
             names.append(entry.request.id)
         return names
 
-    def tenant(self, name: str) -> TenantShare:
-        return self.queue._tenants[name]
+    def tenant(self, name: str) -> dict[str, float]:
+        return self.queue.debug_state()["tenants"][name]
 
 
 def test_one_tenants_requests_start_in_the_order_of_their_arrival() -> None:
@@ -79,17 +79,17 @@ def test_what_was_expected_and_not_served_is_given_back() -> None:
     served.add(tenant_request("a", "0", prompt=10, new=100))
     entry = served.start()
     assert entry is not None
-    assert served.tenant("a").counter == 10 + 2 * 100
+    assert served.tenant("a")["counter"] == 10 + 2 * 100
     served.queue.serve(entry, 30)
-    assert served.tenant("a").counter == 10 + 2 * 100
+    assert served.tenant("a")["counter"] == 10 + 2 * 100
     served.queue.end(entry)
-    assert served.tenant("a").counter == 10 + 2 * 30
+    assert served.tenant("a")["counter"] == 10 + 2 * 30
     served.add(tenant_request("a", "1", prompt=10, new=100))
     entry = served.start()
     assert entry is not None
-    assert served.tenant("a").counter == 70 + 10 + 2 * 30
+    assert served.tenant("a")["counter"] == 70 + 10 + 2 * 30
     served.queue.serve(entry, 50)
-    assert served.tenant("a").counter == 70 + 10 + 2 * 50
+    assert served.tenant("a")["counter"] == 70 + 10 + 2 * 50
 
 
 def test_who_comes_or_comes_back_starts_where_the_last_one_started() -> None:
@@ -97,10 +97,10 @@ def test_who_comes_or_comes_back_starts_where_the_last_one_started() -> None:
     served.add(*(tenant_request("b", str(index)) for index in range(2)))
     served.add(*(tenant_request("a", str(index)) for index in range(60)))
     served.serve(40)
-    here = served.queue._last_started
+    here = served.queue.debug_state()["last_started"]
     assert here > 30 * 128
     served.add(tenant_request("b", "again"), tenant_request("c", "new"))
-    assert served.tenant("b").counter == served.tenant("c").counter == here
+    assert served.tenant("b")["counter"] == served.tenant("c")["counter"] == here
     assert sorted(served.serve(3))[1:] == ["bagain", "cnew"]
 
 
@@ -108,10 +108,10 @@ def test_who_has_something_waiting_is_not_lifted() -> None:
     served = Served()
     served.add(tenant_request("a", "0"), tenant_request("b", "0"), tenant_request("b", "1"))
     served.serve(2)
-    before = served.tenant("b").counter
+    before = served.tenant("b")["counter"]
     served.queue._last_started = 1e5
     served.add(tenant_request("b", "2"))
-    assert served.tenant("b").counter == before
+    assert served.tenant("b")["counter"] == before
 
 
 def test_counters_stay_small_and_their_differences_the_same() -> None:
@@ -120,8 +120,8 @@ def test_counters_stay_small_and_their_differences_the_same() -> None:
     served.add(*(tenant_request("b", str(index), prompt=9000, new=500) for index in range(400)))
     names = served.serve(800)
     assert [name[0] for name in names[::2]] == ["a"] * 400
-    assert abs(served.tenant("a").counter) < 2.0**21
-    assert abs(served.tenant("a").counter - served.tenant("b").counter) <= 10_000
+    assert abs(served.tenant("a")["counter"]) < 2.0**21
+    assert abs(served.tenant("a")["counter"] - served.tenant("b")["counter"]) <= 10_000
 
 
 def test_tenants_that_idle_are_forgotten_in_time_and_number() -> None:
@@ -129,11 +129,11 @@ def test_tenants_that_idle_are_forgotten_in_time_and_number() -> None:
     for index in range(1000):
         served.add(tenant_request(f"t{index}-", "0"))
         served.serve(1)
-    assert len(served.queue._tenants) <= 258
+    assert len(served.queue.debug_state()["tenants"]) <= 258
     served.now += MEMORY_S
     served.queue.begin(served.now, FLAT)
-    assert not served.queue._tenants
-    assert not served.queue._idle_since
+    assert not served.queue.debug_state()["tenants"]
+    assert not served.queue.debug_state()["idle"]
 
 
 def test_a_removed_request_leaves_nothing_behind() -> None:
@@ -144,8 +144,8 @@ def test_a_removed_request_leaves_nothing_behind() -> None:
     assert served.queue.remove("a4") is False
     assert not served.queue.waiting
     assert served.queue.num_waiting_tenants == 0
-    assert served.tenant("a").idle
-    assert served.tenant("a").demand == 0
+    assert served.tenant("a")["idle"]
+    assert served.tenant("a")["demand"] == 0
     assert served.start() is None
 
 
@@ -160,7 +160,7 @@ def test_cancelling_one_of_ten_thousand_does_not_look_at_the_others() -> None:
 
 def test_peaks_and_rates_fade() -> None:
     tenant = TenantShare("a", 0)
-    entry = ActiveRequest(tenant_request("a", "0"), 0, 0.0, share=1000)
+    entry = RequestState(tenant_request("a", "0"), 0, 0.0, share=1000)
     tenant.add(entry, 0.0)
     tenant.remove(entry)
     tenant.start(entry)

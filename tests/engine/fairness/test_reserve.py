@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from app.engine.fairness.reserve import Stock, reserve_of
+from app.engine.config import EngineConfig
+from app.engine.fairness.tenant_share import Stock
 from app.engine.request import GenerationRequest
 from tests.engine.timed import (
     FLAT,
@@ -36,8 +37,8 @@ def kept(costs: Costs = ON_CPU, max_rows: int = 64, **facts: Any) -> TimedSchedu
     ("whole", "kept_rows"), [(64, 8), (63, 7), (16, 2), (8, 1), (3, 1), (2, 1), (1, 0), (4096, 512)]
 )
 def test_a_part_is_kept_of_all_that_can_be_divided(whole: int, kept_rows: int) -> None:
-    assert reserve_of(whole, RESERVE) == kept_rows
-    assert reserve_of(whole, 0.0) == 0
+    assert EngineConfig(reserve=RESERVE).reserved(whole) == kept_rows
+    assert EngineConfig().reserved(whole) == 0
 
 
 def test_tenants_that_come_together_all_find_something() -> None:
@@ -63,7 +64,7 @@ def test_of_the_reserve_nobody_takes_more_than_its_share() -> None:
 @pytest.mark.parametrize("wide", [False, True], ids=["many requests", "wide ones"])
 def test_a_tenant_alone_never_has_the_last_rows(max_rows: int, wide: bool) -> None:
     timed = kept(FLAT, max_rows)
-    most = max_rows - reserve_of(max_rows, RESERVE)
+    most = EngineConfig(max_rows, reserve=RESERVE).max_tenant_rows
     shape = {"count": 4, "n": max_rows} if wide else {"count": 4 * max_rows}
     timed.submit(requests_of("a", **shape, new=30))
     for _ in range(300):
@@ -93,7 +94,9 @@ def first_tokens(timed: TimedScheduler, flood: Iterable[GenerationRequest]) -> l
     at = WARM_UP_S + chance.expovariate(1.5)
     while len(asked) < ASKED or asked[-1].id not in timed.first_token_after:
         assert timed.now < 200, "it starves"
-        while timed.scheduler.num_waiting < 30 and (one := next(waiting, None)) is not None:
+        while (
+            timed.scheduler.figures().num_waiting < 30 and (one := next(waiting, None)) is not None
+        ):
             timed.submit([one])
         if timed.now >= at and len(asked) < ASKED:
             asked.append(tenant_request("new", str(len(asked)), new=6))

@@ -9,8 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.engine.config import EngineConfig
 from app.engine.decoding.beam_search import BeamParams
-from app.engine.kv_cache.memory import SHARED_LENGTH, KVReservation, Memories, Memory
+from app.engine.kv_cache.memory import (
+    SHARED_LENGTH,
+    KVMemory,
+    Reservations,
+    check_kv_needs,
+    kv_needs,
+)
 from app.engine.kv_cache.slots import (
     ClearSlot,
     LoadPrefixes,
@@ -19,9 +26,11 @@ from app.engine.kv_cache.slots import (
     length_classes,
 )
 from app.engine.request import GenerationRequest
+from app.engine.request_state import KVReservation, ReplyFrame, RequestState
 from app.errors import InvalidRequest
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from tests.engine.harness import make_request
+from tests.engine.rows import TEXT
 
 LONG = SHARED_LENGTH
 
@@ -49,6 +58,24 @@ def source_table(max_columns: int = 10_000) -> SlotTable:
     return SlotTable(fine_length_classes(700), max_columns)
 
 
+def hold(memory: KVMemory, request: GenerationRequest) -> KVReservation:
+    """What a request of `memory` keeps besides its rows."""
+    return memory.hold(request, kv_needs(request, memory.table)[0])
+
+
+def reservations(rows: SlotTable, sources: SlotTable | None = None) -> Reservations:
+    start = None if sources is None else 2
+    return Reservations(EngineConfig(), TEXT, ReplyFrame(start), rows, sources)
+
+
+def begun(held: Reservations, request: GenerationRequest) -> RequestState:
+    """A request whose first row is about to enter."""
+    entry = RequestState(request, 0, 0.0)
+    held.measure(entry)
+    held.begin(entry)
+    return entry
+
+
 def occupants(table: SlotTable) -> list[object]:
     return [item for slots in table.rows for item in slots]
 
@@ -68,20 +95,21 @@ def occupants(table: SlotTable) -> list[object]:
 def test_prefixes_are_shared_from_a_length_on_that_counts_them_together(
     lengths: tuple[int, ...], shared: bool
 ) -> None:
-    memory = Memory(row_table(), "decoder")
+    memory = KVMemory(row_table(), "decoder")
     request = request_of([prefix_of(length) for length in lengths])
-    holding = memory.hold(request, [10])
-    assert len(holding.segments) == shared
-    assert memory.own_prefix(request) == (0 if shared else sum(lengths))
+    [needs] = kv_needs(request, memory.table)
+    assert len(hold(memory, request).segments) == shared
+    assert needs.slot == 10 + 20 + (0 if shared else sum(lengths))
+    assert bool(needs.shared) is shared
 
 
 def test_those_who_hold_the_same_prefixes_in_the_same_order_share_one_place() -> None:
     table = row_table()
-    memory = Memory(table, "decoder")
+    memory = KVMemory(table, "decoder")
     a, b = prefix_of(LONG), prefix_of(LONG)
-    [first], [again] = (memory.hold(request_of([a, b]), []).segments for _ in range(2))
-    [turned] = memory.hold(request_of([b, a]), []).segments
-    [alone] = memory.hold(request_of([a]), []).segments
+    [first], [again] = (hold(memory, request_of([a, b])).segments for _ in range(2))
+    [turned] = hold(memory, request_of([b, a])).segments
+    [alone] = hold(memory, request_of([a])).segments
     assert first is again
     assert first.num_users == 2
     assert len({first, turned, alone}) == len(occupants(table)) == 3
@@ -89,16 +117,16 @@ def test_those_who_hold_the_same_prefixes_in_the_same_order_share_one_place() ->
 
 
 def test_an_equal_prefix_that_is_another_object_is_not_shared() -> None:
-    memory = Memory(row_table(), "decoder")
-    [one], [other] = (memory.hold(request_of([prefix_of(LONG)]), []).segments for _ in range(2))
+    memory = KVMemory(row_table(), "decoder")
+    [one], [other] = (hold(memory, request_of([prefix_of(LONG)])).segments for _ in range(2))
     assert one is not other
 
 
 def test_a_shared_prefix_is_loaded_once_and_leaves_with_its_last_user() -> None:
     table = row_table()
-    memory = Memory(table, "decoder")
+    memory = KVMemory(table, "decoder")
     request = request_of([prefix_of(LONG)])
-    holdings = [memory.hold(request, [10]) for _ in range(3)]
+    holdings = [hold(memory, request) for _ in range(3)]
     [segment] = occupants(table)
     assert [type(item) for item in table.take_operations()] == [LoadPrefixes]
     for holding in holdings:
@@ -107,19 +135,19 @@ def test_a_shared_prefix_is_loaded_once_and_leaves_with_its_last_user() -> None:
     assert occupants(table) == []
     assert table.reserved_columns == 0
     assert table.take_operations() == ()
-    [fresh] = memory.hold(request, [10]).segments
+    [fresh] = hold(memory, request).segments
     assert fresh is not segment
 
 
 def test_a_suspect_prefix_is_shared_with_nobody_new_and_its_place_is_cleared() -> None:
     table = row_table()
-    memory = Memory(table, "decoder")
+    memory = KVMemory(table, "decoder")
     request = request_of([prefix_of(LONG)])
-    first, second = (memory.hold(request, [10]) for _ in range(2))
+    first, second = (hold(memory, request) for _ in range(2))
     [segment] = first.segments
     segment.tainted = True
     memory.let_go(first)
-    third = memory.hold(request, [10])
+    third = hold(memory, request)
     assert third.segments != second.segments == (segment,)
     table.take_operations()
     slot = segment.slot
@@ -135,85 +163,100 @@ def test_a_suspect_prefix_is_shared_with_nobody_new_and_its_place_is_cleared() -
 
 def test_the_columns_of_a_shared_prefix_are_reserved_once() -> None:
     table = row_table()
-    memory = Memory(table, "decoder")
-    request = request_of([prefix_of(100)])
-    memory.hold(request, [32, 32])
-    assert table.reserved_columns == 128 + 64
-    memory.hold(request, [33])
-    assert table.reserved_columns == 128 + 64 + 48
+    memory = KVMemory(table, "decoder")
+    hold(memory, request_of([prefix := prefix_of(100)], n=2))
+    assert table.reserved_columns == 128 + 32
+    hold(memory, request_of([prefix], prompt=33, n=2))
+    assert table.reserved_columns == 128 + 32 + 48
 
 
 @pytest.mark.parametrize("length", [10, 100])
 def test_what_fits_is_what_can_be_held(length: int) -> None:
     """A second user of a shared prefix needs less than the first."""
     request = request_of([prefix_of(length)])
-    slots = [length + 30] if length < LONG else [30]
-    for columns in range(0, 400, 8):
+    for columns in range(8, 400, 8):
         table = row_table(columns)
-        memory = Memory(table, "decoder")
-        held = 0
-        while memory.fits(request, slots):
-            memory.hold(request, slots)
-            held += 1
+        held = reservations(table)
+        entry = RequestState(request, 0, 0.0)
+        held.measure(entry)
+        count = 0
+        while held.fits(entry):
+            held.enter(begun(held, request))
+            count += 1
             assert table.reserved_columns <= columns
-        each = table.reservation(slots[0])
+        each = table.reservation(30 if length >= LONG else length + 30)
         once = table.reservation(length) if length >= LONG else 0
-        assert held == max(0, columns - once) // each
+        assert count == max(0, columns - once) // each
 
 
 def test_the_most_that_a_request_needs_counts_its_prefix_as_if_nobody_shared_it() -> None:
-    memory = Memory(row_table(), "decoder")
+    held = reservations(row_table())
     request = request_of([prefix_of(100)])
-    before = memory.most(request, [32])
-    memory.hold(request, [32])
-    assert memory.most(request, [32]) == before == 128 + 32
+    first, second = begun(held, request), begun(held, request)
+    assert first.needs == second.needs == (1, 128 + 32)
+    assert first.row_needs == (1, 32)
 
 
 @pytest.mark.parametrize(
-    ("changes", "slots"),
+    ("changes", "row", "kept", "slot"),
     [
-        ({}, [15 + 10 + 20]),
-        ({"n": 3}, [15 + 10 + 20] * 3),
-        ({"beam": BeamParams(4), "n": 2}, [15 + 10, 20, 20, 20, 20]),
+        ({}, 48, 0, 15 + 10 + 20),
+        ({"n": 3}, 48, 32, 15 + 10 + 20),
+        ({"beam": BeamParams(4), "n": 2}, 0, 32 + 4 * 32, 15 + 10),
     ],
     ids=["one row", "three rows", "beams"],
 )
 def test_beams_reserve_their_prompt_once_and_for_each_what_it_generates(
-    changes: dict[str, object], slots: list[int]
+    changes: dict[str, object], row: int, kept: int, slot: int
 ) -> None:
-    assert Memories(row_table()).row_slots(request_of([prefix_of(15)], **changes)) == slots
+    [needs] = kv_needs(request_of([prefix_of(15)], **changes), row_table())
+    assert (needs.row, needs.kept, needs.slot) == (row, kept, slot)
 
 
 @pytest.mark.parametrize(
-    ("changes", "slots"),
-    [({"n": 2}, [15 + 1 + 20] * 2), ({"beam": BeamParams(3)}, [15 + 1, 20, 20, 20])],
+    ("changes", "row", "kept", "slot"),
+    [
+        ({"n": 2}, 48, 32, 15 + 1 + 20),
+        ({"beam": BeamParams(3)}, 0, 32 + 3 * 32, 15 + 1),
+    ],
     ids=["rows", "beams"],
 )
 def test_with_an_encoder_rows_begin_with_the_start_token_alone(
-    changes: dict[str, object], slots: list[int]
+    changes: dict[str, object], row: int, kept: int, slot: int
 ) -> None:
-    memories = Memories(row_table(), source_table())
-    assert memories.row_slots(request_of([prefix_of(15, 7)], **changes)) == slots
+    needs, source = kv_needs(request_of([prefix_of(15, 7)], **changes), row_table(), source_table())
+    assert (needs.row, needs.kept, needs.slot) == (row, kept, slot)
+    assert (source.row, source.kept, source.slot) == (0, 32, 7 + 10)
 
 
 def test_a_source_is_reserved_once_for_all_rows_behind_its_own_cross_prefix() -> None:
     rows, sources = row_table(), source_table()
-    memories = Memories(rows, sources)
-    request = request_of([prefix_of(LONG, 7)], prompt=30, n=3)
-    decoder, cross = memories.hold(request)
+    held = reservations(rows, sources)
+    entry = begun(held, request_of([prefix_of(LONG, 7)], prompt=30, n=3))
     assert sources.reserved_columns == 40
-    assert not cross.segments
     # its own prefix, and a place for what all rows begin with
     assert rows.reserved_columns == 64 + 32
-    for _ in range(3):
-        memories.hold_row(request)
-    assert rows.reserved_columns == 64 + 32 + 3 * 32
-    assert len(decoder.segments) == 1
-    decoder, cross = memories.let_prompt_go((decoder, cross))
+    held.enter(entry)
+    held.start_prompt(entry)
+    for left in (2, 1):
+        assert rows.reserved_columns == 64 + 32 + (3 - left) * 32
+        entry.num_unstarted = left - 1
+        held.enter(entry)
     assert rows.reserved_columns == 64 + 3 * 32
-    memories.let_rows_go(request, 3)
-    memories.let_go((decoder, cross))
+    decoder, cross = entry.reservations
+    assert len(decoder.segments) == 1
+    assert not cross.segments
+    held.end(entry)
     assert rows.reserved_columns == sources.reserved_columns == 0
+
+
+def test_integrity_fails_for_reservations_that_no_request_holds() -> None:
+    rows = row_table()
+    held = reservations(rows)
+    held.check_integrity([])
+    rows.reserve(32)
+    with pytest.raises(RuntimeError, match="0 decoder columns are held, 32 reserved"):
+        held.check_integrity([])
 
 
 @pytest.mark.parametrize(("row_columns", "source_columns"), [(31, 999), (999, 31)])
@@ -221,11 +264,14 @@ def test_a_request_waits_until_both_memories_have_room(
     row_columns: int, source_columns: int
 ) -> None:
     request = request_of(prompt=20)
-    assert Memories(row_table(32), source_table(32)).fits(request)
-    memories = Memories(row_table(row_columns), source_table(source_columns))
-    assert not memories.fits(request)
+    entry = RequestState(request, 0, 0.0)
+    roomy = reservations(row_table(32), source_table(32))
+    roomy.measure(entry)
+    assert roomy.fits(entry)
+    rows, sources = row_table(row_columns), source_table(source_columns)
+    assert not reservations(rows, sources).fits(entry)
     with pytest.raises(InvalidRequest, match="exceed the K/V memory of 31 columns"):
-        memories.check(request)
+        check_kv_needs(request, rows, sources)
 
 
 LENGTHS = st.lists(st.sampled_from((3, 30, 40, LONG, 90)), max_size=3)
@@ -239,25 +285,25 @@ def test_whatever_comes_and_goes_in_any_order_nothing_is_left_at_the_end(
     shelf: list[tuple[list[int], list[int]]], acts: list[tuple[int, int, bool]]
 ) -> None:
     rows, sources = row_table(), source_table()
-    memories = Memories(rows, sources)
+    memories = reservations(rows, sources)
     stacks = [
         [prefix_of(*pair) for pair in zip(decoder, cross, strict=False)] for decoder, cross in shelf
     ]
-    held: list[tuple[KVReservation, KVReservation]] = []
+    held: list[RequestState] = []
     for which, gone, tainted in acts:
-        held.append(memories.hold(request_of(stacks[which % len(stacks)], n=2)))
+        held.append(begun(memories, request_of(stacks[which % len(stacks)], n=2)))
         if gone < len(held):
-            holdings = held.pop(gone)
-            for holding in holdings:
-                for segment in holding.segments:
+            entry = held.pop(gone)
+            for reservation in entry.reservations:
+                for segment in reservation.segments:
                     segment.tainted |= tainted
-            memories.let_go(holdings)
+            memories.end(entry)
         for table, place in ((rows, 0), (sources, 1)):
-            used = [segment for pair in held for segment in pair[place].segments]
+            used = [segment for entry in held for segment in entry.reservations[place].segments]
             assert set(occupants(table)) == set(used)
             assert all(used.count(segment) == segment.num_users for segment in used)
-    for holdings in held:
-        memories.let_go(holdings)
+    for entry in held:
+        memories.end(entry)
     for table in (rows, sources):
         table.check_integrity()
         assert table.reserved_columns == 0

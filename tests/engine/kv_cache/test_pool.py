@@ -38,9 +38,7 @@ def prefix_of(length: int, value: float) -> Prefix:
 
 
 def row_with(*prefixes: Prefix) -> TokenSequence:
-    row = make_row()
-    object.__setattr__(row.request, "prefixes", prefixes)
-    return row
+    return make_row(prefixes=prefixes)
 
 
 def fill(pool: KVPool, slot: Slot, value: float) -> None:
@@ -57,8 +55,8 @@ def carry_out(table: SlotTable, pool: KVPool) -> None:
     pool.prepare(operations, num_rows)
     for operation in operations:
         pool.apply(operation)
-        assert pool.nbytes <= 2 * pool._max_bytes
-    pool.settle(num_rows)
+        assert pool.nbytes <= 2 * pool.max_bytes
+    pool.fit(num_rows)
 
 
 def contents(pool: KVPool, slot: Slot) -> torch.Tensor:

@@ -117,7 +117,7 @@ def test_the_death_of_the_engine_answers_whatever_runs(
             pool.submit(complete, client),
             pool.submit(complete, client, stream=True),
         ]
-        until(lambda: own_server.services.engine._admission.num_open == 2)
+        until(lambda: own_server.services.engine.admission.num_open == 2)
         own_server.services.engine.step = None
     for future in running:
         reply = future.result()
@@ -154,7 +154,7 @@ def test_running_requests_finish_while_the_server_drains(
     with held(own_server.services):
         whole = pool.submit(complete, client, max_tokens=20)
         streamed = pool.submit(complete, client, max_tokens=20, stream=True)
-        until(lambda: own_server.services.engine._admission.num_open == 2)
+        until(lambda: own_server.services.engine.admission.num_open == 2)
         draining = start_draining(own_server, 20)
         assert not draining.done()
     draining.result(20)
@@ -195,7 +195,7 @@ def stream_tgi(client: httpx.Client) -> httpx.Response:
 
 def test_a_full_queue_is_not_ready(client: httpx.Client, own_server: RunningServer) -> None:
     engine = own_server.services.engine
-    engine._admission.note_waiting(engine.config.max_waiting, 0)
+    engine.admission.note_waiting(engine.config.max_waiting, 0)
     assert statuses(client) == {"/health/live": 200, "/health/ready": 503, "/health": 200}
     complete(client)
     until(lambda: client.get("/health/ready").status_code == 200)

@@ -551,7 +551,7 @@ def test_a_full_server_says_when_to_come_again(narrow_server: RunningServer) -> 
     with narrow_server.client() as client, ThreadPoolExecutor() as pool:
         with held(narrow_server.services):
             first = pool.submit(complete, client)
-            until(lambda: narrow_server.services.engine._admission.num_open == 1)
+            until(lambda: narrow_server.services.engine.admission.num_open == 1)
             refused = complete(client)
         assert (refused.status_code, error_of(refused)["code"]) == (503, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1

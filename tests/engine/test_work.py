@@ -21,7 +21,7 @@ PROMPT = tuple(range(40, 60))
 def work_of(model: FrozenModel, request: GenerationRequest) -> Work:
     with started(model) as engine:
         *_, end = asyncio.run(ask(engine, request))
-        assert not list(engine._meter.open_ids)
+        assert not engine.debug_state()["active"]
     assert isinstance(end, RequestFinished)
     return end.work
 
