@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from app.engine.config import EngineConfig
-from app.engine.fairness.forecast import Forecast
+from app.engine.fairness.forecast import Forecast, SchedulerFigures
 from app.engine.fairness.tenant_share import Stock
 from app.engine.kv_cache.memory import check_kv_needs
 from app.engine.kv_cache.slots import SlotTable
 from app.engine.request import GenerationRequest, columns_of
-from app.engine.step import SchedulerFigures
 from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded, TenantQueueFull
 from app.model.text import Text
 from app.prefix.spec import BaseModelSpec

@@ -72,7 +72,8 @@ class OutputText:
         elif full:
             self.finish_reason = FinishReason.LENGTH
         if self.finish_reason is not None and self.stop_string is None:
-            shown += self._close()
+            rest = self.detokenizer.flush()
+            shown += self._close(rest) if self._sampling.stop else rest
             if self.stop_string is not None:
                 self.finish_reason = FinishReason.STOP
         self._num_shown += len(shown)
@@ -106,11 +107,8 @@ class OutputText:
         """The score of a token whose text a stop string may have cut off."""
         return replace(score, start=min(score.start, self._num_shown))
 
-    def _close(self) -> str:
-        """The text that was held back or incomplete when the row ended."""
-        rest = self.detokenizer.flush()
-        if not self._sampling.stop:
-            return rest
+    def _close(self, rest: str) -> str:
+        """The text that was held back when the row ended, and `rest` behind it."""
         shown = self._show(rest)
         return shown if self.stop_string is not None else shown + self._held
 

@@ -3,13 +3,12 @@
 The tokens' keys and values are written into the pool at (slot, column); then each token attends to
 [prefix | prompt | generated]: the columns of its row's own slot, together with the segments that
 the row shares with others; with an encoder also, across, to its request's source. Native code does
-that where there is any, else torch. This is where tasks mix; it knows nothing about sampling or
-scheduling.
+that where there is any, else torch. This is where tasks mix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -81,26 +80,19 @@ def _by_native_code(
     kernel: AttentionKernel, chunks: Sequence[Chunk], pool: KVPool, sources: KVPool | None
 ) -> dict[str, NativeAttention]:
     """Attention by role; what rows share comes before their own columns."""
-    own = [
-        Run(
-            (
-                *_parts(chunk.row.segments, pool),
-                pool.part(slot_of(chunk.row), chunk.row.num_cached + 1),
-            ),
-            chunk.count,
-        )
-        for chunk in chunks
-    ]
+    own: list[Run] = []
+    across: list[Run] = []
+    for chunk in chunks:
+        row, parts = chunk.row, list[Part]()
+        for segment in row.segments:
+            parts.append(pool.part(slot_of(segment), segment.num_cached))
+        parts.append(pool.part(slot_of(row), row.num_cached + 1))
+        own.append(Run(parts, chunk.count))
+        if sources is not None and row.source is not None:
+            read: list[KVEntry] = [*row.source.segments, row.source]
+            parts = [sources.part(slot_of(one), one.num_cached) for one in read]
+            across.append(Run(parts, chunk.count))
     found = {"decoder": NativeAttention(kernel, pool.kv_heads, own, grows=True)}
     if sources is not None:
-        across = [
-            Run(_parts((*source.segments, source), sources), chunk.count)
-            for chunk in chunks
-            if (source := chunk.row.source) is not None
-        ]
         found["cross"] = NativeAttention(kernel, sources.kv_heads, across, grows=False)
     return found
-
-
-def _parts(occupants: Iterable[KVEntry], pool: KVPool) -> list[Part]:
-    return [pool.part(slot_of(occupant), occupant.num_cached) for occupant in occupants]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from app.engine.decoding.beam_sequences import BeamSequences
@@ -16,6 +17,7 @@ from app.engine.request import (
     Work,
 )
 from app.engine.sequence import KVEntry, SharedPrefix, Source, TokenSequence
+from app.engine.step import Sampled
 from app.model.text import Text
 
 
@@ -136,6 +138,26 @@ class RequestState:
         if self.source is not None:
             self.source.proven = True
         return [PromptScored(tuple(self.scores))] if self.scores else []
+
+    def take_scores(self, row: TokenSequence, scored: Iterable[Sampled]) -> None:
+        """Add log-probabilities of its prompt's next tokens."""
+        score = row.output.score
+        if not self.scores:
+            self.scores.append(score(row.token_ids[0], None))
+        self.scores.extend(score(item.token_id, item.logprob, item.top) for item in scored)
+
+    def take_token(self, sampled: Sampled, now: float) -> list[Event]:
+        """Add a row's new token; what is to be told of it."""
+        row = sampled.row
+        delta = row.output.push(sampled.token_id, sampled.logprob, sampled.top)
+        row.token_ids.append(sampled.token_id)
+        self.new_tokens += 1 if self.request.sampling.max_tokens else 0
+        events = self.note_first_token(now) if self.first_token_at is None else []
+        if delta is not None:
+            events.append(delta)
+        if row.output.finish_reason is not None:
+            events.append(row.output.finished())
+        return events
 
     def taint(self) -> None:
         """The request has failed: what it depends on may hold NaN, wherever it moves from now."""

@@ -64,20 +64,18 @@ class Inbox:
         with self._changed:
             while wait and not self._messages and not self.closed:
                 self._changed.wait()
-                self._gather()
+                # let a burst arrive whole, so that its first request does not start a step alone
+                last = time.monotonic() + _LONGEST_BURST_S
+                num_seen = 0
+                while (
+                    num_seen < len(self._messages) and not self.closed and time.monotonic() < last
+                ):
+                    num_seen = len(self._messages)
+                    self._changed.wait(_BURST_GAP_S)
             if self.closed:
                 return None
             messages, self._messages = self._messages, []
             return messages
-
-    def _gather(self) -> None:
-        """Let a burst arrive whole, so that its first request does not start a step alone."""
-        last = time.monotonic() + _LONGEST_BURST_S
-        while not self.closed and time.monotonic() < last:
-            before = len(self._messages)
-            self._changed.wait(_BURST_GAP_S)
-            if len(self._messages) == before:
-                return
 
 
 class RequestStream:

@@ -14,6 +14,7 @@ from typing import Any
 
 from app.engine.config import EngineConfig
 from app.engine.encoder.source_queue import SourceQueue
+from app.engine.fairness.forecast import SchedulerFigures
 from app.engine.fairness.prefill_budget import PrefillBudget
 from app.engine.fairness.queue import FairQueue
 from app.engine.kv_cache.memory import Reservations
@@ -21,7 +22,7 @@ from app.engine.kv_cache.slots import SlotTable, slot_of
 from app.engine.request import Event, GenerationRequest, RequestFailed
 from app.engine.request_state import ReplyFrame, RequestState
 from app.engine.sequence import KVEntry, TokenSequence
-from app.engine.step import NO_ENCODING, Chunk, Sampled, SchedulerFigures, StepPlan, StepResult
+from app.engine.step import NO_ENCODING, Chunk, Sampled, StepPlan, StepResult
 from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError, RequestCancelled
 from app.model.text import Text
 
@@ -142,10 +143,9 @@ class Scheduler:
         operations = self._table.take_operations()
         if not (decode or prefill or operations) and encoding.is_empty:
             return None
-        num_prefill = 0
         for chunk in prefill:
-            num_prefill += chunk.count
             self._queue.serve_prompt(chunk.row.request, chunk.count)
+        num_prefill = sum([chunk.count for chunk in prefill])
         counts, chunks = self._table.counts, (*decode, *prefill)
         return StepPlan(operations, chunks, len(decode), num_prefill, counts, encoding)
 
@@ -155,26 +155,21 @@ class Scheduler:
         self._budget.observe(plan.num_decode, plan.num_prefill_tokens, seconds)
         self._step_s += (result.seconds - self._step_s) / (_STEPS if self._step_s else 1)
         self._advance(plan, result)
-        deliveries = self._fail_all(result.faults) if result.faults else []
+        deliveries = self._fail(result.faults) if result.faults else []
         if self._sources is not None:
-            self._sources.end([*result.encoded, *result.faults])
-            for source, encoded in result.encoded.items():
-                entry = self._active.get(source.request.id)
-                # the request may have ended, and another one may have its id
-                if entry is not None and entry.source is source:
-                    self._sources.table.place_encoded(source, encoded)
-                    self._prefilling.append(self._reservations.start_prompt(entry))
+            self._begin_encoded(self._sources, result)
         for row, scored in result.scored.items():
-            deliveries.extend(self._collect_scores(row, scored))
-        # after a prompt is done, the request's other rows get a copy of its columns
+            deliveries += self._take_scores(row, scored)
         for chunk in plan.chunks[plan.num_decode :]:
-            if chunk.row.slot is not None and not chunk.row.in_prefill:
+            if chunk.row.request.n > 1 and chunk.row.slot and not chunk.row.in_prefill:
+                # its prompt is done: the request's other rows get a copy of its columns
                 entry = self._active[chunk.row.request.id]
                 self._reservations.fork(entry, chunk.row, chunk.samplers[1:])
         for sampled in result.sampled:
-            self._take_token(sampled, now, deliveries)
-        for request_id in dict.fromkeys(row.request.id for row in result.candidates):
-            deliveries.extend(self._advance_beams(request_id, result, now))
+            deliveries += self._take_token(sampled, now)
+        if result.candidates:
+            for request_id in dict.fromkeys(row.request.id for row in result.candidates):
+                deliveries.extend(self._advance_beams(request_id, result, now))
         if self._prefilling:
             self._prefilling = [row for row in self._prefilling if row.in_prefill and row.slot]
         return deliveries
@@ -200,20 +195,32 @@ class Scheduler:
             elif self._sources is not None:
                 self._sources.add(entry.source)
 
+    def _begin_encoded(self, sources: SourceQueue, result: StepResult) -> None:
+        """Keep what was made of sources, and let their requests begin with the start token."""
+        sources.end([*result.encoded, *result.faults])
+        for source, encoded in result.encoded.items():
+            entry = self._active.get(source.request.id)
+            # the request may have ended, and another one may have its id
+            if entry is not None and entry.source is source:
+                sources.table.place_encoded(source, encoded)
+                self._prefilling.append(self._reservations.start_prompt(entry))
+
     # --- planning --------------------------------------------------------------------------
 
     def _decode_chunks(self) -> list[Chunk]:
         """One token of every row whose prompt is done, in the order of their slots."""
-        rows = [
-            row
-            for slots in self._table.rows
-            for row in slots
-            if isinstance(row, TokenSequence) and not (row.in_prefill or row.is_trunk)
-        ]
+        rows: list[TokenSequence] = []
+        for slots in self._table.rows:
+            for row in slots:
+                if isinstance(row, TokenSequence) and not (row.in_prefill or row.is_trunk):
+                    rows.append(row)
         for row in rows:
             self._table.make_room(row, row.num_cached + row.num_pending)
         rows.sort(key=slot_of)
-        return [Chunk(row, row.num_pending, (row,)) for row in rows]
+        chunks = []
+        for row in rows:
+            chunks.append(Chunk(row, row.num_pending, (row,)))
+        return chunks
 
     def _prefill_chunks(self, num_decode: int) -> list[Chunk]:
         """Chunks of prompts until the budget is spent, in the order of their tenants' turns.
@@ -223,8 +230,9 @@ class Scheduler:
         chunks: list[Chunk] = []
         ready: list[GenerationRequest] = []
         queue, rows = self._queue, self._prefilling
-        unscored = [row.request for row in rows if not row.request.scores_prompt]
-        urgent = len(unscored) - sum(map(queue.is_held_back, unscored))
+        urgent = 0
+        for row in rows:
+            urgent += not (row.request.scores_prompt or queue.is_held_back(row.request))
         budget = self._budget.budget(num_decode, urgent)
         # nobody waits for scores as for a first token
         scorable = min(self._config.score_chunk, self._budget.budget(num_decode, 0))
@@ -244,7 +252,9 @@ class Scheduler:
             if done and self._config.reserve:
                 ready.append(row.request)
             chunks.append(Chunk(row, count, samplers, scores))
-        return sorted(chunks, key=lambda chunk: slot_of(chunk.row))
+        if len(chunks) > 1:
+            chunks.sort(key=lambda chunk: slot_of(chunk.row))
+        return chunks
 
     # --- results ---------------------------------------------------------------------------
 
@@ -265,46 +275,32 @@ class Scheduler:
             if entry := self._active.get(source.request.id):
                 entry.prompt_tokens += source.num_tokens
 
-    def _collect_scores(self, row: TokenSequence, scored: Iterable[Sampled]) -> Deliveries:
+    def _take_scores(self, row: TokenSequence, scored: Iterable[Sampled]) -> Deliveries:
+        try:
+            if entry := self._active.get(row.request.id):
+                entry.take_scores(row, scored)
+        except Exception as error:
+            return self._fail({row: GenerationFault(f"the prompt's text failed: {error}")})
+        return []
+
+    def _take_token(self, sampled: Sampled, now: float) -> Deliveries:
+        """Add a row's new token, and end the row, and with its last one the request."""
+        row = sampled.row
         entry = self._active.get(row.request.id)
         if entry is None:
             return []
-        score = row.output.score
         try:
-            if not entry.scores:
-                entry.scores.append(score(row.token_ids[0], None))
-            entry.scores.extend(score(item.token_id, item.logprob, item.top) for item in scored)
+            events = entry.take_token(sampled, now)
         except Exception as error:
-            return self._fail(row, GenerationFault(f"the prompt's text failed: {error}"))
-        return []
-
-    def _take_token(self, sampled: Sampled, now: float, deliveries: Deliveries) -> None:
-        """Add a row's new token, and end the row, and with its last one the request."""
-        row, request_id = sampled.row, sampled.row.request.id
-        entry = self._active.get(request_id)
-        if entry is None:
-            return
-        output = row.output
-        try:
-            delta = output.push(sampled.token_id, sampled.logprob, sampled.top)
-        except Exception as error:
-            deliveries += self._fail(row, GenerationFault(f"the row's text failed: {error}"))
-            return
-        row.token_ids.append(sampled.token_id)
-        entry.new_tokens += 1 if row.request.sampling.max_tokens else 0
-        events = entry.note_first_token(now) if entry.first_token_at is None else []
-        if delta is not None:
-            events.append(delta)
-        if output.finish_reason is not None:
-            events.append(output.finished())
+            return self._fail({row: GenerationFault(f"the row's text failed: {error}")})
+        if row.output.finish_reason is not None:
             if len(entry.rows) > 1 or entry.num_unstarted:
                 self._reservations.end_row(entry, row)
                 self._queue.end_row(entry)
             else:
                 self._end(entry)
                 events.append(entry.finished(now))
-        for event in events:
-            deliveries.append((request_id, event))
+        return _deliveries(entry, events)
 
     def _advance_beams(self, request_id: str, result: StepResult, now: float) -> Deliveries:
         """Let a request's search go on by one token; with its last one come all results."""
@@ -317,15 +313,15 @@ class Scheduler:
             goes_on = entry.beams.advance(result.candidates, self._table)
             results = [] if goes_on else entry.beams.results()
         except Exception as error:
-            return self._fail(entry.rows[0], GenerationFault(f"the beam search failed: {error}"))
+            return self._fail({entry.rows[0]: GenerationFault(f"the search failed: {error}")})
         if goes_on:
             entry.rows = list(dict.fromkeys([entry.rows[0], *entry.beams.rows]))
         else:
             self._end(entry)
             events.extend([*results, entry.finished(now)])
-        return [(request_id, event) for event in events]
+        return _deliveries(entry, events)
 
-    def _fail_all(self, faults: Mapping[KVEntry, PolyprefixError]) -> Deliveries:
+    def _fail(self, faults: Mapping[KVEntry, PolyprefixError]) -> Deliveries:
         """End every request that depends on what failed."""
         failed: list[tuple[RequestState, PolyprefixError]] = []
         for entry in self._active.values():
@@ -339,14 +335,6 @@ class Scheduler:
             delivery for entry, error in failed for delivery in self.cancel(entry.request.id, error)
         ]
 
-    def _fail(self, row: TokenSequence, error: PolyprefixError) -> Deliveries:
-        """End the whole request of a row that failed; no other request is concerned."""
-        entry = self._active.get(row.request.id)
-        if entry is None:
-            return []
-        entry.taint()
-        return self.cancel(entry.request.id, error)
-
     def _end(self, entry: RequestState) -> None:
         """Free everything that the request holds."""
         if entry.source is not None and self._sources is not None:
@@ -356,3 +344,7 @@ class Scheduler:
             self._prefilling = [row for row in self._prefilling if row.slot is not None]
         self._queue.end(entry)
         del self._active[entry.request.id]
+
+
+def _deliveries(entry: RequestState, events: Iterable[Event]) -> Deliveries:
+    return [(entry.request.id, event) for event in events]

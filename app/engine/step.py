@@ -1,4 +1,4 @@
-"""What one step does, and what came of it: plain values between scheduler, runner and engine."""
+"""What one step does, and what came of it: plain values between scheduler and runner."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from app.engine.kv_cache.slots import PoolOperation
-from app.engine.request_state import RequestState
 from app.engine.sequence import KVEntry, Source, TokenSequence
 from app.errors import PolyprefixError
 
@@ -93,17 +92,3 @@ class StepResult:
     faults: Mapping[KVEntry, PolyprefixError] = field(default_factory=dict)
     seconds: float = 0.0
     encoder_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulerFigures:
-    """What waits and runs after a step: requests, rows, tenants, and the requests with rows.
-
-    `step_s` is the mean duration of recent steps in seconds.
-    """
-
-    num_waiting: int = 0
-    num_rows: int = 0
-    num_waiting_tenants: int = 0
-    active: tuple[RequestState, ...] = ()
-    step_s: float = 0.0

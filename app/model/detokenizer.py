@@ -59,14 +59,20 @@ class ByteDetokenizer:
         self._table = table
         self._length = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._decoder.decode(self._last_bytes(context))
+        # bytes enough to know which character is incomplete
+        data = b""
+        for token_id in reversed(context):
+            data = (table[token_id] if token_id < len(table) else b"") + data
+            if len(data) > _MAX_BROKEN:
+                break
+        self._decoder.decode(data)
         self._is_incomplete = bool(self._decoder.getstate()[0])
         # the prompt's text has shown its incomplete character as a broken one already
         self._owed = self._is_incomplete
 
     def push(self, token_id: int) -> str:
         """The text that is certain now."""
-        data = self._bytes_of(token_id)
+        data = self._table[token_id] if token_id < len(self._table) else b""
         if not data:
             self.start = max(self.start, self._length)
             return ""
@@ -80,10 +86,7 @@ class ByteDetokenizer:
 
     def flush(self) -> str:
         """The incomplete character at the end, as a broken one."""
-        return self._decode(b"", final=True)
-
-    def _bytes_of(self, token_id: int) -> bytes:
-        return self._table[token_id] if token_id < len(self._table) else b""
+        return self._decode(b"", final=True) if self._is_incomplete else ""
 
     def _decode(self, data: bytes, *, final: bool = False) -> str:
         text = self._decoder.decode(data, final)
@@ -93,15 +96,6 @@ class ByteDetokenizer:
             text = text.removeprefix(BROKEN)
         self._length += len(text)
         return text
-
-    def _last_bytes(self, token_ids: Sequence[int]) -> bytes:
-        """Bytes enough to know which character is incomplete."""
-        data = b""
-        for token_id in reversed(token_ids):
-            data = self._bytes_of(token_id) + data
-            if len(data) > _MAX_BROKEN:
-                break
-        return data
 
 
 class Vocabulary:

@@ -2,7 +2,7 @@
 
 With few rows a product takes as long as its weight takes to be read; oneDNN's reads it at about
 half of what memory gives. The weight is shared, in oneDNN's blocked layout, so nothing is kept
-twice. Knows nothing about models.
+twice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Processor:
     panel: int | None
 
 
-class _Call(ctypes.Structure):
+class ProductCall(ctypes.Structure):
     """The C code's `struct call`."""
 
     _fields_ = (
@@ -57,9 +57,9 @@ class FewRowsKernel:
     def __init__(self, library: ctypes.CDLL) -> None:
         self.max_rows = ctypes.c_int64.in_dll(library, "polyprefix_few_rows_most").value
         self._function = library.polyprefix_few_rows
-        self._function.argtypes, self._function.restype = (ctypes.POINTER(_Call),), None
+        self._function.argtypes, self._function.restype = (ctypes.POINTER(ProductCall),), None
 
-    def run(self, call: _Call) -> None:
+    def run(self, call: ProductCall) -> None:
         """Compute what `call` describes; other Python threads run meanwhile."""
         self._function(ctypes.byref(call))
 
@@ -108,7 +108,7 @@ class FewRowsProduct:
             rows = rows.contiguous()
         output = torch.empty((*x.shape[:-1], self._outputs), dtype=x.dtype)
         packed = torch.empty(len(rows) * self._pairs, dtype=torch.int32)
-        call = _Call(
+        call = ProductCall(
             len(rows),
             self._inputs,
             self._pairs,

@@ -9,6 +9,7 @@ one differs or fails, the plain layer stays. Knows nothing about attention or pr
 from __future__ import annotations
 
 import logging
+from functools import cache
 
 import torch
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
@@ -77,6 +78,7 @@ class PackedLinear(torch.nn.Module):
         return y[..., :rows, :] if extra else y
 
 
+@cache
 def padded_rows(rows: int) -> int:
     """The row count that is computed in place of `rows`: of a hundred sizes the next larger one.
 

@@ -73,6 +73,9 @@ class Text:
         self.facts = facts or TokenizerFacts()
         self._specials = _special_tokens(self._tokenizer)
         self.special_ids = frozenset(self._specials.values())
+        # of specials that begin alike the longest is meant
+        texts = sorted(self._specials, key=len, reverse=True)
+        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, texts))})")
         self._special_texts = {token_id: text for text, token_id in self._specials.items()}
         self._token_bytes = _byte_table(tokenizer_json, self._tokenizer, self.special_ids)
         self._vocabulary = Vocabulary(
@@ -109,9 +112,9 @@ class Text:
         if parse_special:
             template, text = template.replace(INPUT_PLACEHOLDER, text), ""
         ids: list[int] = []
-        for piece, special in self._split_specials(template):
-            if special is not None:
-                ids.append(special)
+        for piece in self._special_pattern.split(template) if self._specials else (template,):
+            if piece in self._specials:
+                ids.append(self._specials[piece])
             elif piece:
                 filled = piece if parse_special else piece.replace(INPUT_PLACEHOLDER, text)
                 ids.extend(self._tokenizer.encode(filled, add_special_tokens=False).ids)
@@ -202,21 +205,6 @@ class Text:
     def _bytes_of(self, token_id: int) -> bytes:
         table = self._token_bytes or ()
         return table[token_id] if token_id < len(table) else b""
-
-    def _split_specials(self, template: str) -> list[tuple[str, int | None]]:
-        """The template as pieces: (text, None) or (special's text, its id)."""
-        pieces: list[tuple[str, int | None]] = []
-        rest = template
-        while rest:
-            found = [(rest.find(text), -len(text), text) for text in self._specials if text in rest]
-            if not found:
-                pieces.append((rest, None))
-                break
-            start, _, special = min(found)
-            pieces.append((rest[:start], None))
-            pieces.append((special, self._specials[special]))
-            rest = rest[start + len(special) :]
-        return pieces
 
 
 def _plain_tokenizer(tokenizer_json: str, *, parses_special: bool = False) -> Tokenizer:

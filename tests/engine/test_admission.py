@@ -9,9 +9,9 @@ import torch
 
 from app.engine.admission import Admission
 from app.engine.config import EngineConfig
+from app.engine.fairness.forecast import SchedulerFigures
 from app.engine.kv_cache.slots import SlotTable, length_classes
 from app.engine.request_state import RequestState
-from app.engine.step import SchedulerFigures
 from app.errors import ContextLengthExceeded, InvalidRequest, Overloaded, TenantQueueFull
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import BaseModelSpec, ModuleShape

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from app.engine.engine import Engine
+from app.engine.fairness.forecast import SchedulerFigures
 from app.engine.request import Event, FinishReason, RequestFailed, RequestFinished, RowFinished
 from app.engine.router import RequestStream
-from app.engine.step import SchedulerFigures
 from app.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,

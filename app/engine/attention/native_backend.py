@@ -1,7 +1,7 @@
 """Attention of a step in native code: one call a layer writes keys and values and attends.
 
-A row's tokens attend to parts, columns of slots that stand together in memory: what it shares with
-others and its own. Only columns in use are read. Knows nothing about how rows got their slots.
+A row's tokens attend to parts, columns of slots that are together in memory: what it shares with
+others and its own. Only columns in use are read.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Run(NamedTuple):
     num_tokens: int = 1
 
 
-class _Call(ctypes.Structure):
+class AttentionCall(ctypes.Structure):
     """The C code's `struct call`."""
 
     _fields_ = (
@@ -66,9 +66,9 @@ class AttentionKernel:
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, head_dim: int) -> None:
         self.dtype, self.head_dim = dtype, head_dim
         self._function = library.polyprefix_attention
-        self._function.argtypes, self._function.restype = (ctypes.POINTER(_Call),), None
+        self._function.argtypes, self._function.restype = (ctypes.POINTER(AttentionCall),), None
 
-    def run(self, call: _Call) -> None:
+    def run(self, call: AttentionCall) -> None:
         """Compute what `call` describes; other Python threads run meanwhile."""
         self._function(ctypes.byref(call))
 
@@ -98,7 +98,7 @@ class NativeAttention:
         self._groups = torch.tensor(groups)
         self._parts = torch.tensor(parts)
         self._kv_heads = kv_heads
-        self._call = _Call(
+        self._call = AttentionCall(
             groups=len(groups),
             kv_heads=kv_heads,
             group=self._groups.data_ptr(),
@@ -116,14 +116,18 @@ class NativeAttention:
 
         `new` are keys and values [tokens, kv_heads, head_dim] to be written, None across.
         """
-        call, queries = self._call, _dense_heads(queries)
+        call = self._call
+        if queries.stride(-1) != 1:
+            queries = queries.contiguous()
         output = torch.empty(queries.shape, dtype=queries.dtype)
         call.layer, call.scaling = layer, scaling
         call.heads_per_kv = queries.shape[1] // self._kv_heads
         call.queries, call.output = queries.data_ptr(), output.data_ptr()
         call.query_token, call.query_head = queries.stride()[:2]
         if new is not None:
-            keys, values = (_dense_heads(tensor) for tensor in new)
+            keys, values = new
+            if keys.stride(-1) != 1 or values.stride(-1) != 1:
+                keys, values = keys.contiguous(), values.contiguous()
             call.new_keys, call.new_values = keys.data_ptr(), values.data_ptr()
             call.key_token, call.key_head = keys.stride()[:2]
             call.value_token, call.value_head = values.stride()[:2]
@@ -147,10 +151,6 @@ def load_attention_kernel(
     if not difference <= _TOLERANCE[dtype]:
         raise NoNativeCode(f"native attention differs from the plain one by {difference:.1e}")
     return kernel
-
-
-def _dense_heads(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
 def _part_of(pool: torch.Tensor, slot: int, columns: int) -> Part:

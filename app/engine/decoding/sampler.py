@@ -60,9 +60,9 @@ def sample(
         draw = draw_of(sampling) if sampling.temperature > 0 else None
         if (forced := row.forced_token) is not None:
             tokens[place] = forced
-        elif draw is not None or sampling.changes_logits or row.must_not_end:
+        elif draw or sampling.changes_logits or (sampling.min_tokens and row.must_not_end):
             groups.setdefault(draw, []).append(place)
-    for draw, places in _portions(groups, logits.shape[1]):
+    for draw, places in _portions(groups, logits.shape[1]) if groups else ():
         index = torch.tensor(places, device=logits.device)
         chosen = logits.index_select(0, index)
         chosen[~finite[index]] = 0  # NaN would be no index

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 from app.engine.request import GenerationRequest
 from app.engine.request_state import RequestState
-from app.engine.step import SchedulerFigures
 
 MAX_WAIT_S = 60.0
 """What clients are told at most; those of OpenAI wait no longer on anybody's word."""
@@ -31,6 +30,20 @@ class Stay:
 
     rows: int
     end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerFigures:
+    """What waits and runs after a step: requests, rows, tenants, and the requests with rows.
+
+    `step_s` is the mean duration of recent steps in seconds.
+    """
+
+    num_waiting: int = 0
+    num_rows: int = 0
+    num_waiting_tenants: int = 0
+    active: tuple[RequestState, ...] = ()
+    step_s: float = 0.0
 
 
 class Told:

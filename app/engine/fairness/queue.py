@@ -165,8 +165,9 @@ class FairQueue:
         """
         if not self._queued:
             return
-        turns = [(*self._rank(tenant), tenant) for tenant in self._queued.values()]
-        heapq.heapify(turns)
+        turns: list[tuple[bool, float, int, TenantShare]] = []
+        for tenant in self._queued.values():
+            heapq.heappush(turns, (*self._rank(tenant), tenant))
         passed: list[TenantShare] = []
         blocked: list[RequestState] = []
         while turns:

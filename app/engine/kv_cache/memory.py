@@ -216,8 +216,8 @@ class Reservations:
 
     def begin(self, entry: RequestState) -> None:
         """Take what a request holds besides its rows, before the first of them enters."""
-        pairs = zip(self.memories, entry.columns, strict=True)
-        entry.reservations = tuple([memory.hold(entry.request, needs) for memory, needs in pairs])
+        for memory, needs in zip(self.memories, entry.columns, strict=True):
+            entry.reservations += (memory.hold(entry.request, needs),)
         if self._source_table is not None:
             entry.source = Source(entry.request, entry.reservations[1].segments)
 

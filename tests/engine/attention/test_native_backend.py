@@ -212,7 +212,7 @@ def test_a_result_that_differs_from_the_plain_one_is_refused(
 ) -> None:
     run = native_backend.AttentionKernel.run
 
-    def wrong(kernel: native_backend.AttentionKernel, call: native_backend._Call) -> None:
+    def wrong(kernel: native_backend.AttentionKernel, call: native_backend.AttentionCall) -> None:
         call.scaling *= 1.5
         run(kernel, call)
 

@@ -13,9 +13,16 @@ import pytest
 
 from app.engine.admission import Admission
 from app.engine.config import EngineConfig
-from app.engine.fairness.forecast import MAX_WAIT_S, Forecast, Stay, Told, first_fit, simulate
+from app.engine.fairness.forecast import (
+    MAX_WAIT_S,
+    Forecast,
+    SchedulerFigures,
+    Stay,
+    Told,
+    first_fit,
+    simulate,
+)
 from app.engine.request import GenerationRequest
-from app.engine.step import SchedulerFigures
 from app.errors import Overloaded, PolyprefixError, RateLimited
 from app.prefix.spec import BaseModelSpec, ModuleShape
 from app.tenancy.limits.limiter import Limiter
