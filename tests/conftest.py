@@ -6,6 +6,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import hypothesis
@@ -21,6 +23,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from app.engine.attention import backends
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from tests.tiny import bart_config, gpt2_config, llama_like, save_model
@@ -33,6 +36,14 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("suite", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def native_attention() -> Iterator[None]:
+    """Native attention is compiled and checked once per run, and not for every engine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backends, "load_attention_kernel", cache(backends.load_attention_kernel))
+        yield
 
 
 @pytest.fixture(scope="session")

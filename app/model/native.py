@@ -55,7 +55,7 @@ def load_native(source: Path, constants: Mapping[str, int], folder: Path) -> cty
         _make_private(folder)
         compiler = _find_compiler()
         options = [*_FLAGS, *(f"-D{name}={value}" for name, value in sorted(constants.items()))]
-        parts = (source.read_text(), *options, _version_of(compiler), _processor())
+        parts = (source.read_text(), *options, _version_of(compiler), processor_facts())
         name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
         path = folder / f"{source.stem}-{name}.so"
         if not _is_own(path):
@@ -99,7 +99,7 @@ def _version_of(compiler: str) -> str:
     return _run([compiler, "--version"])
 
 
-def _processor() -> str:
+def processor_facts() -> str:
     """What `-march=native` may depend on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

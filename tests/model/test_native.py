@@ -77,17 +77,17 @@ def test_what_it_was_made_from_names_a_library(
     elif what == "compiler":
         monkeypatch.setattr(native, "_version_of", lambda _: "another compiler")
     else:
-        monkeypatch.setattr(native, "_processor", lambda: "another processor")
+        monkeypatch.setattr(native, "processor_facts", lambda: "another processor")
     load_native(source, {"ANSWER": 7}, folder)
     assert len(libraries(folder)) == 2
 
 
 def test_the_processor_is_described_alike_every_time() -> None:
     """Its clock, which changes all the time, is no part of that."""
-    first = native._processor()
+    first = native.processor_facts()
     assert first
     time.sleep(0.02)
-    assert native._processor() == first
+    assert native.processor_facts() == first
     assert "mhz" not in first.lower()
 
 

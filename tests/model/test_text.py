@@ -21,7 +21,7 @@ END = 0
 WHOLE = train_tokenizer().backend_tokenizer
 VOCABULARY = WHOLE.get_vocab_size()
 TEXT = Text(WHOLE.to_str(), vocab_size=VOCABULARY, eos_token_ids=[END])
-BYTE_IDS = sorted(TEXT._tokenizer.get_vocab().values())
+BYTE_IDS = sorted(WHOLE.get_vocab().values())
 PREFIX_SPACE = "\u2581"
 
 
@@ -170,7 +170,7 @@ def test_byte_level_pieces_join_to_the_whole_for_any_tokens(ids: list[int]) -> N
 
 @given(st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\ufffd"), max_size=20))
 def test_no_piece_of_whole_text_holds_a_broken_character(text: str) -> None:
-    pieces = pieces_of(TEXT, [TEXT._tokenizer.token_to_id(c) for c in byte_tokens(text)])
+    pieces = pieces_of(TEXT, [WHOLE.token_to_id(c) for c in byte_tokens(text)])
     assert "".join(pieces) == text
     assert not any("\ufffd" in piece for piece in pieces)
 
@@ -182,12 +182,12 @@ def byte_tokens(text: str) -> list[str]:
 
 
 def test_a_character_appears_with_its_last_byte() -> None:
-    ids = [TEXT._tokenizer.token_to_id(piece) for piece in byte_tokens("a€😀")]
+    ids = [WHOLE.token_to_id(piece) for piece in byte_tokens("a€😀")]
     assert pieces_of(TEXT, ids) == ["a", "", "", "€", "", "", "", "😀", ""]
 
 
 def test_a_character_that_stays_incomplete_is_shown_as_broken_at_the_end() -> None:
-    ids = [TEXT._tokenizer.token_to_id(piece) for piece in byte_tokens("a€")][:-1]
+    ids = [WHOLE.token_to_id(piece) for piece in byte_tokens("a€")][:-1]
     assert pieces_of(TEXT, ids) == ["a", "", "", "\ufffd"]
 
 
@@ -198,7 +198,7 @@ def test_special_tokens_have_no_text_in_a_row_but_one_alone() -> None:
 
 
 def test_a_token_alone_spells_out_the_bytes_of_half_characters() -> None:
-    first = TEXT._tokenizer.token_to_id(byte_tokens("€")[0])
+    first = WHOLE.token_to_id(byte_tokens("€")[0])
     assert TEXT.token_text(first) == "bytes:\\xe2"
     assert TEXT.token_text(TEXT.encode("the")[0]) in "the"
 
@@ -253,7 +253,7 @@ def test_wordpiece_pieces_join_to_the_whole(ids: list[int]) -> None:
 def test_families_share_nothing_between_rows(tiny_models: dict[str, FrozenModel]) -> None:
     text = tiny_models["llama"].text
     first, second = text.detokenizer(), text.detokenizer()
-    half = [TEXT._tokenizer.token_to_id(piece) for piece in byte_tokens("€")]
+    half = [WHOLE.token_to_id(piece) for piece in byte_tokens("€")]
     assert [first.push(half[0]), second.push(half[0])] == ["", ""]
     assert first.flush() == "\ufffd"
     assert [second.push(half[1]), second.push(half[2])] == ["", "€"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import pytest
 import torch
@@ -19,6 +20,9 @@ TOLERANCE = {torch.float32: 3e-6, torch.bfloat16: 1e-2}
 """Largest difference from fp64 attention on the same (rounded) inputs, standard normal."""
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])
 LAYERS, CAPACITY, SCALE = 2, 300, 0.15
+
+kernel_of = cache(load_attention_kernel)
+"""Each kernel is compiled and checked once."""
 
 
 class Memory:
@@ -55,7 +59,7 @@ class Memory:
             Run([self.part(*pair) for pair in pairs], count)
             for pairs, count in zip(rows, counts or [1] * len(rows), strict=True)
         ]
-        kernel = load_attention_kernel(self.head_dim, self.dtype)
+        kernel = kernel_of(self.head_dim, self.dtype)
         step = NativeAttention(kernel, self.kv_heads, runs, grows=write)
         new = (self.keys, self.values) if write else None
         return step.attend(layer, self.queries, new, SCALE)
