@@ -78,7 +78,7 @@ class Scheduler:
         return self._queue.expected_tokens(request)
 
     def debug_state(self) -> dict[str, Any]:
-        """What it holds, as plain values: for tests and for whoever looks for a fault."""
+        """What it holds, as plain values, for tests and for finding faults."""
         return {
             "active": list(self._active),
             "prefilling": [row.request.id for row in self._prefilling],

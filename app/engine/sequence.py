@@ -38,7 +38,7 @@ class KVEntry(Protocol):
 
     @property
     def prefixes(self) -> Sequence[Prefix]:
-        """Prefixes whose columns stand at the front of the slot."""
+        """Prefixes whose columns are at the front of the slot."""
 
     @property
     def num_cached(self) -> int:
@@ -116,7 +116,7 @@ class Source:
 
     @property
     def attends_elsewhere(self) -> bool:
-        """Whether its cross prefix stands elsewhere."""
+        """Whether its cross prefix is in another slot."""
         return bool(self.segments)
 
 

@@ -2,8 +2,7 @@
 
 transformers lets a model's attention be named; under our name every attention layer calls
 `prefix_attention`, which hands queries, keys and values to the plan that travelled through the
-model's keyword arguments. The plan decides what each token attends to. Knows nothing about
-requests, pools or training: those are plans.
+model's keyword arguments. The plan decides what each token attends to.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Rectangular forward passes: training, scoring and the keys and values of real words.
 
-The same model code and the same attention function as serving, with another plan. Knows nothing
-about optimisers, data or the engine.
+The same model code and the same attention function as serving, with another plan.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def dense_logits(
     """Logits [rows, kept tokens, vocabulary] of right-padded `input_ids` [rows, tokens].
 
     `prefix` [layers, kv_heads, length, head_dim] is attended to by every row; gradients flow into
-    it. Tokens stand at positions `position_offset`, `position_offset + 1`, … `keep` holds the
+    it. Tokens are at positions `position_offset`, `position_offset + 1`, … `keep` holds the
     token indices whose logits are wanted (0: all of them).
     """
     rows, num_tokens = input_ids.shape
@@ -86,7 +85,7 @@ def check_finite(model: FrozenModel, prefix: Prefix) -> None:
     offset = prefix.metadata.position_offset
     count = min(_CHECKED_TOKENS, limit - offset)
     if count < 1:
-        return  # no prompt fits behind it: whoever runs one is told
+        return  # no prompt fits behind it; running one raises an error
     step = max(1, vocabulary // _CHECKED_TOKENS)
     ids = torch.arange(count, device=model.device)[None] * step % vocabulary
     plan = OverflowPlan(prefix.modules)

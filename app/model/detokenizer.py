@@ -14,7 +14,7 @@ from typing import Protocol
 from tokenizers import Tokenizer
 
 BROKEN = "\ufffd"
-"""What stands for bytes that are no character."""
+"""The text of bytes that are no character."""
 
 _CONTEXT = 5
 """Tokens before a token that decide how it is spelled."""
@@ -112,7 +112,7 @@ class Vocabulary:
         self.anchor = self._find_anchor()
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of tokens that stand at the beginning; special ones are left out."""
+        """The text of tokens at the beginning of a text; special ones are left out."""
         return self._tokenizer.decode(list(token_ids))
 
     def has_text(self, token_id: int) -> bool:

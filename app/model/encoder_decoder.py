@@ -2,7 +2,7 @@
 
 transformers' own modules compute everything. Two things are put in their places: the embeddings of
 positions, which otherwise count from 0 for all rows alike, and a cache that hands keys and values
-straight to the attention function. Knows nothing about requests or batches.
+straight to the attention function.
 """
 
 from __future__ import annotations

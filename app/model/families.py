@@ -1,7 +1,7 @@
 """Which model families the engine can run, and which it refuses by the name of what they need.
 
 What can be read off a config is refused here, before weights are loaded; what can't is caught by
-the start-up probe. Knows nothing about weights.
+the start-up probe.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from app.model.native import NoNativeCode, default_folder, load_native
 
 _SOURCE = Path(__file__).with_name("few_rows.c")
 _PANEL = 64
-"""Outputs that stand together in the blocked layout."""
+"""Outputs that are together in the blocked layout."""
 
 _PANELS = (16, 32, 48, 64)
 """How many outputs a panel may have on some processor."""
@@ -168,7 +168,7 @@ def _panel_of_a_weight(shape: tuple[int, int]) -> int | None:
 def outputs_per_panel(weight: torch.Tensor, memory: bytes) -> int | None:
     """How many outputs of `weight`, [outputs, inputs] bfloat16, a panel has in `memory`.
 
-    Panels stand one after the other, each [pairs of inputs, outputs, 2]. None for other layouts.
+    Panels follow each other, each [pairs of inputs, outputs, 2]. None for other layouts.
     """
     outputs, inputs = weight.shape
     if len(memory) < weight.nbytes:

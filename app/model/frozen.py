@@ -1,7 +1,6 @@
-"""The frozen base model: a transformers module that is only ever called, never written to.
+"""The frozen base model: a transformers module that is called and never written to.
 
-Knows nothing about requests or prefixes files; it answers "these tokens, at these positions, under
-this plan → logits".
+It computes the logits of tokens at positions, under a plan of what each of them attends to.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Loading a base model from a hub id or a folder: device, dtype, weights, tokenizer, refusals.
-
-Knows nothing about prefixes beyond the shapes that a model demands of them.
-"""
+"""Loading a base model from a hub id or a folder: device, dtype, weights, tokenizer, refusals."""
 
 from __future__ import annotations
 

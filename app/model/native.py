@@ -2,8 +2,7 @@
 
 A library is named by what it was made from (source, constants, compiler, processor), so one of
 another machine is never loaded. It is linked without OpenMP's library: its symbols are those of
-the one that torch has loaded, and there is one team of workers. Knows nothing about what the code
-computes.
+the one that torch has loaded, and there is one team of workers.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _MAX_LIBRARIES = 32
 
 
 class NoNativeCode(Exception):
-    """Why there is none: no compiler, an error of it, or a folder that cannot be trusted."""
+    """There is no native code: no compiler, an error of it, or a folder that cannot be trusted."""
 
 
 def default_folder() -> Path:

@@ -3,7 +3,7 @@
 At 1 to 64 rows the packed product is 1.5 to 2.4 times faster than `nn.Linear` or `Conv1D` on a
 CPU, and where there is native code for few rows that is faster still. The operators are private to
 torch, so each layer's results are checked against the plain layer before it takes its place; if
-one differs or fails, the plain layer stays. Knows nothing about attention or prefixes.
+one differs or fails, the plain layer stays.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the model computes by plain transformers, recorded before anything is prepared for serving.
 
-The start-up probe compares the ragged engine with these runs. Knows nothing about the engine.
+The start-up probe compares the ragged engine with these runs.
 """
 
 from __future__ import annotations

@@ -180,7 +180,7 @@ class Text:
         return CleanedDetokenizer(plain, self._decode(list(prompt_ids)))
 
     def _doubles_blanks(self) -> bool:
-        """Whether a blank of its own stands before every text, also before one with a blank."""
+        """Whether the tokenizer adds a blank before every text, even before one with a blank."""
         encode = self._tokenizer.encode
         bare = encode("a", add_special_tokens=False).ids
         spaced = encode(" a", add_special_tokens=False).ids

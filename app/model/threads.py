@@ -3,7 +3,7 @@
 OpenMP keeps a team of workers for every thread that ever computed in parallel. With more workers
 than cores none of them spins between two operations any more, and each operation pays for waking
 them: a sixth of a decoding step. So what is computed once is computed in a thread that ends, and
-while an engine runs, other threads compute alone. Knows nothing about models or engines.
+while an engine runs, other threads compute alone.
 """
 
 from __future__ import annotations

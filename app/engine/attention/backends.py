@@ -1,10 +1,9 @@
-"""How rows attend: equal computations, of which the fastest one is chosen at start.
+"""Ways to compute attention, all with the same result; the fastest one is chosen at start.
 
 On a CPU torch's fused attention is several times off the memory limit for one-token queries in
 bfloat16. Plain products are nearer to it, but only over whole slots: a view of fewer columns is
 copied before it is multiplied. Native code is nearest, where there is a compiler. The choice
 changes the last bits, so it is shown in `/info`, is part of the system fingerprint and can be set.
-Knows nothing about rows.
 """
 
 from __future__ import annotations

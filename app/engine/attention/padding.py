@@ -1,7 +1,4 @@
-"""Runs of unequal length laid out as a rectangle, and back.
-
-Knows nothing about what is laid out.
-"""
+"""Runs of unequal length laid out as a rectangle, and back."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Groups of a step's tokens that attend together: neighbouring slots of one length class.
 
 A group is one call on a view of the pool. Where rows attend to their own columns, a slot has the
-tokens of its row's chunk; where rows share a segment, its slot has the tokens of them all. Knows
-nothing about what is sampled or scheduled.
+tokens of its row's chunk; where rows share a segment, its slot has the tokens of them all.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class Group:
 
     `mask` is additive, [slots, 1, padded tokens or 1, columns]. `gather` [slots, padded] names the
     token for each place, or is the slice of tokens that fill all places in order; `places` are the
-    flat places that are real (None: all), and `tokens` the tokens that stand there.
+    flat places that are real (None: all), and `tokens` the tokens at these places.
     """
 
     length_class: int
@@ -85,7 +84,7 @@ class Group:
         num_heads, head_dim = queries.shape[1:]
         chosen = queries[self.gather].reshape(rows, self.padded, num_heads, head_dim)
         shared = num_heads // kv_heads
-        # query heads that share a K/V head stand as further tokens of that head
+        # query heads that share a K/V head become further tokens of that head
         folded = chosen.transpose(1, 2).reshape(rows, kv_heads, shared * self.padded, head_dim)
         repeats = shared if self.mask.shape[2] > 1 else 1
         mask = self.mask if repeats == 1 else self.mask.repeat(1, 1, repeats, 1)

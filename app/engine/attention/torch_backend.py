@@ -1,7 +1,7 @@
 """A step's attention by torch: keys and values are written, then tokens attend group by group.
 
-Groups are neighbouring slots of one length class; what rows share is computed apart and merged.
-Used wherever there is no native code. Knows nothing about how rows got their slots.
+Groups are neighbouring slots of one length class. What rows share is computed separately,
+and merged. Used where there is no native code.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def _plan_writes(chunks: Sequence[Chunk], device: torch.device) -> Iterator[_Wri
 
 
 def _spans(chunks: Sequence[Chunk]) -> Iterator[range]:
-    """Where each chunk's tokens stand in the step."""
+    """The places of each chunk's tokens in the step."""
     first = 0
     for chunk in chunks:
         yield range(first, first + chunk.count)

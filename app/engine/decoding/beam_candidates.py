@@ -24,7 +24,7 @@ def find_candidates(
 ) -> list[Candidates | None]:
     """Candidates of each row from its `logits` [rows, vocabulary], fp32.
 
-    None stands for a row whose logits are not finite.
+    None for a row whose logits are not finite.
     """
     logprobs = torch.log_softmax(logits, dim=-1)
     counts = [_count(row, eos_token_ids) for row in rows]

@@ -1,9 +1,8 @@
 """Beam search as transformers does it: which continuations go on, which are results, when to stop.
 
 One `BeamSearch` is one request's search. It is told the best next tokens of every running beam and
-answers how the beams continue; it knows nothing about tensors, models, text or where rows live.
-It picks what `GenerationMixin._beam_search` of transformers 5.23 picks without sampling; only the
-order of exact ties is its own.
+answers how the beams continue. It picks what `GenerationMixin._beam_search` of transformers 5.23
+picks without sampling; only the order of exact ties is its own.
 """
 
 from __future__ import annotations
@@ -148,7 +147,7 @@ class BeamSearch:
     def results(self) -> list[Hypothesis]:
         """The `num_results` best results of a search that is done, best first.
 
-        Where bans left too few continuations, empty ones of score -1e9 stand last.
+        Where bans left too few continuations, empty ones of score -1e9 come last.
         """
         empty = Hypothesis((), (), _BARRED, finished_by_eos=False)
         missing = max(0, self._num_results - len(self._finished))

@@ -36,7 +36,7 @@ class TokenHistory:
 
     @property
     def counts(self) -> TokenIds:
-        """How often each token of `distinct` was generated; 0 if it stands in the prompt alone."""
+        """How often each token of `distinct` was generated; 0 if it is only in the prompt."""
         return self._counts[: len(self._places)]
 
     def catch_up(self, token_ids: Sequence[int]) -> None:

@@ -70,7 +70,7 @@ class Ranking:
 def best_first(logits: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The `chosen` tokens of each row, and their logits, in descending order: [rows, most].
 
-    Equal ones stand in the order of the vocabulary; rows with fewer end in logits of -inf.
+    Equal ones keep the order of the vocabulary; rows with fewer end in logits of -inf.
     """
     row, token = chosen.nonzero(as_tuple=True)
     counts = torch.bincount(row, minlength=len(logits))

@@ -46,7 +46,7 @@ def sample(
 ) -> list[Sampled | None]:
     """Draw the next token of each row from its `logits` [rows, vocabulary], fp32.
 
-    None stands for a row whose logits are not finite (their maximum is NaN or infinite).
+    None for a row whose logits are not finite (their maximum is NaN or infinite).
     Log-probabilities are those of the unmodified model.
     """
     largest, tokens = best(logits)
@@ -147,7 +147,7 @@ def best(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def top(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` largest of each row of [rows, columns] and their columns, largest first.
 
-    They stand in the `count` blocks whose maxima are largest.
+    They are in the `count` blocks whose maxima are largest.
     """
     rows, columns = values.shape
     whole = columns - columns % _BLOCK

@@ -3,8 +3,7 @@
 A bidirectional encoder cannot read a source in chunks, so a pass over long sources would stall
 every row that decodes. A pass therefore runs as a coroutine of the engine's thread that stops
 before and after each layer's attention; the runner takes as many slices per step as the pace
-allows. Sources of different lengths, under different prefixes, are read together. Knows nothing
-about queues or slots.
+allows. Sources of different lengths, under different prefixes, are read together.
 """
 
 from __future__ import annotations
@@ -91,7 +90,7 @@ class EncoderPass:
 
 
 def _pause() -> None:
-    """Give way to whoever advances the running pass."""
+    """Return to the code that advances the running pass."""
     parent = getcurrent().parent
     if parent is not None:
         parent.switch()

@@ -1,4 +1,4 @@
-"""Which sources the encoder reads next: one pass at a time, whose turn it is first.
+"""Which sources the encoder reads next: one pass at a time, in the order of their tenants' turns.
 
 A pass cannot be cut short, so beside that of a tenant that takes much a second one may begin, of
 sources to which it gives way. While rows decode a pass reads fewer tokens, since its slices are

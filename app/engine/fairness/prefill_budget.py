@@ -52,7 +52,7 @@ class PrefillBudget:
 
     `share`: prompts may add this many times the duration of the step that the decoding rows would
     have alone; more when many rows wait for their prompt and few decode. `longest`: what they add
-    at most, in seconds, whoever waits.
+    at most, in seconds.
     """
 
     def __init__(self, share: float, max_step_tokens: int, longest: float = math.inf) -> None:

@@ -1,34 +1,35 @@
 """Whose request starts next: the queue of requests that wait for rows, fair between tenants.
 
-Every tenant has a virtual token counter: the cost of what it was served, over its weight (Sheng et
-al., "Fairness in Serving Large Language Models", OSDI 2024). The least counter is next. A request
-is charged when it starts, with the new tokens that its tenant's requests usually get, and put
-right by what it does get; charged as it goes, whoever has just come would be given all rows.
+Each tenant has a virtual token counter: the cost of what it was served, divided by its weight
+(Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). The tenant with the smallest
+counter is next. A request is charged when it starts, with the new tokens that its tenant's requests
+usually get; the charge is corrected by what the request really gets. If requests were charged while
+they run, a newcomer would be given all rows.
 
-*No credit for idling.* A tenant that has nothing waiting when it asks is lifted to the counter of
-the last one that started: the least of those that waited then, as in the paper, and still there
-when nobody waits. So is a tenant that a cap holds back while another one starts.
+*Idling earns no credit.* When a tenant with nothing waiting asks again, its counter is raised to
+that of the tenant that started last. The same holds for a tenant that a cap holds back while
+another one starts.
 
-*Isolation.* Rows are never taken away, so some must be free for those who come. A reserve of rows
-and of memory is left to tenants below their share, also while nobody waits, and each of them leaves
-as much of it to others as it takes itself. A tenant is heavy
-if it wants more than twice, or gets 1.3 times, its fair share; else it is light. Heavy tenants
-together leave to light ones the part of the engine's throughput that these wanted at most in the
-last seconds and a quarter more, but may use half their own fair share. Where nobody or everybody
-is heavy, or a tenant is alone, that limit does not apply.
+*Isolation.* Rows are never taken away, so some must stay free for newcomers. A reserve of rows and
+of memory is left to tenants below their share, even while nobody waits, and each of these leaves as
+much of it to others as it takes itself. A tenant is heavy if it wants more than twice its fair
+share, or gets more than 1.3 times its fair share; otherwise it is light. Heavy tenants leave to
+light ones the largest part of the engine's throughput that these wanted in the last seconds, and a
+quarter more, but may always use half of their own fair share. If no tenant or every tenant is
+heavy, or a tenant is alone, this limit does not apply.
 
-*Wide requests.* The rows of one request enter one by one, each in its tenant's turn, and only the
-beams of a search enter together.
+*Wide requests.* The rows of a request enter one by one, each in its tenant's turn. Only the beams
+of a search enter together.
 
-*Nobody starves.* A tenant without a row is held back by no cap. What does not fit when its turn
-comes is overtaken, by any tenant until these have begun as much as it costs itself, and from then
-to twice that by tenants that have no row; after that what becomes free is kept for it. If its
-tenant has no row it keeps the turn, whoever comes. Tenants at a cap are overtaken always. Inside a
-tenant the higher priority comes first, always, then the older request: a stream of high ones
-starves low ones.
+*Nobody starves.* No cap holds back a tenant without a row. A request that does not fit when its
+turn comes may be overtaken: by any tenant, until these have begun as much as the request costs, and
+then up to twice its cost by tenants that have no row. After that, everything that becomes free is
+kept for it. If its tenant has no row, the tenant keeps the turn. Tenants at a cap can always be
+overtaken. Inside a tenant the higher priority always comes first, then the older request, so a
+stream of high priority starves low priority.
 
-*Prompts.* They are computed a tenant at a time, the one first for which the fewest prompt tokens
-were computed, over its weight; what it left unused while it had no prompts counts little.
+*Prompts.* Prompts are computed a tenant at a time. The tenant for which the fewest prompt tokens
+were computed, divided by its weight, comes first. Time without prompts earns it little credit.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _LEAST_FOR_HEAVY = 0.5
 _PATIENCE = 2.0
 """Times its own cost by which a request that does not fit is overtaken at most."""
 _PROMPT_CREDIT = 512.0
-"""Prompt tokens by which who comes may be before tenants that have prompts all the time."""
+"""Prompt tokens that a newcomer may be ahead of tenants that have prompts all the time."""
 _REBASE = 2.0**20
 """Counters are made small again from here on."""
 _MAX_IDLE = 256
@@ -89,7 +90,7 @@ class FairQueue:
         return len(self._queued)
 
     def debug_state(self) -> dict[str, Any]:
-        """What it remembers, as plain values: for tests and for whoever looks for a fault."""
+        """What it remembers, as plain values, for tests and for finding faults."""
         tenants = {
             name: {
                 "counter": tenant.counter,
@@ -215,7 +216,7 @@ class FairQueue:
         return tenant.expected_tokens(request)
 
     def begin_prompt(self, request: GenerationRequest) -> None:
-        """A tenant has a prompt to compute; of the time when it had none it keeps little credit."""
+        """A tenant has a prompt to compute; it keeps little credit from the time without one."""
         tenant = self._tenants[request.tenant]
         tenant.prompts = max(tenant.prompts, self._last_prompted - _PROMPT_CREDIT / tenant.weight)
 

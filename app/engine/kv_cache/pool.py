@@ -1,8 +1,8 @@
 """A K/V pool: keys and values of every row (or source), by length class, on the device.
 
 One tensor per class, [2, layers, slots, kv_heads, columns, head_dim], index 0 keys and 1 values.
-This pool is the batch's stacked `past_key_values`: rows with different prefixes, and with none,
-stand side by side. It carries out the slot table's operations.
+This pool is the batch's stacked `past_key_values`: rows with different prefixes, or without any,
+are side by side. It carries out the slot table's operations.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _FIRST_SLOTS = 4
 class KVPool:
     """Storage for keys and values; grows with use, up to `max_bytes`.
 
-    While rows move to a longer class, and while a class grows, the old and the new place stand
+    While rows move to a longer class, and while a class grows, the old and the new place exist
     side by side; `max_bytes` holds again after the step's operations.
     """
 
