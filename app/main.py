@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
@@ -48,6 +48,7 @@ from app.runtime.prefix_cache import PrefixCache
 from app.runtime.prefix_loader import stored_prefixes
 from app.runtime.workers import Workers
 from app.settings import Settings
+from app.tenancy.audit.log import AuditLog
 from app.tenancy.auth.authenticator import Anonymous, Authentication, KeyAuthenticator
 from app.tenancy.auth.failed_attempts import FailedAttempts
 from app.tenancy.auth.keyring import Keyring
@@ -55,7 +56,7 @@ from app.tenancy.auth.principal import Principal, Scope
 from app.tenancy.limits.limiter import Limiter
 from app.tenancy.limits.shared import RedisLimits
 from app.tenancy.tenants import Tenants
-from app.tenancy.usage.flush import WRITE_S, CatalogFlush
+from app.tenancy.usage.ledger import DAY, WRITE_S, UsageLedger
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ _RESOURCES = (
 _POLL_S = 0.45
 """Seconds between two looks at the catalog: what others write is followed within one second."""
 _NOTE_USES_S = 5.0
+_WRITE_REFUSALS_S = 10.0
+_PRUNE_S = 3600.0
 _LONG_S = 2.0
 _HOW_TO_KEYS = (
     "set POLYPREFIX_KEY_PEPPER to a random secret of 32 characters or more and make a key with "
@@ -172,8 +175,8 @@ async def _acquire(
     )
     stack.callback(registry.close)
     stack.push_async_callback(workers.close)
-    books = CatalogFlush(registry.catalog, settings.replica, usage_days=settings.usage_days)
-    stack.push_async_callback(_close_books, books)
+    usage, audit = UsageLedger(registry.catalog), AuditLog(registry.catalog, settings.replica)
+    stack.push_async_callback(_write_the_rest, usage, audit)
     keyring = Keyring(registry.catalog, settings.pepper)
     await asyncio.to_thread(_check_keys, settings, keyring)
     authentication = _authentication(settings, registry)
@@ -199,9 +202,9 @@ async def _acquire(
         dtype=model.dtype,
     )
     stack.push_async_callback(tiers.close)
-    pins = await follow_pins(registry, tiers)
+    pins = await follow_pins(registry, tiers, workers)
     stack.push_async_callback(asyncio.to_thread, pins.stop)
-    _keep_house(settings, registry, authentication, books, stack)
+    _keep_house(settings, registry, authentication, usage, audit, stack)
     limiter.rows_wait = engine.rows_wait
     stack.push_async_callback(limiter.close)
     await limiter.start()
@@ -212,8 +215,8 @@ async def _acquire(
         authentication=authentication,
         accounts=Tenants(registry.catalog),
         keyring=keyring,
-        usage=books.usage,
-        audit=books.audit,
+        usage=usage,
+        audit=audit,
         tiers=tiers,
         limiter=limiter,
         metrics=Metrics(engine, tiers, limiter),
@@ -246,41 +249,37 @@ def _keep_house(
     settings: Settings,
     registry: Registry,
     authentication: Authentication,
-    books: CatalogFlush,
+    usage: UsageLedger,
+    audit: AuditLog,
     stack: AsyncExitStack,
 ) -> None:
     """What goes on beside the requests until the stack ends it."""
-    _keep_doing(stack, "following the catalog", _POLL_S, registry.catalog.feed.poll)
-    _keep_doing(stack, "noting the use of keys", _NOTE_USES_S, authentication.note_uses)
-    books.usage.on_crowded = _keep_doing(stack, "writing down usage", WRITE_S, books.write).wake
-    ended = threading.Event()
-    _keep_doing(
-        stack,
-        "collecting garbage",
-        settings.garbage_interval,
-        partial(registry.collect_garbage, settings.garbage_grace, ended.is_set),
-        delay_s=settings.garbage_interval / 10,
-    )
+    ended, poll = threading.Event(), registry.catalog.feed.poll
+    collect = partial(registry.collect_garbage, settings.garbage_grace, ended.is_set)
+    every_s = settings.garbage_interval
+    prune = partial(usage.prune, settings.usage_days * DAY)
+    write_usage = PeriodicThread("writing down usage", WRITE_S, usage.flush)
+    usage.on_crowded = write_usage.wake
+    threads = [
+        PeriodicThread("following the catalog", _POLL_S, poll),
+        write_usage,
+        PeriodicThread("writing down refusals", _WRITE_REFUSALS_S, audit.flush),
+        PeriodicThread("forgetting old usage", _PRUNE_S, prune),
+        PeriodicThread("collecting garbage", every_s, collect, delay_s=every_s / 10),
+    ]
+    if isinstance(authentication, KeyAuthenticator):
+        note_uses = authentication.note_uses
+        threads.append(PeriodicThread("noting the use of keys", _NOTE_USES_S, note_uses))
+    for thread in threads:
+        thread.start()
+        stack.push_async_callback(asyncio.to_thread, thread.stop)
     stack.callback(ended.set)
 
 
-def _keep_doing(
-    stack: AsyncExitStack,
-    what: str,
-    period_s: float,
-    work: Callable[[], object],
-    *,
-    delay_s: float = 0.0,
-) -> PeriodicThread:
-    background = PeriodicThread(what, period_s, work, delay_s=delay_s)
-    background.start()
-    stack.push_async_callback(asyncio.to_thread, background.stop)
-    return background
-
-
-async def _close_books(books: CatalogFlush) -> None:
+async def _write_the_rest(usage: UsageLedger, audit: AuditLog) -> None:
     await asyncio.sleep(0)  # first whoever was cut off when the engine stopped hears of it
-    await asyncio.to_thread(books.close)
+    await asyncio.to_thread(usage.close)
+    await asyncio.to_thread(audit.close)
 
 
 def _prepare(settings: Settings, model: FrozenModel | None) -> Engine:

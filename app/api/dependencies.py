@@ -29,7 +29,7 @@ from app.tenancy.auth.keyring import Keyring
 from app.tenancy.auth.principal import Principal
 from app.tenancy.limits.limiter import Limiter
 from app.tenancy.tenants import Tenants
-from app.tenancy.usage.recorder import UsageLedger
+from app.tenancy.usage.ledger import UsageLedger
 
 
 class State(TypedDict):

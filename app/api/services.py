@@ -28,7 +28,7 @@ from app.tenancy.auth.authenticator import Authentication
 from app.tenancy.auth.keyring import Keyring
 from app.tenancy.limits.limiter import Limiter
 from app.tenancy.tenants import Tenants
-from app.tenancy.usage.recorder import UsageLedger
+from app.tenancy.usage.ledger import UsageLedger
 
 DEMO_TENANT = "demo"
 

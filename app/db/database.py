@@ -12,12 +12,13 @@ from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.db.change_feed import ChangeFeed
 from app.db.change_log import Change, begin_epoch, end_epoch, read_changes, read_epoch
-from app.db.circuit_breaker import CircuitBreaker
-from app.db.errors import catalog_faults, is_lost, storage_faults
+from app.db.circuit_breaker import ProbingBreaker
+from app.db.errors import catalog_error, is_lost, storage_faults
 from app.db.migrate import is_current, upgrade
 from app.db.postgres import make_postgres_engine
 from app.db.schema import catalog_epoch
@@ -65,10 +66,10 @@ class Database:
         self.feed = ChangeFeed(self, clock=clock)
         self.engine = _make_engine(_parsed(url))
         self._writer = threading.Lock()
-        self._outage = CircuitBreaker(is_lost, self._probe)
+        self._breaker = ProbingBreaker("the catalog", is_lost, self._probe)
         try:
             # revisions are files of the program, which a disk may fail to give
-            with catalog_faults(), storage_faults("preparing the catalog"):
+            with storage_faults("preparing the catalog"):
                 self._prepare(_parsed(url))
         except BaseException:
             self.close()
@@ -133,8 +134,13 @@ class Database:
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
-        with catalog_faults(), self._outage.watched(), self.engine.connect() as connection:
-            yield connection
+        try:
+            with self._breaker.watched(), self.engine.connect() as connection:
+                yield connection
+        except (DBAPIError, PoolTimeout) as fault:
+            if (error := catalog_error(fault)) is None:
+                raise
+            raise error from fault
 
     def epoch(self) -> int:
         """How many writing transactions the catalog has seen."""
@@ -143,7 +149,7 @@ class Database:
 
     def close(self) -> None:
         """Closes every connection."""
-        self._outage.close()
+        self._breaker.stop()
         self.engine.dispose()
 
     def _probe(self, _attempt: int) -> None:
@@ -152,7 +158,7 @@ class Database:
             connection.execute(select(1))
 
     def _prepare(self, url: URL) -> None:
-        with self.engine.connect() as connection:
+        with self._connected() as connection:
             ready = is_current(connection)
         if ready:
             return
@@ -172,7 +178,7 @@ def migrate(url: str | URL) -> tuple[str | None, str]:
     """
     engine = _make_engine(_parsed(url), bounded=False)
     try:
-        with catalog_faults(), engine.connect() as connection:
+        with engine.connect() as connection:
             connection = connection.execution_options(**_WRITING)
             with connection.begin():
                 if connection.dialect.name == "postgresql":
@@ -182,6 +188,10 @@ def migrate(url: str | URL) -> tuple[str | None, str]:
                     first = {"id": 1, "epoch": 0, "schema_version": 2}
                     connection.execute(insert(catalog_epoch).values(first))
                 return before, after
+    except (DBAPIError, PoolTimeout) as fault:
+        if (error := catalog_error(fault)) is None:
+            raise
+        raise error from fault
     finally:
         engine.dispose()
 

@@ -1,7 +1,4 @@
-"""Turns failures of disks and databases into the errors that users meet.
-
-Knows nothing about what was being stored.
-"""
+"""Turns failures of disks and databases into the errors that users meet."""
 
 from __future__ import annotations
 
@@ -49,24 +46,23 @@ def storage_faults(doing: str) -> Iterator[None]:
         raise PolyprefixError(f"{doing} failed: {reason}") from fault
 
 
-@contextmanager
-def catalog_faults() -> Iterator[None]:
-    """Maps the database's errors inside the block, as `storage_faults` does for files."""
-    try:
-        yield
-    except IntegrityError as fault:
-        raise Conflict("another writer changed the catalog at the same time; try again") from fault
-    except PoolTimeout as fault:
-        raise Unavailable("the catalog is busy") from fault
-    except DBAPIError as fault:
-        code = _code_of(fault)
-        if code.startswith(_SQLITE_CANNOT_STORE) or code in _POSTGRES_CANNOT_STORE:
-            raise InsufficientStorage(f"the catalog cannot be written: {code}") from fault
-        if code.startswith(_SQLITE_TRY_AGAIN + _POSTGRES_TRY_AGAIN) or _is_lost(fault, code):
-            raise Unavailable(f"the catalog is busy: {code or 'connection lost'}") from fault
-        if code.startswith(_SQLITE_DAMAGED):
-            raise PolyprefixError(f"the catalog cannot be read: {code}") from fault
-        raise
+def catalog_error(fault: DBAPIError | PoolTimeout) -> PolyprefixError | None:
+    """What a failure of the database means to users, as `storage_faults` says it for files.
+
+    None if it means nothing to them: a wrong statement, for example.
+    """
+    if isinstance(fault, IntegrityError):
+        return Conflict("another writer changed the catalog at the same time; try again")
+    if isinstance(fault, PoolTimeout):
+        return Unavailable("the catalog is busy")
+    code = _code_of(fault)
+    if code.startswith(_SQLITE_CANNOT_STORE) or code in _POSTGRES_CANNOT_STORE:
+        return InsufficientStorage(f"the catalog cannot be written: {code}")
+    if code.startswith(_SQLITE_TRY_AGAIN + _POSTGRES_TRY_AGAIN) or _is_lost(fault, code):
+        return Unavailable(f"the catalog is busy: {code or 'connection lost'}")
+    if code.startswith(_SQLITE_DAMAGED):
+        return PolyprefixError(f"the catalog cannot be read: {code}")
+    return None
 
 
 def is_lost(fault: Exception) -> bool:

@@ -161,7 +161,7 @@ contents = Table(
     Index("contents_by_state", "state", "touched_at"),
 )
 """What the store holds besides what is shipped: `present`, or being stored by an upload whose
-version comes later; or `removing`. See `content_states`."""
+version comes later; or `removing`. See `registry.storage.contents`."""
 
 aliases = Table(
     "aliases",

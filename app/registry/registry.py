@@ -24,7 +24,7 @@ from app.registry.aliases import Aliases
 from app.registry.publications import Publications
 from app.registry.quality_gates import NO_SCORES, QualityGates, Scores, Unscored
 from app.registry.resolver import Resolver
-from app.registry.storage import content_states, contents
+from app.registry.storage import contents
 from app.registry.storage.garbage import GarbageCollector
 from app.registry.storage.store import ObjectStore, StagedFile
 from app.registry.types import (
@@ -122,7 +122,7 @@ class Registry:
         now = int(self._clock())
         stored = contents.put(self.catalog, self.objects, tenant, name, info, staged, now=now)
         with scope.changing(self.catalog, tenant, name, actor) as (connection, epoch):
-            content_states.check_present(connection, stored.noted)
+            contents.check_present(connection, stored.noted)
             before = quotas.stored(connection, tenant)
             row, created = versions.publish(
                 connection,
@@ -228,7 +228,7 @@ class Registry:
             if named:
                 raise InUse(f"alias '{named[0]}' of '{name}' points at this version")
             now = int(self._clock())
-            content_states.release(connection, [(row.owner, row.digest)], now)
+            contents.release(connection, [(row.owner, row.digest)], now)
             aliases.forget_digest(connection, row.prefix_id, row.digest)
             left = versions.newest_row(connection, row.prefix_id, without=row.id)
             if left is None:
@@ -258,7 +258,7 @@ class Registry:
         with scope.changing(self.catalog, tenant, name, actor) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
             gone = versions.contents_of(connection, prefix_id)
-            content_states.release(connection, gone, int(self._clock()))
+            contents.release(connection, gone, int(self._clock()))
             versions.delete_prefix(connection, tenant, prefix_id)
         return gone
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
-from app.db.circuit_breaker import CircuitBreaker
+from app.db.circuit_breaker import CircuitBreaker, ProbingBreaker
 from app.errors import Unavailable
 
 
@@ -24,8 +25,8 @@ class Server:
         self.answers = threading.Event()
         self.fault: Exception | None = None
         self.attempts: list[int] = []
-        self.breaker = CircuitBreaker(
-            lambda fault: isinstance(fault, Lost), self.probe, clock=lambda: self.now
+        self.breaker = ProbingBreaker(
+            "the server", lambda fault: isinstance(fault, Lost), self.probe, clock=lambda: self.now
         )
 
     def call(self, *, takes: float = 0.0, fault: Exception | None = None) -> None:
@@ -67,7 +68,7 @@ def server() -> Iterator[Server]:
     server = Server()
     yield server
     server.answers.set()
-    server.breaker.close()
+    server.breaker.stop()
 
 
 def test_a_quick_failure_refuses_nobody(server: Server) -> None:
@@ -107,11 +108,46 @@ def test_an_error_of_the_caller_says_nothing_about_the_server(server: Server) ->
     assert not server.is_refused()
 
 
-def test_a_closed_breaker_probes_no_longer(server: Server) -> None:
-    server.breaker.close()
+def test_a_stopped_breaker_probes_no_longer(server: Server) -> None:
+    server.breaker.stop()
     server.lose(5)
     server.answers.set()
     pause = threading.Event()
     pause.wait(0.7)
     assert server.attempts == []
     assert server.is_refused()
+
+
+def test_a_breaker_that_starts_open_closes_and_opens_again() -> None:
+    breaker = CircuitBreaker("Redis", meanwhile="limits are local", is_open=True)
+    assert breaker.is_open
+    breaker.close()
+    assert not breaker.is_open
+    breaker.open("refused")
+    assert breaker.is_open
+    assert breaker.faults == 1
+
+
+def test_an_outage_is_one_line_in_the_log_at_its_begin_and_one_at_its_end(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    times = iter([1.0, 5.5])
+    breaker = CircuitBreaker(
+        "Redis", meanwhile="limits are local", is_open=True, clock=lambda: next(times)
+    )
+    breaker.close()
+    for _ in range(100):
+        breaker.open("refused")
+    breaker.close()
+    breaker.close()
+    assert caplog.messages == [
+        "Redis fails (refused); limits are local",
+        "Redis works again after 4.5 s",
+    ]
+    assert breaker.faults == 100
+
+
+def test_a_long_reason_is_cut_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    CircuitBreaker("Redis", meanwhile="limits are local", is_open=True).open("x" * 10_000)
+    assert len(caplog.messages[0]) < 300

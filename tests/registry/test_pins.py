@@ -7,29 +7,32 @@ from pathlib import Path
 
 import pytest
 
-from app.db.change_feed import ChangeFeed
 from app.db.change_log import ChangeKind, note
 from app.db.database import Database
 from app.registry.pins import PinFollower
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Database]:
-    catalog = Database(f"sqlite:///{tmp_path}/catalog.sqlite3")
-    yield catalog
-    catalog.close()
+def catalogs(tmp_path: Path) -> Iterator[tuple[Database, Database]]:
+    """One catalog, as two processes have it."""
+    both = tuple(Database(f"sqlite:///{tmp_path}/catalog.sqlite3") for _ in range(2))
+    yield both
+    for catalog in both:
+        catalog.close()
 
 
 @pytest.fixture
-def feed(catalog: Database) -> ChangeFeed:
-    return ChangeFeed(catalog)
+def wakes() -> list[None]:
+    return []
 
 
 @pytest.fixture
-def pins(catalog: Database, feed: ChangeFeed) -> PinFollower:
-    pins = PinFollower(catalog, feed, limit=10)
-    pins.start(lambda: None)
-    feed.poll()
+def pins(catalogs: tuple[Database, Database], wakes: list[None]) -> PinFollower:
+    """What the first process follows, from its first look at the catalog on."""
+    pins = PinFollower(catalogs[0], limit=10)
+    pins.start(lambda: wakes.append(None))
+    catalogs[0].feed.poll()
+    wakes.clear()
     return pins
 
 
@@ -39,36 +42,37 @@ def write(catalog: Database, kind: ChangeKind) -> None:
 
 
 @pytest.mark.parametrize("kind", [ChangeKind.KEY, ChangeKind.CONTENT])
-def test_a_change_that_is_not_about_pins_does_not_discard_a_look(
-    catalog: Database, feed: ChangeFeed, pins: PinFollower, kind: ChangeKind
+def test_a_change_that_is_not_about_pins_outdates_no_look_and_asks_for_none(
+    catalogs: tuple[Database, Database], pins: PinFollower, wakes: list[None], kind: ChangeKind
 ) -> None:
-    found = pins.look()
-    assert found is not None
-    write(catalog, kind)
-    feed.poll()
-    assert pins.look() is None
-    assert not pins.is_outdated(found[0])
+    epoch, _ = pins.look()
+    write(catalogs[0], kind)
+    assert not wakes
+    assert not pins.is_outdated(epoch)
 
 
 @pytest.mark.parametrize("kind", [ChangeKind.PREFIX, ChangeKind.TENANT])
-def test_a_change_of_a_prefix_discards_an_older_look_and_asks_for_another(
-    catalog: Database, feed: ChangeFeed, pins: PinFollower, kind: ChangeKind
+@pytest.mark.parametrize("writer", [0, 1])
+def test_a_change_of_a_prefix_outdates_a_look_and_asks_for_another(
+    catalogs: tuple[Database, Database],
+    pins: PinFollower,
+    wakes: list[None],
+    kind: ChangeKind,
+    writer: int,
 ) -> None:
-    found = pins.look()
-    assert found is not None
-    write(catalog, kind)
-    feed.poll()
-    assert pins.is_outdated(found[0])
-    again = pins.look()
-    assert again is not None
-    assert not pins.is_outdated(again[0])
+    epoch, _ = pins.look()
+    write(catalogs[writer], kind)
+    catalogs[0].feed.poll()
+    assert len(wakes) == 1
+    assert pins.is_outdated(epoch)
+    again, _ = pins.look()
+    assert not pins.is_outdated(again)
 
 
 def test_a_look_that_saw_a_change_before_it_was_told_is_not_outdated(
-    catalog: Database, feed: ChangeFeed, pins: PinFollower
+    catalogs: tuple[Database, Database], pins: PinFollower
 ) -> None:
-    write(catalog, ChangeKind.PREFIX)
-    found = pins.look()
-    assert found is not None
-    feed.poll()
-    assert not pins.is_outdated(found[0])
+    write(catalogs[1], ChangeKind.PREFIX)
+    epoch, _ = pins.look()
+    catalogs[0].feed.poll()
+    assert not pins.is_outdated(epoch)

@@ -80,3 +80,44 @@ def test_what_fails_is_tried_again_and_said_once(caplog: pytest.LogCaptureFixtur
         background.stop()
     said = [record.getMessage() for record in caplog.records if "trying" in record.getMessage()]
     assert said == ["trying fails and is tried again: no luck", "trying works again"]
+
+
+def test_work_on_demand_is_done_once_for_each_time_that_it_is_woken() -> None:
+    calls: list[int] = []
+    done = threading.Event()
+
+    def work() -> None:
+        calls.append(1)
+        done.set()
+
+    background = PeriodicThread("waiting", 0.001, work, on_demand=True)
+    background.start()
+    time.sleep(0.05)
+    assert calls == []
+    for number in (1, 2):
+        done.clear()
+        background.wake()
+        assert done.wait(10)
+        time.sleep(0.05)
+        assert len(calls) == number
+    background.stop()
+    assert len(calls) == 2
+
+
+def test_work_on_demand_that_fails_is_tried_again_without_being_woken() -> None:
+    calls: list[int] = []
+    done = threading.Event()
+
+    def work() -> None:
+        calls.append(1)
+        if len(calls) < 3:
+            raise ValueError("no luck")
+        done.set()
+
+    background = PeriodicThread("trying", 0.01, work, on_demand=True)
+    background.start()
+    background.wake()
+    assert done.wait(10)
+    time.sleep(0.05)
+    background.stop()
+    assert len(calls) == 3

@@ -26,8 +26,7 @@ from app.model.frozen import FrozenModel
 from app.runtime.workers import WorkerPool
 from app.tenancy.auth.principal import Principal
 from app.tenancy.limits.limiter import Limiter, Reservation
-from app.tenancy.usage.recorder import UsageLedger
-from app.tenancy.usage.totals import UsageTotals
+from app.tenancy.usage.ledger import UsageLedger, UsageTotals
 
 Result = TypeVar("Result")
 

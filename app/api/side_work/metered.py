@@ -14,8 +14,7 @@ from app.api.generation.prefix_selection import PrefixSelection
 from app.api.side_work.turns import SideQueue
 from app.tenancy.auth.principal import Principal
 from app.tenancy.limits.limiter import Limiter
-from app.tenancy.usage.recorder import UsageLedger
-from app.tenancy.usage.totals import UsageTotals
+from app.tenancy.usage.ledger import UsageLedger, UsageTotals
 
 Result = TypeVar("Result")
 

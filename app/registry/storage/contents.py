@@ -1,23 +1,173 @@
-"""The file of a version in the store: put there, kept intact, read.
+"""The files of versions: which of them the store holds, as the catalog knows; storing and reading.
 
-Works outside transactions: a store may be far away. Knows nothing about aliases or tensors.
+A content is noted as present before it is stored, and as removing before it is removed; the note
+goes once the removal has certainly ended. So nobody has to ask the store while the catalog's
+writers wait, and an upload never meets a removal. Shipped contents are never removed and have no
+note.
 """
 
 from __future__ import annotations
 
 import filecmp
+import secrets
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
 from app.db.database import Database
 from app.db.errors import storage_faults
+from app.db.schema import contents, retired_owners
+from app.db.schema import versions as version_rows
 from app.errors import PolyprefixError, Unavailable
 from app.registry import scope, versions
-from app.registry.storage import content_states
-from app.registry.storage.content_states import Content
 from app.registry.storage.store import ObjectStore
-from app.registry.types import Version, VersionInfo
+from app.registry.types import SHIPPED_OWNER, Version, VersionInfo
+
+_PRESENT = "present"
+_REMOVING = "removing"
+_MAX_FOUND = 1024
+
+_IS_NEEDED = exists().where(
+    version_rows.c.owner == contents.c.owner, version_rows.c.digest == contents.c.digest
+)
+
+
+@dataclass(frozen=True)
+class Content:
+    """A note about one content. `generation` is new with every note that is made."""
+
+    owner: str
+    digest: str
+    generation: str
+
+
+def note_upload(connection: Connection, owner: str, digest: str, now: int) -> Content | None:
+    """Notes, before it is stored, that a content is present; its grace begins anew.
+
+    None for what is shipped. Unavailable while an old copy is being removed.
+    """
+    if owner == SHIPPED_OWNER:
+        return None
+    if not _touch(connection, owner, digest, now):
+        try:
+            with connection.begin_nested():
+                return _insert(connection, owner, digest, _PRESENT, now)
+        except IntegrityError:  # somebody else has just noted it
+            _touch(connection, owner, digest, now)
+    query = select(contents.c.state, contents.c.generation)
+    row = connection.execute(query.where(_is(owner, digest))).one_or_none()
+    if row is None or row.state == _REMOVING:
+        raise Unavailable("an old copy of the content is being removed; send it again later")
+    return Content(owner, digest, row.generation)
+
+
+def check_present(connection: Connection, content: Content | None) -> None:
+    """Unavailable if the content was removed, or is being removed, since it was noted."""
+    if content is None:
+        return
+    same = contents.c.generation == content.generation
+    query = select(contents.c.state).where(_is(content.owner, content.digest), same)
+    if connection.scalar(query) != _PRESENT:
+        raise Unavailable("the content was removed while it was uploaded; send it again")
+
+
+def release(connection: Connection, going: Iterable[tuple[str, str]], now: int) -> None:
+    """Begins the grace of contents, (owner, digest), that are about to lose a version."""
+    for owner, digest in going:
+        _touch(connection, owner, digest, now)
+
+
+def find_unneeded(connection: Connection, before: int, cut_before: int) -> list[Content]:
+    """Some contents that no version has needed since `before`, in seconds since 1970.
+
+    Also those whose removal began before `cut_before` and was cut short.
+    """
+    kept_for_now = exists().where(
+        retired_owners.c.owner == contents.c.owner, retired_owners.c.retired_at > before
+    )
+    query = select(contents.c.owner, contents.c.digest, contents.c.generation).where(
+        or_(
+            and_(_is_idle(before), ~kept_for_now),
+            and_(contents.c.state == _REMOVING, contents.c.touched_at <= cut_before),
+        )
+    )
+    return [Content(*row) for row in connection.execute(query.limit(_MAX_FOUND))]
+
+
+def begin_removal(
+    connection: Connection, content: Content, before: int, cut_before: int, now: int
+) -> bool:
+    """Notes that a content is being removed; False if it is needed again or another removes it.
+
+    In a transaction that takes its turn: no version may come in between.
+    """
+    cut = and_(contents.c.state == _REMOVING, contents.c.touched_at <= cut_before)
+    same = contents.c.generation == content.generation
+    may = and_(_is(content.owner, content.digest), same, or_(_is_idle(before), cut))
+    statement = update(contents).where(may).values(state=_REMOVING, touched_at=now)
+    return connection.execute(statement).rowcount > 0
+
+
+def begin_removal_of_unknown(
+    connection: Connection, owner: str, digest: str, now: int
+) -> Content | None:
+    """As `begin_removal`, of what the store holds and nobody has noted; None if somebody has."""
+    noted = exists().where(contents.c.owner == owner, contents.c.digest == digest)
+    needed = exists().where(version_rows.c.owner == owner, version_rows.c.digest == digest)
+    if connection.scalar(select(or_(noted, needed))):
+        return None
+    try:
+        with connection.begin_nested():
+            return _insert(connection, owner, digest, _REMOVING, now)
+    except IntegrityError:
+        return None
+
+
+def end_removals(
+    connection: Connection, removed: Collection[Content], untouched: Collection[Content]
+) -> None:
+    """Forgets contents that are certainly gone; those that nobody began to remove stay."""
+    for content in removed:
+        connection.execute(delete(contents).where(_is_mine(content)))
+    for content in untouched:
+        connection.execute(update(contents).where(_is_mine(content)).values(state=_PRESENT))
+
+
+def noted_digests(connection: Connection, owner: str) -> set[str]:
+    """The contents of an owner that are noted, or needed by a version."""
+    noted = select(contents.c.digest).where(contents.c.owner == owner)
+    needed = select(version_rows.c.digest).where(version_rows.c.owner == owner)
+    return set(connection.scalars(noted.union(needed)))
+
+
+def _touch(connection: Connection, owner: str, digest: str, now: int) -> bool:
+    present = and_(_is(owner, digest), contents.c.state == _PRESENT)
+    statement = update(contents).where(present).values(touched_at=now)
+    return connection.execute(statement).rowcount > 0
+
+
+def _insert(connection: Connection, owner: str, digest: str, state: str, now: int) -> Content:
+    made = Content(owner, digest, secrets.token_hex(8))
+    row = {"owner": owner, "digest": digest, "generation": made.generation}
+    connection.execute(insert(contents).values(**row, state=state, touched_at=now))
+    return made
+
+
+def _is(owner: str, digest: str) -> ColumnElement[bool]:
+    return and_(contents.c.owner == owner, contents.c.digest == digest)
+
+
+def _is_mine(content: Content) -> ColumnElement[bool]:
+    same = contents.c.generation == content.generation
+    return and_(_is(content.owner, content.digest), same, contents.c.state == _REMOVING)
+
+
+def _is_idle(before: int) -> ColumnElement[bool]:
+    return and_(contents.c.state == _PRESENT, contents.c.touched_at <= before, ~_IS_NEEDED)
 
 
 @dataclass(frozen=True)
@@ -53,7 +203,7 @@ def put(
     if known is not None:
         owner = str(known.owner)
     with catalog.append() as connection:
-        noted = content_states.note_upload(connection, owner, info.digest, now)
+        noted = note_upload(connection, owner, info.digest, now)
     if known is not None and _is_intact(objects, owner, info.digest, known.file_nbytes, staged):
         return Stored(owner, known.file_nbytes, False, noted)
     with storage_faults("storing the prefix file"):

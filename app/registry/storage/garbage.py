@@ -20,8 +20,8 @@ from app.db.change_log import ChangeKind, note
 from app.db.database import Database
 from app.db.schema import retired_owners
 from app.registry import scope
-from app.registry.storage import content_states
-from app.registry.storage.content_states import Content
+from app.registry.storage import contents
+from app.registry.storage.contents import Content
 from app.registry.storage.store import ObjectStore
 
 Item = TypeVar("Item")
@@ -67,7 +67,7 @@ class GarbageCollector:
         while not self.is_over():
             before_now = int(self.clock() - self.grace_s) if before is None else before
             with self.catalog.read() as connection:
-                found = content_states.find_unneeded(connection, before_now, cut_before)
+                found = contents.find_unneeded(connection, before_now, cut_before)
             taken = 0
             for batch in _batches(found):
                 if self.is_over():
@@ -86,7 +86,7 @@ class GarbageCollector:
             return [
                 content
                 for content in batch
-                if content_states.begin_removal(connection, content, before, cut_before, now)
+                if contents.begin_removal(connection, content, before, cut_before, now)
             ]
 
     def _remove_unknown(self, owner: str) -> int:
@@ -102,9 +102,7 @@ class GarbageCollector:
                     content
                     for digest in batch
                     if (
-                        content := content_states.begin_removal_of_unknown(
-                            connection, owner, digest, now
-                        )
+                        content := contents.begin_removal_of_unknown(connection, owner, digest, now)
                     )
                 ]
             removed += self._remove(begun)
@@ -117,7 +115,7 @@ class GarbageCollector:
         old = [content.digest for content in stored if content.age_s >= self.grace_s]
         with self.catalog.read() as connection:
             # after the list was made: whoever stores a content notes it first
-            noted = content_states.noted_digests(connection, owner)
+            noted = contents.noted_digests(connection, owner)
         yield from (digest for digest in old if digest not in noted)
 
     def _remove(self, begun: Sequence[Content]) -> int:
@@ -134,7 +132,7 @@ class GarbageCollector:
         finally:
             # one whose removal has failed keeps its note: the request may be carried out late
             with self.catalog.append() as connection:
-                content_states.end_removals(connection, gone, begun[tried:])
+                contents.end_removals(connection, gone, begun[tried:])
         return count
 
     def _owners(self) -> list[str]:

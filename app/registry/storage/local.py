@@ -1,7 +1,7 @@
 """The embedded object store: a local folder, `<root>/<owner>/<digest>.safetensors`.
 
 A file is written beside the store, synced, renamed into place, and its folder synced: it is there
-whole or not at all. Links are never followed. Knows nothing about names, versions or the catalog.
+whole or not at all. Links are never followed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,14 @@ from typing import BinaryIO
 
 from app.db.errors import storage_faults
 from app.errors import InvalidRequest
-from app.registry.storage.safe_folder import READ_FLAGS, SafeFolder, regular_file
-from app.registry.storage.staging import FOLDER, FileInTransit, Staging
+from app.registry.storage.staging import (
+    FOLDER,
+    READ_FLAGS,
+    FileInTransit,
+    SafeFolder,
+    Staging,
+    regular_file,
+)
 from app.registry.storage.store import SUFFIX, StoredObject, check_owner, object_name
 
 _UNLOCKED_S = 20 * 60.0

@@ -1,7 +1,6 @@
 """An object store in a bucket: `<prefix>/<owner>/<digest>.safetensors` on S3 or what speaks it.
 
-A store that stops to answer is found out by whoever waits for it then; others are refused at once
-until it answers again. Knows nothing about names, versions or the catalog.
+While the store does not answer, the first callers wait for it and others are refused at once.
 """
 
 from __future__ import annotations
@@ -17,14 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import obstore
+from obstore.exceptions import BaseError
 from obstore.store import S3Store as Client
 
-from app.db.circuit_breaker import CircuitBreaker
+from app.db.circuit_breaker import ProbingBreaker
 from app.db.errors import storage_faults
-from app.errors import InvalidRequest, PolyprefixError, Unavailable
-from app.registry.storage.s3_errors import s3_faults
-from app.registry.storage.safe_folder import READ_FLAGS, SafeFolder
-from app.registry.storage.staging import FileInTransit, Staging
+from app.errors import InsufficientStorage, InvalidRequest, PolyprefixError, Unavailable
+from app.registry.storage.staging import READ_FLAGS, FileInTransit, SafeFolder, Staging
 from app.registry.storage.store import StoredObject, check_owner, object_name
 from app.registry.storage.url import S3Location
 
@@ -81,10 +79,10 @@ class S3Store:
             # asked once: of two requests the first might be carried out after the second's answer
             self._removals = _client(location, timeout_s, {"timeout": stalled}, max_retries=0)
             self._probes = _client(location, timeout_s, {"timeout": soon}, max_retries=0)
-        self._outage = CircuitBreaker(
+        self._breaker = ProbingBreaker(
+            f"the store of bucket '{self._bucket}'",
             lambda fault: isinstance(fault, Unavailable),
             self._probe,
-            what=f"the store of bucket '{self._bucket}'",
         )
 
     def check(self) -> None:
@@ -96,7 +94,7 @@ class S3Store:
 
     def close(self) -> None:
         """Looks no longer whether a store answers that does not."""
-        self._outage.close()
+        self._breaker.stop()
 
     def stage(self) -> AbstractContextManager[FileInTransit]:
         """A new staged file, removed at the end of the block."""
@@ -214,7 +212,7 @@ class S3Store:
     def _asking(self, doing: str, *, may_be_missing: bool = False) -> Iterator[None]:
         """A call of the store; at once Unavailable while it is known not to answer."""
         with (
-            self._outage.watched(),
+            self._breaker.watched(),
             s3_faults(self._bucket, doing, may_be_missing=may_be_missing),
         ):
             yield
@@ -257,3 +255,55 @@ def _client(
 
 def _key(owner: str, digest: str) -> str:
     return f"{owner}/{object_name(owner, digest)}"
+
+
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w{1,64})</Code>")
+_NO_BUCKET = "<Code>NoSuchBucket</Code>"
+_FULL = {"XMinioStorageFull", "QuotaExceeded", "StorageFull", "EntityTooLarge"}
+_TRY_AGAIN = {"408", "409", "412", "425", "429"}
+
+
+@contextmanager
+def s3_faults(bucket: str, doing: str, *, may_be_missing: bool = False) -> Iterator[None]:
+    """Maps the client's errors inside the block; `doing` says what failed.
+
+    A store that is not reached, slow or overloaded is Unavailable, a full one InsufficientStorage;
+    what only an operator can change (no such bucket, no access) is a PolyprefixError. With
+    `may_be_missing`, the FileNotFoundError of an object passes: its meaning is the caller's to say.
+    """
+    try:
+        yield
+    except (BaseError, FileNotFoundError) as fault:
+        text = str(fault)
+        is_object = isinstance(fault, FileNotFoundError) and _NO_BUCKET not in text
+        if may_be_missing and is_object:
+            raise
+        raise _meaning(bucket, doing, text) from fault
+
+
+def _meaning(bucket: str, doing: str, text: str) -> PolyprefixError:
+    """What a client's message stands for; its text is looked at and not repeated."""
+    found = _STATUS.search(text)
+    status = found[1] if found else ""
+    named = _CODE.search(text)
+    code = named[1] if named else (status or "no answer")
+    if "/latest/api/token" in text or "/latest/meta-data/" in text:
+        return Unavailable(
+            f"{doing} failed: there are no credentials for bucket '{bucket}'; set "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+        )
+    if code in _FULL or status == "507":
+        return InsufficientStorage(f"{doing} failed: bucket '{bucket}' takes no more ({code})")
+    if code == "NoSuchBucket":
+        return PolyprefixError(f"{doing} failed: there is no bucket '{bucket}'")
+    if status in {"401", "403"}:
+        return PolyprefixError(
+            f"{doing} failed: access to bucket '{bucket}' is refused ({code}); the credentials "
+            "must be allowed to list it and to get, put and delete its objects"
+        )
+    if "configured region" in text:
+        return PolyprefixError(f"{doing} failed: bucket '{bucket}' is in another region")
+    if not status or status in _TRY_AGAIN or status.startswith("5"):
+        return Unavailable(f"{doing} failed for now: the store of bucket '{bucket}' ({code})")
+    return PolyprefixError(f"{doing} failed: bucket '{bucket}' answers {code}")

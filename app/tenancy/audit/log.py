@@ -7,6 +7,7 @@ hold no prompts, tensors or secrets.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ from app.tenancy.audit import chain
 from app.tenancy.audit.chain import Link
 from app.tenancy.audit.refusals import Refusal, Refusals
 from app.tenancy.auth.keys import redact_keys
+
+_log = logging.getLogger(__name__)
 
 DONE: Mapping[str, Any] = {"status": "done"}
 """The outcome of a call that has changed something."""
@@ -111,6 +114,13 @@ class AuditLog:
         except BaseException:
             self._refusals.restore(counts)
             raise
+
+    def close(self) -> None:
+        """Writes all counts of refusals that are left, as far as the catalog takes them."""
+        try:
+            self.flush(everything=True)
+        except PolyprefixError as error:
+            _log.error("the last counts of refusals could not be written: %s", error)
 
     def append(self, connection: Connection, tenant: str, facts: Mapping[str, Any]) -> Link:
         """Adds a record inside the transaction that the caller holds."""

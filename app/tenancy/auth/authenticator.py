@@ -43,9 +43,6 @@ class Authentication(Protocol):
     def authenticate(self, presented: str | None, peer: str) -> Principal:
         """The bearer of what was presented; may ask the catalog."""
 
-    def note_uses(self) -> None:
-        """Writes down when keys were used; to be called now and then, off every request's path."""
-
 
 @dataclass(slots=True)
 class _KnownKey:
@@ -127,7 +124,10 @@ class KeyAuthenticator:
         return self._bearer(kid, entry)
 
     def note_uses(self) -> None:
-        """As in `Authentication`; what cannot be written is kept for the next time."""
+        """Writes down when keys were used; to be called now and then, off every request's path.
+
+        What cannot be written is kept for the next time.
+        """
         with self._lock:
             pending, self._pending = self._pending, {}
         if not pending:
@@ -211,9 +211,6 @@ class Anonymous:
         if principal is None:
             raise refusal()
         return principal
-
-    def note_uses(self) -> None:
-        """There are no keys."""
 
     def _find(self, connection: Connection) -> Principal | None:
         query = select(tenants.c.limits, tenants.c.disabled_at)

@@ -1,7 +1,4 @@
-"""Where a tenant stands against its limits, in numbers, in headers and in refusals.
-
-Knows nothing about who counts, here or in Redis.
-"""
+"""Where a tenant stands against its limits, in numbers, in headers and in refusals."""
 
 from __future__ import annotations
 
@@ -35,12 +32,6 @@ class LimitDecision:
     requests: float = 0.0
     tokens: float = 0.0
     rows: int = 0
-
-
-def is_counted(limits: TenantLimits) -> bool:
-    """Whether any limit is set that needs counting at admission."""
-    counted = (limits.requests_per_minute, limits.tokens_per_minute, limits.max_rows)
-    return any(limit is not None for limit in counted)
 
 
 def check_possible(limits: TenantLimits, cost: Cost) -> None:

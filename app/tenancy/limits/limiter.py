@@ -19,7 +19,6 @@ from app.tenancy.limits.decision import (
     Cost,
     LimitDecision,
     check_possible,
-    is_counted,
     rate_headers,
     refusal,
 )
@@ -100,7 +99,7 @@ class Limiter:
         InvalidRequest if it never will be. Costs nothing and counts nothing: for the time before a
         request is looked at closely.
         """
-        if is_counted(limits):
+        if limits.are_counted:
             smallest = Cost(tokens=0, rows=rows)
             check_possible(limits, smallest)
             standing = self._local.look(tenant, limits, smallest)
@@ -115,7 +114,7 @@ class Limiter:
         All limits are taken from or none. Raises RateLimited, and InvalidRequest for what would
         never fit. Without limits nobody is asked.
         """
-        if not is_counted(limits):
+        if not limits.are_counted:
             return Reservation()
         cost = Cost(tokens, rows)
         check_possible(limits, cost)

@@ -1,13 +1,13 @@
 """What one tenant may use: rates, rows, queue, storage, and its share of the engine.
 
-Knows nothing about counting; it is a value that the catalog stores as JSON and that travels with
-the caller's identity.
+Limits are a value that the catalog stores as JSON and that travels with the caller's identity.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 from app.errors import InvalidRequest
 
@@ -45,6 +45,12 @@ class TenantLimits:
         for name, (least, most) in _BOUNDS.items():
             _check_count(name, getattr(self, name), least, most)
         object.__setattr__(self, "weight", _checked_weight(self.weight))
+
+    @cached_property
+    def are_counted(self) -> bool:
+        """Whether any limit is set that needs counting at admission."""
+        counted = (self.requests_per_minute, self.tokens_per_minute, self.max_rows)
+        return any(limit is not None for limit in counted)
 
     @classmethod
     def from_json(cls, content: Mapping[str, object]) -> TenantLimits:

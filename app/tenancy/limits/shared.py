@@ -21,8 +21,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
+from app.db.circuit_breaker import CircuitBreaker
 from app.errors import InvalidRequest
-from app.tenancy.limits.breaker import Breaker
 from app.tenancy.limits.decision import Cost, LimitDecision
 from app.tenancy.limits.limits import TenantLimits
 from app.tenancy.limits.local import LocalLimits
@@ -74,7 +74,9 @@ class RedisLimits:
             raise InvalidRequest(f"the URL of Redis is not one: {error}") from error
         self._timeout, self._probe_seconds = timeout, probe_seconds
         self._lease_seconds, self._clock = lease_seconds, clock
-        self._breaker = Breaker("Redis", meanwhile="each replica applies the limits by itself")
+        self._breaker = CircuitBreaker(
+            "Redis", meanwhile="each replica applies the limits by itself", is_open=True
+        )
         self._name, self._numbers = secrets.token_hex(8), itertools.count()
         self._live: dict[str, _Held] = {}
         self._owed: dict[str, ScriptCall] = {}
@@ -191,7 +193,7 @@ class RedisLimits:
         if not self.is_up:
             return None
         if isinstance(fault, RedisFails):
-            self._breaker.trip(str(fault))
+            self._breaker.open(str(fault))
             return None
         is_new = self._looking is None or self._looking.done()
         self._breaker.count()
@@ -291,11 +293,11 @@ class RedisLimits:
             if was_open:
                 await self._probe()
         except ScriptFault as fault:
-            self._breaker.trip(str(fault))
+            self._breaker.open(str(fault))
             return False
         if was_open or self._connections != self._pipeline.connections:
             self._connections = self._pipeline.connections
-            self._breaker.mend()
+            self._breaker.close()
             for call in list(self._owed.values()):
                 self._send(call)
             self._keep()

@@ -10,7 +10,6 @@ from app.tenancy.limits.decision import (
     LimitDecision,
     check_possible,
     duration,
-    is_counted,
     rate_headers,
     refusal,
 )
@@ -57,9 +56,9 @@ def test_what_is_not_limited_has_no_headers() -> None:
 
 
 def test_storage_queue_and_weight_need_no_counting() -> None:
-    assert not is_counted(TenantLimits(max_queue=1, max_prefixes=1, max_bytes=1, weight=2))
+    assert not TenantLimits(max_queue=1, max_prefixes=1, max_bytes=1, weight=2).are_counted
     for name in ("requests_per_minute", "tokens_per_minute", "max_rows"):
-        assert is_counted(TenantLimits.from_json({name: 1}))
+        assert TenantLimits.from_json({name: 1}).are_counted
 
 
 LIMITS = TenantLimits(requests_per_minute=6, tokens_per_minute=600, max_rows=4)

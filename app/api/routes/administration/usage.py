@@ -15,8 +15,8 @@ from app.api.schemas.tenants import UsagePage, UsageReply
 from app.api.services import ServicesDep
 from app.errors import InvalidRequest
 from app.tenancy.auth.principal import Scope
+from app.tenancy.usage.ledger import HOUR
 from app.tenancy.usage.report import GROUPS, UsageQuery, UsageRow, read_usage
-from app.tenancy.usage.totals import HOUR
 
 router = Router("usage")
 

@@ -1,4 +1,4 @@
-"""Usage: summed in memory, added to the catalog once, read together with what is not there yet."""
+"""Usage is summed in memory, added to the catalog once, and written before it is read."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from sqlalchemy import Connection, func, insert, select
 from app.db.database import Database
 from app.db.schema import usage_batches, usage_hours
 from app.errors import InvalidRequest, Unavailable
-from app.tenancy.usage.recorder import OTHERS, UsageLedger
+from app.tenancy.usage.ledger import OTHERS, UsageLedger, UsageTotals
 from app.tenancy.usage.report import UsageQuery, UsageRow, read_usage
-from app.tenancy.usage.totals import UsageTotals
 from tests.tenancy.house import Clock
 
 HOUR = 3600
@@ -123,9 +122,9 @@ def test_a_batch_whose_answer_was_lost_is_not_counted_twice(
         with pytest.raises(Unavailable):
             ledger.flush()
         ledger.add("acme", [], [], ONE)
-    assert total(any_catalog, ledger).requests == 4
+    with pytest.raises(Unavailable):
+        total(any_catalog, ledger)
     flaky.fails = ""
-    ledger.flush()
     assert total(any_catalog, ledger).requests == 4
     assert stored(any_catalog) == {("acme", NOON, "", ""): (4, 0, 20, 28, 80, 400)}
 
@@ -139,10 +138,26 @@ def test_what_cannot_be_written_is_kept(
         with pytest.raises(Unavailable):
             ledger.flush()
     assert stored(any_catalog) == {}
-    assert total(any_catalog, ledger).requests == 5
+    with pytest.raises(Unavailable):
+        total(any_catalog, ledger)
     flaky.fails = ""
-    ledger.flush()
+    assert total(any_catalog, ledger).requests == 5
     assert stored(any_catalog) == {("acme", NOON, "", ""): (5, 0, 25, 35, 100, 500)}
+
+
+def test_close_writes_what_is_left_and_says_so_if_it_cannot(
+    any_catalog: Database,
+    flaky: FlakyCatalog,
+    ledger: UsageLedger,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    ledger.add("acme", [], [], ONE)
+    flaky.fails = "before"
+    ledger.close()
+    assert "the last usage could not be written" in caplog.text
+    flaky.fails = ""
+    ledger.close()
+    assert stored(any_catalog) == {("acme", NOON, "", ""): (1, 0, 5, 7, 20, 100)}
 
 
 def test_memory_is_bounded_and_sums_stay_whole_within_the_bound(
@@ -155,7 +170,7 @@ def test_memory_is_bounded_and_sums_stay_whole_within_the_bound(
         ledger.add("zeta", [f"p{number}"], ["d"], ONE)
     with pytest.raises(Unavailable):
         ledger.flush()
-    assert sum(len(batch) for _, batch in ledger.pending()) <= 20
+    assert len(ledger) <= 20
     assert ledger.lost == 0
     flaky.fails = ""
     ledger.flush()
@@ -170,7 +185,7 @@ def test_what_is_beyond_the_bound_is_counted_as_lost(flaky: FlakyCatalog, clock:
     ledger = UsageLedger(flaky, max_keys=10, clock=clock)
     for number in range(50):
         ledger.add(f"tenant{number}", [], [], ONE)
-    assert sum(len(batch) for _, batch in ledger.pending()) == 20
+    assert len(ledger) == 20
     assert ledger.lost == 30
 
 

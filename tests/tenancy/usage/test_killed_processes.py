@@ -1,4 +1,4 @@
-"""Books that are killed: usage loses five seconds at most, the audit log nothing at all."""
+"""Killed processes lose five seconds of usage at most, and nothing of the audit log."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from sqlalchemy import select
 
 from app.db.database import Database, migrate
 from app.db.schema import audit_log, tenants, usage_hours
-from app.errors import Unavailable
 from app.tenancy.audit.chain import verify
-from app.tenancy.usage.flush import WRITE_S, CatalogFlush
-from app.tenancy.usage.totals import UsageTotals
+from app.tenancy.usage.ledger import WRITE_S
 
 RUNS = 20
-DRIVER = Path(__file__).parents[1] / "book_driver.py"
+DRIVER = Path(__file__).parents[1] / "killed_driver.py"
 
 
 def killed(url: str, what: str, seconds: float) -> list[str]:
@@ -80,36 +78,4 @@ def test_chains_and_changes_agree_whenever_a_process_is_killed(
         assert len(made) == records == report.records
         assert set(done) <= made
     assert len(done) > 3 * RUNS
-    catalog.close()
-
-
-def test_books_that_cannot_be_written_are_written_later(tmp_path: Path) -> None:
-    catalog = Database(f"sqlite:///{tmp_path}/catalog.sqlite")
-    books = CatalogFlush(catalog, "one", usage_days=1)
-    books.usage.add("acme", [], [], UsageTotals(1))
-    append = catalog.append
-
-    def down() -> None:
-        raise Unavailable("the catalog is busy")
-
-    catalog.append = down  # type: ignore[method-assign,assignment]
-    with pytest.raises(Unavailable):
-        books.write()
-    books.close()
-    catalog.append = append  # type: ignore[method-assign]
-    books.close()
-    with catalog.read() as connection:
-        assert connection.scalar(select(usage_hours.c.requests)) == 1
-    catalog.close()
-
-
-def test_old_usage_is_forgotten_now_and_then(tmp_path: Path) -> None:
-    catalog = Database(f"sqlite:///{tmp_path}/catalog.sqlite")
-    now = [0.0]
-    books = CatalogFlush(catalog, "one", usage_days=1, clock=lambda: now[0])
-    pruned: list[float] = []
-    books.usage.prune = pruned.append  # type: ignore[method-assign]
-    for now[0] in (0.0, 10.0, 3599.0, 3600.0, 3700.0):
-        books.write()
-    assert pruned == [86_400.0] * 2
     catalog.close()
