@@ -20,7 +20,7 @@ from app.api.side_work.off_loop import off_loop
 from app.engine.offline import Completion
 from app.engine.request import GenerationRequest
 from app.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest
-from app.evaluation.evaluator import Evaluator, Scored
+from app.evaluation.evaluator import Evaluation, Evaluator
 from app.evaluation.text_pairs import TokenPair, answered_target, continued_target
 from app.prefix.prefix import Prefix
 from app.tenancy.auth.principal import Principal
@@ -60,7 +60,9 @@ class VersionEvaluation:
         options = self.options.model_dump(include=chosen, exclude_none=True)
         return Evaluator(self.generations.model, self.prefix, self, options)
 
-    async def score(self, examples: Sequence[ExampleBody], metrics: Collection[str]) -> Scored:
+    async def evaluate(
+        self, examples: Sequence[ExampleBody], metrics: Collection[str]
+    ) -> Evaluation:
         """Scores by `metrics`, of which only what they need is computed."""
         prompts = await self.prompts([example.input for example in examples])
         references = [example.references for example in examples]
@@ -70,7 +72,7 @@ class VersionEvaluation:
             await self.off_loop(size, evaluator.check_rouge_work, prompts, references)
         if "loss" in metrics:
             pairs = await self.off_loop(size, self._pairs, prompts, references)
-        return await evaluator.score(prompts, references, metrics, pairs)
+        return await evaluator.evaluate(prompts, references, metrics, pairs)
 
     async def prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of the examples' inputs, exactly as a completion would read them.

@@ -64,5 +64,5 @@ async def gate_score(evaluation: VersionEvaluation, gate: QualityGate) -> float:
         for example in gate.examples
     ]
     if gate.metric == MEAN_LOGPROB:
-        return -(await evaluation.score(examples, ["loss"])).scores["loss"]
-    return (await evaluation.score(examples, [gate.metric])).scores[gate.metric]
+        return -(await evaluation.evaluate(examples, ["loss"])).loss
+    return (await evaluation.evaluate(examples, [gate.metric])).score(gate.metric)

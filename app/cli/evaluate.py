@@ -1,6 +1,6 @@
 """`polyprefix evaluate`: scores of a base model, alone and with prefixes, on held-out data.
 
-Knows the terminal; decoding and scoring are done in `app.training`.
+Knows the terminal; `app.evaluation` decodes and scores.
 """
 
 from __future__ import annotations

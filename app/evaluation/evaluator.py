@@ -65,18 +65,32 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """What an evaluation found, over all examples and for each; None where no metric asked for it.
+class Evaluation:
+    """What a model said to examples and how good it was; empty or 0 where no metric asked for it.
 
-    `loss` is in nats per target token, over `num_tokens` of them; the others go from 0 to 100.
+    `loss` is in nats per target token, over `num_tokens` of them, and `losses` has that of each
+    example. The other scores go from 0 to 100. `signature` says how BLEU was computed.
     """
 
-    scores: dict[str, float]
-    answers: list[Answer] | None
-    losses: list[float] | None
-    matches: list[bool] | None
-    num_tokens: int | None
-    signature: str | None
+    answers: Sequence[Answer] = ()
+    matches: Sequence[bool] = ()
+    losses: Sequence[float] = ()
+    num_tokens: int = 0
+    loss: float = 0.0
+    bleu: float = 0.0
+    signature: str = ""
+    rouge: Rouge = Rouge()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What the model said to each example."""
+        return tuple(answer.text for answer in self.answers)
+
+    def score(self, metric: str) -> float:
+        """The score by one of the metrics that were asked for."""
+        if metric == "exact_match":
+            return 100 * sum(self.matches) / len(self.matches)
+        return {"loss": self.loss, "bleu": self.bleu, "rouge_l": self.rouge.rougeL}[metric]
 
 
 @dataclass(frozen=True)
@@ -109,44 +123,40 @@ class Evaluator:
         done = await self._complete(texts, [scoring] * len(pairs))
         return [_loss(one, pair) for one, pair in zip(done, pairs, strict=True)]
 
-    async def score(
+    async def evaluate(
         self,
         prompts: Sequence[tuple[int, ...]],
         references: Sequence[Sequence[str]],
         metrics: Collection[str],
         pairs: Sequence[Sequence[TokenPair]] = (),
-    ) -> Scored:
+    ) -> Evaluation:
         """Scores by `metrics`, of which only what they need is computed.
 
         `references` are the right answers to each prompt; `pairs`, which "loss" needs, have each
         prompt with each of them.
         """
-        scores: dict[str, float] = {}
-        answers = matches = losses = num_tokens = signature = None
+        found: dict[str, Any] = {}
         if not _NEED_ANSWERS.isdisjoint(metrics):
-            answers = await self.answers(prompts)
-            texts = [one.text for one in answers]
+            found["answers"] = await self.answers(prompts)
+            texts = [answer.text for answer in found["answers"]]
             if "exact_match" in metrics:
-                matches = [
+                found["matches"] = [
                     text in {reference.strip() for reference in accepted}
                     for text, accepted in zip(texts, references, strict=True)
                 ]
-                scores["exact_match"] = 100 * sum(matches) / len(matches)
             if "bleu" in metrics:
                 bleu = await self.runner.compute(corpus_bleu, texts, references)
-                scores["bleu"], signature = bleu
+                found["bleu"], found["signature"] = bleu
             if "rouge_l" in metrics:
-                rouge = await self.runner.compute(mean_rouge, texts, references)
-                scores["rouge_l"] = rouge.rougeL
+                found["rouge"] = await self.runner.compute(mean_rouge, texts, references)
         if "loss" in metrics:
-            found = iter(await self.losses([pair for group in pairs for pair in group]))
-            sums = [sum(next(found) for _ in group) for group in pairs]
+            nats = iter(await self.losses([pair for group in pairs for pair in group]))
+            sums = [sum(next(nats) for _ in group) for group in pairs]
             counts = [sum(len(pair.target_ids) for pair in group) for group in pairs]
-            losses = [loss / count for loss, count in zip(sums, counts, strict=True)]
-            num_tokens = sum(counts)
-            scores["loss"] = sum(sums) / num_tokens
-        ordered = {metric: scores[metric] for metric in metrics}
-        return Scored(ordered, answers, losses, matches, num_tokens, signature)
+            found["losses"] = [loss / count for loss, count in zip(sums, counts, strict=True)]
+            found["num_tokens"] = sum(counts)
+            found["loss"] = sum(sums) / sum(counts)
+        return Evaluation(**found)
 
     def check_rouge_work(
         self, prompts: Sequence[tuple[int, ...]], references: Sequence[Sequence[str]]
@@ -236,19 +246,6 @@ class EngineRunner:
         return [work(*piece) for piece in pieces]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What a model said to every example, its corpus BLEU and mean ROUGE (0 to 100).
-
-    `signature` says how BLEU was computed.
-    """
-
-    bleu: float
-    rouge: Rouge
-    texts: tuple[str, ...]
-    signature: str
-
-
 @contextmanager
 def running_engine(model: FrozenModel) -> Iterator[Engine]:
     """An engine for offline work, stopped at the end of the block."""
@@ -268,27 +265,10 @@ def evaluate(
     template: str | None = None,
     decoding: Mapping[str, Any] | None = None,
 ) -> Evaluation:
-    """Texts for all `examples` on a started engine, and their scores.
+    """Texts for all `examples` on a started engine, and their BLEU and ROUGE.
 
-    Template and decoding defaults are the prefix's own unless they are given.
-    """
-    texts = generate_texts(engine, examples, prefix=prefix, template=template, decoding=decoding)
-    references = [example.targets for example in examples]
-    bleu, signature = corpus_bleu(texts, references)
-    return Evaluation(bleu, mean_rouge(texts, references), tuple(texts), signature)
-
-
-def generate_texts(
-    engine: Engine,
-    examples: Sequence[Example],
-    *,
-    prefix: Prefix | None = None,
-    template: str | None = None,
-    decoding: Mapping[str, Any] | None = None,
-) -> list[str]:
-    """One text per example, no longer than the context.
-
-    Sources are cut to what an encoder reads.
+    Template and decoding defaults are the prefix's own unless they are given. Texts are no longer
+    than the context, and sources are cut to what an encoder reads.
     """
     model, text = engine.model, engine.model.text
     own_template = prefix.metadata.input_template if prefix is not None else None
@@ -298,5 +278,6 @@ def generate_texts(
         text.cut_source(text.render(used, example.input), model.spec.source_limit)
         for example in examples
     ]
+    references = [example.targets for example in examples]
     evaluator = Evaluator(model, prefix, EngineRunner(engine), decoding or {})
-    return [answer.text for answer in asyncio.run(evaluator.answers(prompts))]
+    return asyncio.run(evaluator.evaluate(prompts, references, ("bleu", "rouge_l")))

@@ -1,7 +1,7 @@
 """How probable a target is after a prefix, and how far two prefixes are apart over it.
 
-From full logits, one target at a time and `CHUNK` of its tokens at a time, so that memory is
-bounded. Knows nothing about engines, examples or stores.
+Computed from full logits, one target and `CHUNK` of its tokens at a time, so that memory is
+bounded.
 """
 
 from __future__ import annotations

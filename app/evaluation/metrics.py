@@ -1,7 +1,4 @@
-"""How near texts come to their references: BLEU and ROUGE, by the libraries that papers quote.
-
-Knows nothing about models.
-"""
+"""How near texts come to their references: BLEU and ROUGE, by the libraries that papers quote."""
 
 from __future__ import annotations
 
@@ -21,9 +18,9 @@ _ROUGE = ("rouge1", "rouge2", "rougeL")
 class Rouge:
     """Mean F1 of single words, of pairs of words and of the longest common sequence, 0 to 100."""
 
-    rouge1: float
-    rouge2: float
-    rougeL: float
+    rouge1: float = 0.0
+    rouge2: float = 0.0
+    rougeL: float = 0.0
 
     def rounded(self) -> dict[str, float]:
         """The three by name, with two places, for reports."""

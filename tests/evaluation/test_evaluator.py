@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -13,8 +14,9 @@ from transformers import BartForConditionalGeneration
 from app.engine.decoding.beam_search import BeamParams
 from app.engine.request import GenerationRequest
 from app.evaluation import evaluator
-from app.evaluation.evaluator import evaluate, generate_texts, running_engine
-from app.evaluation.text_pairs import Example
+from app.evaluation.evaluator import EngineRunner, Evaluator, evaluate, running_engine
+from app.evaluation.likelihood import target_loss
+from app.evaluation.text_pairs import Example, TokenPair
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from tests.tiny import CONTEXT, random_prefix
@@ -58,7 +60,7 @@ def asked_of(
     prefix = random_prefix(model, 4)
     metadata = replace(prefix.metadata, decoding=decoding)
     with running_engine(model) as engine, pytest.raises(Asked) as caught:
-        generate_texts(engine, [Example(text, ("",), 1)], prefix=Prefix(prefix.modules, metadata))
+        evaluate(engine, [Example(text, ("",), 1)], prefix=Prefix(prefix.modules, metadata))
     [request] = caught.value.args[0]
     return request
 
@@ -104,7 +106,7 @@ def test_an_encoder_is_told_the_source_alone_and_searched_as_transformers_does(
     decoding = {"max_tokens": 9, "num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 0.4}
     example = Example("the lazy dog", ("the mat",), 1)
     with running_engine(tiny_bart) as engine:
-        (text,) = generate_texts(engine, [example], decoding=decoding)
+        (text,) = evaluate(engine, [example], decoding=decoding).texts
     plain = BartForConditionalGeneration.from_pretrained(tiny_bart_folder).eval()
     found = plain.generate(
         torch.tensor([tiny_bart.text.encode(example.input)]),
@@ -124,3 +126,33 @@ def test_what_is_scored_stops_its_search_as_what_is_served_does(
     decoding = {"num_beams": 2, "early_stopping": "never"}
     request = asked_of(tiny_bart, decoding, monkeypatch, "the fox")
     assert request.sampling.beam == BeamParams(2, early_stopping="never")
+
+
+def test_losses_from_the_engine_are_those_of_full_logits(
+    tiny_gpt2: FrozenModel, tiny_bart: FrozenModel
+) -> None:
+    for model in (tiny_gpt2, tiny_bart):
+        prefix = random_prefix(model, 3)
+        pairs = [TokenPair((5, 6, 7), (8, 9)), TokenPair((5,), (10, 11, 12))]
+        with running_engine(model) as engine:
+            losses = asyncio.run(Evaluator(model, prefix, EngineRunner(engine)).losses(pairs))
+        expected = [target_loss(model, prefix, pair) for pair in pairs]
+        assert losses == pytest.approx(expected, abs=1e-4)
+
+
+def test_only_what_the_metrics_need_is_computed(tiny_gpt2: FrozenModel) -> None:
+    pairs = [[TokenPair((5, 6), (8, 9)), TokenPair((5, 6), (10,))], [TokenPair((7,), (9, 9, 9))]]
+    prompts = [(5, 6), (7,)]
+    with running_engine(tiny_gpt2) as engine:
+        evaluator = Evaluator(tiny_gpt2, None, EngineRunner(engine), {"max_tokens": 3})
+        said = asyncio.run(evaluator.answers(prompts))
+        references = [[f" {said[0].text} ", "b"], [f"not {said[1].text}"]]
+        matched = asyncio.run(evaluator.evaluate(prompts, references, ["exact_match"]))
+        scored = asyncio.run(evaluator.evaluate(prompts, references, ["loss"], pairs))
+    assert matched.matches == [True, False]
+    assert matched.score("exact_match") == 50
+    assert not matched.losses
+    assert not scored.answers
+    assert scored.num_tokens == 6
+    sums = [loss * count for loss, count in zip(scored.losses, (3, 3), strict=True)]
+    assert scored.score("loss") == pytest.approx(sum(sums) / 6)

@@ -8,7 +8,7 @@ from app.api.dependencies import EvaluationsDep, PrincipalDep
 from app.api.generation.generation import cancel_on_disconnect
 from app.api.routing import JSON, Answer, Router
 from app.api.schemas.evaluations import EvaluateBody, EvaluationReply, ScoredExampleReply
-from app.evaluation.evaluator import Scored
+from app.evaluation.evaluator import Evaluation
 from app.prefix.reference import check_name
 from app.tenancy.auth.principal import Scope
 
@@ -38,23 +38,23 @@ async def evaluate_version(
     metrics = list(dict.fromkeys(body.metrics))
     with evaluations.cap.slot(principal.tenant):
         async with evaluations.version(principal, name, body.version, body) as evaluation:
-            scoring = evaluation.score(body.examples, metrics)
-            scored = await cancel_on_disconnect(request.receive, scoring)
+            evaluating = evaluation.evaluate(body.examples, metrics)
+            found = await cancel_on_disconnect(request.receive, evaluating)
     return EvaluationReply(
         name=name,
         version=evaluation.selection.digests[0],
-        scores=scored.scores,
+        scores={metric: found.score(metric) for metric in metrics},
         num_examples=len(body.examples),
-        num_target_tokens=scored.num_tokens,
-        bleu_signature=scored.signature,
-        examples=[_example(scored, at) for at in range(len(body.examples))],
+        num_target_tokens=found.num_tokens or None,
+        bleu_signature=found.signature or None,
+        examples=[_example(found, at) for at in range(len(body.examples))],
     ).response(headers=evaluation.selection.headers)
 
 
-def _example(scored: Scored, at: int) -> ScoredExampleReply:
+def _example(found: Evaluation, at: int) -> ScoredExampleReply:
     """What is known of one example."""
     return ScoredExampleReply(
-        output=None if scored.answers is None else scored.answers[at].text,
-        exact_match=None if scored.matches is None else scored.matches[at],
-        loss=None if scored.losses is None else scored.losses[at],
+        output=found.answers[at].text if found.answers else None,
+        exact_match=found.matches[at] if found.matches else None,
+        loss=found.losses[at] if found.losses else None,
     )
