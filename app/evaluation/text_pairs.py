@@ -1,6 +1,6 @@
 """Training and evaluation data: JSON lines with `input` and `target`, checked line by line.
 
-Knows nothing about tensors or optimisers; token ids come from the model's `Text`.
+Token ids come from the model's `Text`.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 import time
@@ -128,6 +129,11 @@ def until(condition: Callable[[], bool], seconds: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
         time.sleep(0.002)
+
+
+def draining(server: RunningServer) -> None:
+    """Let the server take no new requests, as it does when it shuts down."""
+    asyncio.run_coroutine_threadsafe(server.services.engine.drain(0.0), server.loop).result()
 
 
 def until_idle(server: RunningServer) -> None:

@@ -24,7 +24,7 @@ from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
 from app.tenancy.auth.principal import Principal, Scope
 from app.tenancy.limits.limits import TenantLimits
-from tests.api.helpers import Json, complete, error_of, slowed, text_of, until, until_idle
+from tests.api.helpers import Json, complete, draining, error_of, slowed, text_of, until, until_idle
 from tests.api.plain_scores import (
     bart_ids,
     log_probabilities,
@@ -244,7 +244,7 @@ def test_a_deadline_ends_it(server: RunningServer, client: httpx.Client) -> None
 
 def test_a_server_that_drains_takes_none(own_server: RunningServer, tiny_gpt2: FrozenModel) -> None:
     own_server.push("tone", random_prefix(tiny_gpt2, 3))
-    own_server.services.engine._draining = True
+    draining(own_server)
     with own_server.client() as client:
         reply = evaluate(client, "tone")
     assert (reply.status_code, error_of(reply)["code"]) == (503, "draining")

@@ -13,12 +13,11 @@ import torch
 from tokenizers import Tokenizer, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from app.engine.engine import Engine
 from app.model.dense import dense_pair_logits, keys_values_of
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.prefix import KeyValues
-from tests.api.helpers import Json, complete, error_of, text_of
+from tests.api.helpers import Json, complete, draining, error_of, text_of
 from tests.server import RunningServer, serving
 from tests.tiny import END_OF_TEXT, llama_like, save_model
 
@@ -161,8 +160,7 @@ def test_a_name_that_breaks_the_rules_is_refused(served: Served) -> None:
 
 def test_a_server_that_drains_makes_none(tiny_gpt2: FrozenModel, tmp_path: Path) -> None:
     with serving(tiny_gpt2, tmp_path) as server, server.client() as client:
-        engine: Engine = server.services.engine
-        engine._draining = True
+        draining(server)
         reply = client.post("/v1/prefixes/late/from-text", json={"text": TEXT})
     assert (reply.status_code, error_of(reply)["code"]) == (503, "draining")
 
