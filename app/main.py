@@ -18,7 +18,7 @@ from app.api.errors import StrictJSONResponse, install_error_handlers
 from app.api.metrics import Metrics
 from app.api.middleware.authentication import AuthenticationMiddleware
 from app.api.middleware.http import RequestMiddleware
-from app.api.routes.administration import about, audit, health, openapi, tenants, usage
+from app.api.routes.administration import about, audit, docs, health, openapi, tenants, usage
 from app.api.routes.generation import completions, models, tgi, tokenize
 from app.api.routes.prefixes import (
     aliases,
@@ -76,6 +76,7 @@ _RESOURCES = (
     audit,
     usage,
     openapi,
+    docs,
     evaluations,
     comparisons,
     quality_gates,

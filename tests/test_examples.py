@@ -146,6 +146,7 @@ def test_every_route_has_an_example_with_its_reply() -> None:
     routes = [
         (endpoint.method, tuple(endpoint.path.replace(":path}", "}").split("/")))
         for endpoint in endpoints(create_app(Settings()))
+        if not endpoint.path.startswith("/docs/")  # what the page itself loads
     ]
     assert len(routes) > 40
     missing = [

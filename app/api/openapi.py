@@ -21,8 +21,9 @@ from app.api.schemas.replies import ErrorReply, TgiErrorReply
 Schema = dict[str, Any]
 
 _ABOUT = (
-    "One frozen language model that serves many prefixes of many tenants. A key's scopes stand at "
-    "each route; what is another tenant's is answered as what does not exist."
+    "One frozen language model that serves many prefixes of many tenants. Each route lists the "
+    "scopes that a key needs. Another tenant's resources look exactly like resources that do not "
+    "exist."
 )
 _BEARER = {"type": "http", "scheme": "bearer", "description": "an API key, `pfx_…`"}
 _REFS = "#/components/schemas/{model}"

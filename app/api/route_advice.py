@@ -24,6 +24,7 @@ _NO_FILES = (
 _NOT_SERVED = f"it generates text alone; {_COMPLETIONS}"
 _HEALTH = "ask GET /health/live or GET /health/ready"
 _LIST = "GET /openapi.json describes all routes"
+_PAGE = f"GET /docs is a page about all routes, and {_LIST}"
 
 _ADVICE: Mapping[str, str] = {
     "/v1/chat": _NO_CHAT,
@@ -74,9 +75,8 @@ _ADVICE: Mapping[str, str] = {
     "/livez": _HEALTH,
     "/readyz": _HEALTH,
     "/v1/health": _HEALTH,
-    "/docs": _LIST,
-    "/redoc": _LIST,
-    "/swagger": _LIST,
+    "/redoc": _PAGE,
+    "/swagger": _PAGE,
     "/v1": f"it is the base_url of OpenAI's clients; {_LIST}",
 }
 """The start of a path, whole parts of it → what to do. The longest that fits counts; `/v1` alone

@@ -137,9 +137,7 @@ class Guarded:
         name = (identity, EVERYTHING)
         if name not in self._keys:
             registry, now = self.server.services.registry, int(time.time())
-            past = Keyring(
-                registry.catalog, PEPPER.encode(), registry.transaction, lambda: now - 1000
-            )
+            past = Keyring(registry.catalog, PEPPER.encode(), lambda: now - 1000)
             times = {
                 "expired": {"expires_at": now - 500},
                 "not yet valid": {"not_before": now + 900},

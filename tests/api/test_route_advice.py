@@ -61,7 +61,7 @@ def client(server: RunningServer) -> Iterator[httpx.Client]:
         ("GET", "/api/tags", "GET /v1/models"),
         ("GET", "/healthz", "GET /health/live"),
         ("GET", "/v1", "base_url of OpenAI's clients"),
-        ("GET", "/docs", "GET /openapi.json"),
+        ("GET", "/redoc", "GET /docs"),
         ("GET", "/favicon.ico", "GET /openapi.json describes all routes"),
         ("GET", "/" + "x" * 5000, "GET /openapi.json describes all routes"),
     ],

@@ -21,7 +21,7 @@ from app.tenancy.auth.principal import Scope
 
 _Pairs = tuple[TokenPair, TokenPair]
 
-router = Router("judging")
+router = Router("evaluations")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from app.evaluation.evaluator import Evaluation
 from app.prefix.reference import check_name
 from app.tenancy.auth.principal import Scope
 
-router = Router("judging")
+router = Router("evaluations")
 
 
 @router.route(
