@@ -35,139 +35,137 @@ class Settings(BaseSettings):
     # The base model
     model: str = Field(str(DEMO_MODEL), description="Hugging Face id or folder of the base model")
     served_model_name: str | None = Field(
-        None, description="what clients call the base model; its id or folder name if not set"
+        None, description="name of the base model for clients; its id or folder name if not set"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto is bfloat16 where the hardware multiplies it, else float32"
+        "auto", description="auto is bfloat16 if the hardware can multiply it, else float32"
     )
 
     # Where things are kept
     store: Annotated[str, BeforeValidator(str)] = Field(
         str(SHIPPED_STORE),
-        description="the prefixes' tensors: a folder, or s3://bucket/prefix?endpoint=…&region=…",
+        description="store of prefix files: a folder, or s3://bucket/prefix?endpoint=…&region=…",
     )
     garbage_interval: float = Field(
-        600, ge=1, le=604_800, description="time between two searches for tensors that nobody needs"
+        600, ge=1, le=604_800, description="seconds between two searches for unused files"
     )
     garbage_grace: float = Field(
-        3600, ge=60, le=31_536_000, description="time that tensors stay once nobody needs them"
+        3600, ge=60, le=31_536_000, description="seconds that an unused file stays in the store"
     )
     data_dir: Path = Field(Path("data"), description="folder of the catalog")
     database_url: str | None = Field(
-        None, description="catalog as an SQLAlchemy URL; SQLite in the data folder if not set"
+        None, description="URL of the catalog's database; SQLite in the data folder if not set"
     )
 
-    usage_days: int = Field(400, ge=1, le=36500, description="days that usage is kept for")
+    usage_days: int = Field(400, ge=1, le=36500, description="days that usage is kept")
     replica: str = Field(
         default_factory=lambda: (socket.gethostname() or "localhost")[:64],
         min_length=1,
         max_length=64,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
-        description="name of this replica in the audit log; the machine's name if not set",
+        description="name of this server in the audit log; the machine's name if not set",
     )
 
     redis_url: str | None = Field(
         None,
         repr=False,
         pattern="^(redis|rediss|unix)://",
-        description="Redis through which replicas share rate limits; each its own if not set",
+        description="Redis through which servers share limits; each server counts alone if not set",
     )
     redis_timeout: float = Field(
-        0.015, gt=0, le=1, description="longest that a request waits for Redis, then without it"
+        0.015, gt=0, le=1, description="seconds that a request waits for Redis at most"
     )
 
     # The web server
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
-    allow_anonymous: bool = Field(
-        False, description="listen beyond loopback although there are no API keys"
-    )
+    allow_anonymous: bool = Field(False, description="listen beyond loopback without API keys")
     key_pepper: SecretStr | None = Field(
         None,
-        description="secret of 32 characters or more under which API keys are kept; once it is "
+        description="secret of 32 or more characters that protects the stored API keys; if it is "
         "set, every request needs a key",
     )
     auth_failures_per_minute: int = Field(
-        100, ge=1, le=10**9, description="requests with wrong keys that one address may send"
+        100, ge=1, le=10**9, description="requests with wrong keys allowed from one address"
     )
     trusted_proxies: str | None = Field(
         None,
-        description="addresses and networks, by commas, of proxies whose `X-Forwarded-For` is "
-        "believed: who is limited for wrong keys, and named in the audit log",
+        description="addresses and networks of proxies, separated by commas, whose "
+        "`X-Forwarded-For` is trusted; it decides the address in limits and in the audit log",
     )
     max_connections: int = Field(
         4096,
         ge=1,
         le=60_000,
-        description="connections open at a time; fewer where the system allows fewer open files",
+        description="open connections; fewer if the system allows fewer open files",
     )
     max_connections_per_address: int = Field(
         512,
         ge=1,
         le=60_000,
-        description="of these, from one address or IPv6 /64, but for `trusted_proxies`; idle ones "
-        "are closed for new ones",
+        description="open connections from one address or IPv6 /64, except `trusted_proxies`; idle "
+        "ones are closed for new ones",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="least level of the log lines on stderr"
+        "info", description="lowest level of log lines on stderr"
     )
     log_format: Literal["text", "json"] = Field(
-        "text", description="log lines as text, or as one JSON object each"
+        "text", description="log lines as text or as JSON objects"
     )
     access_log: bool = Field(
         True, description="log a line for each request; health and metrics only at level debug"
     )
     max_body_kib: int = Field(2048, ge=1, le=1 << 20, description="largest JSON body in KiB")
     request_timeout: float = Field(
-        600, gt=0, le=86400, description="longest time one request may take"
+        600, gt=0, le=86400, description="seconds that one request may take"
     )
     drain_timeout: float = Field(
-        30, ge=0, le=3600, description="time that running requests get at shutdown"
+        30, ge=0, le=3600, description="seconds that running requests get at shutdown"
     )
     stall_timeout: float = Field(
-        60, gt=0, le=3600, description="a step that takes longer makes the server unready"
+        60, gt=0, le=3600, description="a step of more seconds makes the server unready"
     )
 
     # The engine
     max_rows: int = Field(64, ge=1, le=4096, description="rows computed at the same time")
-    max_waiting: int = Field(1024, ge=0, le=1 << 20, description="requests that may queue")
+    max_waiting: int = Field(1024, ge=0, le=1 << 20, description="requests that may wait")
     reserve: float = Field(
         0.125,
         ge=0,
         le=0.5,
-        description="part of rows, K/V memory and queue that no tenant takes beyond its share; "
-        "with API keys alone",
+        description="part of rows, K/V memory and queue that is kept free for tenants below their "
+        "share; only with API keys",
     )
-    max_step_tokens: int = Field(2048, ge=16, le=1 << 17, description="tokens of one forward pass")
+    max_step_tokens: int = Field(2048, ge=16, le=1 << 17, description="tokens in one forward pass")
     max_prefix_length: int = Field(
         512, ge=1, le=1 << 16, description="positions of all prefixes of one row together"
     )
     max_request_rows: int = Field(
         64, ge=1, le=4096, description="prompts × max(n, best_of, num_beams) of one request"
     )
-    kv_memory: int = Field(2048, ge=1, description="memory for keys and values, MiB")
+    kv_memory: int = Field(2048, ge=1, description="MiB of memory for keys and values")
     decode_attention: Literal["auto", "sdpa", "matmul", "native"] = Field(
         "auto",
-        description="attention; auto is native, or without a C compiler the faster of torch's two "
-        "for rows that decode; native without a compiler is an error",
+        description="attention; auto is native, or without a C compiler the faster one of torch's; "
+        "native without a compiler is an error",
     )
 
     # Prefixes in memory
-    device_cache: int = Field(512, ge=1, description="prefixes kept on the device, MiB")
-    host_cache: int = Field(2048, ge=1, description="prefixes kept in host memory, MiB")
+    device_cache: int = Field(512, ge=1, description="MiB of prefixes kept on the device")
+    host_cache: int = Field(2048, ge=1, description="MiB of prefixes kept in host memory")
 
     @field_validator("key_pepper")
     @classmethod
     def _check_pepper(cls, pepper: SecretStr | None) -> SecretStr | None:
         if pepper is not None and len(pepper.get_secret_value()) < _MIN_PEPPER:
-            raise ValueError(f"a pepper has at least {_MIN_PEPPER} characters")
+            raise ValueError(f"the pepper needs at least {_MIN_PEPPER} characters")
         return pepper
 
     @field_validator("trusted_proxies")
     @classmethod
     def _check_proxies(cls, proxies: str | None) -> str | None:
-        # what is no address would be compared as a name, and never be met
+        # an invalid address would be compared as a name and never match
         for proxy in filter(None, (part.strip() for part in (proxies or "").split(","))):
             ip_network(proxy)
         return proxies
@@ -184,7 +182,7 @@ class Settings(BaseSettings):
 
     @property
     def shipped(self) -> Path:
-        """The folder of the prefixes that a catalog begins with: the store's own if it is one."""
+        """The folder of shipped prefixes: the store itself if it is a folder."""
         return SHIPPED_STORE if "://" in self.store else Path(self.store)
 
     @property
