@@ -16,6 +16,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 60
+MAX_FOLDER_MODULES = 16
+MAX_README_LINES = 200
 
 ARROWS = {
     layer: set(allowed.split())
@@ -253,6 +255,12 @@ def test_modules_and_functions_stay_small() -> None:
         and (length := (node.end_lineno or 0) - node.lineno + 1) > MAX_FUNCTION_LINES
     ]
     assert not long
+
+
+def test_folders_and_the_readme_stay_small() -> None:
+    large = {name: count for name, count in _packages().items() if count > MAX_FOLDER_MODULES}
+    assert not large
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
 
 
 def test_modules_and_public_names_say_what_they_are() -> None:

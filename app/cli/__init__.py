@@ -1,7 +1,4 @@
-"""The command line: one tree of commands, each of which imports what it needs when it runs.
-
-Nothing heavy is imported here, so that `polyprefix --help` answers at once.
-"""
+"""The command line. Commands import heavy modules when they run, so `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -52,16 +49,18 @@ def _print_version(wanted: bool) -> None:
 def _common(
     _: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """Options before the command."""
 
 
 def main() -> None:
     """The console script `polyprefix`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            # what a terminal's encoding lacks is spelled out instead of ending the command
+            # escape characters that the terminal's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     app()

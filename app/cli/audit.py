@@ -1,7 +1,4 @@
-"""`polyprefix audit …`: read the audit log and prove that nobody has changed it.
-
-Works on the catalog itself. Knows the terminal; what a record is, is `app.tenancy`'s to know.
-"""
+"""`polyprefix audit …`: list and verify the audit log in the catalog."""
 
 from __future__ import annotations
 
@@ -28,14 +25,16 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help=(
         "Read and verify the audit log.\n\n"
-        "Every call that changes something or is refused leaves a record, in one chain of hashes"
-        " per server. Nothing in it is ever forgotten by itself."
+        "Every call that changes something or is refused leaves a record. Each server has one chain"
+        " of hashes. Records are never deleted automatically."
     ),
 )
 
 Time = Annotated[
     str | None,
-    typer.Option(help="Seconds since 1970 or a date, `2026-11-25T08:00Z`.", show_default=False),
+    typer.Option(
+        help="Seconds since 1970, or a date such as `2026-11-25T08:00Z`.", show_default=False
+    ),
 ]
 
 
@@ -44,8 +43,7 @@ def verify(
     head: Annotated[
         list[str] | None,
         typer.Option(
-            help="A head that an earlier run printed and that must still be in its chain; may be"
-            " repeated.",
+            help="A head from an earlier run, which must still be in its chain; may be repeated.",
             metavar="REPLICA:NUMBER:HASH",
             show_default=False,
         ),
@@ -54,11 +52,11 @@ def verify(
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Recompute every chain; says where one breaks, and ends with 1 if one does.
+    """Recompute every chain; print where one breaks, and exit with 1 if one does.
 
-    Finds records that were changed, moved, or removed from the midst. That the end of a chain was
-    cut off, or all of it written anew, shows only against a head that was kept elsewhere: keep the
-    heads that this prints, and give them to the next run.
+    This finds records that were changed, moved, or removed from the middle of a chain. To find a
+    chain whose end was cut off or that was rewritten, keep the printed heads in another place and
+    pass them to the next run.
 
     Example: `polyprefix audit verify --head server-1:4711:9f2c…`
     """
@@ -82,16 +80,16 @@ def verify(
 @app.command("list")
 def list_audit(
     tenant: Annotated[
-        str | None, typer.Option(help="Records of this tenant alone.", show_default=False)
+        str | None, typer.Option(help="Only records of this tenant.", show_default=False)
     ] = None,
     start: Time = None,
     end: Time = None,
-    limit: Annotated[int, typer.Option(min=1, help="Records at most.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of records.")] = 1000,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """List records, the oldest first; with `--json` one in each line, whole.
+    """List records from oldest to newest. With `--json`, each line is a complete record.
 
     Example: `polyprefix audit list --tenant acme --start 2026-11-01T00:00Z`
     """
@@ -116,7 +114,9 @@ def list_audit(
     if not as_json:
         stdout().print(shown)
     if cursor is not None:
-        stderr().print(f"there are more than {limit} records; narrow the time, or raise --limit")
+        stderr().print(
+            f"There are more than {limit} records. Narrow the time range or raise --limit."
+        )
 
 
 def _print(report: ChainReport) -> None:
@@ -146,7 +146,7 @@ def _read_heads(texts: list[str]) -> Mapping[str, Link]:
     for text in texts:
         parts = _HEAD.fullmatch(text)
         if parts is None:
-            raise typer.BadParameter(f"a head is REPLICA:NUMBER:HASH, not {text!r}")
+            raise typer.BadParameter(f"{text!r} is not a head; write REPLICA:NUMBER:HASH")
         heads[parts[1]] = Link(parts[1], int(parts[2]), parts[3])
     return heads
 
@@ -157,7 +157,9 @@ def _seconds(text: str | None) -> int | None:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"not a time: {text!r}") from None
+        raise typer.BadParameter(
+            f"{text!r} is not a time; write seconds since 1970 or a date"
+        ) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 

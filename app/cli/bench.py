@@ -1,7 +1,4 @@
-"""`polyprefix bench …`: our speed as a ratio to what else there is, in one run on this machine.
-
-Knows the terminal; what is measured and how is in `app.bench`.
-"""
+"""`polyprefix bench …`: our speed relative to other implementations, in one run on this machine."""
 
 from __future__ import annotations
 
@@ -16,36 +13,47 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help=(
-        "Measure speed as a ratio to peers, in one run on this machine.\n\n"
-        "Peers run one after another in processes of their own, warmed up, with the same weights;"
-        " figures are medians. The last line is one JSON object. PEFT and CTranslate2 come with"
-        " `pip install 'polyprefix[bench]'`."
+        "Measure our speed relative to peers, in one run on this machine.\n\n"
+        "Each peer runs in its own process, warmed up and with the same weights; they take turns."
+        " The figures are medians. The last line is one JSON object."
+        " `pip install 'polyprefix[bench]'` installs PEFT and CTranslate2."
     ),
 )
 
 Model = Annotated[
     str, typer.Option(help="A folder or hub id; `gpt2-shape` is GPT-2 124M with random weights.")
 ]
-Dtype = Annotated[str, typer.Option(help="`auto`, `float32` or `bfloat16`; for peers alike.")]
+Dtype = Annotated[str, typer.Option(help="`auto`, `float32` or `bfloat16`, for peers too.")]
 Peers = Annotated[
-    str, typer.Option(help="From `hf-generate`, `peft`, `ctranslate2`, by commas; may be empty.")
+    str,
+    typer.Option(
+        help="A list of `hf-generate`, `peft` and `ctranslate2` with commas; may be empty."
+    ),
 ]
-Rounds = Annotated[int, typer.Option(min=1, help="Rounds that count; one more warms up.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads for everybody; 0 takes all cores.")]
+Rounds = Annotated[int, typer.Option(min=1, help="Measured rounds, after one round to warm up.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads of each peer; 0 means all cores.")]
 Rows = Annotated[int, typer.Option(min=1, help="Requests at the same time.")]
 
-Family = Annotated[str, typer.Option(help="`gpt2`, or `bart` with its own shape, rows and prompt.")]
+Family = Annotated[str, typer.Option(help="`gpt2` or `bart`, which have different defaults.")]
 FamilyModel = Annotated[
     str | None,
     typer.Option(
-        help="A folder or hub id, or random weights: `gpt2-shape`, `bart-base-shape`,"
-        " `bart-large-shape`. By default the family's first."
+        help="A folder, a hub id, or random weights: `gpt2-shape`, `bart-base-shape`,"
+        " `bart-large-shape`. By default `gpt2-shape` or `bart-base-shape`."
+    ),
+]
+
+Sampling = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="`KEY=VALUE`, may be repeated: a sampling parameter for our engine."
+        " `logit_bias=1024` biases 1,024 tokens. Sampling takes turns with greedy decoding."
     ),
 ]
 
 
 class _Usual(NamedTuple):
-    """What a family is measured on where nothing is said."""
+    """The defaults of a family."""
 
     model: str
     rows: int
@@ -61,7 +69,9 @@ _USUAL = {
 
 def _usual(family: str) -> _Usual:
     if family not in _USUAL:
-        raise typer.BadParameter(f"{family!r} is neither gpt2 nor bart", param_hint="--family")
+        raise typer.BadParameter(
+            f"{family!r} is not a family; choose gpt2 or bart", param_hint="--family"
+        )
     return _USUAL[family]
 
 
@@ -70,32 +80,33 @@ def engine(
     family: Family = "gpt2",
     model: FamilyModel = None,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Requests at the same time; 64, for BART 32.")
+        int | None,
+        typer.Option(min=1, help="Requests at the same time; by default 64, or 32 for BART."),
     ] = None,
     prefixes: Annotated[int, typer.Option(min=1, help="Distinct prefixes.")] = 8,
     prefix_length: Annotated[int, typer.Option(min=1, help="Positions of each prefix.")] = 20,
     prompt: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of each prompt; 32, for BART 256.")
+        int | None,
+        typer.Option(min=1, help="Tokens of each prompt; by default 32, or 256 for BART."),
     ] = None,
-    new: Annotated[int, typer.Option(min=1, help="New tokens of each row.")] = 48,
-    beams: Annotated[int, typer.Option(min=1, help="Beams of each request; 1 is greedy.")] = 1,
+    new: Annotated[int, typer.Option(min=1, help="New tokens of each sequence.")] = 48,
+    beams: Annotated[
+        int, typer.Option(min=1, help="Beams of each request; 1 means greedy decoding.")
+    ] = 1,
     temperature: Annotated[
-        float, typer.Option(min=0.0, max=2.0, help="Of our engine; 0 is greedy, as peers are.")
-    ] = 0.0,
-    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of our engine.")] = 1.0,
-    sampling: Annotated[
-        list[str] | None,
+        float,
         typer.Option(
-            help="`KEY=VALUE`, any number of times: another sampling parameter of our engine;"
-            " `logit_bias=1024` biases so many tokens. What is not greedy takes turns with what is."
+            min=0.0, max=2.0, help="For our engine only; 0 means greedy decoding, as peers do."
         ),
-    ] = None,
+    ] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="For our engine only.")] = 1.0,
+    sampling: Sampling = None,
     dtype: Dtype = "auto",
     peers: Peers = "hf-generate,peft,ctranslate2",
     rounds: Rounds = 3,
     threads: Threads = 0,
 ) -> None:
-    """New tokens per second of a whole batch with mixed prefixes, prefill included."""
+    """Measure new tokens per second of a batch with mixed prefixes, including prefill."""
     from app.bench.engine_bench import run_engine
     from app.bench.load import parse_sampling, uniform_load
     from app.bench.peers import expand_peers
@@ -106,7 +117,7 @@ def engine(
     given = [f"temperature={temperature}", f"top_p={top_p}", *(sampling or [])]
     names = expand_peers(peers)
     if family == "bart":
-        # it puts prefixes into BART's decoder alone
+        # PEFT supports prefixes in BART's decoder only
         names = [name for name in names if name != "peft"]
     print_result(
         run_engine(
@@ -128,7 +139,7 @@ def engine(
 @app.command()
 def continuous(
     model: Model = "gpt2-shape",
-    requests: Annotated[int, typer.Option(min=1, help="Requests in all.")] = 96,
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests.")] = 96,
     per_second: Annotated[float, typer.Option(min=0.01, help="Mean arrivals per second.")] = 50.0,
     rows: Rows = 64,
     dtype: Dtype = "auto",
@@ -136,7 +147,7 @@ def continuous(
     rounds: Rounds = 2,
     threads: Threads = 0,
 ) -> None:
-    """Poisson arrivals at saturation against static batches that wait for their longest row."""
+    """Compare continuous batching at saturation (Poisson arrivals) with static batches."""
     from app.bench.engine_bench import run_continuous
     from app.bench.peers import expand_peers
     from app.bench.report import print_result
@@ -158,12 +169,13 @@ def stall(
     family: Family = "gpt2",
     model: FamilyModel = None,
     prompts: Annotated[
-        int | None, typer.Option(min=1, help="Prompts that arrive at once; 1, for BART 8.")
+        int | None,
+        typer.Option(min=1, help="Prompts that arrive together; by default 1, or 8 for BART."),
     ] = None,
     dtype: Dtype = "auto",
     threads: Threads = 0,
 ) -> None:
-    """What prompts of 900 tokens do to the p99 time between tokens of 16 rows that decode."""
+    """Measure how prompts of 900 tokens slow 16 decoding sequences (p99 time between tokens)."""
     from app.bench.engine_bench import run_stall
     from app.bench.report import print_result
     from app.bench.settings import make_settings
@@ -185,7 +197,7 @@ def http(
     rounds: Rounds = 3,
     threads: Threads = 0,
 ) -> None:
-    """The load of `engine` through a server on loopback, streamed to another process."""
+    """Measure the load of `engine` through a server on loopback, streamed to another process."""
     from app.bench.http_bench import run_http
     from app.bench.load import uniform_load
     from app.bench.report import print_result
@@ -208,14 +220,16 @@ def http(
 @app.command()
 def prefixes(
     model: Model = "gpt2-shape",
-    counts: Annotated[str, typer.Option(help="Distinct prefixes, by commas.")] = "1,10,100,1000",
+    counts: Annotated[
+        str, typer.Option(help="Numbers of distinct prefixes, with commas.")
+    ] = "1,10,100,1000",
     length: Annotated[int, typer.Option(min=1, help="Positions of each prefix.")] = 10,
     rows: Rows = 32,
     new: Annotated[int, typer.Option(min=1, help="New tokens of each request.")] = 32,
     dtype: Dtype = "auto",
     threads: Threads = 0,
 ) -> None:
-    """Throughput with more and more distinct prefixes, when the device tier holds 100."""
+    """Measure throughput with growing numbers of prefixes, when the device tier holds 100."""
     from app.bench.prefixes_bench import run_prefixes
     from app.bench.report import print_result
     from app.bench.settings import make_settings
@@ -237,7 +251,7 @@ def catalog(
         int, typer.Option(min=1, max=1_000_000, help="Prefixes of one tenant.")
     ] = 100_000,
 ) -> None:
-    """What resolving a name costs where one tenant has very many; no model is needed."""
+    """Measure the cost of resolving a name when a tenant has very many; needs no model."""
     from app.bench.catalog_bench import run_catalog
     from app.bench.report import print_result
 

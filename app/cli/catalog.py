@@ -1,7 +1,4 @@
-"""What commands that work on the catalog itself have in common: which one, and opening it.
-
-No server need run, and one that does follows within a second.
-"""
+"""The options of commands that work on the catalog itself, and how they open it."""
 
 from __future__ import annotations
 
@@ -26,7 +23,7 @@ DataDir = Annotated[
     typer.Option(
         "--data-dir",
         envvar="POLYPREFIX_DATA_DIR",
-        help="Folder of the catalog, as the server has it; `data` if not given.",
+        help="Folder of the server's catalog; by default `data`.",
         show_default=False,
     ),
 ]
@@ -35,8 +32,8 @@ DatabaseUrl = Annotated[
     typer.Option(
         "--database-url",
         envvar="POLYPREFIX_DATABASE_URL",
-        help="Catalog of several servers: `postgresql://user@host/name`. Better set in the"
-        " environment than typed, if it holds a password.",
+        help="Catalog of several servers: `postgresql://user@host/name`. Prefer the environment"
+        " variable if it contains a password.",
         show_default=False,
     ),
 ]
@@ -54,7 +51,7 @@ class Tenancy:
 
 
 def catalog_settings(data_dir: Path | None, database_url: str | None) -> Settings:
-    """The settings that say where the catalog is; its folder is made if it is missing."""
+    """The settings of the catalog; its folder is created if it is missing."""
     settings = read_settings({"data_dir": data_dir, "database_url": database_url})
     if settings.database_url is None:
         check_folder(settings.data_dir, "--data-dir")
@@ -63,7 +60,7 @@ def catalog_settings(data_dir: Path | None, database_url: str | None) -> Setting
 
 @contextmanager
 def opened(data_dir: Path | None, database_url: str | None) -> Iterator[tuple[Database, Settings]]:
-    """The catalog that the options name, to the end of the block."""
+    """Open the catalog of the options for the block."""
     from app.db.database import Database
 
     settings = catalog_settings(data_dir, database_url)

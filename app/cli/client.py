@@ -1,4 +1,4 @@
-"""A client for the prefix routes of a running server; what it refuses becomes a `ServerError`."""
+"""A client for the prefix routes of a running server; refusals become `ServerError`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 
 Json = dict[str, Any]
 Advance = Callable[[int], None]
-"""Called with the bytes of each chunk that went over the wire."""
+"""Called with the number of bytes of each chunk that was transferred."""
 
 
 class ServerError(PolyprefixError):
-    """What the server said, or that none answered; `status` is the reply's (0: no reply)."""
+    """The server's error, or that no server answered; `status` 0 means no reply."""
 
     def __init__(self, message: str, *, status: int = 0, code: str = "no_reply") -> None:
         super().__init__(message)
@@ -40,8 +40,11 @@ class Client:
         self, server: str, key: str | None = None, *, transport: httpx.BaseTransport | None = None
     ) -> None:
         if key and not (key.isascii() and key.isprintable()):
-            # the library's own error would repeat the key
-            raise ServerError("the API key holds a character that no key has", code="invalid_key")
+            # httpx's own error would repeat the key
+            raise ServerError(
+                "the API key contains a character that no key has; check POLYPREFIX_API_KEY",
+                code="invalid_key",
+            )
         headers = {"authorization": f"Bearer {key}"} if key else {}
         self._server = server
         try:
@@ -49,7 +52,7 @@ class Client:
                 base_url=server, headers=headers, timeout=TIMEOUT, transport=transport
             )
         except (httpx.InvalidURL, ValueError) as error:
-            raise ServerError(f"--server: {server!r} is no URL: {error}") from error
+            raise ServerError(f"--server: {server!r} is not a URL: {error}") from error
 
     def __enter__(self) -> Client:
         return self
@@ -63,7 +66,7 @@ class Client:
         self._http.close()
 
     def push(self, file: Path, name: str, *, alias: str | None, advance: Advance) -> Json:
-        """Upload `file` as a version of `name`; the version, with `created` False if known."""
+        """Upload `file` as a version of `name`; `created` is False if the version existed."""
         headers = {
             "content-type": "application/octet-stream",
             "content-length": str(file.stat().st_size),
@@ -76,23 +79,23 @@ class Client:
             return {**_json(reply), "created": reply.status_code == 201}
 
     def list_prefixes(self) -> list[Json]:
-        """Every prefix of the caller, page after page."""
+        """All prefixes of the caller."""
         return self._pages("/v1/prefixes")
 
     def get_prefix(self, name: str) -> Json:
-        """One prefix, with `versions_data`: all its versions, the newest first."""
+        """One prefix with `versions_data`, all its versions from newest to oldest."""
         prefix = self._get(_path(name))
         return {**prefix, "versions_data": self._pages(_path(name, "versions"))}
 
     def digest(self, name: str, selector: str) -> str:
-        """The full digest that an alias or a unique start of a digest stands for."""
+        """The full digest of an alias or of a unique digest prefix."""
         aliases = self._get(_path(name))["aliases"]
         if selector in aliases:
             return str(aliases[selector])
         return str(self._get(_path(name, "versions", selector))["digest"])
 
     def pull(self, name: str, digest: str, target: Path, *, advance: Advance) -> int:
-        """Download a version's file to `target`, whole or not at all; returns its bytes."""
+        """Download a version's file to `target`, completely or not at all; returns its size."""
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
             with (
@@ -109,13 +112,13 @@ class Client:
         return size
 
     def delete(self, name: str, digest: str | None) -> None:
-        """Delete one version, or the prefix with all of them."""
+        """Delete one version, or the prefix with all versions."""
         path = _path(name, "versions", digest) if digest else _path(name)
         with self._reply("DELETE", path):
             pass
 
     def get_alias(self, name: str, alias: str) -> Json:
-        """Where an alias points."""
+        """The alias and its version."""
         return self._get(_path(name, "aliases", alias))
 
     def set_alias(self, name: str, alias: str, version: str) -> Json:
@@ -124,12 +127,12 @@ class Client:
             return _json(reply)
 
     def rollback_alias(self, name: str, alias: str) -> Json:
-        """Point an alias at the version before."""
+        """Point an alias at its previous version."""
         with self._reply("POST", _path(name, "aliases", alias, "rollback")) as reply:
             return _json(reply)
 
     def _pages(self, path: str) -> list[Json]:
-        """The items of a list, page after page."""
+        """All items of a paged list."""
         items: list[Json] = []
         query: Json = {"limit": PAGE_ITEMS}
         while True:

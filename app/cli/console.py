@@ -20,7 +20,7 @@ from app.errors import PolyprefixError
 
 
 class Commands(TyperGroup):
-    """A group of commands that ends with the error's message and 1, not with a traceback."""
+    """A group of commands that prints errors as one sentence and exits with 1."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was named."""
@@ -35,10 +35,7 @@ class Commands(TyperGroup):
 
 
 def _in_words(error: Exception) -> str | None:
-    """What failed, where and why, in one sentence; None for what is no user's or machine's fault.
-
-    Also None for a broken pipe: who reads our output has seen enough, and the library knows.
-    """
+    """The error in one sentence; None if it is a bug, or a broken pipe, which Typer handles."""
     if isinstance(error, PolyprefixError):
         return error.message
     if isinstance(error, MemoryError):
@@ -47,48 +44,48 @@ def _in_words(error: Exception) -> str | None:
         places = [str(name) for name in (error.filename, error.filename2) if name is not None]
         reason = error.strerror or str(error) or type(error).__name__
         return ": ".join((*places[:1], reason))
-    # by its name, as the import takes longer than most commands
+    # compared by name, as importing SQLAlchemy takes longer than most commands
     if not any(kind.__module__ == "sqlalchemy.exc" for kind in type(error).__mro__):
         return None
-    # its text repeats statements and their values, which may be secrets
+    # the error's own text repeats statements with their values, which may be secrets
     cause = (str(error.__cause__ or type(error).__name__).splitlines() or [""])[0]
-    return f"the catalog's database does not do what is asked of it: {cause}"
+    return f"the catalog's database reports an error: {cause}"
 
 
 PROGRAM = "polyprefix"
 
 PIPE_COLUMNS = 200
-"""Width of tables that nobody's terminal limits."""
+"""Width of tables outside a terminal."""
 
 
 def stdout() -> Console:
-    """Where results go."""
+    """The console for results."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=PIPE_COLUMNS)
 
 
 def stderr() -> Console:
-    """Where progress, notes and errors go, so that stdout can be piped."""
+    """The console for progress, notes and errors, so that stdout can be piped."""
     return Console(stderr=True, highlight=False)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout, the same on a terminal and in a pipe."""
+    """Print one JSON document on stdout."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_error(message: str) -> None:
-    """An error in words; nothing in it is taken for markup or a control code."""
+    """Print an error; markup and control codes in it have no effect."""
     stderr().print(Text.assemble(("error: ", "bold red"), printable(message)), soft_wrap=True)
 
 
 def print_warning(message: str) -> None:
-    """What a command has noticed and goes on after."""
+    """Print a warning; the command continues."""
     stderr().print(Text.assemble(("warning: ", "bold yellow"), printable(message)), soft_wrap=True)
 
 
 def this_program() -> str:
-    """How the command line is typed from here: `polyprefix` where the shell finds that."""
+    """How to type this program here: `polyprefix` if the shell finds it, else its path."""
     typed = Path(sys.argv[0])
     if typed.name != PROGRAM or shutil.which(PROGRAM) is not None:
         return PROGRAM
@@ -99,7 +96,7 @@ def this_program() -> str:
 
 
 def printable(text: str) -> str:
-    """The text without control characters: what a server sent must not drive the terminal."""
+    """The text without control characters, which could command the terminal."""
     return "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in text)
 
 
@@ -113,12 +110,12 @@ def human_bytes(count: float) -> str:
 
 
 def plain(text: str) -> str:
-    """Text of others inside our markup: its brackets and control characters mean nothing."""
+    """Text for use inside markup; brackets and control characters in it have no effect."""
     return escape(printable(text))
 
 
 def date(seconds: float | None) -> str:
-    """A time in seconds since 1970, where the reader is; empty for none."""
+    """Seconds since 1970 as local time; empty for None."""
     if seconds is None:
         return ""
     try:

@@ -1,7 +1,4 @@
-"""`polyprefix evaluate`: scores of a base model, alone and with prefixes, on held-out data.
-
-Knows the terminal; `app.evaluation` decodes and scores.
-"""
+"""`polyprefix evaluate`: scores of a base model, alone and with prefixes, on held-out data."""
 
 from __future__ import annotations
 
@@ -12,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from app.cli.base import base_model
-from app.cli.configuration import check_output
+from app.cli.configuration import base_model, check_output
 from app.cli.console import print_json, stderr, stdout
 from app.errors import PrefixNotFound
 
@@ -40,20 +36,20 @@ Data = Annotated[
 ]
 Prefixes = Annotated[
     list[str] | None,
-    typer.Option("--prefix", help="A file, or a name in `--store`; may be given several times."),
+    typer.Option("--prefix", help="A file, or a name in `--store`; may be repeated."),
 ]
-Store = Annotated[Path | None, typer.Option(help="Store in which names are looked up.")]
+Store = Annotated[Path | None, typer.Option(help="Store of the names.")]
 Base = Annotated[bool, typer.Option(help="Score the base model alone as well.")]
-Limit = Annotated[int, typer.Option(help="Use the first inputs only (0: all).", min=0)]
-Texts = Annotated[Path | None, typer.Option(help="File to write what was said to each input.")]
+Limit = Annotated[int, typer.Option(help="Use only the first inputs (0: all).", min=0)]
+Texts = Annotated[Path | None, typer.Option(help="File for the answers to each input.")]
 MaxTokens = Annotated[int, typer.Option(help="Length limit for the base model alone.", min=1)]
 Template = Annotated[
     str | None,
-    typer.Option(help="How the base model alone is asked; `{input}` stands for an input."),
+    typer.Option(help="Prompt template for the base model alone, with `{input}` in it."),
 ]
 Decoding = Annotated[
     str,
-    typer.Option(help='How the base model alone answers, as JSON: `{"num_beams": 4}`.'),
+    typer.Option(help='Sampling options for the base model alone, as JSON: `{"num_beams": 4}`.'),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -121,7 +117,7 @@ def _result(name: str, length: int, done: Evaluation) -> dict[str, object]:
 
 
 def _prefix(name: str, store: Path | None, model: FrozenModel) -> Prefix:
-    """The prefix of a file or of a store's name, on the model's device."""
+    """The prefix in a file or under a name in the store, on the model's device."""
     from app.prefix.codec import decode
     from app.registry.shipped.manifest import read_manifest
 
@@ -132,7 +128,7 @@ def _prefix(name: str, store: Path | None, model: FrozenModel) -> Prefix:
             raise PrefixNotFound(f"the store {store} has no prefix '{name}'")
         path = store / "shipped" / f"{versions.versions[-1].digest}.safetensors"
     limit = model.spec.context_limit
-    # a link that the user names is the user's own
+    # `decode` refuses links, but the user may name one
     return decode(path.resolve(), model.spec, model.dtype, max_length=limit).to(
         model.device, model.dtype
     )

@@ -1,7 +1,4 @@
-"""`polyprefix key …`: API keys of tenants.
-
-Works on the catalog itself. Knows the terminal; the rules of keys are `app.tenancy`'s.
-"""
+"""`polyprefix key …`: create, list and revoke the API keys in the catalog."""
 
 from __future__ import annotations
 
@@ -30,10 +27,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help=(
         "Manage API keys.\n\n"
-        "A key belongs to one tenant and allows what its *scopes* say: `generate`,"
-        " `prefixes:read`, `prefixes:write`, `train`, `admin`. It is shown once, when it is made:"
-        " the catalog keeps a digest under the secret in `POLYPREFIX_KEY_PEPPER`, which the server"
-        " must have too. Clients send it as `Authorization: Bearer pfx_…`."
+        "A key belongs to one tenant. Its *scopes* say what it allows: `generate`,"
+        " `prefixes:read`, `prefixes:write`, `train`, `admin`. A key is shown only once, as the"
+        " catalog keeps just a digest of it, made with the secret in `POLYPREFIX_KEY_PEPPER`. The"
+        " server needs the same secret. Clients send a key as `Authorization: Bearer pfx_…`."
     ),
 )
 
@@ -41,13 +38,13 @@ Scopes = Annotated[
     list[str] | None,
     typer.Option(
         "--scope",
-        help="What it allows; may be repeated. All but `admin` if not given.",
+        help="A scope of the key; may be repeated. By default all but `admin`.",
         show_default=False,
     ),
 ]
 Duration = Annotated[
     str | None,
-    typer.Option("--expires-in", help="How long it is valid: `30m`, `12h`, `90d`, `52w`."),
+    typer.Option("--expires-in", help="Time until the key expires: `30m`, `12h`, `90d`, `52w`."),
 ]
 
 
@@ -56,24 +53,25 @@ def create(
     tenant: Tenant,
     scope: Scopes = None,
     admin: Annotated[
-        bool, typer.Option("--admin", help="All scopes: it may also manage tenants and keys.")
+        bool, typer.Option("--admin", help="All scopes; the key may also manage tenants and keys.")
     ] = False,
-    label: Annotated[str, typer.Option(help="What it is for, to tell it from others.")] = "",
+    label: Annotated[str, typer.Option(help="A note on the purpose of the key.")] = "",
     expires_in: Duration = None,
     begins_in: Annotated[
-        str | None, typer.Option("--begins-in", help="When it begins to be valid, likewise.")
+        str | None,
+        typer.Option("--begins-in", help="Time until the key becomes valid, in the same form."),
     ] = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it, once and alone, on stdout; what is known of it goes to stderr.
+    """Create a key. Stdout gets only the key, stderr a description of it.
 
-    To replace a key make a second one, hand it out, and revoke the first: both are valid
-    meanwhile.
+    To replace a key, create a second one, distribute it, and revoke the first. Until then both are
+    valid.
 
     Examples: `polyprefix key create acme --label website --scope generate --expires-in 90d`;
-    `polyprefix key create acme --admin > admin.key`, which a server needs before its first start.
+    `polyprefix key create acme --admin > admin.key` before the first start of a server.
     """
     now = int(time.time())
     with tenancy(data_dir, database_url, "key create") as works:
@@ -87,7 +85,7 @@ def create(
                 actor=works.actor,
             )
         except NotFound as error:
-            hint = f"make it with `polyprefix tenant create {tenant}`"
+            hint = f"create it with `polyprefix tenant create {tenant}`"
             raise NotFound(f"{error.message}; {hint}") from error
     if as_json:
         print_json({**info.to_json(), "key": key.text})
@@ -95,7 +93,7 @@ def create(
     until = f", until {date(info.expires_at)}" if info.expires_at else ""
     stderr().print(
         f"key {info.kid} of {plain(info.tenant)}: {', '.join(sorted(info.scopes))}{until}."
-        " It is shown only now:"
+        " It is shown only once:"
     )
     typer.echo(key.text)
 
@@ -107,7 +105,7 @@ def list_keys(
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """List a tenant's keys, the newest first, revoked and expired ones included."""
+    """List the keys of a tenant from newest to oldest, with revoked and expired ones."""
     with tenancy(data_dir, database_url) as works:
         infos: list[KeyInfo] = every(partial(works.keyring.list, tenant))
     infos.sort(key=lambda info: (-info.created_at, info.kid))
@@ -115,7 +113,9 @@ def list_keys(
         print_json([info.to_json() for info in infos])
         return
     if not infos:
-        stderr().print(f"no keys; make one with `polyprefix key create {plain(tenant)}`")
+        stderr().print(
+            f"There are no keys. Create one with `polyprefix key create {plain(tenant)}`."
+        )
         return
     shown = table("key", "state", "label", "scopes", "created", "expires", "last used")
     for info in infos:
@@ -134,13 +134,11 @@ def list_keys(
 @app.command()
 def revoke(
     tenant: Tenant,
-    kid: Annotated[
-        str, typer.Argument(help="The key's id, as `list` shows it.", show_default=False)
-    ],
+    kid: Annotated[str, typer.Argument(help="The key's id from `list`.", show_default=False)],
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """End a key for good; every running server refuses it within a second.
+    """Revoke a key for ever; every running server refuses it within a second.
 
     Example: `polyprefix key revoke acme 4fT0qLm9Xw2b`
     """
@@ -153,7 +151,7 @@ def _scopes(names: list[str] | None, *, admin: bool) -> frozenset[Scope]:
     from app.tenancy.auth.principal import TENANT_SCOPES, Scope
 
     if admin and names:
-        raise typer.BadParameter("--admin is all scopes; give it, or --scope, not both")
+        raise typer.BadParameter("--admin means all scopes; use either --admin or --scope")
     if admin:
         return frozenset(Scope)
     if not names:
@@ -161,7 +159,7 @@ def _scopes(names: list[str] | None, *, admin: bool) -> frozenset[Scope]:
     unknown = [name for name in names if name not in frozenset(Scope)]
     if unknown:
         raise typer.BadParameter(
-            f"{unknown[0]!r} is no scope; there are {', '.join(sorted(Scope))}"
+            f"{unknown[0]!r} is not a scope; choose from {', '.join(sorted(Scope))}"
         )
     return frozenset(Scope(name) for name in names)
 
@@ -169,5 +167,7 @@ def _scopes(names: list[str] | None, *, admin: bool) -> frozenset[Scope]:
 def _seconds(text: str) -> int:
     found = _DURATION.fullmatch(text)
     if found is None:
-        raise typer.BadParameter(f"{text!r} is no duration; write 30m, 12h, 90d or 52w")
+        raise typer.BadParameter(
+            f"{text!r} is not a duration; write for example 30m, 12h, 90d or 52w"
+        )
     return int(found[1]) * _SECONDS[found[2]]

@@ -1,4 +1,4 @@
-"""What the server writes to stderr: one line per event, as text or as JSON, with request ids."""
+"""Logging to stderr: one line per event, as text or JSON, with request ids."""
 
 from __future__ import annotations
 
@@ -25,33 +25,33 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))} 
     0x2028: "\\u2028",
     0x2029: "\\u2029",
 }
-"""Characters that could begin a line of their own or command a terminal, and how they are shown."""
+"""Escapes for characters that could start a new line or command a terminal."""
 
 
 class _Text(logging.Formatter):
-    """A log line that nobody's text can break into two, without a whole API key in it."""
+    """Formats a record as one line of text; API keys are redacted."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, with its traceback below it, set in."""
+        """The line, with an indented traceback below."""
         return redact_keys(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line itself, and the request that it was written for."""
+        """The line with the id of its request."""
         line = super().formatMessage(record).translate(_CONTROLS)
         request = current_request()
         return f"{line} [{request}]" if request else line
 
     def formatException(self, ei: Any) -> str:
-        """Each line set in, so that none looks like a log line."""
+        """The traceback, indented so that no line of it looks like a log line."""
         lines = super().formatException(ei).split("\n")
         return "\n".join("    " + line.translate(_CONTROLS) for line in lines)
 
 
 class _Json(logging.Formatter):
-    """A log line as one JSON object, without a whole API key in it."""
+    """Formats a record as one JSON object; API keys are redacted."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time in UTC, level, logger, message; the request's id and the access log's fields."""
+        """Time (UTC), level, logger, message, request id and the access log's fields."""
         shown: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -68,7 +68,7 @@ class _Json(logging.Formatter):
 
 
 class Sparing(logging.Filter):
-    """Lets one record of a kind through in a minute; the next one says how many were left out."""
+    """Passes one record of a kind per minute; the next one tells how many were dropped."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Sparing(logging.Filter):
         self._kinds: dict[str, tuple[float, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is written; a kind is the message before its arguments are put in."""
+        """Whether to write the record; its kind is the message before formatting."""
         now, kind = self._clock(), str(record.msg)
         written_at, left_out = self._kinds.get(kind, (float("-inf"), 0))
         if now - written_at < _SPARING_S:
@@ -89,10 +89,7 @@ class Sparing(logging.Filter):
 
 
 def configure_logging(level: str, log_format: LogFormat = "text", *, access: bool = True) -> None:
-    """One line per event on stderr: ours from `level`, libraries' from WARNING.
-
-    `access` switches the line for each request on.
-    """
+    """Log our events from `level` and libraries' from WARNING; `access` adds one per request."""
     ours = level.upper()
     others = "ERROR" if ours == "ERROR" else "WARNING"
     formatter = {"text": {"()": _Text, "fmt": _LINE}, "json": {"()": _Json}}[log_format]
@@ -108,7 +105,7 @@ def configure_logging(level: str, log_format: LogFormat = "text", *, access: boo
                 "app": {"level": ours},
                 ACCESS: {"level": ours if access else "CRITICAL"},
                 STORAGE: {"level": ours, "filters": ["sparing"]},
-                # it warns of each request that is no HTTP
+                # it warns about every request that is not HTTP
                 "uvicorn": {"level": "ERROR"},
                 "absl": {"level": others},
             },

@@ -1,4 +1,4 @@
-"""`polyprefix migrate`: bring a catalog's tables to the state that this program knows."""
+"""`polyprefix migrate`: bring the tables of a catalog up to date."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from app.cli.console import stdout
 
 
 def migrate(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
-    """Bring the catalog's tables up to date; once, before servers of a new version start.
+    """Bring the catalog's tables up to date. Run it once before servers of a new version start.
 
-    A catalog in a local file is brought up to date by the server itself when it starts; one that
-    several servers share is not, so that they never change it under each other. There is no way
-    back but a copy that was made before.
+    A server updates a catalog in a local file itself when it starts. It does not update a catalog
+    that several servers share. Make a copy first: this cannot be undone.
 
     Example: `POLYPREFIX_DATABASE_URL=postgresql://polyprefix@db/polyprefix polyprefix migrate`
     """

@@ -1,7 +1,4 @@
-"""`polyprefix prefix …`: manage the prefixes of a running server.
-
-Knows the client and the terminal; the rules of names, files and versions are the server's.
-"""
+"""`polyprefix prefix …`: manage the prefixes of a running server."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ from app.cli.console import (
 from app.errors import InvalidPrefix, InvalidRequest
 
 SHORT_DIGEST = 12
-"""Digits of a digest that tables show; enough to name the version with."""
+"""Digits of a digest in tables; enough to name a version."""
 
 app = typer.Typer(
     cls=Commands,
@@ -38,8 +35,8 @@ app = typer.Typer(
     help=(
         "Manage the prefixes of a running server.\n\n"
         "A prefix has immutable *versions*, named by the digest of their content, and *aliases*,"
-        " movable names for them. `latest` follows every upload. Requests name a prefix as"
-        " `e2e`, `e2e@stable` or `e2e@3f9a0c21b7d4`."
+        " movable names for versions. The alias `latest` follows every upload. Requests name a"
+        " prefix as `e2e`, `e2e@stable` or `e2e@3f9a0c21b7d4`."
     ),
 )
 
@@ -52,7 +49,7 @@ Key = Annotated[
         "--key",
         "--api-key",
         envvar="POLYPREFIX_API_KEY",
-        help="API key, if the server asks for one. Better set in the environment than typed.",
+        help="API key, if the server requires one. Prefer the environment variable.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the server's JSON, for scripts.")]
@@ -61,7 +58,7 @@ Reference = Annotated[
     str,
     typer.Argument(
         metavar="NAME[@VERSION]",
-        help="A prefix, or one version of it by alias or digest.",
+        help="A prefix, or one of its versions by alias or digest.",
         show_default=False,
     ),
 ]
@@ -78,17 +75,17 @@ def push(
             show_default=False,
         ),
     ],
-    name: Annotated[str, typer.Option(help="Name to publish it under.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Name of the prefix.", show_default=False)],
     alias: Annotated[
-        str | None, typer.Option(help="An alias to point at it as well, e.g. `stable`.")
+        str | None, typer.Option(help="An alias to point at the new version, e.g. `stable`.")
     ] = None,
     server: Server = LOCAL,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Upload FILE as a new version of a prefix; it serves from the next request on.
+    """Upload FILE as a new version of a prefix; the next request can use it.
 
-    The same content again makes no second version, so a push may be repeated safely.
+    Repeating a push is safe: the same content makes no second version.
 
     Example: `polyprefix prefix push e2e.safetensors --name e2e --alias stable`
     """
@@ -108,12 +105,12 @@ def push(
 
 
 def _size(file: Path) -> int:
-    """Bytes of the file to send; InvalidPrefix for a foreign file, named by its look."""
+    """The file's size; InvalidPrefix names a file of another format."""
     from app.prefix.foreign import looks_like_file
 
     look = looks_like_file(file)
     if look is not None:
-        raise InvalidPrefix(f"{file}: not a prefix file. {look}")
+        raise InvalidPrefix(f"{file} is not a prefix file. {look}")
     if not file.is_file():
         state = "is a folder" if file.is_dir() else "does not exist"
         raise InvalidRequest(f"{file} {state}; name the safetensors file of a prefix")
@@ -129,7 +126,7 @@ def list_prefixes(server: Server = LOCAL, key: Key = None, as_json: AsJson = Fal
         print_json(prefixes)
         return
     if not prefixes:
-        stderr().print("no prefixes yet; upload one with `polyprefix prefix push`")
+        stderr().print("There are no prefixes yet. Upload one with `polyprefix prefix push`.")
         return
     shown = table("prefix", "versions", "aliases", "since")
     for prefix in prefixes:
@@ -144,7 +141,7 @@ def list_prefixes(server: Server = LOCAL, key: Key = None, as_json: AsJson = Fal
 
 @app.command()
 def show(name: Name, server: Server = LOCAL, key: Key = None, as_json: AsJson = False) -> None:
-    """Show one prefix: every version, the newest first, and where the aliases point."""
+    """Show one prefix: its versions from newest to oldest, and its aliases."""
     with Client(server, key) as client:
         prefix = client.get_prefix(name)
     if as_json:
@@ -174,20 +171,20 @@ def pull(
     reference: Reference,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write; NAME.safetensors if not given."),
+        typer.Option("--output", "-o", help="File to write; by default NAME.safetensors."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     server: Server = LOCAL,
     key: Key = None,
 ) -> None:
-    """Download a version's file, exactly as it was uploaded.
+    """Download the file of a version, exactly as it was uploaded.
 
     Example: `polyprefix prefix pull e2e@stable -o e2e.safetensors`
     """
     name, selector = _split(reference)
     target = output or Path(f"{Path(name).name}.safetensors")
     if target.exists() and not force:
-        raise typer.BadParameter(f"{target} exists; --force replaces it")
+        raise typer.BadParameter(f"{target} exists already; --force replaces it")
     with Client(server, key) as client:
         digest = client.digest(name, selector or "latest")
         with _transfer(target.name, None) as advance:
@@ -202,7 +199,7 @@ def delete(
     server: Server = LOCAL,
     key: Key = None,
 ) -> None:
-    """Delete a prefix with all its versions, or (with @VERSION) one version.
+    """Delete a prefix with all its versions, or one version if you name it with @VERSION.
 
     A version that an alias other than `latest` points at cannot be deleted.
     """
@@ -221,17 +218,19 @@ def alias(
     name: Name,
     alias: Annotated[str, typer.Argument(help="The alias, e.g. `stable`.", show_default=False)],
     version: Annotated[
-        str | None, typer.Argument(help="Where it shall point: an alias or a digest.")
+        str | None, typer.Argument(help="Its new version: an alias or a digest.")
     ] = None,
-    rollback: Annotated[bool, typer.Option("--rollback", help="Back to where it was.")] = False,
+    rollback: Annotated[
+        bool, typer.Option("--rollback", help="Return to the previous version.")
+    ] = False,
     server: Server = LOCAL,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show, move or roll back an alias; the next request already follows it.
+    """Show, move or roll back an alias; the next request follows it.
 
-    Examples: `polyprefix prefix alias e2e stable 3f9a0c21b7d4` moves it,
-    `polyprefix prefix alias e2e stable --rollback` takes that back.
+    Examples: `polyprefix prefix alias e2e stable 3f9a0c21b7d4` moves the alias;
+    `polyprefix prefix alias e2e stable --rollback` undoes that.
     """
     if version and rollback:
         raise typer.BadParameter("give a VERSION or --rollback, not both")
@@ -250,7 +249,7 @@ def alias(
 
 @contextmanager
 def _transfer(title: str, total: int | None) -> Iterator[Advance]:
-    """A progress bar on stderr while a file goes over the wire."""
+    """A progress bar on stderr for the transfer of a file."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     console = stderr()
     with Progress(
@@ -274,7 +273,7 @@ def _aliases(aliases: dict[str, Any]) -> str:
 
 
 def _lengths(version: dict[str, Any]) -> str:
-    """Positions in the decoder, and in other modules where the version has them."""
+    """The version's length, with the lengths of other modules than the decoder."""
     lengths = version.get("lengths", {})
     others = [f"{name} {count}" for name, count in lengths.items() if name != "decoder"]
     return plain(str(version["length"]) + (f" ({', '.join(others)})" if others else ""))

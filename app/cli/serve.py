@@ -1,7 +1,4 @@
-"""`polyprefix serve`: settings from the environment, options on top, a greeting when ready.
-
-Knows the terminal and the order of a start; the server itself is `app.main`.
-"""
+"""`polyprefix serve`: read the settings, start the server of `app.main`, print a greeting."""
 
 from __future__ import annotations
 
@@ -19,8 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from app.cli.base import base_model
-from app.cli.configuration import check_folder, read_settings
+from app.cli.configuration import base_model, check_folder, read_settings
 from app.cli.console import printable, stdout
 from app.model.source import check_source
 
@@ -34,11 +30,11 @@ _log = logging.getLogger(__name__)
 SHOWN_PREFIXES = 12
 _COFFEE_SHOP = "name : Blue Spice | eatType : coffee shop | priceRange : cheap | area : city centre"
 EXAMPLES = {"e2e": _COFFEE_SHOP, "describe": _COFFEE_SHOP}
-"""Inputs that make a good first request to prefixes that are shipped."""
+"""Inputs for a first request to the shipped prefixes."""
 
 
 def _option(setting: str, help_text: str) -> Any:
-    """An option that is also the environment variable of a setting; no default of its own."""
+    """An option for a setting; without it, the environment variable or the default applies."""
     return typer.Option(
         f"--{setting.replace('_', '-')}",
         envvar=f"POLYPREFIX_{setting.upper()}",
@@ -51,41 +47,44 @@ Model = Annotated[
     str | None,
     _option(
         "model",
-        "Base model: a Hugging Face id, a folder, `demo-gpt2` or `demo-bart`. The first of these"
-        " two if not given.",
+        "Base model: a Hugging Face id, a folder, `demo-gpt2` (the default) or `demo-bart`.",
     ),
 ]
 ServedName = Annotated[
-    str | None, _option("served_model_name", "What clients call it; the last part if not given.")
+    str | None,
+    _option(
+        "served_model_name",
+        "Name of the base model for clients; by default the last part of its id.",
+    ),
 ]
 Store = Annotated[
-    str | None, _option("store", "Folder of the prefixes' tensors; `prefixes` if not given.")
+    str | None, _option("store", "Folder of the prefix files; by default `prefixes`.")
 ]
-DataDir = Annotated[str | None, _option("data_dir", "Folder of the catalog; `data` if not given.")]
-Host = Annotated[str | None, _option("host", "Address to listen on; 127.0.0.1 if not given.")]
+DataDir = Annotated[str | None, _option("data_dir", "Folder of the catalog; by default `data`.")]
+Host = Annotated[str | None, _option("host", "Address to listen on; by default 127.0.0.1.")]
 Port = Annotated[
-    int | None, _option("port", "Port; 8000 if not given, and 0 takes any that is free.")
+    int | None, _option("port", "Port to listen on; by default 8000. 0 chooses a free one.")
 ]
 Device = Annotated[str | None, _option("device", "`auto`, `cpu`, `cuda` or `cuda:N`.")]
 Dtype = Annotated[
     str | None,
-    _option("dtype", "`auto`, `float32` or `bfloat16`; auto takes what the hardware multiplies."),
+    _option("dtype", "`auto`, `float32` or `bfloat16`; auto chooses what the hardware supports."),
 ]
-MaxRows = Annotated[int | None, _option("max_rows", "Rows computed at the same time.")]
+MaxRows = Annotated[int | None, _option("max_rows", "Sequences that decode at the same time.")]
 KvMemory = Annotated[int | None, _option("kv_memory", "Memory for keys and values, in MiB.")]
 Anonymous = Annotated[
     bool | None,
     typer.Option(
         "--allow-anonymous/--no-allow-anonymous",
         envvar="POLYPREFIX_ALLOW_ANONYMOUS",
-        help="Listen beyond this machine although no key is asked for.",
+        help="Listen on other addresses than loopback although no key is required.",
         show_default=False,
     ),
 ]
 LogLevel = Annotated[
-    str | None, _option("log_level", "Least level to log: debug, info, warning or error.")
+    str | None, _option("log_level", "Lowest level to log: debug, info, warning or error.")
 ]
-LogFormat = Annotated[str | None, _option("log_format", "Log lines as `text` or `json`.")]
+LogFormat = Annotated[str | None, _option("log_format", "Format of log lines: `text` or `json`.")]
 
 
 def serve(
@@ -105,15 +104,15 @@ def serve(
 ) -> None:
     """Serve a frozen base model with its prefixes over HTTP.
 
-    Every setting is an environment variable, `POLYPREFIX_…`; the ones that change most often are
-    options too, and an option wins. `docker/README.md` lists all of them. SIGTERM or
-    Ctrl+C finishes what runs, then stops; a second one stops at once.
+    Every setting is an environment variable `POLYPREFIX_…`; `docker/README.md` lists them. The most
+    common ones are options too, and an option wins. SIGTERM or Ctrl+C lets running requests finish;
+    a second one stops the server at once.
 
     Examples: `polyprefix serve` serves the demo model;
-    `polyprefix serve --model HuggingFaceTB/SmolLM2-135M --port 9000` another one;
-    `POLYPREFIX_DTYPE=float32 polyprefix serve` in full precision.
+    `polyprefix serve --model HuggingFaceTB/SmolLM2-135M --port 9000` serves another model;
+    `POLYPREFIX_DTYPE=float32 polyprefix serve` computes in full precision.
     """
-    # at this point the local names are the parameters
+    # the only local names so far are the parameters
     given = {name: value for name, value in locals().items() if value is not None}
     if model is not None:
         given["model"] = base_model(model)
@@ -123,7 +122,7 @@ def serve(
 
 
 def _check_places(settings: Settings) -> None:
-    """Refuse folders and a model that cannot be used, before anything is loaded."""
+    """Refuse unusable folders and models before anything is loaded."""
     from app.registry.storage.url import parse_location
 
     check_folder(settings.data_dir, "--data-dir")
@@ -143,13 +142,13 @@ def _run(settings: Settings) -> None:
     from app.main import create_app, drain
     from app.model.load import hide_progress_bars
 
-    if not sys.stderr.isatty():  # a bar would run through the lines of a log
+    if not sys.stderr.isatty():  # a progress bar would break log lines
         hide_progress_bars()
     app = create_app(settings)
     door = bind(settings.host, settings.port)
 
     def greet() -> None:
-        # what the start has made stays: no collection walks through it again, with the loop waiting
+        # garbage collections skip the objects of the start: walking them would block the loop
         gc.collect()
         gc.freeze()
         url = _url(settings.host, door.getsockname()[1])
@@ -166,25 +165,25 @@ def _run(settings: Settings) -> None:
         settings.max_connections, settings.max_connections_per_address, settings.trusted_proxies
     )
     config = configuration(app, settings.trusted_proxies, connections=connections)
-    with door:  # closed also if the start fails
+    with door:  # closes also when the start fails
         Server(config, lifespan=lifespan, ready=greet, drain=drain_and_stop).run([door])
 
 
 def _url(host: str, port: int) -> str:
-    """Where the server is for a client on this machine."""
+    """The server's URL for a client on this machine."""
     shown = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
 def _greet(services: Services, url: str, *, with_keys: bool) -> None:
-    """Say where the server is, what it serves, and a request to try."""
+    """Print the server's URL, what it serves and a request to try."""
     model = services.model
     dtype = str(model.dtype).removeprefix("torch.")
     facts = Table.grid(padding=(0, 2))
     facts.add_row("base model", Text(f"{model.spec.model_id} ({dtype}, {model.device})"))
     names: list[str] = []
     if with_keys:
-        facts.add_row("keys", "every request needs one, made by `polyprefix key create`")
+        facts.add_row("keys", "every request needs one; `polyprefix key create` makes it")
         names, shown = _published(services)
     else:
         names, shown = _prefixes(services)
@@ -197,7 +196,7 @@ def _greet(services: Services, url: str, *, with_keys: bool) -> None:
 
 
 def _prefixes(services: Services) -> tuple[list[str], str]:
-    """Names of the prefixes that everybody may use who needs no key, and how they are shown."""
+    """The prefixes of requests without a key: their names, and the text for the greeting."""
     from app.api.services import DEMO_TENANT
 
     page = services.registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
@@ -206,7 +205,7 @@ def _prefixes(services: Services) -> tuple[list[str], str]:
 
 
 def _published(services: Services) -> tuple[list[str], str]:
-    """The shipped prefixes that every tenant may use, by the names that other tenants call them."""
+    """The shipped prefixes for every tenant: their names, and the text for the greeting."""
     from app.api.services import DEMO_TENANT
 
     page = services.registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
@@ -220,7 +219,7 @@ def _published(services: Services) -> tuple[list[str], str]:
 
 
 def _fits(services: Services, prefix: PrefixRecord) -> bool:
-    """Whether it was trained on this base model; a catalog may have served another one."""
+    """Whether the prefix belongs to this base model; the catalog may have served another one."""
     from app.api.services import DEMO_TENANT
 
     version = services.registry.get_version(DEMO_TENANT, prefix.name, prefix.latest)
@@ -228,7 +227,7 @@ def _fits(services: Services, prefix: PrefixRecord) -> bool:
 
 
 def example(url: str, prefixes: list[str], model_id: str, *, with_keys: bool = False) -> str:
-    """A `curl` command, in one line, that the server answers well; `with_keys` it sends one."""
+    """A `curl` command in one line for a first request; it sends a key if `with_keys`."""
     known = {name.rpartition("/")[2]: name for name in prefixes}
     shipped = next((name for name in EXAMPLES if name in known), None)
     name = known[shipped] if shipped else model_id

@@ -1,7 +1,4 @@
-"""`polyprefix tenant …`: who may use the server, and within which limits.
-
-Works on the catalog itself. Knows the terminal; the rules of tenants are `app.tenancy`'s.
-"""
+"""`polyprefix tenant …`: manage the tenants in the catalog and their limits."""
 
 from __future__ import annotations
 
@@ -26,31 +23,32 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     help=(
-        "Manage tenants: who owns prefixes and keys, and has limits.\n\n"
-        "Works on the catalog of `--data-dir` or `--database-url`, whether or not a server runs; a"
-        " running one follows within a second. A new tenant gets its keys from"
-        " `polyprefix key create`."
+        "Manage tenants, which own prefixes and keys and have limits.\n\n"
+        "The commands change the catalog of `--data-dir` or `--database-url`. No server needs to"
+        " run; running ones follow within a second. `polyprefix key create` makes a tenant's keys."
     ),
 )
 
 
 def _limit(name: str, help_text: str) -> Any:
-    return typer.Option(f"--{name}", help=f"{help_text}; `none` for no limit.", show_default=False)
+    return typer.Option(
+        f"--{name}", help=f"{help_text}; `none` means no limit.", show_default=False
+    )
 
 
 Requests = Annotated[str | None, _limit("requests-per-minute", "Requests per minute")]
 Tokens = Annotated[
-    str | None, _limit("tokens-per-minute", "Tokens per minute, of prompts and answers")
+    str | None, _limit("tokens-per-minute", "Tokens per minute, prompts and answers together")
 ]
-Rows = Annotated[str | None, _limit("max-rows", "Rows that decode or wait at the same time")]
-Queue = Annotated[str | None, _limit("max-queue", "Requests that may wait in one server")]
-Prefixes = Annotated[str | None, _limit("max-prefixes", "Prefixes that it may have")]
-Bytes = Annotated[str | None, _limit("max-bytes", "Bytes of prefixes that it may store")]
+Rows = Annotated[str | None, _limit("max-rows", "Sequences that decode or wait at the same time")]
+Queue = Annotated[str | None, _limit("max-queue", "Requests that wait in one server")]
+Prefixes = Annotated[str | None, _limit("max-prefixes", "Number of prefixes")]
+Bytes = Annotated[str | None, _limit("max-bytes", "Bytes of stored prefixes")]
 Weight = Annotated[
     str | None,
     typer.Option(
         "--weight",
-        help="Share of the engine beside other busy tenants; `1` is usual.",
+        help="Share of the engine relative to other busy tenants; by default `1`.",
         show_default=False,
     ),
 ]
@@ -70,7 +68,7 @@ def create(
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a tenant, which has no keys yet.
+    """Create a tenant without keys.
 
     Example: `polyprefix tenant create acme --max-rows 32 --tokens-per-minute 100000`
     """
@@ -94,7 +92,7 @@ def list_tenants(
         print_json([account.to_json() for account in accounts])
         return
     if not accounts:
-        stderr().print("no tenants yet; make one with `polyprefix tenant create`")
+        stderr().print("There are no tenants yet. Create one with `polyprefix tenant create`.")
         return
     shown = table("tenant", "state", "limits", "since")
     for account in accounts:
@@ -133,7 +131,7 @@ def limits(
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
 ) -> None:
-    """Change a tenant's limits; those that are not named stay as they are.
+    """Change limits of a tenant; other limits stay the same.
 
     Example: `polyprefix tenant limits acme --max-rows 64 --tokens-per-minute none`
     """
@@ -147,7 +145,7 @@ def limits(
 
 @app.command()
 def disable(tenant: Tenant, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
-    """Refuse all keys of a tenant until it is enabled again; nothing of it is lost."""
+    """Refuse all keys of a tenant until it is enabled again; its data is kept."""
     with tenancy(data_dir, database_url, "tenant disable") as works:
         changed = works.accounts.change(tenant, disabled=True, actor=works.actor)
         _report(changed, "disabled", as_json=False)
@@ -155,7 +153,7 @@ def disable(tenant: Tenant, data_dir: DataDir = None, database_url: DatabaseUrl 
 
 @app.command()
 def enable(tenant: Tenant, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
-    """Let a disabled tenant's keys in again."""
+    """Accept the keys of a disabled tenant again."""
     with tenancy(data_dir, database_url, "tenant enable") as works:
         changed = works.accounts.change(tenant, disabled=False, actor=works.actor)
         _report(changed, "enabled", as_json=False)
@@ -168,7 +166,7 @@ def delete(
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Delete a tenant with its keys, prefixes and versions. There is no way back."""
+    """Delete a tenant with its keys, prefixes and versions. This cannot be undone."""
     with tenancy(data_dir, database_url, "tenant delete") as works:
         works.accounts.get(tenant)
         if not yes:
@@ -178,7 +176,7 @@ def delete(
 
 
 def every(read: Any) -> list[Any]:
-    """All items of a list that is read in pages of (cursor, limit)."""
+    """All items of a paged list; `read` takes a cursor and a limit."""
     items: list[Any] = []
     cursor: str | None = None
     while True:
@@ -190,7 +188,7 @@ def every(read: Any) -> list[Any]:
 
 
 def _given_limits(options: Mapping[str, Any]) -> dict[str, object]:
-    """The limits among the options of a command that were given, as the catalog's JSON."""
+    """The given limits among the options of a command, as the catalog's JSON."""
     from dataclasses import fields
 
     from app.tenancy.limits.limits import TenantLimits

@@ -1,7 +1,4 @@
-"""`polyprefix train`: train a prefix on a frozen base model.
-
-Knows the terminal and the order of the work; what is done is done in `app.training`.
-"""
+"""`polyprefix train`: train a prefix on a frozen base model."""
 
 from __future__ import annotations
 
@@ -14,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from app.cli.base import base_model
-from app.cli.configuration import check_folder, check_output
+from app.cli.configuration import base_model, check_folder, check_output
 from app.cli.console import human_bytes, plain, print_warning, stderr, stdout, this_program
 
 if TYPE_CHECKING:
@@ -26,7 +22,7 @@ if TYPE_CHECKING:
     from app.training.trainer import Report
 
 _LOSS_MEMORY = 0.95
-"""How much of the shown loss is the past's; single batches jump."""
+"""Weight of the past in the displayed loss, which smooths single batches."""
 
 
 def _file(help_text: str) -> Any:
@@ -37,8 +33,8 @@ Model = Annotated[
     str | None,
     typer.Option(
         envvar="POLYPREFIX_MODEL",
-        help="Base model: a folder, a hub id, `demo-gpt2` (if not given) or `demo-bart`. It is not"
-        " changed.",
+        help="Base model: a folder, a hub id, `demo-gpt2` (the default) or `demo-bart`. It does not"
+        " change.",
     ),
 ]
 Data = Annotated[
@@ -46,106 +42,109 @@ Data = Annotated[
     _file('Training data: JSON lines with `"input"` and `"target"` (or `"targets"`, a list).'),
 ]
 Valid = Annotated[
-    Path | None, _file("Held-out data in the same form: picks the best state and gives scores.")
+    Path | None,
+    _file("Held-out data in the same form, to select the best state and to compute scores."),
 ]
-Name = Annotated[str, typer.Option(help="Name of the prefix, as requests will say it.")]
+Name = Annotated[str, typer.Option(help="Name of the prefix in requests.")]
 Store = Annotated[
     Path | None,
     typer.Option(
-        help="Store to put the prefix into; a server that starts on it serves it, to all tenants."
+        help="Store for the prefix; a server that starts on it offers the prefix to all tenants."
     ),
 ]
 Out = Annotated[
     Path | None,
     typer.Option(
-        help="File to write, for `polyprefix prefix push`; `NAME.safetensors` if no store is given."
+        help="File for `polyprefix prefix push`; by default `NAME.safetensors`, unless there is a"
+        " store."
     ),
 ]
 Length = Annotated[
-    int, typer.Option(help="Positions of the prefix: 5 to 40 for data-to-text, 100 for summaries.")
+    int, typer.Option(help="Length of the prefix: 5 to 40 for data-to-text, 100 for summaries.")
 ]
 Epochs = Annotated[
     int | None,
     typer.Option(
-        help="Passes over the data: 10 if not given, but 200 steps at least for a base model of up"
-        " to 250 million parameters, and 400 at most for one of up to 50 million."
+        help="Passes over the data; by default 10, with at least 200 steps for base models of up to"
+        " 250 million parameters, and at most 400 for those of up to 50 million."
     ),
 ]
-Steps = Annotated[int, typer.Option(help="Optimiser steps, in the place of epochs (0: epochs).")]
+Steps = Annotated[int, typer.Option(help="Optimiser steps instead of epochs (0: epochs).")]
 BatchSize = Annotated[
     int | None,
-    typer.Option(help="Sentences per step: 8 if not given, 5 above 250 million parameters."),
+    typer.Option(help="Sentences per step; by default 8, or 5 above 250 million parameters."),
 ]
 Rate = Annotated[
     float | None,
     typer.Option(
-        help="Peak learning rate. If not given, by the base model's parameters: 3e-3 up to 50"
-        " million, 4e-4 up to 250 million, else 5e-5 (what the authors took for GPT-2 medium)."
+        help="Peak learning rate. The default depends on the base model's parameters: 3e-3 up to 50"
+        " million, 4e-4 up to 250 million, else 5e-5 (the paper's value for GPT-2 medium)."
     ),
 ]
 Warmup = Annotated[
     int | None,
     typer.Option(
-        help="Steps over which the learning rate rises: 30 if not given, none above 250 million."
+        help="Steps in which the learning rate rises; by default 30, or 0 above 250 million"
+        " parameters."
     ),
 ]
 Words = Annotated[
     str | None,
-    typer.Option(help="Start from the keys and values of these words; good with little data."),
+    typer.Option(
+        help="Initialise with the keys and values of these words; helps with little data."
+    ),
 ]
 Hidden = Annotated[
     int | None,
     typer.Option(
-        help="Width of the networks that make the prefix: 512, or 800 with an encoder, if not given"
-        " (what the authors took)."
+        help="Width of the networks that compute the prefix; by default 512, or 800 with an encoder"
+        " (the paper's values)."
     ),
 ]
 Modules = Annotated[
     str | None,
     typer.Option(
-        help="Which attentions of a BART get a prefix: `decoder,encoder,cross` if not given."
+        help="Attention modules of a BART with a prefix; by default `decoder,encoder,cross`."
     ),
 ]
 ModelDropout = Annotated[
     bool | None,
     typer.Option(
         "--model-dropout/--no-model-dropout",
-        help="The base model's own dropout while training: on with an encoder and off without, if"
-        " not given (as the authors ran it).",
+        help="Dropout of the base model while training; by default on with an encoder and off"
+        " without, as in the paper.",
         show_default=False,
     ),
 ]
 MaxSource = Annotated[
-    int, typer.Option(help="Tokens of an input that an encoder is given (0: all that it takes).")
+    int, typer.Option(help="Maximum tokens of an encoder's input (0: as many as it takes).")
 ]
-ValidateEvery = Annotated[
-    int, typer.Option(help="Steps between looks at the validation loss (0: each epoch).")
-]
-Keep = Annotated[str, typer.Option(help="Which state to keep: `best` or `last`.")]
+ValidateEvery = Annotated[int, typer.Option(help="Steps between validations (0: one per epoch).")]
+Keep = Annotated[str, typer.Option(help="The state to keep: `best` or `last`.")]
 Template = Annotated[
     str | None,
     typer.Option(
-        help="How an input becomes a prompt; `{input}` stands for it. If not given: for"
-        " GPT-2 ` {input} <|endoftext|>`, for others the same in their own special tokens, with an"
-        " encoder what its tokenizer makes of any text."
+        help="Prompt template with `{input}` in it. By default ` {input} <|endoftext|>` for GPT-2,"
+        " the same with their own special tokens for other models, and for encoders what their"
+        " tokenizer makes of any text."
     ),
 ]
-MaxTokens = Annotated[int, typer.Option(help="Default length limit of answers.")]
+MaxTokens = Annotated[int, typer.Option(help="Default maximum length of answers.")]
 Decoding = Annotated[
     str,
     typer.Option(
-        help='More defaults for answers, as JSON: `{"num_beams": 4, "no_repeat_ngram_size": 3}`.'
+        help='Default sampling options, as JSON: `{"num_beams": 4, "no_repeat_ngram_size": 3}`.'
     ),
 ]
 Alias = Annotated[str | None, typer.Option(help="Alias to point at the new version.")]
-Seed = Annotated[int, typer.Option(help="Same seed, same data, same prefix.")]
+Seed = Annotated[int, typer.Option(help="The same seed and data give the same prefix.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 CheckpointFile = Annotated[
-    Path | None, typer.Option(help="Where the state is kept; by default `NAME.checkpoint`.")
+    Path | None, typer.Option(help="File of the checkpoint; by default `NAME.checkpoint`.")
 ]
 CheckpointEvery = Annotated[int, typer.Option(help="Steps between checkpoints.")]
-Resume = Annotated[bool, typer.Option(help="Go on from the checkpoint, if there is one.")]
-Note = Annotated[str | None, typer.Option(help="A remark to keep with the prefix.")]
+Resume = Annotated[bool, typer.Option(help="Continue from the checkpoint, if there is one.")]
+Note = Annotated[str | None, typer.Option(help="A note to store with the prefix.")]
 
 
 def train(
@@ -182,16 +181,16 @@ def train(
     """Train a prefix: a few key/value vectors per layer, while the base model stays frozen.
 
     A line of the data looks like `{"input": "name : Aromi", "target": "It is called Aromi."}`
-    (`"output"` means the same as `"target"`). Interrupt at any time: the same command goes on from
-    the last checkpoint, which is removed when the run has ended. The result lands in `--out` (to
-    upload it), in `--store` (served from the next start on), or in both.
+    (`"output"` means the same as `"target"`). You can interrupt a run at any time; the same command
+    continues from the last checkpoint, which a finished run removes. The result goes to `--out` for
+    an upload, to `--store` for the next start of a server, or to both.
 
     Example: `polyprefix train --data train.jsonl --valid valid.jsonl --name shop --length 20`
     """
     from app.prefix.metadata import parse_decoding
     from app.training.session import Session, TrainingJob
 
-    # at this point the local names are the parameters and what was just imported
+    # the only local names so far are the parameters and the imports
     recipe = _recipe(locals())
     _check_names(name, alias)
     base, place = base_model(model), checkpoint or Path(f"{name}.checkpoint")
@@ -210,7 +209,7 @@ def train(
 
 
 def _recipe(options: Mapping[str, Any]) -> Recipe:
-    """The recipe that the options of `train` make."""
+    """The recipe of the options of `train`."""
     from app.training.recipe import Recipe
 
     names = {field.name for field in fields(Recipe)}
@@ -247,7 +246,7 @@ def _train(session: Session, *, fresh: bool) -> None:
     notes = stderr()
     trainer = session.trainer
     if not fresh and trainer.resume():
-        notes.print(f"goes on from step {trainer.step}")
+        notes.print(f"continues from step {trainer.step}")
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -270,7 +269,7 @@ def _train(session: Session, *, fresh: bool) -> None:
 
 
 def _finish(session: Session) -> Prefix:
-    """Score the result where there is held-out data, and make the prefix."""
+    """Score the result on held-out data, if there is any, and make the prefix."""
     scores: dict[str, Any] = {}
     if session.trainer.best_loss is not None:
         scores["validation_loss"] = round(session.trainer.best_loss, 4)
@@ -295,8 +294,8 @@ def _finish(session: Session) -> Prefix:
         stdout().print(f"ROUGE-1, -2, -L: base {_shown(base.rouge)}, prefix {_shown(tuned.rouge)}")
         if not tuned.bleu > base.bleu:
             faults.append(
-                f"held-out inputs are answered no better than by the base model alone"
-                f" (BLEU {tuned.bleu:.1f}, alone {base.bleu:.1f})"
+                f"its answers to held-out inputs are no better than the base model's own"
+                f" (BLEU {tuned.bleu:.1f} and {base.bleu:.1f})"
             )
     if faults:
         recipe = session.recipe
@@ -337,7 +336,7 @@ def _next(
     out: Path | None,
     alias: str | None,
 ) -> list[str]:
-    """The commands that a user may want to type now."""
+    """The commands that a user may want to run next."""
     program = this_program()
     scored = ["--prefix", str(out)] if out else ["--store", str(store), "--prefix", name]
     lines = [[program, "evaluate", *model, "--data", str(data), *scored]]

@@ -1,4 +1,4 @@
-"""What stands in the log of a server process: requests, ids, the stop; and what never does."""
+"""The log of a server process: requests, ids and the stop, and nothing secret."""
 
 from __future__ import annotations
 
@@ -64,26 +64,26 @@ def logged(
     *targets: str, level: str = "info", form: str = "text", access: str = "yes"
 ) -> tuple[list[str], list[httpx.Response]]:
     """The lines of a server that is asked for raw targets, stopped in order; and its replies."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", SERVE, level, form, access],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    try:
-        assert process.stdout
-        port = int(process.stdout.readline())
-        url = f"http://127.0.0.1:{port}"
-        headers = {"x-request-id": "mine-7"}
-        replies = [httpx.get(url + target, headers=headers) for target in targets]
-        with socket.create_connection(("127.0.0.1", port)) as stranger:
-            stranger.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
-            stranger.recv(1000)
-        process.terminate()
-        return process.communicate(timeout=30)[1].splitlines(), replies
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        try:
+            assert process.stdout
+            port = process.stdout.readline()
+            assert port, process.communicate()[1]
+            url = f"http://127.0.0.1:{int(port)}"
+            headers = {"x-request-id": "mine-7"}
+            replies = [httpx.get(url + target, headers=headers) for target in targets]
+            with socket.create_connection(("127.0.0.1", int(port))) as stranger:
+                stranger.sendall(b"\x16\x03\x01 no HTTP\r\n\r\n")
+                stranger.recv(1000)
+            process.terminate()
+            return process.communicate(timeout=30)[1].splitlines(), replies
+        finally:
+            process.kill()
 
 
 KEY = "pfx_abcdefghijkl_" + "s" * 32 + "_000000"

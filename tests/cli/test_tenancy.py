@@ -39,7 +39,7 @@ def test_a_key_can_be_made_before_any_server_has_run(run: Run) -> None:
     done = run("key", "create", "acme", "--admin", "--label", "first")
     assert PATTERN.fullmatch(done.stdout.removesuffix("\n"))
     assert done.stdout.strip() not in done.stderr
-    assert "shown only now" in done.stderr
+    assert "shown only once" in done.stderr
 
 
 def test_a_key_is_shown_once(run: Run) -> None:

@@ -165,7 +165,7 @@ def test_train_continues_after_an_interruption_and_makes_the_same_prefix(
             shipped = read_manifest(tmp_path / folder).prefixes["animals"]
             digests.append(shipped.versions[0].digest)
     assert digests[0] == digests[1]
-    assert "goes on from step 20" in ran.stderr
+    assert "continues from step 20" in ran.stderr
 
 
 def interrupted_after(step: int) -> Callable[[Trainer], float | None]:

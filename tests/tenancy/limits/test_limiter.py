@@ -187,6 +187,7 @@ def test_a_flood_of_one_tenant_does_not_reach_redis(shared_redis: RedisServer) -
     asyncio.run(main())
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_without_redis_each_replica_admits_its_own_limit_and_no_more(
     tmp_path: Path, replicas: int

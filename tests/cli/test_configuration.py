@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.base import base_model
+from app.cli.configuration import base_model
 from app.settings import DEMO_MODEL
 
 
