@@ -1,4 +1,4 @@
-"""Versions judged for a tenant: through the engine as ordinary requests, else in the side queue."""
+"""Versions on examples, for a tenant: through the engine as requests, else in the side queue."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NO_OPTIONS = {"timeout", "raw", "truncate"}
 
 @dataclass(frozen=True)
 class VersionEvaluation:
-    """One version under one request of a tenant; runs what its `evaluator` asks for.
+    """One version under one request of a tenant; its `evaluator` computes by means of it.
 
     `selection` holds exactly one prefix, which whoever selected it releases. `deadline` is on the
     clock of `time.monotonic`.
@@ -55,7 +55,7 @@ class VersionEvaluation:
 
     @property
     def evaluator(self) -> Evaluator:
-        """Judges the version by the answers that the request's options ask for."""
+        """Scores the version, which answers as the request's options say."""
         chosen = DecodingFields.model_fields.keys() - _NO_OPTIONS
         options = self.options.model_dump(include=chosen, exclude_none=True)
         return Evaluator(self.generations.model, self.prefix, self, options)
@@ -197,7 +197,7 @@ class VersionEvaluation:
 
 @dataclass(frozen=True)
 class EvaluationService:
-    """Judges versions for tenants; `open` bounds how many evaluations each has at a time."""
+    """Evaluates versions for tenants; `cap` bounds how many evaluations each has open."""
 
     generations: GenerationService
     queue: MeteredQueue

@@ -84,7 +84,7 @@ class Services:
 
     @cached_property
     def evaluations(self) -> EvaluationService:
-        """Judges versions on examples."""
+        """Evaluates versions on examples."""
         queue = MeteredQueue(self.aside, self.limiter, self.usage)
         return EvaluationService(self.generations, queue)
 

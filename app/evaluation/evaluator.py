@@ -1,7 +1,6 @@
 """What a model says to examples, alone or with a prefix, and how good that is.
 
-The same code judges versions in a server and runs of training or of the command line; an
-`EvaluationRunner` says where it computes.
+A server, the command line and training share it; an `EvaluationRunner` says where it computes.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ class Evaluator:
     """A base model at work on examples, with `prefix` if there is one.
 
     It decodes greedily or by beams, as `options` say, else the prefix, else the model's generation
-    config; what draws at random there is left aside.
+    config; options that draw at random are ignored.
     """
 
     model: FrozenModel

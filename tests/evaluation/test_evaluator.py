@@ -1,4 +1,4 @@
-"""Texts come from the engine, by the prefix's own template and decoding defaults."""
+"""Answers and losses come from the engine, by the prefix's own template and decoding defaults."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_sources_are_cut_to_what_the_encoder_reads(
     assert (request.prompt_ids[0], request.prompt_ids[-1]) == (0, 2)
 
 
-def test_an_encoder_is_told_the_source_alone_and_searched_as_transformers_does(
+def test_beam_search_with_an_encoder_equals_transformers(
     tiny_bart: FrozenModel, tiny_bart_folder: Path
 ) -> None:
     decoding = {"max_tokens": 9, "num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 0.4}
@@ -120,7 +120,7 @@ def test_an_encoder_is_told_the_source_alone_and_searched_as_transformers_does(
     assert text == tiny_bart.text.decode(found[0].tolist()[1:]).strip()
 
 
-def test_what_is_scored_stops_its_search_as_what_is_served_does(
+def test_early_stopping_reaches_the_engine(
     tiny_bart: FrozenModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoding = {"num_beams": 2, "early_stopping": "never"}

@@ -25,7 +25,7 @@ def model(request: pytest.FixtureRequest) -> FrozenModel:
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 128])
-def test_chunks_change_nothing(
+def test_a_long_target_is_scored_in_chunks_with_the_same_result(
     model: FrozenModel, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = (random_prefix(model, 4, seed=seed) for seed in (1, 2))
@@ -38,7 +38,7 @@ def test_chunks_change_nothing(
     assert target_loss(model, a, PAIR) == pytest.approx(whole.loss_a, rel=1e-5)
 
 
-def test_the_reverse_is_the_other_way_round(model: FrozenModel) -> None:
+def test_swapping_the_prefixes_swaps_the_divergences(model: FrozenModel) -> None:
     a, b = (random_prefix(model, 4, seed=seed) for seed in (1, 2))
     there, back = contrast(model, a, b, PAIR, PAIR), contrast(model, b, a, PAIR, PAIR)
     assert (there.kl_ab, there.kl_ba) == (back.kl_ba, back.kl_ab)
@@ -46,7 +46,7 @@ def test_the_reverse_is_the_other_way_round(model: FrozenModel) -> None:
     assert there.kl_ba > 0
 
 
-def test_equal_tensors_are_at_no_distance_though_computed_twice(model: FrozenModel) -> None:
+def test_equal_prefixes_have_no_divergence(model: FrozenModel) -> None:
     a = random_prefix(model, 4, seed=1)
     b = Prefix(a.modules, replace(a.metadata, input_template="{input}"))
     assert a.digest != b.digest
@@ -55,12 +55,12 @@ def test_equal_tensors_are_at_no_distance_though_computed_twice(model: FrozenMod
     assert found.loss_a == found.loss_b
 
 
-def test_without_a_prefix_it_is_the_base_model(model: FrozenModel) -> None:
+def test_a_target_is_scored_by_the_base_model_without_a_prefix(model: FrozenModel) -> None:
     alone = target_loss(model, None, PAIR)
     assert alone == contrast(model, None, random_prefix(model, 2), PAIR, PAIR).loss_a
 
 
-def test_what_is_not_finite_is_a_fault(model: FrozenModel) -> None:
+def test_a_loss_that_is_not_finite_is_a_fault(model: FrozenModel) -> None:
     good = random_prefix(model, 2)
     broken = KeyValues(good.decoder.keys, torch.full_like(good.decoder.values, float("inf")))
     prefix = Prefix({"decoder": broken}, good.metadata)

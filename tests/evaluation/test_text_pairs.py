@@ -29,7 +29,7 @@ def test_target_and_targets_are_read(tmp_path: Path) -> None:
     ]
 
 
-def test_both_words_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
+def test_output_fields_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
     lines = ['{"input": "x", "output": "one"}', "", '{"input": "y", "outputs": ["two", "three"]}']
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
@@ -50,7 +50,7 @@ def test_both_words_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: P
         (b'{"input": "a", "target": "x", "output": "y"}', "not both `target` and `output`"),
     ],
 )
-def test_text_that_no_tokenizer_takes_is_named_by_line(
+def test_a_text_that_cannot_be_encoded_is_named_by_line(
     tmp_path: Path, line: bytes, word: str
 ) -> None:
     path = tmp_path / "bad.jsonl"

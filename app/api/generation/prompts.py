@@ -34,11 +34,11 @@ async def encode_prompts(
     Without a template the tokenizer's own special tokens are added unless `add_special_tokens` is
     False; those that the text spells are parsed with `parse_special` alone.
 
-    All are encoded in one turn, off the event loop unless they are short together. Of each no more
-    than `cut_to` tokens are left: of what an encoder reads the first ones and the end-of-text token
-    behind them, of any other prompt the last ones.
+    All are encoded in one turn, off the event loop unless they are short together. Prompts are cut
+    to `cut_to` tokens: an encoder reads the first ones and the end-of-text token, any other model
+    the last ones.
 
-    Raises InvalidRequest before any work for what cannot be encoded or cannot fit.
+    Raises InvalidRequest before any work if a prompt cannot be encoded or cannot fit.
     """
     if cut_to is not None:
         prompts = [_shorten(model.spec, prompt) for prompt in prompts]
@@ -104,7 +104,7 @@ def _check_ids(vocabulary: int, ids: Sequence[int], where: str) -> None:
 
 
 def _shorten(spec: BaseModelSpec, prompt: str | list[int]) -> str | list[int]:
-    """The part of a text that a cut may leave something of: no work is spent on the rest."""
+    """The part of a text that a cut can leave, so that the rest costs no work."""
     if not isinstance(prompt, str):
         return prompt
     most = spec.prompt_limit * MAX_TOKEN_CHARACTERS

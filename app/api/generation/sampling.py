@@ -76,11 +76,11 @@ def sampling_params(
 def choose_beams(
     spec: GenerationSpec, selection: PrefixSelection, generation: GenerationDefaults
 ) -> BeamParams | None:
-    """How a request searches: as it says, else as its prefix does, else as the model's generation
-    config does (whose number of beams does not count); None for one row per result.
+    """How a request searches; None without beams, for one row per result.
 
-    A prefix's default of beams gives way to a request that asks to sample, and to one that wants no
-    new tokens. Raises InvalidRequest where a request asks for beams and for sampling.
+    Each option comes from the request, else from its prefixes, else from the model's generation
+    config, whose number of beams does not count. A prefix's beams are not used for a request that
+    samples or wants no new tokens. InvalidRequest if a request asks for beams and for sampling.
     """
     fields = spec.fields
     sampler = "do_sample" if spec.do_sample else _sampler(fields)
@@ -120,9 +120,9 @@ def check_alternatives(wanted: int | None, *, param: str) -> None:
 
 
 def room_for(spec: BaseModelSpec, selection: PrefixSelection, num_prompt: int) -> int:
-    """New tokens that the context leaves behind a prompt; ContextLengthExceeded if it is none.
+    """New tokens that the context leaves after a prompt; ContextLengthExceeded if there are none.
 
-    Of a decoder behind an encoder the prompt takes no positions, and the start token takes one.
+    With an encoder the prompt takes no positions of the decoder, and its start token takes one.
     """
     offset = sum(prefix.metadata.position_offset for prefix in selection.prefixes)
     taken, taker, param = num_prompt, "of the prompt", "prompt"
@@ -139,7 +139,7 @@ def room_for(spec: BaseModelSpec, selection: PrefixSelection, num_prompt: int) -
 
 
 def parse_logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
-    """OpenAI's logit_bias: decimal token ids as keys."""
+    """OpenAI's logit_bias, which has decimal token ids as keys."""
     result: dict[int, float] = {}
     for key, value in bias.items():
         if not key.isascii() or not key.isdigit() or len(key) > 10:
@@ -152,7 +152,7 @@ def parse_logit_bias(bias: Mapping[str, float]) -> dict[int, float]:
 
 
 def _sampler(fields: SamplingFields) -> str | None:
-    """The first field by which a request asks to sample; values that change nothing do not."""
+    """The first field that asks to sample; values that change nothing do not ask."""
     if fields.top_p == 0:  # nothing is drawn
         return None
     asks = {

@@ -10,10 +10,6 @@ from app.api.schemas.generation import SamplingFields
 from app.engine.decoding.beam_search import BeamParams
 
 
-def _accept(beam: BeamParams) -> None:
-    """Any search will do."""
-
-
 @dataclass(frozen=True)
 class GenerationSpec:
     """`num_results` results for each of `prompts`, which are texts or token ids.
@@ -30,6 +26,7 @@ class GenerationSpec:
     prompts: Sequence[str | list[int]]
     max_tokens: int | None
     default_max_tokens: int
+    check_beams: Callable[[BeamParams], None]
     num_results: int = 1
     defaults: Mapping[str, Any] = field(default_factory=dict)
     do_sample: bool = False
@@ -39,4 +36,3 @@ class GenerationSpec:
     scores_prompt: bool = False
     cut_to: int | None = None
     streams: bool = False
-    check_beams: Callable[[BeamParams], None] = _accept

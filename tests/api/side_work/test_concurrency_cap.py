@@ -1,4 +1,4 @@
-"""What tenants have open at a time: bounded for each of them, given back however it ends."""
+"""A tenant has a bounded number of uploads and evaluations open; each ends with its request."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def begin_upload(guarded: Guarded, tenant: str) -> socket.socket:
     return door
 
 
-def test_a_tenant_has_so_many_open_and_others_have_theirs() -> None:
+def test_the_cap_counts_each_tenant_alone() -> None:
     uploads = ConcurrencyCap("uploads")
     with ExitStack() as stack:
         for _ in range(concurrency_cap.MAX_OPEN):
@@ -50,7 +50,7 @@ def test_a_tenant_has_so_many_open_and_others_have_theirs() -> None:
     assert not uploads.open
 
 
-def test_uploads_that_never_end_keep_out_their_tenant_alone(
+def test_unfinished_uploads_block_only_their_own_tenant(
     guarded: Guarded, tiny_gpt2: FrozenModel
 ) -> None:
     uploads = guarded.server.services.uploads
@@ -68,7 +68,7 @@ def test_uploads_that_never_end_keep_out_their_tenant_alone(
     assert guarded.push("mine", prefix, guarded.key("acme")).status_code == 201
 
 
-def test_evaluations_are_refused_before_anything_is_done_for_them(
+def test_an_evaluation_beyond_the_cap_is_refused_before_any_work(
     guarded: Guarded, tiny_gpt2: FrozenModel
 ) -> None:
     guarded.push("judged", random_prefix(tiny_gpt2, 3), guarded.key("acme"))
@@ -87,7 +87,7 @@ def test_evaluations_are_refused_before_anything_is_done_for_them(
     assert not evaluations.open
 
 
-def test_the_probe_of_an_upload_has_its_tenants_weight(
+def test_the_probe_of_an_upload_runs_with_its_tenants_weight(
     guarded: Guarded, tiny_gpt2: FrozenModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services, weights = guarded.server.services, list[float]()

@@ -1,4 +1,4 @@
-"""What tenants compute beside the engine: within their limits, in their usage, in turns."""
+"""Work beside the engine counts against its tenant's limits and in its usage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def used(client: httpx.Client) -> tuple[int, int]:
     return (0, 0) if row is None else (row["requests"], row["tokens_in"])
 
 
-def test_a_loss_beside_the_engine_is_in_the_usage(guarded: Guarded) -> None:
+def test_usage_counts_a_loss_computed_beside_the_engine(guarded: Guarded) -> None:
     with guarded.client(guarded.key("acme")) as client:
         before = used(client)
         reply = client.post(_EVALUATE, json={**_LOSS, "examples": [_EXAMPLE] * 3}).json()
@@ -49,7 +49,7 @@ def test_a_loss_beside_the_engine_is_in_the_usage(guarded: Guarded) -> None:
     assert tokens - before[1] > reply["num_target_tokens"]
 
 
-def test_a_comparison_is_in_the_usage_twice_over(guarded: Guarded) -> None:
+def test_usage_counts_the_answers_and_the_targets_of_a_comparison(guarded: Guarded) -> None:
     body = {"a": "latest", "b": "latest", "max_tokens": 1, "examples": [_EXAMPLE]}
     with guarded.client(guarded.key("acme")) as client:
         client.post(_EVALUATE, json=_LOSS)
@@ -63,7 +63,7 @@ def test_a_comparison_is_in_the_usage_twice_over(guarded: Guarded) -> None:
     assert tokens - before[1] > 2 * once
 
 
-def test_limits_hold_beside_the_engine(guarded: Guarded) -> None:
+def test_a_tenants_limits_hold_for_work_beside_the_engine(guarded: Guarded) -> None:
     with guarded.client(guarded.key("poor")) as client:
         limit(guarded, "poor", requests_per_minute=1)
         assert client.post(_EVALUATE, json=_LOSS).status_code == 200
@@ -78,7 +78,7 @@ def test_limits_hold_beside_the_engine(guarded: Guarded) -> None:
         assert impossible.status_code == 400
 
 
-def test_a_flood_of_one_tenant_does_not_shut_others_out(guarded: Guarded) -> None:
+def test_many_evaluations_of_one_tenant_do_not_block_others(guarded: Guarded) -> None:
     over, codes = threading.Event(), list[int]()
     many = {**_LOSS, "examples": [_EXAMPLE] * 64}
 

@@ -1,4 +1,4 @@
-"""What is computed beside the engine: one piece at a time, turns that are always given back."""
+"""Pieces run one at a time beside the engine, and every turn is given back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def in_a_loop(test: Callable[..., Coroutine[None, None, None]]) -> Callable[...,
 
 
 @in_a_loop
-async def test_pieces_follow_one_another() -> None:
+async def test_only_one_piece_runs_at_a_time() -> None:
     turns, running = SideQueue(), []
 
     def piece(number: int) -> int:
@@ -45,7 +45,7 @@ async def test_pieces_follow_one_another() -> None:
 
 
 @in_a_loop
-async def test_what_fails_gives_its_turn_back() -> None:
+async def test_a_piece_that_fails_gives_its_turn_back() -> None:
     turns = SideQueue()
 
     def fail() -> None:
@@ -57,7 +57,7 @@ async def test_what_fails_gives_its_turn_back() -> None:
 
 
 @in_a_loop
-async def test_who_is_cancelled_leaves_at_once_and_the_piece_ends_alone() -> None:
+async def test_a_cancelled_caller_leaves_at_once_and_its_piece_keeps_the_turn() -> None:
     turns, go = SideQueue(), threading.Event()
     task = asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))
     await asyncio.sleep(0.05)
@@ -72,7 +72,7 @@ async def test_who_is_cancelled_leaves_at_once_and_the_piece_ends_alone() -> Non
 
 
 @in_a_loop
-async def test_a_turn_that_comes_too_late_is_not_taken() -> None:
+async def test_a_caller_leaves_the_queue_at_its_deadline() -> None:
     turns, go = SideQueue(), threading.Event()
     task = asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))
     await asyncio.sleep(0.05)
@@ -84,7 +84,7 @@ async def test_a_turn_that_comes_too_late_is_not_taken() -> None:
 
 
 @in_a_loop
-async def test_those_who_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_number_of_waiting_callers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_WAITING", 1)
     turns, go = SideQueue(), threading.Event()
     tasks = [asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))]
@@ -98,7 +98,7 @@ async def test_those_who_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @in_a_loop
-async def test_tenants_take_turns_however_much_one_asks_for() -> None:
+async def test_tenants_take_turns_however_many_pieces_one_has() -> None:
     turns, go, order = SideQueue(), threading.Event(), list[str]()
     tasks = [asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))]
     await asyncio.sleep(0.05)
@@ -127,7 +127,7 @@ async def test_one_tenant_cannot_take_all_places() -> None:
 
 
 @in_a_loop
-async def test_who_leaves_while_waiting_or_with_the_turn_in_hand_keeps_nobody() -> None:
+async def test_a_caller_that_leaves_with_or_without_the_turn_blocks_nobody() -> None:
     turns, go = SideQueue(), threading.Event()
     first = asyncio.ensure_future(turns.run("acme", later(), go.wait, 30))
     await asyncio.sleep(0.05)

@@ -132,7 +132,7 @@ def test_a_name_that_does_not_resolve_is_an_error_and_never_the_base_model(
         assert error["type"] == "invalid_request_error"
 
 
-def test_not_yours_and_not_there_read_alike(client: httpx.Client) -> None:
+def test_another_tenants_prefix_reads_like_one_that_does_not_exist(client: httpx.Client) -> None:
     known = error_of(complete(client, model="acme/tone"))["message"]
     unknown = error_of(complete(client, model="acme/none"))["message"]
     assert known.replace("tone", "none") == unknown
@@ -281,7 +281,9 @@ def test_a_template_is_applied_to_text_and_not_to_raw_text_or_tokens(
         assert text_of(reply) == plain_text(tiny_gpt2_folder, form, ids, 5)
 
 
-def test_a_users_special_token_stays_text(client: httpx.Client, server: RunningServer) -> None:
+def test_a_special_token_in_a_prompt_stays_text(
+    client: httpx.Client, server: RunningServer
+) -> None:
     prompt = "a<|endoftext|>b"
     ids = server.services.model.text.encode(prompt)
     assert END not in ids
@@ -292,7 +294,7 @@ def test_a_users_special_token_stays_text(client: httpx.Client, server: RunningS
     assert templated.json()["choices"][0]["logprobs"]["tokens"].count("<|endoftext|>") == 1
 
 
-def test_a_prefixes_decoding_is_the_default_and_the_request_has_the_last_word(
+def test_the_request_overrides_a_prefixes_decoding(
     client: httpx.Client,
 ) -> None:
     body = {"model": "form", "prompt": "cat"}
@@ -311,7 +313,7 @@ def test_the_first_of_several_prefixes_decides_the_defaults(client: httpx.Client
         assert body["usage"]["completion_tokens"] == 5
 
 
-def test_cutting_a_prompt_is_for_encoders(client: httpx.Client) -> None:
+def test_truncate_is_refused_without_an_encoder(client: httpx.Client) -> None:
     refused = complete(client, truncate=True)
     assert (refused.status_code, error_of(refused)["param"]) == (400, "truncate")
     assert text_of(complete(client, truncate=False)) == text_of(complete(client))
@@ -378,7 +380,7 @@ def test_a_stream_that_fails_before_its_first_token_is_a_plain_error(client: htt
     assert (reply.status_code, error_of(reply)["code"]) == (504, "deadline_exceeded")
 
 
-def test_a_deadline_of_one_request_loses_nothing_of_another(
+def test_the_deadline_of_one_request_does_not_affect_another(
     client: httpx.Client, server: RunningServer
 ) -> None:
     expected = text_of(complete(client, PROMPT, model="tone", max_tokens=30))
@@ -474,7 +476,7 @@ def test_an_error_names_the_field(
     assert error["message"].startswith(f"{param}: ")
 
 
-def test_what_is_no_json_is_said_to_be_none(client: httpx.Client) -> None:
+def test_a_body_that_is_not_json_is_refused_by_name(client: httpx.Client) -> None:
     error = error_of(post(client, b'{"model": tiny}'))
     assert error["message"].startswith("the body is not JSON: ")
     assert error["param"] is None

@@ -380,7 +380,7 @@ def test_errors_have_tgis_shape_on_every_route(
         ("return_k_alternatives", 2),
     ],
 )
-def test_what_would_change_the_answer_is_refused_instead_of_being_ignored(
+def test_unsupported_parameters_that_change_the_answer_are_refused(
     name: str, value: object, client: httpx.Client
 ) -> None:
     reply = generate(client, **{name: value})

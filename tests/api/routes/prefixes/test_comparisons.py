@@ -152,7 +152,9 @@ def test_an_encoder_decoders_numbers_are_those_of_plain_transformers(
         expect(body, at, logs, target)
 
 
-def test_outputs_stand_side_by_side(client: httpx.Client, digests: list[str]) -> None:
+def test_a_comparison_has_the_outputs_of_both_versions(
+    client: httpx.Client, digests: list[str]
+) -> None:
     body = compare(client, *digests)
     for example, one in zip(EXAMPLES, body["examples"], strict=True):
         for side, digest in zip("ab", digests, strict=True):
@@ -163,7 +165,7 @@ def test_outputs_stand_side_by_side(client: httpx.Client, digests: list[str]) ->
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bart"])
-def test_a_version_is_at_no_distance_from_itself(request: pytest.FixtureRequest, kind: str) -> None:
+def test_a_version_has_no_divergence_from_itself(request: pytest.FixtureRequest, kind: str) -> None:
     prefix = "" if kind == "gpt2" else "bart_"
     client = request.getfixturevalue(f"{prefix}client")
     digests = request.getfixturevalue(f"{prefix}digests")

@@ -124,7 +124,7 @@ def test_a_versions_template_and_defaults_are_used(client: httpx.Client) -> None
     assert raw != outputs
 
 
-def test_words_are_scored_as_the_scorers_do(client: httpx.Client) -> None:
+def test_word_scores_equal_those_of_the_libraries(client: httpx.Client) -> None:
     said = [one["output"] for one in evaluate(client, "voice", max_tokens=30).json()["examples"]]
     examples = [
         {"input": EXAMPLES[0]["input"], "output": [said[0], "something else"]},
@@ -186,7 +186,7 @@ def test_more_examples_than_rows_take_their_turns(client: httpx.Client) -> None:
         (TenantLimits(max_queue=0), [1] * 40),
     ],
 )
-def test_no_more_run_together_than_the_tenant_may(
+def test_a_wave_stays_within_the_tenants_limits(
     server: RunningServer, limits: TenantLimits, sizes: list[int]
 ) -> None:
     principal = Principal("demo", None, frozenset(Scope), limits)
@@ -195,7 +195,9 @@ def test_no_more_run_together_than_the_tenant_may(
     assert [len(wave) for wave in evaluation.waves([request] * 40)] == sizes
 
 
-def test_others_are_served_meanwhile(server: RunningServer, client: httpx.Client) -> None:
+def test_completions_are_served_during_an_evaluation(
+    server: RunningServer, client: httpx.Client
+) -> None:
     until_idle(server)
     examples = [{"input": f"the cat {number}", "output": "sat"} for number in range(60)]
     replies: list[httpx.Response] = []
@@ -235,14 +237,16 @@ def test_a_client_that_goes_away_frees_its_rows(server: RunningServer, route: st
     until_idle(server)
 
 
-def test_a_deadline_ends_it(server: RunningServer, client: httpx.Client) -> None:
+def test_an_evaluation_ends_at_its_deadline(server: RunningServer, client: httpx.Client) -> None:
     with slowed(server.services, 0.05):
         reply = evaluate(client, "tone", timeout=0.3, max_tokens=90, min_tokens=90)
     assert (reply.status_code, error_of(reply)["code"]) == (504, "deadline_exceeded")
     until_idle(server)
 
 
-def test_a_server_that_drains_takes_none(own_server: RunningServer, tiny_gpt2: FrozenModel) -> None:
+def test_a_draining_server_refuses_evaluations(
+    own_server: RunningServer, tiny_gpt2: FrozenModel
+) -> None:
     own_server.push("tone", random_prefix(tiny_gpt2, 3))
     draining(own_server)
     with own_server.client() as client:
@@ -258,7 +262,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("case", MISSING)
-def test_what_is_not_the_tenants_is_not_found(client: httpx.Client, case: str) -> None:
+def test_a_missing_version_is_not_found(client: httpx.Client, case: str) -> None:
     name, fields = MISSING[case]
     reply = evaluate(client, name, **fields)
     assert (reply.status_code, error_of(reply)["code"]) == (404, "prefix_not_found")
@@ -336,7 +340,7 @@ def test_an_error_names_the_example(client: httpx.Client) -> None:
     assert error["message"].startswith("examples.3.input: ")
 
 
-def test_words_without_end_are_not_compared(client: httpx.Client) -> None:
+def test_rouge_of_too_many_words_is_refused(client: httpx.Client) -> None:
     examples = [{"input": "a", "output": "b " * 8000}] * 4
     fields = {"examples": examples, "metrics": ["rouge_l"]}
     assert evaluate(client, "tone", max_tokens=100, **fields).status_code == 200
@@ -352,7 +356,7 @@ def test_sources_may_be_cut_for_an_encoder(bart_client: httpx.Client) -> None:
     assert evaluate(bart_client, "plain", examples=examples, truncate=True).status_code == 200
 
 
-def test_what_fails_beside_the_engine_gives_its_turn_back(
+def test_a_failed_computation_beside_the_engine_gives_its_turn_back(
     tiny_bart: FrozenModel, tmp_path: Path
 ) -> None:
     with serving(tiny_bart, tmp_path) as server, server.client() as client:

@@ -53,7 +53,7 @@ def scored(client: httpx.Client, model: str, prompt: str) -> tuple[str, list[flo
     return choice["text"], choice["logprobs"]["token_logprobs"]
 
 
-def test_a_prompt_behind_it_reads_as_behind_the_text(served: Served) -> None:
+def test_a_completion_with_the_prefix_equals_one_after_the_text(served: Served) -> None:
     _, client, base = served
     version = make(client)
     text, logprobs = scored(client, "words", PROMPT)
@@ -75,7 +75,7 @@ def test_the_prompts_own_probabilities_are_those_behind_the_text(served: Served)
     assert behind["token_logprobs"][1:] == pytest.approx(expected, abs=1e-4)
 
 
-def test_it_says_how_it_was_made_and_not_of_what(served: Served) -> None:
+def test_provenance_has_the_texts_digest_and_not_the_text(served: Served) -> None:
     server, client, _ = served
     version = make(client, "quiet", "the fox and the secret dog", alias="stable")
     assert version["provenance"] == {
@@ -119,7 +119,7 @@ def test_special_tokens_in_the_text_are_ordinary_words(served: Served) -> None:
     assert said == text_of(complete(client, f"the {END_OF_TEXT} dog{PROMPT}", model=base))
 
 
-def test_it_composes_with_another_prefix_before_a_prompt(served: Served) -> None:
+def test_the_prefix_composes_with_another_one(served: Served) -> None:
     """The first of a composition stands where it was made, whatever follows."""
     _, client, base = served
     make(client, "first")
@@ -158,14 +158,14 @@ def test_a_name_that_breaks_the_rules_is_refused(served: Served) -> None:
     assert (reply.status_code, error_of(reply)["param"]) == (400, "name")
 
 
-def test_a_server_that_drains_makes_none(tiny_gpt2: FrozenModel, tmp_path: Path) -> None:
+def test_a_draining_server_makes_no_prefix(tiny_gpt2: FrozenModel, tmp_path: Path) -> None:
     with serving(tiny_gpt2, tmp_path) as server, server.client() as client:
         draining(server)
         reply = client.post("/v1/prefixes/late/from-text", json={"text": TEXT})
     assert (reply.status_code, error_of(reply)["code"]) == (503, "draining")
 
 
-def test_what_a_tokenizer_adds_stands_before_the_text_alone(tmp_path: Path) -> None:
+def test_the_tokenizers_first_token_comes_once_before_the_text(tmp_path: Path) -> None:
     """Llama's tokenizers put a token before every text, and behind a text there is none."""
     folder = save_model(tmp_path / "tiny-llama", LlamaConfig(**llama_like()), LlamaForCausalLM)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -192,7 +192,7 @@ def test_a_model_with_an_encoder_refuses(bart_client: httpx.Client) -> None:
 
 
 @torch.inference_mode()
-def test_with_an_encoder_words_alone_would_not_act_as_words_before_the_source(
+def test_keys_of_words_depend_on_what_the_encoder_reads(
     tiny_bart: FrozenModel,
 ) -> None:
     """Why it refuses: a decoder's words depend on what the encoder has read."""

@@ -150,7 +150,7 @@ def test_a_rollback_goes_back_at_once(client: httpx.Client, gated: list[str]) ->
     assert client.post(f"{URL}/aliases/stable/rollback").json()["version"] == gated[0]
 
 
-def test_an_alias_without_a_gate_computes_nothing(
+def test_an_alias_without_a_gate_moves_without_scoring(
     client: httpx.Client, server: RunningServer, gated: list[str]
 ) -> None:
     until_idle(server)
@@ -160,7 +160,7 @@ def test_an_alias_without_a_gate_computes_nothing(
     assert server.services.engine.progress().steps == before
 
 
-def test_a_gate_that_is_changed_meanwhile_is_the_one_that_counts(
+def test_a_gate_that_changes_during_scoring_is_checked_again(
     client: httpx.Client, server: RunningServer, gated: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a version is scored by one gate another gate is set: it is scored by that too."""
@@ -214,7 +214,7 @@ def test_a_gate_is_read_and_removed(client: httpx.Client, gated: list[str]) -> N
         assert (reply.status_code, error_of(reply)["code"]) == (404, "not_found")
 
 
-def test_gates_of_what_is_not_there_are_not_found(client: httpx.Client) -> None:
+def test_the_gate_of_a_missing_alias_is_not_found(client: httpx.Client) -> None:
     gate = {"metric": "bleu", "min_score": 1, "examples": [{"input": "a", "output": "b"}]}
     for reply in (
         client.get("/v1/prefixes/nobody/aliases/stable/gate"),
@@ -274,7 +274,7 @@ def test_an_example_that_does_not_fit_is_named_when_a_version_is_scored(
     assert stable(client) == gated[0]
 
 
-def test_a_version_that_was_there_before_the_gate_is_scored_as_any_other(
+def test_an_older_version_is_scored_by_a_new_gate(
     client: httpx.Client, server: RunningServer, made: list[Prefix], digests: list[str]
 ) -> None:
     """The split had the failing version in it when the gate was set."""
@@ -305,7 +305,7 @@ def test_a_failing_version_that_is_served_alone_cannot_be_made_part_of_a_split(
     assert stable(client) == bad
 
 
-def test_a_gate_that_is_set_while_a_move_is_scored_is_the_one_that_counts(
+def test_a_gate_that_is_set_during_scoring_is_checked(
     client: httpx.Client, gated: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, bad = gated

@@ -1,4 +1,4 @@
-"""Beam search over HTTP: what it finds, what it is asked for, what it is refused."""
+"""Beam search over HTTP: its results, its options and what it refuses."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_tgis_stream_ends_with_the_best_result(client: httpx.Client) -> None:
     ],
     ids=str,
 )
-def test_what_beams_do_not_do_is_refused(
+def test_options_that_beams_cannot_serve_are_refused(
     fields: dict[str, object], param: str, client: httpx.Client
 ) -> None:
     for stream in (False, True):
@@ -304,7 +304,7 @@ def test_tgis_words_are_refused_likewise(
     assert next(iter(parameters)) in reply.json()["error"]
 
 
-def test_what_asks_for_no_sampling_is_taken(client: httpx.Client) -> None:
+def test_options_that_do_not_sample_are_taken_with_beams(client: httpx.Client) -> None:
     plain = choices_of(search(client, n=2))
     for fields in (
         {"temperature": 0, "top_p": 1, "top_k": 0, "min_p": 0, "seed": 7},
@@ -320,7 +320,7 @@ def test_one_beam_is_no_beam_search(client: httpx.Client) -> None:
     assert text_of(complete(client, **fields)) == text_of(complete(client))
 
 
-def test_how_beams_are_ranked_means_nothing_without_beams(client: httpx.Client) -> None:
+def test_beam_options_are_ignored_without_beams(client: httpx.Client) -> None:
     fields = {"length_penalty": 2.0, "early_stopping": True}
     [choice] = complete(client, **fields).json()["choices"]
     assert "beam_score" not in choice
@@ -356,7 +356,7 @@ def test_a_request_that_samples_has_no_beams(
     assert "beam_score" not in choice
 
 
-def test_the_same_holds_in_tgis_words(client: httpx.Client) -> None:
+def test_tgis_do_sample_turns_a_prefixes_beams_off(client: httpx.Client) -> None:
     for fields, searches in (
         ({}, True),
         ({"do_sample": False}, True),
@@ -367,7 +367,7 @@ def test_the_same_holds_in_tgis_words(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("value", ["sometimes", 1, None, []], ids=str)
-def test_a_prefix_may_not_ask_for_what_means_nothing(
+def test_a_prefix_with_an_unknown_early_stopping_is_refused(
     value: object, server: RunningServer, tiny_gpt2: FrozenModel
 ) -> None:
     prefix = with_metadata(random_prefix(tiny_gpt2, 2), decoding={"early_stopping": value})
