@@ -23,14 +23,15 @@ ARROWS = {
     layer: set(allowed.split())
     for layer, allowed in {
         "errors": "",
+        "addresses": "",
         "settings": "",
         "prefix": "",
         "model": "prefix",
         "engine": "model prefix",
-        "db": "prefix",
+        "db": "",
         "registry": "db prefix",
-        "tenancy": "db prefix registry",
-        "runtime": "model prefix registry tenancy",
+        "tenancy": "addresses db prefix",
+        "runtime": "addresses model prefix registry",
         "evaluation": "engine model prefix",
         "training": "engine evaluation model prefix registry",
         "api": "db engine evaluation model prefix registry runtime tenancy training",

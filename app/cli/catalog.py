@@ -38,7 +38,7 @@ DatabaseUrl = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Tenant = Annotated[str, typer.Argument(help="Id of the tenant.", show_default=False)]
+TenantId = Annotated[str, typer.Argument(help="Id of the tenant.", show_default=False)]
 
 
 @dataclass(frozen=True)

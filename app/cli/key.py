@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.catalog import AsJson, DatabaseUrl, DataDir, Tenant, tenancy
+from app.cli.catalog import AsJson, DatabaseUrl, DataDir, TenantId, tenancy
 from app.cli.console import Commands, date, plain, print_json, stderr, stdout, table
 from app.cli.tenant import every
 from app.errors import NotFound
@@ -50,7 +50,7 @@ Duration = Annotated[
 
 @app.command()
 def create(
-    tenant: Tenant,
+    tenant: TenantId,
     scope: Scopes = None,
     admin: Annotated[
         bool, typer.Option("--admin", help="All scopes; the key may also manage tenants and keys.")
@@ -100,7 +100,7 @@ def create(
 
 @app.command("list")
 def list_keys(
-    tenant: Tenant,
+    tenant: TenantId,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
@@ -133,7 +133,7 @@ def list_keys(
 
 @app.command()
 def revoke(
-    tenant: Tenant,
+    tenant: TenantId,
     kid: Annotated[str, typer.Argument(help="The key's id from `list`.", show_default=False)],
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,

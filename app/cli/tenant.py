@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.catalog import AsJson, DatabaseUrl, DataDir, Tenant, tenancy
+from app.cli.catalog import AsJson, DatabaseUrl, DataDir, TenantId, tenancy
 from app.cli.console import Commands, date, human_bytes, plain, print_json, stderr, stdout, table
 
 if TYPE_CHECKING:
-    from app.registry.types import Page
+    from app.db.paging import Page
     from app.tenancy.limits.limits import TenantLimits
-    from app.tenancy.tenants import Account
+    from app.tenancy.tenants import Tenant
 
 _PAGE = 100
 _NONE = "none"
@@ -56,7 +56,7 @@ Weight = Annotated[
 
 @app.command()
 def create(
-    tenant: Tenant,
+    tenant: TenantId,
     requests_per_minute: Requests = None,
     tokens_per_minute: Tokens = None,
     max_rows: Rows = None,
@@ -107,7 +107,7 @@ def list_tenants(
 
 @app.command()
 def show(
-    tenant: Tenant,
+    tenant: TenantId,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
     as_json: AsJson = False,
@@ -119,7 +119,7 @@ def show(
 
 @app.command()
 def limits(
-    tenant: Tenant,
+    tenant: TenantId,
     requests_per_minute: Requests = None,
     tokens_per_minute: Tokens = None,
     max_rows: Rows = None,
@@ -144,7 +144,7 @@ def limits(
 
 
 @app.command()
-def disable(tenant: Tenant, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+def disable(tenant: TenantId, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Refuse all keys of a tenant until it is enabled again; its data is kept."""
     with tenancy(data_dir, database_url, "tenant disable") as works:
         changed = works.accounts.change(tenant, disabled=True, actor=works.actor)
@@ -152,7 +152,7 @@ def disable(tenant: Tenant, data_dir: DataDir = None, database_url: DatabaseUrl 
 
 
 @app.command()
-def enable(tenant: Tenant, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+def enable(tenant: TenantId, data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
     """Accept the keys of a disabled tenant again."""
     with tenancy(data_dir, database_url, "tenant enable") as works:
         changed = works.accounts.change(tenant, disabled=False, actor=works.actor)
@@ -161,7 +161,7 @@ def enable(tenant: Tenant, data_dir: DataDir = None, database_url: DatabaseUrl =
 
 @app.command()
 def delete(
-    tenant: Tenant,
+    tenant: TenantId,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
@@ -207,7 +207,7 @@ def _number(name: str, text: str) -> int | float | None:
         raise typer.BadParameter(f"{option} takes a number or `none`, not {text!r}") from None
 
 
-def _report(account: Account, verb: str, *, as_json: bool) -> None:
+def _report(account: Tenant, verb: str, *, as_json: bool) -> None:
     if as_json:
         print_json(account.to_json())
         return
@@ -216,7 +216,7 @@ def _report(account: Account, verb: str, *, as_json: bool) -> None:
     stdout().print(f"{head}  {_state(account)}  since {date(account.created_at)}  {plain(text)}")
 
 
-def _state(account: Account) -> str:
+def _state(account: Tenant) -> str:
     return "active" if account.disabled_at is None else f"disabled {date(account.disabled_at)}"
 
 

@@ -41,11 +41,6 @@ class CircuitBreaker:
         self._logged_at: float | None = None
         self.is_open, self.faults = is_open, 0
 
-    def check(self) -> None:
-        """Unavailable while it is open."""
-        if self.is_open:
-            raise Unavailable(f"{self._what} does not answer")
-
     def count(self) -> None:
         """Counts a fault that by itself does not show that the server fails."""
         with self._lock:
@@ -91,7 +86,8 @@ class ProbingBreaker(CircuitBreaker):
     @contextmanager
     def watched(self) -> Iterator[None]:
         """A call of the server; Unavailable at once while it is known to fail."""
-        self.check()
+        if self.is_open:
+            raise Unavailable(f"{self._what} does not answer")
         began = self._clock()
         try:
             yield

@@ -1,4 +1,4 @@
-"""Cursors of lists: opaque to clients, stable while rows come and go.
+"""Pages of lists and their cursors: opaque to clients, stable while rows come and go.
 
 A cursor holds the key of the last row that was seen, so what is added or removed elsewhere in the
 list neither repeats nor skips a row.
@@ -9,12 +9,24 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from app.errors import InvalidRequest
+
+Item = TypeVar("Item")
 
 MAX_LIMIT = 100
 _MAX_CURSOR = 200
 _MAX_ID = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Page(Generic[Item]):
+    """A part of a list; `next_cursor` asks for the following part and is None at the end."""
+
+    items: tuple[Item, ...]
+    next_cursor: str | None
 
 
 def check_limit(limit: int) -> int:

@@ -126,7 +126,7 @@ def columns_of(prefixes: Sequence[Prefix], role: str) -> int:
     """Columns of K/V memory that prefixes take in one kind of attention."""
     columns = 0
     for prefix in prefixes:
-        columns += prefix.length_of(role)
+        columns += prefix.lengths.get(role, 0)
     return columns
 
 

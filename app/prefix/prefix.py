@@ -74,10 +74,10 @@ class Prefix:
         """Number of positions that the prefix takes in decoder self-attention."""
         return self.decoder.length
 
-    def length_of(self, role: str) -> int:
-        """Number of positions in the attention of module `role`; 0 where it has none."""
-        module = self.modules.get(role)
-        return 0 if module is None else module.length
+    @cached_property
+    def lengths(self) -> Mapping[str, int]:
+        """Number of positions in the attention of each module."""
+        return {name: module.length for name, module in self.modules.items()}
 
     @property
     def nbytes(self) -> int:

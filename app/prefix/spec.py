@@ -1,12 +1,10 @@
-"""What a base model demands of a prefix: the shapes of its modules and what identifies it.
-
-Knows nothing about models, files or servers.
-"""
+"""What a base model demands of a prefix: the shapes of its modules and what identifies it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 MODULES = ("decoder", "encoder", "cross")
 """The attention modules that may carry a prefix, in the order in which files list them."""
@@ -43,7 +41,7 @@ class BaseModelSpec:
         """The shape of decoder self-attention, which every model has."""
         return self.modules["decoder"]
 
-    @property
+    @cached_property
     def prompt_limit(self) -> int:
         """Tokens that a prompt can have at most, whatever else a request asks."""
         return self.context_limit if self.source_limit is None else self.source_limit

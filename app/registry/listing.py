@@ -11,6 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, func, select
 
 from app.db.paging import (
+    Page,
     check_limit,
     make_cursor,
     make_number_cursor,
@@ -20,7 +21,7 @@ from app.db.paging import (
 from app.db.schema import aliases, prefixes, versions
 from app.registry import scope
 from app.registry.aliases import splits_of
-from app.registry.types import LATEST, Page, PrefixRecord, Version
+from app.registry.types import LATEST, PrefixRecord, Version
 from app.registry.versions import to_version
 
 
@@ -29,7 +30,7 @@ def list_versions(
 ) -> Page[Version]:
     """Versions of a prefix, the newest first; PrefixNotFound if there is no such prefix."""
     prefix_id = scope.get_prefix_id(connection, tenant, name)
-    owner = scope.get_tenant(connection, tenant).owner
+    owner = scope.get_owner(connection, tenant)
     query = scope.versions_of(tenant).where(versions.c.prefix_id == prefix_id)
     if cursor is not None:
         query = query.where(versions.c.id < read_number_cursor(cursor, owner))

@@ -11,13 +11,13 @@ from typing import Any
 from sqlalchemy import Connection, Select, delete, insert, select, union
 
 from app.db.database import Actor, Database
-from app.db.paging import check_limit, make_number_cursor, read_number_cursor
+from app.db.paging import Page, check_limit, make_number_cursor, read_number_cursor
 from app.db.schema import prefixes, publications, tenants
 from app.errors import InvalidRequest
 from app.prefix.reference import check_name
 from app.registry import scope
 from app.registry.scope import EVERYONE
-from app.registry.types import Page, Publication, PublishedPrefix
+from app.registry.types import Publication, PublishedPrefix
 
 MAX_GRANTEES = 100
 """Tenants that one prefix may be published to by name."""
@@ -77,7 +77,7 @@ class Publications:
         """
         count = check_limit(limit) + 1
         with self._catalog.read() as connection:
-            owner = scope.get_tenant(connection, tenant).owner
+            owner = scope.get_owner(connection, tenant)
             after = 0 if cursor is None else read_number_cursor(cursor, owner)
             rows = connection.execute(_offered(tenant, after, count)).all()
         found = tuple(

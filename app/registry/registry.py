@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 
 from app.db.change_log import ChangeKind, note
 from app.db.database import Actor, Database
+from app.db.paging import Page
 from app.errors import Conflict, InUse
 from app.prefix.reference import check_alias, check_name
 from app.registry import aliases, listing, quality_gates, quotas, scope, versions
@@ -30,10 +31,8 @@ from app.registry.storage.store import ObjectStore, StagedFile
 from app.registry.types import (
     LATEST,
     ContentKey,
-    Page,
     PrefixRecord,
     Quota,
-    Tenant,
     Version,
     VersionInfo,
 )
@@ -76,11 +75,14 @@ class Registry:
 
     # Tenants
 
-    def ensure_tenant(self, tenant: str) -> Tenant:
-        """The tenant, made if it is new. InvalidRequest if the id breaks the rules of names."""
+    def ensure_tenant(self, tenant: str) -> str:
+        """The owner key of the tenant, which is made if it is new.
+
+        InvalidRequest if the id breaks the rules of names.
+        """
         check_name(tenant, "a tenant's id")
         with self.catalog.read() as connection:
-            found = scope.find_tenant(connection, tenant)
+            found = scope.find_owner(connection, tenant)
         if found is not None:
             return found
         with self.catalog.write() as (connection, epoch):

@@ -17,7 +17,6 @@ from app.db.database import Actor, Database
 from app.db.schema import prefixes, publications, tenants, versions
 from app.errors import NotFound, PrefixNotFound
 from app.prefix.reference import check_alias, check_name
-from app.registry.types import Tenant
 
 EVERYONE = "*"
 """The grantee that stands for all tenants."""
@@ -46,30 +45,30 @@ def prefix_not_found(what: str) -> PrefixNotFound:
     return PrefixNotFound(f"prefix '{what}' does not exist", param="model")
 
 
-def find_tenant(connection: Connection, tenant: str) -> Tenant | None:
-    """The tenant, None if there is none."""
-    query = select(tenants.c.id, tenants.c.owner).where(tenants.c.id == tenant)
-    row = connection.execute(query).one_or_none()
-    return None if row is None else Tenant(row.id, row.owner)
+def find_owner(connection: Connection, tenant: str) -> str | None:
+    """The owner key of a tenant, None if there is no such tenant.
+
+    It is the folder of the tenant's uploads: random, never made of the id.
+    """
+    return connection.scalar(select(tenants.c.owner).where(tenants.c.id == tenant))
 
 
-def get_tenant(connection: Connection, tenant: str) -> Tenant:
-    """As `find_tenant`, but NotFound if there is none."""
-    found = find_tenant(connection, tenant)
+def get_owner(connection: Connection, tenant: str) -> str:
+    """As `find_owner`, but NotFound if there is no such tenant."""
+    found = find_owner(connection, tenant)
     if found is None:
         raise NotFound("the tenant does not exist")
     return found
 
 
-def make_tenant(connection: Connection, tenant: str, now: int) -> Tenant:
-    """The tenant, made with a random owner key if there is none."""
-    found = find_tenant(connection, tenant)
+def make_tenant(connection: Connection, tenant: str, now: int) -> str:
+    """The owner key of a tenant, which is made if it is new."""
+    found = find_owner(connection, tenant)
     if found is not None:
         return found
-    made = Tenant(tenant, secrets.token_hex(16))
-    row = {"id": made.id, "owner": made.owner, "created_at": now}
-    connection.execute(insert(tenants).values(row))
-    return made
+    owner = secrets.token_hex(16)
+    connection.execute(insert(tenants).values(id=tenant, owner=owner, created_at=now))
+    return owner
 
 
 def owners(connection: Connection) -> list[str]:
@@ -97,14 +96,10 @@ def prefixes_of(tenant: str, *columns: Any) -> Select[Any]:
 
 def versions_of(tenant: str) -> Select[Any]:
     """A query over the tenant's versions, with the columns `name` and `tenant_id` of the prefix."""
-    return all_versions().where(prefixes.c.tenant_id == tenant)
-
-
-def all_versions() -> Select[Any]:
-    """As `versions_of`, of all tenants: for what serves none of them in particular."""
-    return select(versions, prefixes.c.name, prefixes.c.tenant_id).join(
+    joined = select(versions, prefixes.c.name, prefixes.c.tenant_id).join(
         prefixes, prefixes.c.id == versions.c.prefix_id
     )
+    return joined.where(prefixes.c.tenant_id == tenant)
 
 
 def usable_by(caller: BindParameter[Any]) -> ColumnElement[bool]:

@@ -1,14 +1,11 @@
-"""What the registry is told and what it answers: plain immutable values.
-
-Knows nothing about SQL, files, tensors or HTTP.
-"""
+"""What the registry is told and what it answers: plain immutable values."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from app.errors import InvalidRequest
 
@@ -23,8 +20,6 @@ Weights = Mapping[str, int]
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_COUNT = 2**53
-
-Item = TypeVar("Item")
 
 
 def check_digest(digest: str) -> str:
@@ -128,14 +123,6 @@ class Quota:
     max_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class Tenant:
-    """Who owns prefixes. `owner` is the folder of its uploads: random, never made of the id."""
-
-    id: str
-    owner: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class PrefixRecord:
     """A name with at least one version; `aliases` maps names (always `latest`) to digests.
@@ -200,11 +187,3 @@ class PublishedPrefix:
     tenant: str
     name: str
     created_at: int
-
-
-@dataclass(frozen=True)
-class Page(Generic[Item]):
-    """A part of a list; `next_cursor` asks for the following part and is None at the end."""
-
-    items: tuple[Item, ...]
-    next_cursor: str | None

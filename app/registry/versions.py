@@ -81,7 +81,7 @@ def sibling_row(connection: Connection, tenant: str, name: str, digest: str) -> 
     found = connection.execute(mine).one_or_none()
     if found is not None:
         return found
-    owner = scope.get_tenant(connection, tenant).owner
+    owner = scope.get_owner(connection, tenant)
     for stored_under, most in ((owner, 1), (SHIPPED_OWNER, None)):
         # first by the content alone: a tenant may have very many prefixes; of its own any will do
         same = select(versions.c.id).where(

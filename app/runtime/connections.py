@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from app.tenancy.auth.failed_attempts import client_network, read_address
+from app.addresses import client_network, read_address
 
 _log = logging.getLogger(__name__)
 

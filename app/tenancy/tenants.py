@@ -1,7 +1,4 @@
-"""Tenants in the catalog: who there is, whether they may do anything, and their limits.
-
-Knows nothing about keys as text, authentication or HTTP.
-"""
+"""Tenants in the catalog: who there is, whether they may do anything, and their limits."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from app.db.change_log import ChangeKind, note
 from app.db.database import Actor, Database
-from app.db.paging import check_limit, make_cursor, read_cursor
+from app.db.paging import Page, check_limit, make_cursor, read_cursor
 from app.db.schema import (
     alias_targets,
     aliases,
@@ -27,12 +24,11 @@ from app.db.schema import (
 )
 from app.errors import Conflict, NotFound
 from app.prefix.reference import check_name
-from app.registry.types import Page
 from app.tenancy.limits.limits import TenantLimits
 
 
 @dataclass(frozen=True, kw_only=True)
-class Account:
+class Tenant:
     """One tenant. Times are in seconds since 1970; `disabled_at` is None for one that may act."""
 
     id: str
@@ -63,7 +59,7 @@ class Tenants:
 
     def create(
         self, tenant: str, limits: TenantLimits | None = None, *, actor: Actor | None = None
-    ) -> Account:
+    ) -> Tenant:
         """A new tenant. InvalidRequest if its id breaks the rules of names; Conflict if known."""
         check_name(tenant, "a tenant's id")
         row = {
@@ -76,14 +72,14 @@ class Tenants:
             if connection.execute(_one(tenant)).first() is not None:
                 raise Conflict(f"tenant '{tenant}' exists already", param="id")
             connection.execute(insert(tenants).values(row))
-            return get_account(connection, tenant)
+            return get_tenant(connection, tenant)
 
-    def get(self, tenant: str) -> Account:
+    def get(self, tenant: str) -> Tenant:
         """One tenant; NotFound."""
         with self._catalog.read() as connection:
-            return get_account(connection, tenant)
+            return get_tenant(connection, tenant)
 
-    def list(self, cursor: str | None = None, limit: int = 20) -> Page[Account]:
+    def list(self, cursor: str | None = None, limit: int = 20) -> Page[Tenant]:
         """Tenants by id. InvalidRequest if the cursor or the limit is wrong."""
         query = select(tenants).order_by(tenants.c.id).limit(check_limit(limit) + 1)
         if cursor is not None:
@@ -91,7 +87,7 @@ class Tenants:
         with self._catalog.read() as connection:
             rows = connection.execute(query).all()
         more = make_cursor(rows[limit - 1].id) if len(rows) > limit else None
-        return Page(tuple(_to_account(row) for row in rows[:limit]), more)
+        return Page(tuple(_to_tenant(row) for row in rows[:limit]), more)
 
     def change(
         self,
@@ -100,14 +96,14 @@ class Tenants:
         limits: Mapping[str, object] | None = None,
         disabled: bool | None = None,
         actor: Actor | None = None,
-    ) -> Account:
+    ) -> Tenant:
         """Changes what is given. Of `limits` what is left out stays, and None is no limit.
 
         All keys of a disabled tenant are refused until it is enabled again. NotFound;
         InvalidRequest if a limit is none or out of bounds.
         """
         with self._changing(tenant, actor) as connection:
-            known = get_account(connection, tenant)
+            known = get_tenant(connection, tenant)
             values: dict[str, Any] = {}
             if limits is not None:
                 values["limits"] = TenantLimits.from_json(
@@ -118,7 +114,7 @@ class Tenants:
                 values["disabled_at"] = since if disabled else None
             if values:
                 connection.execute(update(tenants).where(tenants.c.id == tenant).values(values))
-            return get_account(connection, tenant)
+            return get_tenant(connection, tenant)
 
     def delete(self, tenant: str, *, actor: Actor | None = None) -> None:
         """Forgets a tenant with its keys, prefixes and versions; NotFound.
@@ -126,7 +122,7 @@ class Tenants:
         Their contents follow when garbage is collected. What it used and did stays on record.
         """
         with self._changing(tenant, actor) as connection:
-            get_account(connection, tenant)
+            get_tenant(connection, tenant)
             owner = connection.scalar(select(tenants.c.owner).where(tenants.c.id == tenant))
             owned = select(prefixes.c.id).where(prefixes.c.tenant_id == tenant)
             for table in (alias_targets, aliases):  # they refer to versions, which go with prefixes
@@ -144,21 +140,21 @@ class Tenants:
             yield connection
 
 
-def get_account(connection: Connection, tenant: str) -> Account:
+def get_tenant(connection: Connection, tenant: str) -> Tenant:
     """One tenant as this transaction sees it; NotFound, InvalidRequest for what is no id."""
     check_name(tenant, "a tenant's id")
     row = connection.execute(_one(tenant)).one_or_none()
     if row is None:
         raise NotFound(f"tenant '{tenant}' does not exist")
-    return _to_account(row)
+    return _to_tenant(row)
 
 
 def _one(tenant: str) -> Any:
     return select(tenants).where(tenants.c.id == tenant)
 
 
-def _to_account(row: Row[Any]) -> Account:
-    return Account(
+def _to_tenant(row: Row[Any]) -> Tenant:
+    return Tenant(
         id=row.id,
         created_at=row.created_at,
         disabled_at=row.disabled_at,

@@ -312,5 +312,5 @@ def _shared_roles(chosen: Sequence[Prefix]) -> set[str]:
     return {
         role
         for role in ("decoder", "cross")
-        if sum(prefix.length_of(role) for prefix in chosen) >= SHARED_LENGTH
+        if sum(prefix.lengths.get(role, 0) for prefix in chosen) >= SHARED_LENGTH
     }

@@ -206,7 +206,7 @@ def test_one_tenants_frozen_disk_is_not_anothers(
 ) -> None:
     """Its uploads stand still in the midst of the disk; the other one's are stored."""
     objects = scene.guarded.server.services.registry.objects
-    mine = scene.guarded.server.services.registry.ensure_tenant("acme").owner
+    mine = scene.guarded.server.services.registry.ensure_tenant("acme")
     commit, thawed = objects.commit, threading.Event()
 
     def frozen(owner: str, digest: str, staged: Path) -> None:

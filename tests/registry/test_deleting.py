@@ -91,7 +91,7 @@ class TestGarbage:
     def test_an_upload_that_died_before_its_row_is_collected(
         self, registry: Registry, tmp_path: Path
     ) -> None:
-        owner = registry.ensure_tenant("demo").owner
+        owner = registry.ensure_tenant("demo")
         with registry.stage() as staged:
             staged.write(b"one")
             registry.objects.commit(owner, "0" * 64, staged.path)
@@ -102,7 +102,7 @@ class TestGarbage:
     def test_other_files_in_the_store_are_left_alone(
         self, registry: Registry, tmp_path: Path
     ) -> None:
-        owner = registry.ensure_tenant("demo").owner
+        owner = registry.ensure_tenant("demo")
         for folder in (owner, "another", "shipped"):
             (tmp_path / "store" / folder).mkdir(parents=True)
         (tmp_path / "store" / owner / "notes.txt").write_bytes(b"kept")

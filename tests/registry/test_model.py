@@ -264,7 +264,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def collect_garbage(self) -> None:
         self.registry.collect_garbage(0)
         needed = {
-            (self.registry.ensure_tenant(tenant).owner, digest)
+            (self.registry.ensure_tenant(tenant), digest)
             for tenant, prefixes in self.model.items()
             for prefix in prefixes.values()
             for digest in prefix.versions

@@ -198,7 +198,7 @@ def put(
     Unavailable while an old copy of it is being removed.
     """
     with catalog.read() as connection:
-        owner = scope.get_tenant(connection, tenant).owner
+        owner = scope.get_owner(connection, tenant)
         known = versions.sibling_row(connection, tenant, name, info.digest)
     if known is not None:
         owner = str(known.owner)

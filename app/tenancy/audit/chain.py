@@ -17,10 +17,9 @@ from sqlalchemy import Connection, Row, func, insert, select, tuple_
 from sqlalchemy.exc import IntegrityError
 
 from app.db.database import Database
-from app.db.paging import check_limit, make_cursor, read_cursor
+from app.db.paging import Page, check_limit, make_cursor, read_cursor
 from app.db.schema import audit_log
 from app.errors import InvalidRequest, Unavailable
-from app.registry.types import Page
 
 GENESIS = "0" * 64
 """The hash before a chain's first record."""

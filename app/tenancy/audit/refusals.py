@@ -1,16 +1,15 @@
 """Refusals that get no record of their own: counted by minute, reason and who was refused.
 
-Nobody may fill the audit log with what he is not allowed to do: who has no key is always counted,
-who has one from the 61st refusal in a minute on. Knows nothing about records.
+So nobody can fill the audit log with calls that are not allowed: callers without a key are always
+counted, callers with one from the 61st refusal in a minute on.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 from typing import NamedTuple
 
-from app.tenancy.auth.failed_attempts import read_address
+from app.addresses import network_of
 
 SINGLY_PER_MINUTE = 60
 """Refusals of one key that get a record each."""
@@ -87,15 +86,6 @@ class Refusals:
         if merged in self._counts or len(self._counts) < self._max_keys + _MAX_MERGED:
             return merged
         return Refusal(0, "", None, OTHERS, OTHERS)
-
-
-def network_of(peer: str | None) -> str | None:
-    """The network of an address: /24 of IPv4, /64 of IPv6; what is no address is not repeated."""
-    address = read_address(peer)
-    if address is None:
-        return None
-    length = 24 if address.version == 4 else 64
-    return str(ipaddress.ip_network((address, length), strict=False))
 
 
 def _minute(now: float) -> int:

@@ -1,16 +1,16 @@
 """How often each address has failed to authenticate lately, so that guessing is slowed down.
 
-Bounded; an address that is forgotten begins anew. Knows nothing about keys.
+Bounded; an address that is forgotten begins anew.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from app.addresses import client_network
 from app.errors import RateLimited
 
 _MINUTE = 60.0
@@ -63,23 +63,3 @@ class FailedAttempts:
                 "too many requests without a valid API key from this address; try again later",
                 retry_after=max(1.0, (level - most) / self._rate),
             )
-
-
-def read_address(peer: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """A peer's address, None if it is none; IPv4 as such also on a socket of both kinds."""
-    try:
-        address = ipaddress.ip_address((peer or "").partition("%")[0])
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
-        return address.ipv4_mapped
-    return address
-
-
-def client_network(peer: str) -> str:
-    """What an address is counted under: itself, of IPv6 its /64."""
-    address = read_address(peer)
-    if address is None:
-        return peer[:64]
-    length = 32 if address.version == 4 else 64
-    return str(ipaddress.ip_network((address, length), strict=False))

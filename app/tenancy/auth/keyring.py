@@ -1,7 +1,4 @@
-"""Keys of tenants in the catalog: digests, scopes and times; a key itself is shown once.
-
-Knows nothing about HTTP, nor about who presents a key.
-"""
+"""Keys of tenants in the catalog: digests, scopes and times; a key itself is shown once."""
 
 from __future__ import annotations
 
@@ -14,13 +11,12 @@ from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, or_
 
 from app.db.change_log import ChangeKind, note
 from app.db.database import Actor, Database
-from app.db.paging import check_limit, make_cursor, read_cursor
+from app.db.paging import Page, check_limit, make_cursor, read_cursor
 from app.db.schema import api_keys, tenants
 from app.errors import Conflict, InvalidRequest, NotFound
-from app.registry.types import Page
 from app.tenancy.auth.keys import ApiKey, digest, is_kid, mint, redact_keys
 from app.tenancy.auth.principal import TENANT_SCOPES, Scope
-from app.tenancy.tenants import get_account
+from app.tenancy.tenants import get_tenant
 
 MAX_LIVE = 100
 """Keys of one tenant that are neither revoked nor expired."""
@@ -117,7 +113,7 @@ class Keyring:
             "expires_at": expires_at,
         }
         with self._catalog.write(actor) as (connection, epoch):
-            get_account(connection, tenant)
+            get_tenant(connection, tenant)
             note(connection, epoch, ChangeKind.KEY, tenant, key.kid)
             self._make_room(connection, tenant, now)
             connection.execute(insert(api_keys).values(row))
@@ -130,7 +126,7 @@ class Keyring:
             query = query.where(api_keys.c.kid > read_cursor(cursor))
         query = query.order_by(api_keys.c.kid).limit(check_limit(limit) + 1)
         with self._catalog.read() as connection:
-            get_account(connection, tenant)
+            get_tenant(connection, tenant)
             rows = connection.execute(query).all()
         more = make_cursor(rows[limit - 1].kid) if len(rows) > limit else None
         return Page(tuple(_to_info(row) for row in rows[:limit]), more)
@@ -206,7 +202,7 @@ def _check(
 
 
 def _get(connection: Connection, tenant: str, kid: str) -> KeyInfo:
-    get_account(connection, tenant)
+    get_tenant(connection, tenant)
     query = select(api_keys).where(api_keys.c.tenant_id == tenant, api_keys.c.kid == kid)
     row = connection.execute(query).one_or_none() if is_kid(kid) else None
     if row is None:

@@ -9,10 +9,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, func, literal_column, select, tuple_
 
 from app.db.database import Database
-from app.db.paging import check_limit, make_cursor, read_cursor
+from app.db.paging import Page, check_limit, make_cursor, read_cursor
 from app.db.schema import usage_hours
 from app.errors import InvalidRequest
-from app.registry.types import Page
 from app.tenancy.usage.ledger import DAY, TOTALS, UsageLedger, UsageTotals
 
 GROUPS = ("hour", "day", "prefix", "version")

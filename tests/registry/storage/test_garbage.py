@@ -34,7 +34,7 @@ class Replicas:
         self.ahead_s = 0.0
         self.one = Registry(Database(url), handles.store, clock=self.clock)
         self.two = Registry(Database(url), handles.another(), clock=self.clock)
-        self.owner = self.one.ensure_tenant("demo").owner
+        self.owner = self.one.ensure_tenant("demo")
         self.describe = describe
         self.info = describe(DATA)
         self.digest = hashlib.sha256(DATA).hexdigest()

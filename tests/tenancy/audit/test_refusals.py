@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.tenancy.audit.refusals import OTHERS, Refusal, Refusals, network_of
+from app.addresses import network_of
+from app.tenancy.audit.refusals import OTHERS, Refusal, Refusals
 
 NOW = 1_800_000_030.0
 MINUTE = 1_800_000_000

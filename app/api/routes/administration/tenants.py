@@ -28,7 +28,7 @@ from app.api.services import ServicesDep
 from app.tenancy.auth.keyring import KeyInfo
 from app.tenancy.auth.principal import Scope
 from app.tenancy.limits.limits import TenantLimits
-from app.tenancy.tenants import Account
+from app.tenancy.tenants import Tenant
 
 router = Router("tenants", "/admin/tenants")
 
@@ -165,7 +165,7 @@ async def revoke_key(
     return _key_reply(revoked).response()
 
 
-def _tenant_reply(account: Account) -> TenantReply:
+def _tenant_reply(account: Tenant) -> TenantReply:
     is_disabled = account.disabled_at is not None
     return TenantReply.of(account, limits=account.limits.to_json(), disabled=is_disabled)
 
