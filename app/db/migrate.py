@@ -2,7 +2,7 @@
 
 A catalog in a local file is brought there when it is opened; one that several replicas share is
 brought there by `polyprefix migrate`, once, before they start. There is no way back: revisions are
-undone by restoring a copy. Knows nothing about what is in the tables.
+undone by restoring a copy.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def is_current(connection: Connection) -> bool:
 def upgrade(connection: Connection) -> tuple[str | None, str]:
     """Brings the tables to `head`, inside the caller's transaction; (revision before, after)."""
     before = current(connection)
-    config = _config(connection)
+    config = alembic_config(connection)
     if before == _FIRST and MigrationContext.configure(connection).get_current_revision() is None:
         command.stamp(config, _FIRST)
     if not is_current(connection):
@@ -61,7 +61,8 @@ def upgrade(connection: Connection) -> tuple[str | None, str]:
     return before, head()
 
 
-def _config(connection: Connection) -> Config:
+def alembic_config(connection: Connection) -> Config:
+    """What Alembic needs to bring the tables of this connection to any revision."""
     config = Config()
     config.set_main_option("script_location", str(_FOLDER).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

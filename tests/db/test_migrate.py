@@ -35,7 +35,7 @@ def engine(url: str) -> Iterator[Engine]:
 def first_release(engine: Engine) -> Engine:
     """A catalog as version 0.2.0 made it, which did not count revisions."""
     with engine.begin() as connection:
-        command.upgrade(module._config(connection), "0001")
+        command.upgrade(module.alembic_config(connection), "0001")
         connection.execute(text("DROP TABLE alembic_version"))
         connection.execute(text("INSERT INTO catalog_epoch VALUES (1, 41, 1)"))
         connection.execute(text("INSERT INTO tenants VALUES ('demo', 'abc', 7)"))
