@@ -73,6 +73,10 @@ class Connections:
         """Connections that are open."""
         return len(self._open)
 
+    def debug_state(self) -> dict[str, int]:
+        """Connections that are open and that are idle, and their addresses."""
+        return {"open": len(self._open), "idle": len(self._idle), "addresses": len(self._clients)}
+
     def admit(self, connection: Connection, peer: str | None) -> bool:
         """Count a new connection from the socket's `peer`, as idle; False if there is no room."""
         name = self._client(peer)

@@ -31,7 +31,7 @@ MAX_UNPARSED_BYTES = 1 << 20
 LINGER_S = 1.0
 """How long what a refused client still sends is dropped, so that it does not lose the answer."""
 
-_PIECE_BYTES = 16 * 1024
+PIECE_BYTES = 16 * 1024
 
 
 class BoundedConfig(Config):
@@ -101,8 +101,8 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         while place < len(data) and len(self.pipeline) < MAX_PIPELINED:
             if self._is_refused or self.transport.is_closing():
                 return
-            self._feed(data[place : place + _PIECE_BYTES])
-            place += _PIECE_BYTES
+            self._feed(data[place : place + PIECE_BYTES])
+            place += PIECE_BYTES
         self._unparsed = data[place:]
         if self._unparsed:
             self.flow.pause_reading()

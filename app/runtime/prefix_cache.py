@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -223,6 +223,19 @@ class PrefixCache:
     def stats(self) -> dict[Tier, TierStats]:
         """Figures of both tiers, for metrics."""
         return {"device": self._device.stats, "host": self._host.stats}
+
+    def debug_state(self) -> dict[str, Any]:
+        """The number of leases, and the tasks of the loads that are under way."""
+        leases = sum(entry.leases for entry in self._device.entries.values())
+        return {"leases": leases, "loads": [flight.task for flight in self._flights.values()]}
+
+    def check_integrity(self) -> None:
+        """RuntimeError if a tier's figures are not those of its entries, or exceed its bytes."""
+        for lru in (self._device, self._host):
+            sizes = [entry.prefix.nbytes for entry in lru.entries.values()]
+            figures = lru.stats.entries, lru.stats.nbytes
+            if figures != (len(sizes), sum(sizes)) or sum(sizes) > lru.max_bytes:
+                raise RuntimeError(f"a tier of {lru.max_bytes} bytes counts {figures}: {sizes}")
 
     async def close(self) -> None:
         """Wait for loads under way and end the threads."""

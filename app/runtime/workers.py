@@ -74,6 +74,11 @@ class WorkerPool:
                 if running.cancelled():
                     raise
 
+    def debug_state(self) -> dict[str, dict[str, int]]:
+        """Pieces of work that run and that wait, by tenant."""
+        waiting = {tenant: len(queue) for tenant, queue in self._waiting.items()}
+        return {"running": dict(self._running), "waiting": waiting}
+
     async def close(self) -> None:
         """Waits for what runs, and ends the threads."""
         await asyncio.to_thread(self._executor.shutdown)

@@ -157,7 +157,7 @@ class Trainer:
             loss, lr = self._step()
             self._state.step += 1
             due = self.step % self._validate_every == 0 or self.step == self.total
-            measured = self._validate() if due else None
+            measured = self.validate() if due else None
             if self.step % self._checkpoint_every == 0 or self.step == last:
                 self.save()
             report(Report(self.step, self.total, loss, lr, measured))
@@ -318,7 +318,7 @@ class Trainer:
         return total / count
 
     @torch.no_grad()
-    def _validate(self) -> float | None:
+    def validate(self) -> float | None:
         """The mean loss of all validation pairs; keeps the prefix if it is the best so far."""
         if not self._validation:
             return None

@@ -7,7 +7,7 @@ import threading
 
 from app.errors import Overloaded, PolyprefixError
 from app.runtime.prefix_cache import Lease, PrefixCache, PrefixKey
-from tests.prefix.scenes import UNIT, A, B, C, Store, play, start, use
+from tests.prefix.scenes import A, B, C, Store, play, start, use
 
 
 class TestOneLoadForAll:
@@ -68,15 +68,15 @@ class TestOneLoadForAll:
             store.gate.set()
             await tiers.close()
             assert tiers.contains(A) == "device"
-            assert tiers._device.make_room(UNIT, set())
+            assert tiers.debug_state()["leases"] == 0
 
         play(scene, device_units=1)
 
     def test_a_waiter_cancelled_as_the_load_ends_leaves_no_lease_behind(self) -> None:
         async def scene(tiers: PrefixCache, _store: Store) -> None:
             [waiter] = await start(tiers, A)
-            [flight] = tiers._flights.values()
-            flight.task.add_done_callback(lambda _: waiter.cancel())
+            [load] = tiers.debug_state()["loads"]
+            load.add_done_callback(lambda _: waiter.cancel())
             await asyncio.wait([waiter])
             assert waiter.cancelled()
             assert await use(tiers, B) == ["store"]

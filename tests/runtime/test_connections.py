@@ -98,9 +98,7 @@ def test_what_has_ended_is_forgotten() -> None:
             table.rest(one)
             table.forget(one)
             table.rest(one)
-    assert table.count == 0
-    assert not table._clients
-    assert not table._idle
+    assert table.debug_state() == {"open": 0, "idle": 0, "addresses": 0}
 
 
 def test_a_flood_is_logged_once_in_a_while(caplog: pytest.LogCaptureFixture) -> None:

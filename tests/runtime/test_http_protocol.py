@@ -270,7 +270,7 @@ def test_thousands_of_requests_sent_ahead_are_answered_in_order_and_few_are_held
         assert await client.wait() == 0
         assert len(held) == 6000
         # besides what one piece brought, no more than the bound
-        assert max(held) < MAX_PIPELINED + http_protocol._PIECE_BYTES / 30
+        assert max(held) < MAX_PIPELINED + http_protocol.PIECE_BYTES / 30
 
     run(scenario, path)
 

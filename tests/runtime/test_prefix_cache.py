@@ -279,7 +279,7 @@ def test_bytes_add_up_and_leases_hold_whatever_is_done(steps: list[tuple[str, Pr
         leases: dict[PrefixKey, list[Lease]] = {key: [] for key in _KEYS}
         for action, key in steps:
             await _act(tiers, leases, action, key)
-            _check_books(tiers, store)
+            tiers.check_integrity()
             assert all(tiers.contains(key) == "device" for key in _KEYS if leases[key])
 
     play(scene, device_units=5, host_units=4)
@@ -307,10 +307,3 @@ async def _act(
             lease.release()
         else:
             leases[key].append(lease)
-
-
-def _check_books(tiers: PrefixCache, store: Store) -> None:
-    for lru, units in ((tiers._device, 5), (tiers._host, 4)):
-        sizes = [UNIT * store.lengths[key] for key in lru.entries]
-        assert lru.stats.entries == len(sizes)
-        assert lru.stats.nbytes == sum(sizes) <= units * UNIT

@@ -107,7 +107,7 @@ def test_a_thread_that_is_handed_to_somebody_cancelled_goes_to_the_next() -> Non
         for task in waiting[:2]:  # the first of them has been handed the thread just now
             task.cancel()
         assert await asyncio.wait_for(waiting[2], 10) == "a2"
-        assert not pool._running
+        assert pool.debug_state() == {"running": {}, "waiting": {}}
 
     play(scene, threads=1, per_tenant=1)
 
@@ -175,7 +175,7 @@ def test_nobody_waits_for_ever() -> None:
         await until(lambda: desk.begun == ["a0"])
         with pytest.raises(Overloaded, match="all 'catalog' threads are busy"):
             await pool.run("b", desk.work, "b")
-        assert not pool._waiting
+        assert pool.debug_state()["waiting"] == {}
 
     play(scene, threads=1, per_tenant=1, patience_s=0.05)
 

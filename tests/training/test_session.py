@@ -157,7 +157,7 @@ def test_train_continues_after_an_interruption_and_makes_the_same_prefix(
         more = ("--store", str(tmp_path / folder), "--checkpoint-every", "10")
         with monkeypatch.context() as patch:
             if not ends:
-                patch.setattr(Trainer, "_validate", interrupted_after(20))
+                patch.setattr(Trainer, "validate", interrupted_after(20))
             ran = CliRunner().invoke(commands, arguments(tiny_gpt2_folder, data, tmp_path, *more))
         assert (ran.exit_code == 0) == ends, ran.output
         assert (tmp_path / "animals.checkpoint").exists() != ends
@@ -170,7 +170,7 @@ def test_train_continues_after_an_interruption_and_makes_the_same_prefix(
 
 def interrupted_after(step: int) -> Callable[[Trainer], float | None]:
     """Validation that is interrupted once the step's checkpoint is there."""
-    validate = Trainer._validate
+    validate = Trainer.validate
 
     def validating(trainer: Trainer) -> float | None:
         if trainer.step > step:
