@@ -87,7 +87,7 @@ def _largest_difference(model: FrozenModel, attention: Attention) -> float:
     rows = [_row_of(model, index) for index in range(len(model.references))]
     sources = _encode_sources(model, rows)
     for row in rows:
-        table.place_with_prefixes(row, longest)
+        table.place(row, longest, with_prefixes=True)
     for operation in table.take_operations():
         pool.apply(operation)
     worst = 0.0

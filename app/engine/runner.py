@@ -210,7 +210,7 @@ def _place(
 ) -> None:
     """Carry out operations, within the pool's memory; giving memory back may fail without harm."""
     try:
-        pool.prepare(operations, num_occupants)
+        pool.fit(num_occupants, operations)
     except Exception:
         _log.exception("giving K/V memory back failed")
     for operation in operations:

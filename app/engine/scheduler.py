@@ -70,7 +70,7 @@ class Scheduler:
         queue, active = self._queue, tuple(self._active.values())
         num_rows = self._reservations.num_rows
         return SchedulerFigures(
-            len(queue.waiting), num_rows, queue.num_waiting_tenants, active, self._step_s
+            len(queue.waiting), num_rows, len(queue.queued), active, self._step_s
         )
 
     def expected_tokens(self, request: GenerationRequest) -> float:
@@ -143,9 +143,10 @@ class Scheduler:
         operations = self._table.take_operations()
         if not (decode or prefill or operations) and encoding.is_empty:
             return None
+        num_prefill = 0
         for chunk in prefill:
+            num_prefill += chunk.count
             self._queue.serve_prompt(chunk.row.request, chunk.count)
-        num_prefill = sum([chunk.count for chunk in prefill])
         counts, chunks = self._table.counts, (*decode, *prefill)
         return StepPlan(operations, chunks, len(decode), num_prefill, counts, encoding)
 
@@ -161,17 +162,17 @@ class Scheduler:
         for row, scored in result.scored.items():
             deliveries += self._take_scores(row, scored)
         for chunk in plan.chunks[plan.num_decode :]:
-            if chunk.row.request.n > 1 and chunk.row.slot and not chunk.row.in_prefill:
-                # its prompt is done: the request's other rows get a copy of its columns
-                entry = self._active[chunk.row.request.id]
-                self._reservations.fork(entry, chunk.row, chunk.samplers[1:])
+            if chunk.row.slot and not chunk.row.in_prefill:
+                self._prefilling.remove(chunk.row)
+                # the request's other rows get a copy of its columns
+                if chunk.row.request.n > 1:
+                    entry = self._active[chunk.row.request.id]
+                    self._reservations.fork(entry, chunk.row, chunk.samplers[1:])
         for sampled in result.sampled:
             deliveries += self._take_token(sampled, now)
         if result.candidates:
             for request_id in dict.fromkeys(row.request.id for row in result.candidates):
                 deliveries.extend(self._advance_beams(request_id, result, now))
-        if self._prefilling:
-            self._prefilling = [row for row in self._prefilling if row.in_prefill and row.slot]
         return deliveries
 
     # --- admission -------------------------------------------------------------------------
@@ -182,14 +183,11 @@ class Scheduler:
         queue.begin(now, self._budget.speed(self._config.max_rows))
         starts = queue.starts(reservations.fits, reservations.stocks)
         while reservations.num_rows < self._config.max_rows and (entry := next(starts, None)):
+            reservations.enter(entry)
             if entry.started_at is not None:
-                reservations.enter(entry)
                 continue
             entry.started_at = now
-            reservations.begin(entry)
-            reservations.enter(entry)
             self._active[entry.request.id] = entry
-            queue.begin_prompt(entry.request)
             if entry.source is None:
                 self._prefilling.append(reservations.start_prompt(entry))
             elif self._sources is not None:
@@ -242,7 +240,7 @@ class Scheduler:
             if budget <= 0:
                 break
             scores = row.request.scores_prompt
-            if (scores and scorable <= 0) or queue.gives_way(row.request, ready):
+            if (scores and scorable <= 0) or (ready and queue.gives_way(row.request, ready)):
                 continue
             count = min(row.num_pending, budget, scorable if scores else budget)
             scorable -= count if scores else 0
@@ -300,7 +298,7 @@ class Scheduler:
             else:
                 self._end(entry)
                 events.append(entry.finished(now))
-        return _deliveries(entry, events)
+        return [(entry.request.id, event) for event in events]
 
     def _advance_beams(self, request_id: str, result: StepResult, now: float) -> Deliveries:
         """Let a request's search go on by one token; with its last one come all results."""
@@ -319,7 +317,7 @@ class Scheduler:
         else:
             self._end(entry)
             events.extend([*results, entry.finished(now)])
-        return _deliveries(entry, events)
+        return [(entry.request.id, event) for event in events]
 
     def _fail(self, faults: Mapping[KVEntry, PolyprefixError]) -> Deliveries:
         """End every request that depends on what failed."""
@@ -344,7 +342,3 @@ class Scheduler:
             self._prefilling = [row for row in self._prefilling if row.slot is not None]
         self._queue.end(entry)
         del self._active[entry.request.id]
-
-
-def _deliveries(entry: RequestState, events: Iterable[Event]) -> Deliveries:
-    return [(entry.request.id, event) for event in events]

@@ -98,7 +98,9 @@ class Text:
         the text has a token that the model has not.
         """
         tokenizer = self._parser if parse_special else self._tokenizer
-        return self._known(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        self._check_known(ids)
+        return ids
 
     def render(self, template: str, text: str, *, parse_special: bool = False) -> list[int]:
         """Token ids of `template` with `text` in the place of `{input}`.
@@ -118,7 +120,8 @@ class Text:
             elif piece:
                 filled = piece if parse_special else piece.replace(INPUT_PLACEHOLDER, text)
                 ids.extend(self._tokenizer.encode(filled, add_special_tokens=False).ids)
-        return self._known(ids)
+        self._check_known(ids)
+        return ids
 
     def unknown_specials(self, template: str) -> list[str]:
         """Parts of a template that look like special tokens and are none of this tokenizer's."""
@@ -186,7 +189,8 @@ class Text:
         spaced = encode(" a", add_special_tokens=False).ids
         return bare != spaced and bool(bare) and self.token_text(bare[0]).startswith(" ")
 
-    def _known(self, token_ids: Sequence[int]) -> list[int]:
+    def _check_known(self, token_ids: Sequence[int]) -> None:
+        """Raise InvalidRequest if the model does not have one of the tokens."""
         beyond = max(token_ids, default=0)
         if beyond >= self.vocab_size:
             raise InvalidRequest(
@@ -194,7 +198,6 @@ class Text:
                 f"{beyond}; this model's embedding ends at {self.vocab_size - 1}: it cannot "
                 "read the token"
             )
-        return list(token_ids)
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         if self._token_bytes is None:

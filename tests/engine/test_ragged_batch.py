@@ -52,7 +52,7 @@ class Bench:
             for layer in range(LAYERS):
                 self.keys[row, layer] += tensors.keys[layer].unbind(1)
                 self.values[row, layer] += tensors.values[layer].unbind(1)
-        self.table.place_with_prefixes(row, prefix + prompt)
+        self.table.place(row, prefix + prompt, with_prefixes=True)
         return row
 
     def share(self, length: int) -> SharedPrefix:
@@ -61,7 +61,7 @@ class Bench:
         tensors = KeyValues(self.randn(*size), self.randn(*size))
         prefix = Prefix({"decoder": tensors}, PrefixMetadata(position_offset=0))
         segment = SharedPrefix((prefix,), "decoder")
-        self.table.place_with_prefixes(segment, length)
+        self.table.place(segment, length, with_prefixes=True)
         return segment
 
     def admit_behind(self, segment: SharedPrefix, prompt: int) -> TokenSequence:

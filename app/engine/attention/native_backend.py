@@ -65,12 +65,9 @@ class AttentionKernel:
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, head_dim: int) -> None:
         self.dtype, self.head_dim = dtype, head_dim
-        self._function = library.polyprefix_attention
-        self._function.argtypes, self._function.restype = (ctypes.POINTER(AttentionCall),), None
-
-    def run(self, call: AttentionCall) -> None:
-        """Compute what `call` describes; other Python threads run meanwhile."""
-        self._function(ctypes.byref(call))
+        self.run = library.polyprefix_attention
+        """Computes what an `AttentionCall` describes; other Python threads run meanwhile."""
+        self.run.argtypes, self.run.restype = (ctypes.POINTER(AttentionCall),), None
 
 
 class NativeAttention:

@@ -66,13 +66,14 @@ _MAX_IDLE = 256
 class FairQueue:
     """The requests that wait, by id and by tenant; one tenant's are in its own order.
 
-    One of which some rows have entered and others wait is no longer in `waiting`.
+    A request of which some rows have entered and others wait is no longer in `waiting`. `queued`
+    are the tenants with rows that wait, by name.
     """
 
     def __init__(self) -> None:
         self.waiting: dict[str, RequestState] = {}
         self._tenants: dict[str, TenantShare] = {}
-        self._queued: dict[str, TenantShare] = {}
+        self.queued: dict[str, TenantShare] = {}
         self._idle_since: OrderedDict[str, float] = OrderedDict()
         self._num_seen = 0
         self._last_started = 0.0
@@ -83,11 +84,6 @@ class FairQueue:
         self._room_for_heavy = math.inf
         self._weights = 1.0
         self._last_prompted = 0.0
-
-    @property
-    def num_waiting_tenants(self) -> int:
-        """Tenants with rows that wait."""
-        return len(self._queued)
 
     def debug_state(self) -> dict[str, Any]:
         """What it remembers, as plain values, for tests and for finding faults."""
@@ -118,9 +114,9 @@ class FairQueue:
             tenant = self._tenants[name] = TenantShare(name, self._num_seen)
             tenant.counter = self._last_started
         self._idle_since.pop(name, None)
-        if name not in self._queued:
+        if name not in self.queued:
             tenant.counter = max(tenant.counter, self._last_started)
-            self._queued[name] = tenant
+            self.queued[name] = tenant
         tenant.add(entry, self._now)
         self.waiting[entry.request.id] = entry
 
@@ -164,10 +160,10 @@ class FairQueue:
 
         `stocks` says what there is of what a request `needs`, in the same order.
         """
-        if not self._queued:
+        if not self.queued:
             return
         turns: list[tuple[bool, float, int, TenantShare]] = []
-        for tenant in self._queued.values():
+        for tenant in self.queued.values():
             heapq.heappush(turns, (*self._rank(tenant), tenant))
         passed: list[TenantShare] = []
         blocked: list[RequestState] = []
@@ -215,11 +211,6 @@ class FairQueue:
             return float(request.sampling.max_tokens)
         return tenant.expected_tokens(request)
 
-    def begin_prompt(self, request: GenerationRequest) -> None:
-        """A tenant has a prompt to compute; it keeps little credit from the time without one."""
-        tenant = self._tenants[request.tenant]
-        tenant.prompts = max(tenant.prompts, self._last_prompted - _PROMPT_CREDIT / tenant.weight)
-
     def serve_prompt(self, request: GenerationRequest, num_tokens: int) -> None:
         """Tokens of a prompt are about to be computed."""
         tenant = self._tenants[request.tenant]
@@ -257,6 +248,10 @@ class FairQueue:
         blocked: Collection[RequestState],
     ) -> None:
         self._last_started = tenant.counter
+        if not entry.has_begun:
+            # it has a prompt to compute; the tenant keeps little credit from the time without one
+            least = self._last_prompted - _PROMPT_CREDIT / tenant.weight
+            tenant.prompts = max(tenant.prompts, least)
         for other in passed:
             other.counter = max(other.counter, tenant.counter)
         if self._turn is tenant:
@@ -283,7 +278,7 @@ class FairQueue:
         self.waiting.pop(entry.request.id, None)
         tenant.remove(entry)
         if tenant.head is None:
-            del self._queued[tenant.name]
+            del self.queued[tenant.name]
             if self._turn is tenant:
                 self._turn = None
 

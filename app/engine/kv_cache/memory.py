@@ -109,7 +109,7 @@ class KVMemory:
         if segment is None:
             segment = self._shared[key] = SharedPrefix(request.prefixes, self.role)
             self.table.reserve(needs.shared)
-            self.table.place_with_prefixes(segment, segment.num_cached)
+            self.table.place(segment, segment.num_cached, with_prefixes=True)
         segment.num_users += 1
         return KVReservation(needs.kept, (segment,))
 
@@ -118,19 +118,19 @@ class KVMemory:
 
         A shared prefix leaves with its last user; no new request shares a tainted one.
         """
-        self.table.unreserve(reservation.columns)
+        self.table.reserve(-reservation.columns)
         for segment in reservation.segments:
             segment.num_users -= 1
             if segment.tainted:
                 self._forget(segment)
             if segment.num_users == 0:
                 self._forget(segment)
-                self.table.unreserve(self.table.reservation(segment.num_cached))
+                self.table.reserve(-self.table.reservation(segment.num_cached))
                 self.table.release(segment)
 
     def let_columns_go(self, reservation: KVReservation) -> KVReservation:
         """Give the columns of a reservation back; what is still held."""
-        self.table.unreserve(reservation.columns)
+        self.table.reserve(-reservation.columns)
         return replace(reservation, columns=0)
 
     def _forget(self, segment: SharedPrefix) -> None:
@@ -214,15 +214,16 @@ class Reservations:
                 return False
         return True
 
-    def begin(self, entry: RequestState) -> None:
-        """Take what a request holds besides its rows, before the first of them enters."""
-        for memory, needs in zip(self.memories, entry.columns, strict=True):
-            entry.reservations += (memory.hold(entry.request, needs),)
-        if self._source_table is not None:
-            entry.source = Source(entry.request, entry.reservations[1].segments)
-
     def enter(self, entry: RequestState) -> None:
-        """One more row of a request enters, or all its beams do."""
+        """One more row of a request enters, or all its beams do.
+
+        The first takes what the request holds besides its rows.
+        """
+        if not entry.reservations:
+            for memory, needs in zip(self.memories, entry.columns, strict=True):
+                entry.reservations += (memory.hold(entry.request, needs),)
+            if self._source_table is not None:
+                entry.source = Source(entry.request, entry.reservations[1].segments)
         entry.num_rows += entry.rows_at_once
         self.num_rows += entry.rows_at_once
         if entry.num_made:
@@ -235,7 +236,7 @@ class Reservations:
     def start_prompt(self, entry: RequestState) -> TokenSequence:
         """Make the rows that have entered; the first, which is returned, computes the prompt."""
         leader = entry.make_row(self._text, self._frame)
-        self._table.place_with_prefixes(leader, leader.first_room)
+        self._table.place(leader, leader.first_room, with_prefixes=True)
         if entry.beams is None:
             for _ in range(entry.num_rows - 1):
                 self._join(entry)
@@ -258,7 +259,7 @@ class Reservations:
         entry.rows.remove(row)
         entry.num_rows -= 1
         self.num_rows -= 1
-        self._table.unreserve(entry.columns[0].row)
+        self._table.reserve(-entry.columns[0].row)
 
     def end(self, entry: RequestState) -> None:
         """Free everything that the request holds."""
@@ -269,7 +270,7 @@ class Reservations:
         if entry.source is not None and self._source_table is not None:
             self._source_table.release(entry.source)
         self.num_rows -= entry.num_rows
-        self._table.unreserve(entry.num_rows * entry.columns[0].row)
+        self._table.reserve(-entry.num_rows * entry.columns[0].row)
         for memory, reservation in zip(self.memories, entry.reservations, strict=True):
             memory.let_go(reservation)
         entry.rows, entry.prompt = [], None

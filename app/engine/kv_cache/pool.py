@@ -98,10 +98,10 @@ class KVPool:
         else:
             self._store_source(operation, target)
 
-    def prepare(self, operations: Sequence[PoolOperation], num_rows: Sequence[int]) -> None:
-        """Before a step's operations, which leave `num_rows` rows in each class.
+    def fit(self, num_rows: Sequence[int], operations: Sequence[PoolOperation] = ()) -> None:
+        """Give back slots that nothing needs, if the memory would not suffice otherwise.
 
-        Slots that nothing needs are given back if the memory would not suffice otherwise.
+        `num_rows` rows of each class need theirs, and so do `operations` that are about to be done.
         """
         needed = list(num_rows)
         for operation in operations:
@@ -110,10 +110,6 @@ class KVPool:
                 slots.append(operation.source)
             for slot in slots:
                 needed[slot.length_class] = max(needed[slot.length_class], slot.index + 1)
-        self.fit(needed)
-
-    def fit(self, needed: Sequence[int]) -> None:
-        """Give back slots beyond the `needed` ones of each class if memory is short."""
         wanted = 0
         for count, tensor, size in zip(needed, self._classes, self._slot_bytes, strict=True):
             wanted += max(count, tensor.shape[2]) * size

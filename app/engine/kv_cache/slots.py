@@ -119,29 +119,24 @@ class SlotTable:
         return self.reserved_columns + columns <= self.max_columns
 
     def reserve(self, columns: int) -> None:
-        """Set columns aside for a row's worst case; nothing is ever preempted for lack of them."""
+        """Set columns aside for a row's worst case, or give them back if `columns` is negative.
+
+        No row is ever preempted for lack of them.
+        """
         self.reserved_columns += columns
 
-    def unreserve(self, columns: int) -> None:
-        """Give a reservation back."""
-        self.reserved_columns -= columns
-
-    def place(self, row: KVEntry, columns: int) -> Slot:
-        """Give `row` a slot in the class that holds `columns`."""
+    def place(self, row: KVEntry, columns: int, *, with_prefixes: bool = False) -> Slot:
+        """Give `row` a slot in the class that holds `columns`; it may begin with its prefixes."""
         length_class = self.class_for(columns)
         row.slot = Slot(length_class, len(self.rows[length_class]))
         self.rows[length_class].append(row)
+        if with_prefixes and row.prefixes:
+            self._operations.append(LoadPrefixes(row, row.slot))
         return row.slot
-
-    def place_with_prefixes(self, row: KVEntry, columns: int) -> None:
-        """Give `row` a slot that begins with its prefixes."""
-        slot = self.place(row, columns)
-        if row.prefixes:
-            self._operations.append(LoadPrefixes(row, slot))
 
     def place_encoded(self, source: Source, encoded: object) -> None:
         """Give a source a slot that begins with its prefixes and holds what was encoded."""
-        self.place_with_prefixes(source, source.num_cached)
+        self.place(source, source.num_cached, with_prefixes=True)
         self._operations.append(StoreSource(source, slot_of(source), encoded))
 
     def fork(self, source: KVEntry, target: KVEntry, columns: int, room: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from app.engine.attention import native_backend
 from app.engine.attention.native_backend import NativeAttention, Part, Run, load_attention_kernel
 from app.model.native import NoNativeCode
 
@@ -214,13 +214,12 @@ def test_strided_queries_and_transposed_heads_are_read_where_they_are() -> None:
 def test_a_result_that_differs_from_the_plain_one_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = native_backend.AttentionKernel.run
+    attend = NativeAttention.attend
 
-    def wrong(kernel: native_backend.AttentionKernel, call: native_backend.AttentionCall) -> None:
-        call.scaling *= 1.5
-        run(kernel, call)
+    def wrong(attention: NativeAttention, *others: Any) -> torch.Tensor:
+        return attend(attention, *others) * 1.1
 
-    monkeypatch.setattr(native_backend.AttentionKernel, "run", wrong)
+    monkeypatch.setattr(NativeAttention, "attend", wrong)
     with pytest.raises(NoNativeCode, match="differs from the plain one"):
         load_attention_kernel(16, torch.float32)
 

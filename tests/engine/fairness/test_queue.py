@@ -143,7 +143,7 @@ def test_a_removed_request_leaves_nothing_behind() -> None:
         assert served.queue.remove(f"a{index}") is True
     assert served.queue.remove("a4") is False
     assert not served.queue.waiting
-    assert served.queue.num_waiting_tenants == 0
+    assert not served.queue.queued
     assert served.tenant("a")["idle"]
     assert served.tenant("a")["demand"] == 0
     assert served.start() is None

@@ -69,10 +69,10 @@ def reservations(rows: SlotTable, sources: SlotTable | None = None) -> Reservati
 
 
 def begun(held: Reservations, request: GenerationRequest) -> RequestState:
-    """A request whose first row is about to enter."""
+    """A request whose first row has entered."""
     entry = RequestState(request, 0, 0.0)
     held.measure(entry)
-    held.begin(entry)
+    held.enter(entry)
     return entry
 
 
@@ -181,7 +181,7 @@ def test_what_fits_is_what_can_be_held(length: int) -> None:
         held.measure(entry)
         count = 0
         while held.fits(entry):
-            held.enter(begun(held, request))
+            begun(held, request)
             count += 1
             assert table.reserved_columns <= columns
         each = table.reservation(30 if length >= LONG else length + 30)
@@ -234,11 +234,9 @@ def test_a_source_is_reserved_once_for_all_rows_behind_its_own_cross_prefix() ->
     held = reservations(rows, sources)
     entry = begun(held, request_of([prefix_of(LONG, 7)], prompt=30, n=3))
     assert sources.reserved_columns == 40
-    # its own prefix, and a place for what all rows begin with
-    assert rows.reserved_columns == 64 + 32
-    held.enter(entry)
     held.start_prompt(entry)
     for left in (2, 1):
+        # its own prefix, a place for what all rows begin with, and the rows
         assert rows.reserved_columns == 64 + 32 + (3 - left) * 32
         entry.num_unstarted = left - 1
         held.enter(entry)

@@ -52,7 +52,7 @@ def carry_out(table: SlotTable, pool: KVPool) -> None:
     """The table's operations, as a step carries them out."""
     num_rows = [len(rows) for rows in table.rows]
     operations = table.take_operations()
-    pool.prepare(operations, num_rows)
+    pool.fit(num_rows, operations)
     for operation in operations:
         pool.apply(operation)
         assert pool.nbytes <= 2 * pool.max_bytes
@@ -142,7 +142,7 @@ def test_bytes_stay_within_the_budget_while_rows_come_grow_and_go(
             table.place(rows[name], columns)
         elif columns < 5:
             table.release(rows.pop(name))
-            table.unreserve(CLASSES[-1])
+            table.reserve(-CLASSES[-1])
         else:
             table.make_room(rows[name], columns)
         carry_out(table, pool)
@@ -171,7 +171,7 @@ def test_with_memory_to_spare_nothing_is_given_back() -> None:
     pool = make_pool()
     pool.ensure(Slot(0, 9))
     before = pool.nbytes
-    pool.prepare((), (0, 0, 0))
+    pool.fit((0, 0, 0))
     assert pool.nbytes == before
 
 

@@ -47,7 +47,7 @@ def test_reservations_are_bounded_and_given_back() -> None:
     table.reserve(64)
     assert table.can_reserve(36)
     assert not table.can_reserve(37)
-    table.unreserve(64)
+    table.reserve(-64)
     assert table.can_reserve(100)
     table.check_integrity()
 
@@ -185,7 +185,7 @@ class Contents(RuleBasedStateMachine):
     @rule(target=rows, columns=st.integers(1, 60), tokens=st.integers(0, 20), bad=st.booleans())
     def admit(self, columns: int, tokens: int, bad: bool) -> TokenSequence:
         row = make_row(name=str(len(self.expected)), prompt=[1] * 20)
-        self.table.place_with_prefixes(row, max(columns, tokens))
+        self.table.place(row, max(columns, tokens), with_prefixes=True)
         self.expected[row] = []
         if bad:
             self.poisoned.add(row)
