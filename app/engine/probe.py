@@ -14,12 +14,12 @@ import torch
 
 from app.engine.attention.backends import FUSED, Attention
 from app.engine.encoder.encoder_runner import EncoderPass
+from app.engine.kv_cache.entries import Source
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import SlotTable, length_classes
-from app.engine.output_text import OutputText
-from app.engine.ragged_batch import RaggedBatch
 from app.engine.request import GenerationRequest, SamplingParams, columns_of
-from app.engine.sequence import Source, TokenSequence
+from app.engine.runner import RaggedBatch
+from app.engine.sequence import OutputText, TokenSequence
 from app.engine.step import Chunk
 from app.errors import PolyprefixError, UnsupportedModel
 from app.model.attention import AttentionPlan

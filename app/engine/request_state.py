@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from app.engine.decoding.beam_sequences import BeamSequences
-from app.engine.output_text import OutputText
+from app.engine.kv_cache.entries import KVEntry, SharedPrefix, Source
 from app.engine.request import (
     Event,
     GenerationRequest,
@@ -16,7 +16,7 @@ from app.engine.request import (
     TokenScore,
     Work,
 )
-from app.engine.sequence import KVEntry, SharedPrefix, Source, TokenSequence
+from app.engine.sequence import OutputText, TokenSequence
 from app.engine.step import Sampled
 from app.model.text import Text
 

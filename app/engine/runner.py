@@ -1,7 +1,8 @@
 """The runner: the only code of the engine that touches the device.
 
 It carries out a step: pool operations, slices of an encoder's pass, one ragged forward pass,
-sampling. A fault ends only the rows concerned: a forward pass that raises is halved until the
+sampling. In the ragged pass the tokens of all rows that are due are laid end to end; this is where
+tasks mix. A fault ends only the rows concerned: a forward pass that raises is halved until the
 culprit is alone, a row whose logits are not finite is reported and the others are sampled.
 """
 
@@ -16,15 +17,17 @@ from typing import TypeVar
 import torch
 
 from app.engine.attention.backends import FUSED, Attention
+from app.engine.attention.native_backend import AttentionKernel, NativeAttention, Part, Run
+from app.engine.attention.torch_backend import GroupedAttention, by_groups
 from app.engine.decoding.beam_candidates import Candidates, find_candidates
 from app.engine.decoding.sampler import sample, score_tokens
 from app.engine.encoder.encoder_runner import Encoded, EncoderRun
+from app.engine.kv_cache.entries import KVEntry, Source
 from app.engine.kv_cache.pool import KVPool
-from app.engine.kv_cache.slots import PoolOperation
-from app.engine.ragged_batch import RaggedBatch
-from app.engine.sequence import KVEntry, Source, TokenSequence
+from app.engine.kv_cache.slots import PoolOperation, slot_of
+from app.engine.sequence import TokenSequence
 from app.engine.step import Chunk, Sampled, StepPlan, StepResult
-from app.errors import GenerationFault, PolyprefixError
+from app.errors import GenerationFault, PolyprefixError, UnsupportedModel
 from app.model.frozen import FrozenModel
 
 _log = logging.getLogger(__name__)
@@ -32,6 +35,87 @@ _log = logging.getLogger(__name__)
 
 Drawn = TypeVar("Drawn")
 Faults = dict[KVEntry, PolyprefixError]
+
+
+class RaggedBatch:
+    """An `AttentionPlan` over K/V memory for one step.
+
+    The tokens' keys and values are written into the pool at (slot, column); then each token attends
+    to [prefix | prompt | generated]: the columns of its row's own slot, together with the segments
+    that the row shares with others; with an encoder also, across, to its request's source. Native
+    code does that where there is any, else torch.
+
+    `input_ids` and `position_ids` are [1, tokens]; `last_tokens` holds, for each chunk, the index
+    of its last token in the step. `sources` is the memory of encoded sources, where rows have any.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[Chunk],
+        pool: KVPool,
+        device: torch.device,
+        dtype: torch.dtype,
+        decode_attention: Attention = FUSED,
+        sources: KVPool | None = None,
+    ) -> None:
+        ids: list[int] = []
+        positions: list[int] = []
+        self.last_tokens: list[int] = []
+        for chunk in chunks:
+            row = chunk.row
+            pool.ensure(slot_of(row))
+            start = row.num_computed
+            ids.extend(row.token_ids[start : start + chunk.count])
+            first = row.request.position_offset + start
+            positions.extend(range(first, first + chunk.count))
+            self.last_tokens.append(len(ids) - 1)
+        self.input_ids = torch.tensor([ids], device=device)
+        self.position_ids = torch.tensor([positions], device=device)
+        self._by_role: Mapping[str, NativeAttention | GroupedAttention]
+        if decode_attention.native is not None:
+            self._by_role = _by_native_code(decode_attention.native, chunks, pool, sources)
+        else:
+            self._by_role = by_groups(chunks, pool, sources, decode_attention, device, dtype)
+
+    def attend(
+        self,
+        role: str,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """See `AttentionPlan`; the batch is one long row."""
+        if role not in self._by_role:
+            raise UnsupportedModel(f"a decoding step asks for attention of the kind {role!r}")
+        queries = query[0].transpose(0, 1)  # [tokens, heads, head_dim]
+        new = None
+        if role == "decoder":
+            new = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        return self._by_role[role].attend(layer, queries, new, scaling)[None]
+
+
+def _by_native_code(
+    kernel: AttentionKernel, chunks: Sequence[Chunk], pool: KVPool, sources: KVPool | None
+) -> dict[str, NativeAttention]:
+    """Attention by role; what rows share comes before their own columns."""
+    own: list[Run] = []
+    across: list[Run] = []
+    for chunk in chunks:
+        row, parts = chunk.row, list[Part]()
+        for segment in row.segments:
+            parts.append(pool.part(slot_of(segment), segment.num_cached))
+        parts.append(pool.part(slot_of(row), row.num_cached + 1))
+        own.append(Run(parts, chunk.count))
+        if sources is not None and row.source is not None:
+            read: list[KVEntry] = [*row.source.segments, row.source]
+            parts = [sources.part(slot_of(one), one.num_cached) for one in read]
+            across.append(Run(parts, chunk.count))
+    found = {"decoder": NativeAttention(kernel, pool.kv_heads, own, grows=True)}
+    if sources is not None:
+        found["cross"] = NativeAttention(kernel, sources.kv_heads, across, grows=False)
+    return found
 
 
 @dataclass

@@ -17,11 +17,12 @@ from app.engine.encoder.source_queue import SourceQueue
 from app.engine.fairness.forecast import SchedulerFigures
 from app.engine.fairness.prefill_budget import PrefillBudget
 from app.engine.fairness.queue import FairQueue
+from app.engine.kv_cache.entries import KVEntry
 from app.engine.kv_cache.memory import Reservations
 from app.engine.kv_cache.slots import SlotTable, slot_of
 from app.engine.request import Event, GenerationRequest, RequestFailed
 from app.engine.request_state import ReplyFrame, RequestState
-from app.engine.sequence import KVEntry, TokenSequence
+from app.engine.sequence import TokenSequence
 from app.engine.step import NO_ENCODING, Chunk, Sampled, StepPlan, StepResult
 from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError, RequestCancelled
 from app.model.text import Text

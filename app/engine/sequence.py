@@ -1,123 +1,159 @@
-"""What K/V memory holds: token sequences, and what sequences share because none of them writes it.
+"""A sequence of tokens that decodes: what is computed of it, and the text that it gives.
 
-A sequence attends to the segments that it shares with others (a long prefix; with beams its
-request's prompt; an encoded source) and to its own columns. Only the scheduler and the slot tables
-change these objects.
+It attends to the segments that it shares with others (a long prefix; with beams its request's
+prompt; an encoded source) and to its own columns. Only the scheduler and the slot tables change it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from app.engine.decoding.history import TokenHistory
-from app.engine.output_text import OutputText
-from app.engine.request import GenerationRequest, columns_of
+from app.engine.kv_cache.entries import KVEntry, Slot, Source
+from app.engine.request import (
+    FinishReason,
+    GenerationRequest,
+    RowFinished,
+    SamplingParams,
+    TextDelta,
+    TokenScore,
+    columns_of,
+)
+from app.model.text import Text
 from app.prefix.prefix import Prefix
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Slot:
-    """A place in a K/V pool: the index of the length class and of the slot in it."""
+class OutputText:
+    """The text side of one row.
 
-    length_class: int
-    index: int
-
-
-class KVEntry(Protocol):
-    """What a slot holds. `role` says to which kind of attention its columns belong."""
-
-    slot: Slot | None
-    tainted: bool
-    """Whether a request that depends on it has failed."""
-
-    @property
-    def role(self) -> str:
-        """One of `app.prefix.spec.MODULES`."""
-
-    @property
-    def prefixes(self) -> Sequence[Prefix]:
-        """Prefixes whose columns are at the front of the slot."""
-
-    @property
-    def num_cached(self) -> int:
-        """Columns in use."""
-
-    @property
-    def may_hold_nan(self) -> bool:
-        """Whether the columns may hold NaN: tainted, or no finite logits came of them yet."""
-
-    @property
-    def attends_elsewhere(self) -> bool:
-        """Whether what attends to it also attends to other columns of the same memory."""
-
-
-@dataclass(eq=False, slots=True)
-class SharedPrefix:
-    """Prefixes in a slot of their own; `num_users` requests hold it."""
-
-    prefixes: tuple[Prefix, ...]
-    role: str
-    slot: Slot | None = None
-    num_users: int = 0
-    tainted: bool = False
-
-    @property
-    def num_cached(self) -> int:
-        """Columns in use."""
-        return columns_of(self.prefixes, self.role)
-
-    @property
-    def may_hold_nan(self) -> bool:
-        """Prefixes are checked before they are loaded."""
-        return self.tainted
-
-    @property
-    def attends_elsewhere(self) -> bool:
-        """Always true: who attends to a shared prefix also attends to columns of its own."""
-        return True
-
-
-@dataclass(eq=False, slots=True)
-class Source:
-    """What an encoder reads: the prompt of a request, encoded once for all its rows.
-
-    Its columns are the cross prefix, unless that is shared, and then one for every token.
+    `finish_reason` is set as soon as the row has ended: by the end-of-text token, a stop string
+    (then named in `stop_string`) or the token limit, which `forced_last` stands for if the model
+    wants every text to end with that token. With `whole` nothing is shown before the end. What is
+    shown is what the row adds to the text of `prompt_ids`.
     """
 
-    role: ClassVar[str] = "cross"
+    def __init__(
+        self,
+        index: int,
+        sampling: SamplingParams,
+        text: Text,
+        forced_last: int | None = None,
+        *,
+        prompt_ids: Sequence[int] = (),
+        whole: bool = False,
+    ) -> None:
+        self.finish_reason: FinishReason | None = None
+        self.stop_string: str | None = None
+        self.num_tokens = 0
+        self.cumulative_logprob = 0.0
+        self._index = index
+        self._sampling = sampling
+        self._text = text
+        self.detokenizer = text.detokenizer(prompt_ids)
+        self._num_spelled = self._num_shown = 0
+        self._held = ""
+        self._whole, self._unshown = whole, ""
+        self._forced_last = forced_last
+        self._unsent: list[TokenScore] = []
 
-    request: GenerationRequest
-    segments: tuple[SharedPrefix, ...] = ()
-    slot: Slot | None = None
-    proven: bool = False
-    tainted: bool = False
+    def push(
+        self, token_id: int, logprob: float | None, top: tuple[tuple[int, float], ...]
+    ) -> TextDelta | None:
+        """Take a sampled token; returns what may be shown now, if anything.
 
-    @property
-    def prefixes(self) -> Sequence[Prefix]:
-        """Prefixes at the front of its own slot."""
-        return () if self.segments else self.request.prefixes
+        With a `max_tokens` of 0 (scoring alone) the token is dropped and the row ends.
+        """
+        if self._sampling.max_tokens == 0:
+            self.finish_reason = FinishReason.LENGTH
+            return None
+        self.num_tokens += 1
+        self.cumulative_logprob += logprob or 0.0
+        ended = token_id in self._text.eos_token_ids and not self._sampling.ignore_eos
+        piece = "" if ended else self.detokenizer.push(token_id)
+        if self._sampling.logprobs is None:
+            self._unsent.append(TokenScore(token_id, "", None))
+        else:
+            start = self.detokenizer.start
+            start = max(self._num_spelled, start) if ended else start
+            self._unsent.append(self.score(token_id, logprob, top, start))
+        self._num_spelled += len(piece)
+        shown = self._show(piece) if self._sampling.stop else piece
+        full = self.num_tokens >= self._sampling.max_tokens
+        was_cut = full and token_id == self._forced_last
+        if self.stop_string is not None or (ended and not was_cut):
+            self.finish_reason = FinishReason.STOP
+        elif full:
+            self.finish_reason = FinishReason.LENGTH
+        if self.finish_reason is not None and self.stop_string is None:
+            rest = self.detokenizer.flush()
+            shown += self._close(rest) if self._sampling.stop else rest
+            if self.stop_string is not None:
+                self.finish_reason = FinishReason.STOP
+        self._num_shown += len(shown)
+        if self.stop_string is not None:
+            self._unsent = [self._within_text(score) for score in self._unsent]
+        return self._delta(shown)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens to be encoded."""
-        return len(self.request.prompt_ids)
+    def finished(self, score: float | None = None) -> RowFinished:
+        """How the row has ended; `score` is what a beam's result was ranked by."""
+        return RowFinished(
+            self._index,
+            self.finish_reason or FinishReason.LENGTH,
+            self.num_tokens,
+            None if self._sampling.logprobs is None else self.cumulative_logprob,
+            self.stop_string,
+            score,
+        )
 
-    @property
-    def num_cached(self) -> int:
-        """Columns in use once it is encoded."""
-        return columns_of(self.prefixes, self.role) + self.num_tokens
+    def score(
+        self,
+        token_id: int,
+        logprob: float | None,
+        top: tuple[tuple[int, float], ...] = (),
+        start: int = 0,
+    ) -> TokenScore:
+        """A scored token as events carry it."""
+        alternatives = tuple((other, self._text.token_text(other), value) for other, value in top)
+        return TokenScore(token_id, self._text.token_text(token_id), logprob, alternatives, start)
 
-    @property
-    def may_hold_nan(self) -> bool:
-        """Whether no row has sampled from it yet."""
-        return self.tainted or not self.proven
+    def _within_text(self, score: TokenScore) -> TokenScore:
+        """The score of a token whose text a stop string may have cut off."""
+        return replace(score, start=min(score.start, self._num_shown))
 
-    @property
-    def attends_elsewhere(self) -> bool:
-        """Whether its cross prefix is in another slot."""
-        return bool(self.segments)
+    def _close(self, rest: str) -> str:
+        """The text that was held back when the row ended, and `rest` behind it."""
+        shown = self._show(rest)
+        return shown if self.stop_string is not None else shown + self._held
+
+    def _delta(self, shown: str) -> TextDelta | None:
+        if self._whole:
+            shown = self._unshown + shown
+            if self.finish_reason is None:
+                self._unshown = shown
+                return None
+        if not shown and self._sampling.logprobs is None and self.finish_reason is None:
+            return None
+        delta = TextDelta(self._index, shown, tuple(self._unsent))
+        self._unsent.clear()
+        return delta
+
+    def _show(self, new: str) -> str:
+        """What of the held text and `new` cannot be part of a stop string."""
+        stops = self._sampling.stop
+        pending = self._held + new
+        if self.num_tokens >= self._sampling.min_tokens:
+            ends = [(_end_of(stop, pending, len(self._held)), -len(stop), stop) for stop in stops]
+            end, _, stop = min(ends)
+            if end < math.inf:
+                self.stop_string = stop
+                self._held = ""
+                return pending[: int(end) - len(stop)]
+        held = max(_overlap(pending, stop) for stop in stops)
+        self._held = pending[len(pending) - held :]
+        return pending[: len(pending) - held]
 
 
 @dataclass(eq=False, slots=True)
@@ -220,3 +256,17 @@ class TokenSequence:
         self.token_ids = list(other.token_ids)
         self.num_computed = other.num_computed
         self.history = None if other.history is None else other.history.copy()
+
+
+def _end_of(stop: str, text: str, num_seen: int) -> float:
+    """Where `stop` first ends in `text` after its first `num_seen` characters; infinity if not."""
+    start = text.find(stop, max(0, num_seen - len(stop) + 1))
+    return math.inf if start < 0 else start + len(stop)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that is a proper start of `stop`."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from app.engine.kv_cache.entries import KVEntry, Source
 from app.engine.kv_cache.slots import PoolOperation
-from app.engine.sequence import KVEntry, Source, TokenSequence
+from app.engine.sequence import TokenSequence
 from app.errors import PolyprefixError
 
 

@@ -188,8 +188,7 @@ class Evaluator:
         return num_prompt if self.model.start_tokens is None else 1
 
     def _sampling(self, num_prompt: int) -> SamplingParams:
-        least = self.model.generation.min_tokens(self._num_before(num_prompt))
-        decoding = {"min_tokens": least, **self._decoding}
+        decoding = {"min_tokens": self.model.min_tokens(num_prompt), **self._decoding}
         return SamplingParams(
             max_tokens=self.max_tokens(num_prompt),
             stop=tuple(decoding.get("stop", ())),

@@ -47,6 +47,15 @@ class FrozenModel:
         """transformers' name of the model's type, `gpt2` for example."""
         return str(self.hf.config.model_type)
 
+    def min_tokens(self, num_prompt: int) -> int:
+        """New tokens before a reply to a prompt of `num_prompt` tokens may end, by default."""
+        defaults = self.generation
+        if defaults.min_new_tokens is not None:
+            return defaults.min_new_tokens
+        # behind an encoder only the start token precedes the first new token
+        num_before = num_prompt if self.start_tokens is None else 1
+        return max(defaults.min_length - num_before, 0)
+
     def forward(
         self,
         input_ids: torch.Tensor,

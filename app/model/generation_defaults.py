@@ -71,12 +71,6 @@ class GenerationDefaults:
     decoding: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, Any] = field(default_factory=dict)
 
-    def min_tokens(self, num_before: int) -> int:
-        """New tokens before a reply may end, behind `num_before` tokens of the decoder's."""
-        if self.min_new_tokens is not None:
-            return self.min_new_tokens
-        return max(self.min_length - num_before, 0)
-
     @property
     def by_name(self) -> dict[str, Any]:
         """Those that say something, by transformers' names."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.engine.output_text import OutputText
+from app.engine.kv_cache.entries import KVEntry
 from app.engine.request import GenerationRequest, SamplingParams
-from app.engine.sequence import KVEntry, TokenSequence
+from app.engine.sequence import OutputText, TokenSequence
 from app.model.text import Text
 from app.prefix.prefix import Prefix
 from tests.tiny import train_tokenizer

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.engine.output_text import OutputText
 from app.engine.request import FinishReason, SamplingParams, TextDelta
+from app.engine.sequence import OutputText
 from app.model.text import Text
 from tests.tiny import train_tokenizer
 

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.engine.attention.backends import NAMES, Attention, choose_attention
+from app.engine.kv_cache.entries import SharedPrefix
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import SlotTable, length_classes
-from app.engine.ragged_batch import RaggedBatch
-from app.engine.sequence import SharedPrefix, TokenSequence
+from app.engine.runner import RaggedBatch
+from app.engine.sequence import TokenSequence
 from app.engine.step import Chunk
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import ModuleShape

@@ -10,8 +10,8 @@ from typing import Any
 
 from app.engine.config import EngineConfig
 from app.engine.decoding.beam_search import BeamParams
+from app.engine.kv_cache.entries import Source
 from app.engine.request import GenerationRequest, SamplingParams
-from app.engine.sequence import Source
 from app.engine.step import StepPlan
 from tests.engine.scripted import ScriptedScheduler
 

@@ -11,9 +11,9 @@ import torch
 from app.engine.encoder import encoder_runner
 from app.engine.encoder.encoder_runner import EncoderBatch
 from app.engine.fairness.prefill_budget import PrefillBudget
+from app.engine.kv_cache.entries import Source
 from app.engine.kv_cache.slots import StoreSource
 from app.engine.request import RequestFailed
-from app.engine.sequence import Source
 from app.errors import DeadlineExceeded
 from app.model.frozen import FrozenModel
 from tests.engine.harness import SteppedEngine, make_request

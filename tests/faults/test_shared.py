@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
+from app.engine.kv_cache.entries import KVEntry, SharedPrefix
 from app.engine.request import GenerationRequest
-from app.engine.sequence import KVEntry, SharedPrefix
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix
 from tests.engine.harness import SteppedEngine, make_request

@@ -224,7 +224,7 @@ def test_what_is_taken_over_of_a_generation_config_and_what_is_not_is_said(
     folder = copied(tiny_gpt2_folder, tmp_path, {}, said)
     with caplog.at_level("INFO"):
         model = load_model(str(folder), device="cpu")
-    assert model.generation.min_tokens(5) == 3
+    assert model.min_tokens(5) == 3
     assert model.generation.decoding == {"no_repeat_ngram_size": 2}
     assert model.generation.left_out == {"num_beams": 4, "temperature": 0.6, "do_sample": True}
     line = next(text for text in caplog.messages if "generation config" in text)

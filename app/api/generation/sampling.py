@@ -44,11 +44,9 @@ def sampling_params(
         max_tokens = min(most, room_for(model.spec, selection, num_prompt))
     else:
         max_tokens = spec.max_tokens
-    # behind an encoder the start token alone precedes the first new token
-    num_before = num_prompt if model.start_tokens is None else 1
     fallbacks = {
         **spec.defaults,
-        "min_tokens": model.generation.min_tokens(num_before),
+        "min_tokens": model.min_tokens(num_prompt),
         **model.generation.decoding,
         **selection.decoding,
     }

@@ -13,9 +13,9 @@ import torch
 
 from app.engine.attention.backends import FUSED, Attention, attend_with_weight
 from app.engine.attention.padding import lay_out
+from app.engine.kv_cache.entries import KVEntry
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import slot_of
-from app.engine.sequence import KVEntry
 
 _MAX_PADDING = 2
 _MAX_SHARED_PADDING = 16

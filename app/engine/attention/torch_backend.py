@@ -14,9 +14,9 @@ import torch
 
 from app.engine.attention.backends import Attention, merge
 from app.engine.attention.token_groups import Grouping, Share
+from app.engine.kv_cache.entries import KVEntry
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import slot_of
-from app.engine.sequence import KVEntry
 from app.engine.step import Chunk
 
 

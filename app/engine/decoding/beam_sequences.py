@@ -11,9 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 from app.engine.decoding.beam_search import BeamSearch, Hypothesis
 from app.engine.kv_cache.slots import SlotTable
-from app.engine.output_text import OutputText
 from app.engine.request import Event, TextDelta, TokenScore
-from app.engine.sequence import TokenSequence
+from app.engine.sequence import OutputText, TokenSequence
 from app.model.text import Text
 
 _FIRST_ROOM = 16

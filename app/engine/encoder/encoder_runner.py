@@ -18,8 +18,8 @@ from greenlet import getcurrent, greenlet
 from torch.nn.functional import scaled_dot_product_attention
 
 from app.engine.attention.padding import lay_out
+from app.engine.kv_cache.entries import KVEntry, Source
 from app.engine.request import columns_of
-from app.engine.sequence import KVEntry, Source
 from app.errors import GenerationFault, PolyprefixError, UnsupportedModel
 from app.model.frozen import FrozenModel
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from app.engine.fairness.prefill_budget import PrefillBudget
 from app.engine.fairness.queue import FairQueue
+from app.engine.kv_cache.entries import KVEntry, Source
 from app.engine.kv_cache.slots import SlotTable, StoreSource
 from app.engine.request import GenerationRequest
-from app.engine.sequence import KVEntry, Source
 from app.engine.step import Encoding
 
 _TOKENS_BESIDE_ROWS = 1024

@@ -13,6 +13,7 @@ import torch
 
 from app.engine.attention.native_backend import Part
 from app.engine.encoder.encoder_runner import Encoded
+from app.engine.kv_cache.entries import Slot
 from app.engine.kv_cache.slots import (
     ClearSlot,
     CopyColumns,
@@ -20,7 +21,6 @@ from app.engine.kv_cache.slots import (
     PoolOperation,
     StoreSource,
 )
-from app.engine.sequence import Slot
 from app.errors import GenerationFault
 from app.prefix.spec import ModuleShape
 

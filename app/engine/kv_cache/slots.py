@@ -13,7 +13,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from app.engine.sequence import KVEntry, Slot, Source
+from app.engine.kv_cache.entries import KVEntry, Slot, Source
 
 _STEPS = (32, 48)
 """Class capacities are 32, 48, 64, 96, 128, 192, …: neighbours differ by at most a half."""

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from app.engine.attention.backends import FUSED, PRODUCTS
 from app.engine.attention.token_groups import Group, Grouping, Share
+from app.engine.kv_cache.entries import Slot
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import length_classes, slot_of
-from app.engine.sequence import Slot, TokenSequence
+from app.engine.sequence import TokenSequence
 from app.prefix.spec import ModuleShape
 from tests.engine.rows import make_row
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from app.engine.config import EngineConfig
 from app.engine.decoding.beam_search import BeamParams
 from app.engine.decoding.beam_sequences import BeamSequences
+from app.engine.kv_cache.entries import Slot
 from app.engine.kv_cache.slots import (
     ClearSlot,
     CopyColumns,
@@ -20,7 +21,7 @@ from app.engine.kv_cache.slots import (
     length_classes,
 )
 from app.engine.request import FinishReason, RowFinished, TextDelta
-from app.engine.sequence import Slot, TokenSequence
+from app.engine.sequence import TokenSequence
 from app.model.frozen import FrozenModel
 from tests.engine.harness import SteppedEngine, make_request
 from tests.engine.rows import TEXT, make_row

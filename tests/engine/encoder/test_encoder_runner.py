@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from app.engine.encoder import encoder_runner
 from app.engine.encoder.encoder_runner import EncoderBatch, EncoderPass, EncoderRun
-from app.engine.sequence import KVEntry, Source
+from app.engine.kv_cache.entries import KVEntry, Source
 from app.errors import GenerationFault, PolyprefixError, UnsupportedModel
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix

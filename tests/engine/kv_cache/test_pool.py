@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine.kv_cache.entries import Slot
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import (
     ClearSlot,
@@ -16,7 +17,7 @@ from app.engine.kv_cache.slots import (
     length_classes,
     slot_of,
 )
-from app.engine.sequence import Slot, TokenSequence
+from app.engine.sequence import TokenSequence
 from app.errors import GenerationFault
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.prefix.spec import ModuleShape

@@ -9,6 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from app.engine.kv_cache.entries import Slot
 from app.engine.kv_cache.slots import (
     ClearSlot,
     CopyColumns,
@@ -17,7 +18,7 @@ from app.engine.kv_cache.slots import (
     length_classes,
     slot_of,
 )
-from app.engine.sequence import Slot, TokenSequence
+from app.engine.sequence import TokenSequence
 from tests.engine.rows import make_row
 
 STALE = math.nan
