@@ -25,7 +25,7 @@ from app.bench.load import Item, Load, random_modules
 from app.bench.measure import Round
 from app.bench.peers import DTYPES, batches, missing, token_names
 from app.errors import InvalidRequest
-from app.model.attention import role_of
+from app.model.frozen import role_of
 from app.model.load import module_shapes
 from app.prefix.prefix import KeyValues
 

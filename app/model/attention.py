@@ -1,27 +1,20 @@
-"""The one way in which a prefix enters a model: an attention function that asks a plan.
+"""Plans: what the tokens of a forward pass attend to.
 
-transformers lets a model's attention be named; under our name every attention layer calls
-`prefix_attention`, which hands queries, keys and values to the plan that travelled through the
-model's keyword arguments. The plan decides what each token attends to.
+`app.model.frozen.prefix_attention` asks the plan that travelled through the model's keyword
+arguments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
 
 from app.errors import InvalidPrefix, UnsupportedModel
 from app.prefix.prefix import KeyValues
 from app.prefix.spec import MODULES
-
-ATTENTION_NAME = "polyprefix"
-
-_UNSERVED_OPTIONS = ("softcap", "sliding_window", "s_aux")
-"""What some layers pass to their attention function and a plan does not do."""
 
 
 class AttentionPlan(Protocol):
@@ -42,52 +35,6 @@ class AttentionPlan(Protocol):
         within the encoder or the decoder. `query` is [batch, heads, tokens, head_dim]; `key` and
         `value` are [batch, kv_heads, tokens, head_dim], after any rotary embedding.
         """
-
-
-def prefix_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    *,
-    plan: AttentionPlan | None = None,
-    scaling: float | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """The registered attention function (transformers' AttentionInterface signature).
-
-    Raises UnsupportedModel when a layer asks for something that a plan cannot express.
-    """
-    for option in _UNSERVED_OPTIONS:
-        if options.get(option) is not None:
-            raise UnsupportedModel(f"{type(module).__name__} needs {option} in its attention")
-    if plan is None or attention_mask is not None:
-        raise UnsupportedModel(
-            f"{type(module).__name__} did not pass the plan on to its attention function"
-        )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
-    return plan.attend(role_of(module), layer, query, key, value, scale), None
-
-
-def role_of(module: torch.nn.Module) -> str:
-    """Which of `app.prefix.spec.MODULES` an attention layer is.
-
-    BART marks its decoder's layers `is_decoder` and the causal ones among them `is_causal`; the
-    layers of decoder-only models are causal, whether they say so or not.
-    """
-    if getattr(module, "is_causal", True) or not hasattr(module, "is_decoder"):
-        return "decoder"
-    return "cross" if module.is_decoder else "encoder"
-
-
-def register_attention() -> None:
-    """Make `ATTENTION_NAME` known to transformers. No mask function is registered on purpose:
-
-    with one, transformers would look for packed sequences, a device synchronisation per step.
-    """
-    AttentionInterface.register(ATTENTION_NAME, prefix_attention)
 
 
 class DensePlan:

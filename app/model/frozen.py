@@ -1,6 +1,8 @@
 """The frozen base model: a transformers module that is called and never written to.
 
-It computes the logits of tokens at positions, under a plan of what each of them attends to.
+It computes the logits of tokens at positions, under a plan of what each token attends to. There is
+one way in which a prefix enters it: transformers lets a model's attention be named, and under our
+name every attention layer hands queries, keys and values to the plan.
 """
 
 from __future__ import annotations
@@ -10,14 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
+from app.errors import UnsupportedModel
 from app.model.attention import AttentionPlan
 from app.model.encoder_decoder import EncoderDecoder, StartTokens
 from app.model.generation_defaults import GenerationDefaults
 from app.model.reference import ReferenceRun
 from app.model.text import Text
 from app.prefix.spec import BaseModelSpec
+
+ATTENTION_NAME = "polyprefix"
+
+_UNSERVED_OPTIONS = ("softcap", "sliding_window", "s_aux")
+"""What some layers pass to their attention function and a plan does not do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,3 +85,49 @@ class FrozenModel:
             plan=plan,
         )
         return output.logits
+
+
+def prefix_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *,
+    plan: AttentionPlan | None = None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The registered attention function (transformers' AttentionInterface signature).
+
+    Raises UnsupportedModel when a layer asks for something that a plan cannot express.
+    """
+    for option in _UNSERVED_OPTIONS:
+        if options.get(option) is not None:
+            raise UnsupportedModel(f"{type(module).__name__} needs {option} in its attention")
+    if plan is None or attention_mask is not None:
+        raise UnsupportedModel(
+            f"{type(module).__name__} did not pass the plan on to its attention function"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    return plan.attend(role_of(module), layer, query, key, value, scale), None
+
+
+def role_of(module: torch.nn.Module) -> str:
+    """Which of `app.prefix.spec.MODULES` an attention layer is.
+
+    BART marks its decoder's layers `is_decoder` and the causal ones among them `is_causal`; the
+    layers of decoder-only models are causal, whether they say so or not.
+    """
+    if getattr(module, "is_causal", True) or not hasattr(module, "is_decoder"):
+        return "decoder"
+    return "cross" if module.is_decoder else "encoder"
+
+
+def register_attention() -> None:
+    """Make `ATTENTION_NAME` known to transformers. No mask function is registered on purpose:
+
+    with one, transformers would look for packed sequences, a device synchronisation per step.
+    """
+    AttentionInterface.register(ATTENTION_NAME, prefix_attention)

@@ -20,11 +20,10 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from app.errors import UnsupportedModel
-from app.model.attention import ATTENTION_NAME, register_attention
 from app.model.encoder_decoder import EncoderDecoder, start_tokens
 from app.model.families import check_supported, is_encoder_decoder
 from app.model.fingerprint import fingerprint_of
-from app.model.frozen import FrozenModel
+from app.model.frozen import ATTENTION_NAME, FrozenModel, register_attention
 from app.model.generation_defaults import check_padding, end_token_ids, generation_defaults
 from app.model.packed import pack_linear_layers
 from app.model.reference import reference_runs

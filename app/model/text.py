@@ -99,7 +99,8 @@ class Text:
         """
         tokenizer = self._parser if parse_special else self._tokenizer
         ids: list[int] = tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        self._check_known(ids)
+        if max(ids, default=0) >= self.vocab_size:
+            raise self._unknown(max(ids))
         return ids
 
     def render(self, template: str, text: str, *, parse_special: bool = False) -> list[int]:
@@ -120,7 +121,8 @@ class Text:
             elif piece:
                 filled = piece if parse_special else piece.replace(INPUT_PLACEHOLDER, text)
                 ids.extend(self._tokenizer.encode(filled, add_special_tokens=False).ids)
-        self._check_known(ids)
+        if max(ids, default=0) >= self.vocab_size:
+            raise self._unknown(max(ids))
         return ids
 
     def unknown_specials(self, template: str) -> list[str]:
@@ -189,15 +191,12 @@ class Text:
         spaced = encode(" a", add_special_tokens=False).ids
         return bare != spaced and bool(bare) and self.token_text(bare[0]).startswith(" ")
 
-    def _check_known(self, token_ids: Sequence[int]) -> None:
-        """Raise InvalidRequest if the model does not have one of the tokens."""
-        beyond = max(token_ids, default=0)
-        if beyond >= self.vocab_size:
-            raise InvalidRequest(
-                f"the text has the token {self._tokenizer.id_to_token(beyond)!r}, whose id is "
-                f"{beyond}; this model's embedding ends at {self.vocab_size - 1}: it cannot "
-                "read the token"
-            )
+    def _unknown(self, token_id: int) -> InvalidRequest:
+        return InvalidRequest(
+            f"the text has the token {self._tokenizer.id_to_token(token_id)!r}, whose id is "
+            f"{token_id}; this model's embedding ends at {self.vocab_size - 1}: it cannot "
+            "read the token"
+        )
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         if self._token_bytes is None:

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from app.errors import UnsupportedModel
-from app.model.attention import DensePlan, prefix_attention
-from app.model.frozen import FrozenModel
+from app.model.attention import DensePlan
+from app.model.frozen import FrozenModel, prefix_attention
 from app.prefix.prefix import KeyValues
 
 
