@@ -34,7 +34,7 @@ def prefix_of(length: int, offset: int) -> Prefix:
     return Prefix({"decoder": tensors}, PrefixMetadata(position_offset=offset))
 
 
-def test_what_just_fits_passes() -> None:
+def test_check_accepts_requests_that_just_fit() -> None:
     admission = make_admission()
     admission.check(make_request("it", range(100), 28, n=4))
     admission.check(make_request("it", [319], 7, [prefix_of(60, 60), prefix_of(4, 60)]))
@@ -55,7 +55,7 @@ def test_what_just_fits_passes() -> None:
         ([1], {"prefixes": [prefix_of(33, 0)] * 2}, "model", "66 positions .* limit is 64"),
     ],
 )
-def test_what_can_never_run_is_refused_by_the_name_of_its_field(
+def test_check_names_the_field_of_a_request_that_can_never_run(
     prompt: list[int], facts: dict[str, object], param: str, message: str
 ) -> None:
     with pytest.raises(InvalidRequest, match=message) as caught:
@@ -177,7 +177,7 @@ def test_a_tenants_full_queue_refuses_that_tenant_alone() -> None:
     admission.enter(tenant_request("a", "late", queue_cap=3))
 
 
-def test_a_burst_that_finds_rows_free_is_not_a_queue() -> None:
+def test_a_burst_that_finds_free_rows_may_exceed_the_queue_cap() -> None:
     admission = make_admission()
     for index in range(4 + 1):
         admission.enter(tenant_request("a", str(index), queue_cap=1))
@@ -194,7 +194,7 @@ def test_tenants_without_open_requests_leave_no_count_behind() -> None:
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf"), 1e4])
-def test_a_weight_that_is_none_is_refused(weight: float) -> None:
+def test_check_refuses_an_invalid_weight(weight: float) -> None:
     with pytest.raises(InvalidRequest, match="weight is from"):
         make_admission().check(tenant_request("a", "0", weight=weight))
 

@@ -106,7 +106,7 @@ def test_a_burst_that_meets_a_waiting_reader_is_taken_whole(
         assert taken.result() == [Cancel(str(number)) for number in range(5)]
 
 
-def test_a_burst_without_end_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_take_cuts_a_burst_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inbox_module, "_BURST_GAP_S", 60.0)
     monkeypatch.setattr(inbox_module, "_LONGEST_BURST_S", 0.05)
     inbox, done = Inbox(), threading.Event()

@@ -68,7 +68,7 @@ def test_a_step_is_one_wake_up_however_many_events_it_has() -> None:
     asyncio.run(main())
 
 
-def test_events_that_come_while_nobody_reads_are_read_together() -> None:
+def test_unread_events_are_read_together() -> None:
     async def main() -> None:
         router = Router()
         stream = router.open("a", nothing)
@@ -142,7 +142,7 @@ def test_readers_on_two_event_loops_each_get_their_own() -> None:
     other.close()
 
 
-def test_a_reader_whose_event_loop_is_closed_harms_nobody() -> None:
+def test_a_closed_event_loop_does_not_disturb_other_readers() -> None:
     router = Router()
 
     async def open_and_leave() -> None:

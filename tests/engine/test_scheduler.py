@@ -344,11 +344,11 @@ def test_cancelling_frees_rows_and_reservations_at_once_in_every_state(state: st
     assert scripted.is_empty()
 
 
-def test_cancelling_what_nobody_knows_does_nothing() -> None:
+def test_cancelling_an_unknown_request_does_nothing() -> None:
     assert ScriptedScheduler().scheduler.cancel("nobody") == []
 
 
-def test_cancelling_makes_room_for_who_waits() -> None:
+def test_cancelling_makes_room_for_waiting_requests() -> None:
     scripted = ScriptedScheduler(EngineConfig(max_rows=1))
     scripted.add(*(make_request(name, prompt(2), 50) for name in "abc"))
     scripted.step()
@@ -359,7 +359,7 @@ def test_cancelling_makes_room_for_who_waits() -> None:
 
 
 @STATES
-def test_a_deadline_ends_a_request_in_every_state_and_nobody_else(state: str) -> None:
+def test_a_deadline_ends_its_own_request_in_every_state(state: str) -> None:
     scripted = narrow()
     bring_to(scripted, state, deadline=5.0)
     scripted.expire(4.999)

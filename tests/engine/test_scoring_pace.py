@@ -39,7 +39,7 @@ def test_scored_prompts_lengthen_the_step_of_rows_that_decode_within_the_prefill
     assert longest_step(SMALL_MODEL, 8) < 2.0
 
 
-def test_scored_prompts_have_the_whole_chunk_where_nobody_decodes() -> None:
+def test_scored_prompts_have_the_whole_chunk_while_no_row_decodes() -> None:
     timed = TimedScheduler(ON_CPU)
     timed.submit(scored_requests(3, 500))
     plan = timed.advance()

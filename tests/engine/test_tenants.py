@@ -90,7 +90,7 @@ def test_a_tenant_uses_every_row_again_once_the_other_was_away_for_long() -> Non
     assert timed.rows_of("a") == 8
 
 
-def test_who_comes_while_another_holds_all_rows_gets_the_next_one() -> None:
+def test_a_newcomer_gets_the_next_free_row() -> None:
     timed = TimedScheduler(FLAT, 8)
     timed.submit(tenant_request("a", str(index), new=20 + 5 * index) for index in range(8))
     timed.submit(tenant_request("a", f"more {index}") for index in range(100))
@@ -119,7 +119,7 @@ def test_a_backlog_is_served_by_weight_in_every_window(costs: Costs, weight: flo
     assert all(share == pytest.approx(weight, rel=0.1) for share in shares)
 
 
-def test_who_joins_a_backlog_gets_its_share_and_no_more() -> None:
+def test_a_tenant_that_joins_a_backlog_gets_its_share_and_no_more() -> None:
     timed = TimedScheduler(ON_CPU)
     timed.submit(requests_of("a", 1000))
     timed.advance_until(20.0)
@@ -196,7 +196,7 @@ def test_a_tenant_at_its_row_cap_does_not_hold_up_the_others() -> None:
     assert timed.rows_of("b") == 1
 
 
-def test_what_a_cap_holds_back_is_no_credit() -> None:
+def test_a_tenant_that_a_cap_holds_back_earns_no_credit() -> None:
     timed = TimedScheduler(FLAT, 16)
     timed.submit(requests_of("a", 300, row_cap=1))
     timed.submit(requests_of("b", 3000))

@@ -113,7 +113,7 @@ def test_composed_prefixes_are_one_prefix_of_both_in_their_order(
     assert largest(logits_of(stepped, "first") - plain) > 0.1
 
 
-def test_columns_stand_in_the_order_in_which_prefixes_are_named(
+def test_columns_keep_the_order_in_which_prefixes_are_named(
     tiny_gpt2: FrozenModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Attention has no order of its own, so this looks at the pool."""

@@ -138,7 +138,7 @@ def test_a_request_that_ends_at_any_stage_leaves_nothing_and_the_others_tokens(
     stepped.check_empty()
 
 
-def test_an_engine_that_rests_on_a_pass_for_nobody_serves_the_next_request(
+def test_an_unneeded_encoder_pass_does_not_delay_the_next_request(
     tiny_bart: FrozenModel,
     expected: Tokens,
     monkeypatch: pytest.MonkeyPatch,

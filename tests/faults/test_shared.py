@@ -245,7 +245,7 @@ def shared_segments(stepped: SteppedEngine, role: str) -> list[SharedPrefix]:
 
 
 @SEGMENTS
-def test_nan_in_what_is_shared_ends_exactly_those_who_share_it(
+def test_nan_in_a_shared_segment_ends_exactly_the_requests_that_share_it(
     models: dict[str, FrozenModel],
     expected: dict[str, Tokens],
     family: str,

@@ -133,7 +133,7 @@ def healthy(scene: Scene) -> Iterator[None]:
     until(lambda: scene.push("mine").is_success)
 
 
-def test_a_frozen_store_keeps_nobody_waiting_who_does_not_need_it(scene: Scene) -> None:
+def test_a_frozen_store_delays_only_calls_that_need_it(scene: Scene) -> None:
     idle = [times(scene.uses()) for _ in range(3)]
     usual = {name: statistics.median(one[name] for one in idle) for name in idle[0]}
     with ThreadPoolExecutor(14) as pool:

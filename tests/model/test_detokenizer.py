@@ -95,7 +95,7 @@ def test_starts_rise_and_stay_within_the_text(kind: str, data: st.DataObject) ->
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"cleaned-wordpiece", "char-bpe"}))
-def test_the_text_of_a_token_stands_at_its_start(kind: str) -> None:
+def test_start_is_where_a_tokens_text_begins(kind: str) -> None:
     text = text_of(kind)
     ids = text.encode("the quick fox jumps over the cat and on the mat")[1:]
     whole, starts = text.spell(ids)

@@ -150,7 +150,7 @@ def test_an_activation_is_right_for_small_large_and_infinite_numbers(gelu: str) 
 
 
 @NATIVE
-def test_rows_may_stand_apart_and_in_any_shape() -> None:
+def test_inputs_may_have_any_strides_and_shape() -> None:
     layer = Layer(40, 24)
     together = layer.randn(2, 3, 48)
     x = together[..., 24:]
@@ -167,7 +167,7 @@ def test_a_weight_in_another_layout_is_refused() -> None:
         FewRowsProduct(load_few_rows_kernel(), reordered, (64, 512), None, None)
 
 
-def test_without_a_place_for_the_library_there_is_none(
+def test_load_fails_without_a_folder_for_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(few_rows_module, "this_processor", lambda: Processor(True, 64))

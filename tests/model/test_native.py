@@ -103,7 +103,7 @@ def test_workers_are_those_of_the_library_that_torch_has_loaded(source: Path, fo
     assert "/torch/" in ours.pop()
 
 
-def test_without_a_compiler_there_is_none(
+def test_load_native_fails_without_a_compiler(
     source: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(native.shutil, "which", lambda _: None)

@@ -171,7 +171,7 @@ def test_a_row_that_is_not_finite_leaves_the_other_rows_bits(
 
 
 @DTYPES
-def test_what_stands_behind_the_columns_in_use_is_never_read(dtype: torch.dtype) -> None:
+def test_columns_behind_those_in_use_are_never_read(dtype: torch.dtype) -> None:
     memory = Memory(dtype, 3, 3, 2, 1, 16)
     tokens = [[(row, 5 + 17 * row)] for row in range(3)]
     expected = memory.attend(tokens)
@@ -181,7 +181,7 @@ def test_what_stands_behind_the_columns_in_use_is_never_read(dtype: torch.dtype)
 
 
 @DTYPES
-def test_a_row_has_the_same_bits_whoever_stands_beside_it(dtype: torch.dtype) -> None:
+def test_a_row_has_the_same_bits_in_every_batch(dtype: torch.dtype) -> None:
     memory = Memory(dtype, 8, 8, 2, 2, 16)
     tokens = [[(row, 30 + 9 * row)] for row in range(8)]
     together = memory.attend(tokens)
@@ -225,6 +225,8 @@ def test_a_result_that_differs_from_the_plain_one_is_refused(
 
 
 @pytest.mark.parametrize(("head_dim", "dtype"), [(16, torch.float16), (7, torch.bfloat16)])
-def test_what_it_cannot_do_is_refused(head_dim: int, dtype: torch.dtype) -> None:
+def test_load_attention_kernel_refuses_other_dtypes_and_sizes(
+    head_dim: int, dtype: torch.dtype
+) -> None:
     with pytest.raises(NoNativeCode):
         load_attention_kernel(head_dim, dtype)

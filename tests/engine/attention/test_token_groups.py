@@ -92,7 +92,7 @@ def test_what_is_shared_by_many_and_by_few_is_one_group_up_to_sixteen_times() ->
     assert slots_of(grouping().groups(shared(rows, tokens))) == [(0, 0, 2), (0, 2, 3)]
 
 
-def test_rows_that_share_and_rows_that_do_not_stand_in_groups_of_their_own() -> None:
+def test_rows_that_share_and_rows_that_do_not_are_in_separate_groups() -> None:
     first, second = row_at(0), row_at(1)
     shares = [Share(first, range(1), 10), Share(second, range(1, 2), 10, joined=True)]
     groups = grouping().groups(shares)
@@ -174,7 +174,7 @@ def test_decoding_rows_look_at_whole_slots_where_their_kernel_wants_that(
     joined=st.booleans(),
     decode=st.sampled_from(["sdpa", "matmul"]),
 )
-def test_every_token_of_any_chunks_stands_once_with_its_own_columns(
+def test_every_token_of_any_chunks_is_in_one_group_with_its_own_columns(
     facts: list[tuple[int, int, int, int]], joined: bool, decode: str
 ) -> None:
     rows = [row_at(index, length_class, columns) for length_class, index, columns, _ in facts]

@@ -60,7 +60,7 @@ def test_the_top_is_that_of_torch_for_any_shape(
 
 
 @pytest.mark.parametrize("place", [0, 127, 128, 2047, 2048, 2099])
-def test_the_best_is_found_wherever_it_stands(place: int) -> None:
+def test_best_finds_the_largest_at_every_place(place: int) -> None:
     """2,100 columns are 16 whole blocks and a rest."""
     values = logits_of(2, columns=2100)
     values[1, place] = 99.0
@@ -117,7 +117,7 @@ def test_the_logits_stay_as_they_are() -> None:
     assert torch.equal(logits, before)
 
 
-def test_the_end_is_barred_before_min_tokens_and_its_share_goes_to_nobody() -> None:
+def test_the_end_token_is_barred_before_min_tokens() -> None:
     logits = logits_of(1)
     logits[0, 0] = 9.0
     free, barred = only(logits, beam_row()), only(logits, beam_row(min_tokens=1))

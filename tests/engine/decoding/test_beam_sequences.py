@@ -90,7 +90,7 @@ def searching(*tokens: int) -> Scene:
     return scene
 
 
-def test_the_first_tokens_branch_from_a_trunk_that_nobody_copies() -> None:
+def test_the_first_tokens_branch_from_a_trunk_without_copies() -> None:
     scene = Scene(3)
     assert scene.advance([(A, -1.0), (B, -2.0), (C, -3.0)]) == []
     assert scene.trunk.is_trunk

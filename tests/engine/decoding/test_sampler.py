@@ -138,9 +138,7 @@ def test_greedy_finds_the_first_most_probable_token_of_any_vocabulary(
     place=st.floats(0, 1, exclude_max=True),
     bad=st.sampled_from((math.nan, math.inf)),
 )
-def test_one_logit_that_is_no_number_is_noticed_wherever_it_stands(
-    size: int, place: float, bad: float
-) -> None:
+def test_a_single_nan_logit_is_noticed_at_every_place(size: int, place: float, bad: float) -> None:
     logits = torch.stack([random_logits(row, size) for row in range(3)])
     logits[1, int(place * size)] = bad
     items = sample(logits, [make_row() for _ in range(3)], [END])

@@ -120,7 +120,7 @@ def clients(served: Served, number: int, *, every: float = 0.2, **shape: Any) ->
 
 
 @pytest.mark.parametrize(("rows", "every"), [(1, 0.2), (4, 0.0), (4, 0.5), (8, 0.3)])
-def test_who_waits_for_rows_of_its_limit_as_told_gets_them(rows: int, every: float) -> None:
+def test_a_client_that_waits_as_told_gets_rows_of_its_limit(rows: int, every: float) -> None:
     served = Served(EngineConfig(), TenantLimits(max_rows=rows))
     clients(served, 5 + rows, every=every, new=400)
     served.play()
@@ -131,21 +131,21 @@ def test_who_waits_for_rows_of_its_limit_as_told_gets_them(rows: int, every: flo
     assert served.timed.now <= 1.5 * ideal.now + 3
 
 
-def test_who_waits_for_several_rows_as_told_gets_them() -> None:
+def test_a_client_that_waits_as_told_gets_several_rows() -> None:
     served = Served(EngineConfig(), TenantLimits(max_rows=8))
     clients(served, 7, n=3, new=300)
     served.play()
     served.check(least=5)
 
 
-def test_who_waits_for_a_place_in_its_tenants_queue_as_told_gets_it() -> None:
+def test_a_client_that_waits_as_told_gets_its_place_in_the_tenants_queue() -> None:
     served = Served(EngineConfig(max_rows=8))
     clients(served, 20, every=0.05, new=150, queue_cap=4)
     served.play()
     served.check(least=8)
 
 
-def test_who_waits_for_a_place_in_the_servers_queue_as_told_gets_it() -> None:
+def test_a_client_that_waits_as_told_gets_its_place_in_the_servers_queue() -> None:
     served = Served(EngineConfig(max_rows=8, max_waiting=4))
     clients(served, 20, every=0.05, new=150)
     served.play()
@@ -195,7 +195,7 @@ def test_requests_that_wait_take_turns_on_the_rows_that_run() -> None:
     assert simulate([], [(1, 2.0)], 0) == [(0.0, 2.0)]
 
 
-def test_who_was_told_is_remembered_until_then_and_no_more_than_so_many_are() -> None:
+def test_told_waits_are_remembered_until_then_within_bounds() -> None:
     told = Told()
     told.add("a", 5.0, Stay(1, 2.0))
     assert told.of("a", 4.9) == [Stay(1, 2.0)]
@@ -207,7 +207,7 @@ def test_who_was_told_is_remembered_until_then_and_no_more_than_so_many_are() ->
     assert len(told.of("many", 0.0)) <= 128
 
 
-def test_nobody_is_told_less_than_a_second_or_more_than_a_minute() -> None:
+def test_a_wait_is_between_one_second_and_one_minute() -> None:
     forecast = Forecast(lambda request: request.sampling.max_tokens, 64)
     assert forecast.room_wait(None) == 1.0
     assert forecast.rows_wait("a", [], 0, 1, 100) == 1.0

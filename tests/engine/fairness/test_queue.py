@@ -92,7 +92,7 @@ def test_what_was_expected_and_not_served_is_given_back() -> None:
     assert served.tenant("a")["counter"] == 70 + 10 + 2 * 50
 
 
-def test_who_comes_or_comes_back_starts_where_the_last_one_started() -> None:
+def test_a_new_or_returning_tenant_starts_at_the_counter_of_the_last_start() -> None:
     served = Served()
     served.add(*(tenant_request("b", str(index)) for index in range(2)))
     served.add(*(tenant_request("a", str(index)) for index in range(60)))
@@ -104,14 +104,16 @@ def test_who_comes_or_comes_back_starts_where_the_last_one_started() -> None:
     assert sorted(served.serve(3))[1:] == ["bagain", "cnew"]
 
 
-def test_who_has_something_waiting_is_not_lifted() -> None:
+def test_a_tenant_with_a_waiting_request_is_not_lifted() -> None:
     served = Served()
-    served.add(tenant_request("a", "0"), tenant_request("b", "0"), tenant_request("b", "1"))
-    served.serve(2)
-    before = served.tenant("b")["counter"]
-    served.queue._last_started = 1e5
-    served.add(tenant_request("b", "2"))
-    assert served.tenant("b")["counter"] == before
+    served.add(tenant_request("b", "0"))
+    served.add(*(tenant_request("a", str(index), prompt=10, new=15) for index in range(3)))
+    served.queue.begin(served.now, FLAT)
+    started = list(served.queue.starts(lambda entry: entry.request.tenant == "a"))
+    assert len(started) == 3
+    assert served.queue.debug_state()["last_started"] == 80
+    served.add(tenant_request("b", "1"))
+    assert served.tenant("b")["counter"] == 0
 
 
 def test_counters_stay_small_and_their_differences_the_same() -> None:

@@ -51,7 +51,7 @@ def test_tenants_that_come_together_all_find_something() -> None:
     assert taken == [4, 2, 1, 1]
 
 
-def test_of_the_reserve_nobody_takes_more_than_its_share() -> None:
+def test_no_tenant_takes_more_of_the_reserve_than_its_share() -> None:
     assert Stock(64, 8, 8).allows(0, 2, fair=1 / 28)
     assert not Stock(64, 8, 8).allows(2, 1, fair=1 / 28)
     assert Stock(64, 8, 9).allows(50, 1, fair=1 / 32)
@@ -173,7 +173,9 @@ def test_beside_a_flood_for_all_the_memory_the_first_token_takes_little_longer()
     [{"prompt": 600, "new": 30}, {"prompt": 60, "new": 100}, {"n": 64, "new": 200}],
     ids=["long sources", "short sources", "wide"],
 )
-def test_with_an_encoder_too(shape: dict[str, Any]) -> None:
+def test_beside_a_flood_of_sources_the_first_token_takes_little_longer(
+    shape: dict[str, Any],
+) -> None:
     alone = first_tokens(kept(source_columns=20_000), [])
     beside = first_tokens(kept(source_columns=20_000), flood_of("flood", **shape))
     assert beside[ASKED // 2] <= 6 * alone[ASKED // 2]

@@ -103,7 +103,7 @@ def test_prefixes_are_shared_from_a_length_on_that_counts_them_together(
     assert bool(needs.shared) is shared
 
 
-def test_those_who_hold_the_same_prefixes_in_the_same_order_share_one_place() -> None:
+def test_requests_with_the_same_prefixes_in_the_same_order_share_one_slot() -> None:
     table = row_table()
     memory = KVMemory(table, "decoder")
     a, b = prefix_of(LONG), prefix_of(LONG)
@@ -139,7 +139,7 @@ def test_a_shared_prefix_is_loaded_once_and_leaves_with_its_last_user() -> None:
     assert fresh is not segment
 
 
-def test_a_suspect_prefix_is_shared_with_nobody_new_and_its_place_is_cleared() -> None:
+def test_a_tainted_prefix_gets_no_new_users_and_its_slot_is_cleared() -> None:
     table = row_table()
     memory = KVMemory(table, "decoder")
     request = request_of([prefix_of(LONG)])
@@ -171,7 +171,7 @@ def test_the_columns_of_a_shared_prefix_are_reserved_once() -> None:
 
 
 @pytest.mark.parametrize("length", [10, 100])
-def test_what_fits_is_what_can_be_held(length: int) -> None:
+def test_fits_agrees_with_what_can_be_reserved(length: int) -> None:
     """A second user of a shared prefix needs less than the first."""
     request = request_of([prefix_of(length)])
     for columns in range(8, 400, 8):
@@ -189,7 +189,7 @@ def test_what_fits_is_what_can_be_held(length: int) -> None:
         assert count == max(0, columns - once) // each
 
 
-def test_the_most_that_a_request_needs_counts_its_prefix_as_if_nobody_shared_it() -> None:
+def test_needs_count_a_prefix_as_if_it_were_not_shared() -> None:
     held = reservations(row_table())
     request = request_of([prefix_of(100)])
     first, second = begun(held, request), begun(held, request)
@@ -279,7 +279,7 @@ LENGTHS = st.lists(st.sampled_from((3, 30, 40, LONG, 90)), max_size=3)
     shelf=st.lists(st.tuples(LENGTHS, LENGTHS), min_size=1, max_size=3),
     acts=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5), st.booleans()), max_size=30),
 )
-def test_whatever_comes_and_goes_in_any_order_nothing_is_left_at_the_end(
+def test_reservations_that_end_in_any_order_leave_nothing(
     shelf: list[tuple[list[int], list[int]]], acts: list[tuple[int, int, bool]]
 ) -> None:
     rows, sources = row_table(), source_table()

@@ -109,7 +109,7 @@ def test_clearing_zeroes_one_slot_and_no_other() -> None:
     assert float(contents(pool, Slot(0, 0)).min()) == 1
 
 
-def test_prefixes_stand_at_the_front_in_their_order() -> None:
+def test_prefixes_are_at_the_front_of_the_slot_in_their_order() -> None:
     pool = make_pool()
     pool.apply(LoadPrefixes(row_with(prefix_of(3, 1.0), prefix_of(2, 7.0)), Slot(0, 2)))
     columns = contents(pool, Slot(0, 2))[0, 0, :, 0].tolist()
