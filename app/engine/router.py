@@ -105,11 +105,6 @@ class RequestStream:
         events, self._events = self._events, []
         return events
 
-    @property
-    def num_unread(self) -> int:
-        """Events that have arrived and were not read."""
-        return len(self._events)
-
     def cancel(self) -> None:
         """Free the request's rows at the next step boundary; harmless once it has ended.
 

@@ -64,8 +64,10 @@ class WatchedCondition(threading.Condition):
 def test_a_reader_that_waits_is_woken(
     act: Callable[[Inbox], None], expected: list[Cancel] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inbox, watched = Inbox(), WatchedCondition()
-    monkeypatch.setattr(inbox, "_changed", watched)
+    watched = WatchedCondition()
+    monkeypatch.setattr(inbox_module.threading, "Condition", lambda: watched)
+    inbox = Inbox()
+    monkeypatch.undo()
     with ThreadPoolExecutor(1) as pool:
         reader = pool.submit(inbox.take, wait=True)
         assert watched.waiting.wait(10)
