@@ -312,7 +312,8 @@ class Scheduler:
             goes_on = entry.beams.advance(result.candidates, self._table)
             results = [] if goes_on else entry.beams.results()
         except Exception as error:
-            return self._fail({entry.rows[0]: GenerationFault(f"the search failed: {error}")})
+            fault = GenerationFault(f"the beam search failed: {error}")
+            return self._fail({entry.rows[0]: fault})
         if goes_on:
             entry.rows = list(dict.fromkeys([entry.rows[0], *entry.beams.rows]))
         else:
@@ -321,12 +322,15 @@ class Scheduler:
         return [(entry.request.id, event) for event in events]
 
     def _fail(self, faults: Mapping[KVEntry, PolyprefixError]) -> Deliveries:
-        """End every request that depends on what failed."""
+        """End every request that depends on what failed, or of which a row failed."""
+        rows = [item for item in faults if isinstance(item, TokenSequence)]
+        by_request = {row.request.id: faults[row] for row in rows}
         failed: list[tuple[RequestState, PolyprefixError]] = []
         for entry in self._active.values():
             errors = [faults[item] for item in entry.occupants if item in faults]
-            if errors:
-                failed.append((entry, errors[0]))
+            error = errors[0] if errors else by_request.get(entry.request.id)
+            if error is not None:
+                failed.append((entry, error))
         # all before any of them frees a slot that another one would move into
         for entry, _ in failed:
             entry.taint()
