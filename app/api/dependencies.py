@@ -15,8 +15,7 @@ from app.api.generation.generation import GenerationService
 from app.api.metrics import Metrics
 from app.api.middleware.audit import audited_call
 from app.api.services import Limits, Services
-from app.api.side_work.concurrency_cap import ConcurrencyCap
-from app.api.side_work.turns import SideQueue
+from app.api.side_work.turns import ConcurrencyCap, SideQueue
 from app.db.database import Actor
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel

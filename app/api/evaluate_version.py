@@ -14,9 +14,9 @@ from app.api.generation.prefix_selection import PrefixSelection
 from app.api.generation.prompts import check_text, encode_prompts
 from app.api.generation.sampling import room_for
 from app.api.schemas.evaluations import DecodingFields, ExampleBody
-from app.api.side_work.concurrency_cap import ConcurrencyCap
 from app.api.side_work.metered import MeteredQueue
 from app.api.side_work.off_loop import off_loop
+from app.api.side_work.turns import ConcurrencyCap
 from app.engine.offline import Completion
 from app.engine.request import GenerationRequest
 from app.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest

@@ -93,9 +93,9 @@ async def admit(
         quota=Quota(principal.limits.max_prefixes, principal.limits.max_bytes),
         actor=actor,
     )
-    selection = PrefixSelection([SelectedPrefix(name, prefix.digest, on_device)])
 
     async def score(_: str, gate: QualityGate) -> float:
+        selection = PrefixSelection([SelectedPrefix(name, prefix.digest, on_device)])
         evaluation = services.evaluations.begin(principal, selection, DecodingFields())
         return await gate_score(evaluation, gate)
 

@@ -15,9 +15,8 @@ from app.api.evaluate_version import EvaluationService
 from app.api.generation.generation import GenerationService
 from app.api.generation.prefix_selection import PrefixSelector
 from app.api.metrics import Metrics
-from app.api.side_work.concurrency_cap import ConcurrencyCap
 from app.api.side_work.metered import MeteredQueue
-from app.api.side_work.turns import SideQueue
+from app.api.side_work.turns import ConcurrencyCap, SideQueue
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
 from app.registry.registry import Registry

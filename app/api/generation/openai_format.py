@@ -87,12 +87,6 @@ class PromptReply:
         elif isinstance(event, TextDelta | RowFinished):
             self.rows[event.index].add(event)
 
-    def best(self, count: int) -> list[RowReply]:
-        """The `count` most probable rows per token; all in their order if none is left out."""
-        if count >= len(self.rows):
-            return self.rows
-        return sorted(self.rows, key=lambda row: -row.rank)[:count]
-
 
 class CompletionReply:
     """Collects one generation and shapes it, whole or in parts."""
@@ -135,10 +129,25 @@ class CompletionReply:
 
     def whole(self) -> Json:
         """The reply that is not streamed."""
+        n, num_top = self._body.n or 1, self._body.logprobs
         choices: list[Json] = []
         for prompt in self.prompts:
-            for row in prompt.best(self._body.n or 1):
-                choices.append(self._choice(len(choices), prompt, row))
+            rows = prompt.rows
+            if n < len(rows):  # the most probable ones per token
+                rows = sorted(rows, key=lambda row: -row.rank)[:n]
+            for row in rows:
+                logprobs = None
+                if num_top is not None:
+                    scores = [*prompt.prompt_scores, *row.scores]
+                    offsets = [*prompt.score_starts, *_offsets(row.scores, len(prompt.echo_text))]
+                    logprobs = _logprobs_object(scores, num_top, offsets)
+                choice = {
+                    "text": prompt.echo_text + row.text,
+                    "index": len(choices),
+                    "logprobs": logprobs,
+                    **row.ending,
+                }
+                choices.append(choice)
         return {**self._head, "choices": choices, "usage": self._usage()}
 
     async def parts(self) -> AsyncIterator[bytes]:
@@ -170,19 +179,6 @@ class CompletionReply:
         if include_usage:
             yield writer.usage(self._usage(), timings.milliseconds)
         yield b"data: [DONE]\n\n"
-
-    def _choice(self, index: int, prompt: PromptReply, row: RowReply) -> Json:
-        logprobs = None
-        if self._body.logprobs is not None:
-            scores = [*prompt.prompt_scores, *row.scores]
-            offsets = [*prompt.score_starts, *_offsets(row.scores, len(prompt.echo_text))]
-            logprobs = _logprobs_object(scores, self._body.logprobs, offsets)
-        return {
-            "text": prompt.echo_text + row.text,
-            "index": index,
-            "logprobs": logprobs,
-            **row.ending,
-        }
 
     def _usage(self) -> Json:
         """OpenAI's token counts; prefixes cost no tokens."""

@@ -1,16 +1,17 @@
-"""Computation beside the engine: one piece at a time, in a thread that ends with it.
+"""How tenants share what runs beside the engine: turns for computation, caps on what is open.
 
-The engine keeps the machine's other cores, and memory is that of one piece, however many requests
-ask. Pieces are short, and tenants take turns, so that no tenant waits longer because another asks
-for much.
+Computation runs one piece at a time, in a thread that ends with it: the engine keeps the machine's
+other cores, and memory is that of one piece. Pieces are short, and tenants take turns, so that no
+tenant waits longer because another asks for much.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from app.errors import DeadlineExceeded, Overloaded, TenantQueueFull
@@ -18,6 +19,8 @@ from app.model.threads import run_in_fresh_thread
 
 Result = TypeVar("Result")
 
+MAX_OPEN = 16
+"""Of one kind, by one tenant."""
 MAX_WAITING = 128
 MAX_WAITING_OF_TENANT = 16
 
@@ -94,3 +97,32 @@ class SideQueue:
         self._hand_on()
         if not done.cancelled():
             done.exception()  # retrieved, since its caller may have left
+
+
+class ConcurrencyCap:
+    """How much of a kind each tenant has open, bounded before any work is done for it.
+
+    For what takes room or work that no limit counts yet: uploads that are not complete, evaluations
+    that are read and encoded. It belongs to one event loop; `open` has those tenants that have
+    something open.
+    """
+
+    def __init__(self, what: str) -> None:
+        """`what` names the kind, as in "uploads"."""
+        self._what = what
+        self.open = Counter[str]()
+
+    @contextmanager
+    def slot(self, tenant: str) -> Iterator[None]:
+        """One more of the tenant for the length of the block; TenantQueueFull at `MAX_OPEN`."""
+        if self.open[tenant] >= MAX_OPEN:
+            raise TenantQueueFull(
+                f"{MAX_OPEN} {self._what} of this tenant are open; try again later"
+            )
+        self.open[tenant] += 1
+        try:
+            yield
+        finally:
+            self.open[tenant] -= 1
+            if not self.open[tenant]:
+                del self.open[tenant]

@@ -8,8 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from app.api.side_work import concurrency_cap
-from app.api.side_work.concurrency_cap import ConcurrencyCap
+from app.api.side_work.turns import MAX_OPEN, ConcurrencyCap
 from app.engine.request import GenerationRequest
 from app.engine.router import RequestStream
 from app.errors import TenantQueueFull
@@ -39,7 +38,7 @@ def begin_upload(guarded: Guarded, tenant: str) -> socket.socket:
 def test_the_cap_counts_each_tenant_alone() -> None:
     uploads = ConcurrencyCap("uploads")
     with ExitStack() as stack:
-        for _ in range(concurrency_cap.MAX_OPEN):
+        for _ in range(MAX_OPEN):
             stack.enter_context(uploads.slot("acme"))
         with pytest.raises(TenantQueueFull), uploads.slot("acme"):
             pass
@@ -55,9 +54,9 @@ def test_unfinished_uploads_block_only_their_own_tenant(
 ) -> None:
     uploads = guarded.server.services.uploads
     prefix = random_prefix(tiny_gpt2, 3)
-    doors = [begin_upload(guarded, "acme") for _ in range(concurrency_cap.MAX_OPEN)]
+    doors = [begin_upload(guarded, "acme") for _ in range(MAX_OPEN)]
     try:
-        until(lambda: uploads.open["acme"] == concurrency_cap.MAX_OPEN)
+        until(lambda: uploads.open["acme"] == MAX_OPEN)
         refused = guarded.push("mine", prefix, guarded.key("acme"))
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tenant_queue_full")
         assert guarded.push("mine", prefix, guarded.key("rival")).status_code == 201
@@ -76,7 +75,7 @@ def test_an_evaluation_beyond_the_cap_is_refused_before_any_work(
     compared = {"a": "latest", "b": "latest", "examples": [{"input": "a"}]}
     evaluations = guarded.server.services.evaluations.cap
     with guarded.client(guarded.key("acme")) as client, ExitStack() as stack:
-        for _ in range(concurrency_cap.MAX_OPEN):
+        for _ in range(MAX_OPEN):
             stack.enter_context(evaluations.slot("acme"))
         refused = client.post("/v1/prefixes/judged/evaluate", json=body)
         assert (refused.status_code, refused.json()["error"]["code"]) == (429, "tenant_queue_full")
