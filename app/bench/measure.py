@@ -1,7 +1,6 @@
 """Measuring contenders in turns, each in its own process and warmed up.
 
-Taking turns makes a slow phase of the machine hit all contenders alike. The median round counts.
-All contenders are in memory at the same time.
+Taking turns makes a slow phase of the machine hit all contenders alike; the median round counts.
 """
 
 from __future__ import annotations

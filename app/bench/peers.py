@@ -1,8 +1,7 @@
 """The peers: what a user would build from today's libraries.
 
 A peer is a function from (model folder, load, dtype, batch size) to a callable that computes the
-whole load once. Each peer produces exactly as many tokens as requested; a static batch runs until
-its longest row is done. A heavy library is imported only if its peer is chosen.
+whole load once, with exactly as many tokens as requested. It imports its library when it is called.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The pretraining documents: an endless, reproducible stream made from the sources.
 
-Facts appear in many spellings and in many tasks (describe, copy, look up, parse …), half of the
-time after a phrase that names the task. So the model learns that the beginning of a text decides
-the task, and that values are copied. A prefix does the same with trained keys and values.
+Facts appear in many spellings and tasks, half of the time after a phrase that names the task. So
+the beginning of a text decides the task, as a prefix will do later.
 """
 
 from __future__ import annotations

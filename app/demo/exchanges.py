@@ -1,7 +1,7 @@
 """Texts for an encoder and a decoder: an endless, reproducible stream made from the sources.
 
-More than a third of the tokens are infilling. The rest are the demo GPT-2's tasks on facts and
-tasks on longer passages. The first words decide the task, as a prefix will do later.
+More than a third of the tokens are infilling; the rest are tasks on facts and on passages, whose
+first words decide the task.
 """
 
 from __future__ import annotations
