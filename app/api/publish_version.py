@@ -32,6 +32,7 @@ from app.prefix.prefix import Prefix
 from app.registry.quality_gates import QualityGate
 from app.registry.storage.store import StagedFile
 from app.registry.types import Quota, Version
+from app.runtime.prefix_cache import PrefixKey
 from app.tenancy.auth.principal import Principal
 from app.training.publish import describe
 
@@ -80,9 +81,10 @@ async def admit(
     tenant = principal.tenant
     read = await services.workers.files.run(tenant, _decode, services, path)
     prefix, on_device, warnings = read
-    deadline = time.monotonic() + services.limits.request_timeout
-    await services.aside.run(tenant, deadline, check_finite, services.model, on_device)
-    await _probe(services, on_device, principal)
+    if not await _is_served(services, tenant, name, prefix.digest):
+        deadline = time.monotonic() + services.limits.request_timeout
+        await services.aside.run(tenant, deadline, check_finite, services.model, on_device)
+        await _probe(services, on_device, principal)
     commit = partial(
         services.registry.add_version,
         tenant,
@@ -136,6 +138,13 @@ def _decode(services: Services, path: Path) -> tuple[Prefix, Prefix, list[str]]:
     model = services.model
     prefix = decode(path, model.spec, model.dtype, max_length=services.limits.max_prefix_length)
     return prefix, prefix.to(model.device, model.dtype), _check_template(services, prefix)
+
+
+async def _is_served(services: Services, tenant: str, name: str, digest: str) -> bool:
+    """Whether the tenant has this content already, and the model computes with it at present."""
+    find = services.registry.find_content
+    content = await services.workers.catalog.run(tenant, find, tenant, name, digest)
+    return content is not None and services.tiers.contains(PrefixKey(*content)) == "device"
 
 
 async def _probe(services: Services, prefix: Prefix, principal: Principal) -> None:

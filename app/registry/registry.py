@@ -200,6 +200,12 @@ class Registry:
         with self.catalog.read() as connection:
             return versions.to_version(versions.get_row(connection, tenant, name, digest))
 
+    def find_content(self, tenant: str, name: str, digest: str) -> ContentKey | None:
+        """Where the tenant's versions with this digest lie; None if it has none."""
+        with self.catalog.read() as connection:
+            found = versions.sibling_row(connection, tenant, name, digest)
+        return None if found is None else ContentKey(found.owner, digest)
+
     def open_content(self, tenant: str, version: Version) -> BinaryIO:
         """The version's file for reading, to the end even if the version is deleted meanwhile.
 

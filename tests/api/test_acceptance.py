@@ -117,3 +117,23 @@ def test_a_stored_version_that_overflows_in_the_serving_dtype_is_not_usable_ther
         stored_prefixes(OneFile(path), served, 512)(key)
     assert (caught.value.status, caught.value.code) == (409, "not_usable_in_dtype")
     assert prefix.digest[:12] in caught.value.message
+
+
+def test_content_that_is_served_already_is_not_tried_again(
+    tiny_gpt2: FrozenModel, tmp_path: Path
+) -> None:
+    prefix = random_prefix(tiny_gpt2, 3, seed=81)
+    with serving(tiny_gpt2, tmp_path) as server, server.client() as client:
+        counters = server.services.engine.counters
+
+        def finished_by_upload(name: str) -> int:
+            before = counters.finished
+            assert server.push(name, prefix).status_code == 201
+            return counters.finished - before
+
+        assert finished_by_upload("first") == 1
+        assert finished_by_upload("second") == 1, "nothing has been computed with it yet"
+        body = {"model": "first", "prompt": [5], "max_tokens": 1}
+        assert client.post("/v1/completions", json=body).status_code == 200
+        assert finished_by_upload("third") == 0
+        assert client.post("/v1/completions", json=body | {"model": "third"}).status_code == 200
