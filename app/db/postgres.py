@@ -1,8 +1,8 @@
-"""Connections to PostgreSQL that do not wait for ever for a server that has stopped to answer.
+"""Connections to PostgreSQL that do not wait for ever for a server that has stopped answering.
 
 A server that is frozen or cut off keeps its connections open, and a client waits as long as it is
-let. Here every answer has a bound; who meets it closes the connection, and the pool makes another.
-Knows nothing about the catalog.
+let. Here the wait for every answer is bounded. A connection that reaches the bound is closed, and
+the pool makes another.
 """
 
 from __future__ import annotations

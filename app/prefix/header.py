@@ -2,7 +2,6 @@
 
 The format: 8 bytes little-endian header length, a JSON object, the tensors' bytes. Everything is
 checked in Python integers, which cannot wrap; nothing is allocated that the file does not back.
-Knows nothing about prefixes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The metadata of a prefix file: from strings to checked values and back.
-
-Knows nothing about tensors beyond their length.
-"""
+"""The metadata of a prefix file: from strings to checked values and back."""
 
 from __future__ import annotations
 

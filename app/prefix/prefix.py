@@ -1,6 +1,6 @@
 """The prefix: trained keys and values for a frozen model, with an identity made of its content.
 
-Knows nothing about files, stores, models or servers; importable in a notebook.
+It can be imported in a notebook: it needs no server.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""JSON objects written by strangers: no key twice, nothing deep, huge, infinite or unencodable.
-
-Knows nothing about prefix files.
-"""
+"""JSON objects written by strangers: no key twice, nothing deep, huge, infinite or unencodable."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Opens the registry that a database and a store hold.
-
-Knows nothing about what is in it.
-"""
+"""Opens the registry that a database and a store hold."""
 
 from __future__ import annotations
 

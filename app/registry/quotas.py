@@ -1,7 +1,7 @@
 """How much a tenant stores, counted as rows come and go, and the bounds on it.
 
-Works inside a writing transaction that the caller holds, so that of two uploads that fit one by one
-only one is taken. Knows nothing about files.
+The functions work inside a writing transaction that the caller holds: if two uploads fit one by
+one, but not together, only one of them is taken.
 """
 
 from __future__ import annotations

@@ -2,10 +2,8 @@
 
 Weighted rendezvous hashing in its logarithmic form (Schindelhauer and Schomaker, "Weighted
 distributed hash tables", SPAA 2005): every version draws -ln(h) / weight, with h in (0, 1) from a
-hash of the user and the version, and the least wins. The shares are those of the weights; a change
-of weights or versions moves users only to what has gained or from what has lost.
-
-Knows nothing about the catalog.
+hash of the user and the version, and the least wins. The shares are those of the weights. A change
+of weights or versions moves as few users as possible.
 """
 
 from __future__ import annotations
@@ -46,13 +44,13 @@ def check_split(split: Mapping[str, int]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """What an alias stands for that is split: versions with their weights, in the same order."""
+    """What a split alias stands for: versions with their weights, in the same order."""
 
     versions: tuple[Resolved, ...]
     weights: tuple[int, ...]
 
     def choose(self, caller: str, alias: str, user: str | None) -> Resolved:
-        """The version for a user of a tenant; without a user each time by chance."""
+        """The version for a user of a tenant; without a user, a version at random."""
         if user is None:
             return self._by_chance()
         prefix = self.versions[0]

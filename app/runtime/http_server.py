@@ -1,7 +1,4 @@
-"""The web server's process: bounded connections, logs, and an orderly end.
-
-Knows uvicorn and an ASGI application; knows nothing of prefixes, models or settings.
-"""
+"""The web server's process: bounded connections, logs, and an orderly end."""
 
 from __future__ import annotations
 

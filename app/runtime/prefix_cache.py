@@ -2,8 +2,7 @@
 
 Keys are (owner, content digest), so a stale entry cannot exist and nobody learns whether another
 owner has the same content. Loads are single-flight and run in a few threads, never on the event
-loop. A prefix that is leased cannot be evicted. Knows nothing about names, files or requests; it
-belongs to one event loop.
+loop. A prefix that is leased cannot be evicted. A cache belongs to one event loop.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The list of the prefixes that are shipped with a store: `<store>/catalog.json`.
 
 Their files lie in `<store>/shipped/` and belong to the project, not to a catalog: they are imported
-at start (`seed`) and never collected as garbage. Knows nothing about SQL or tensors.
+at start (`seed`) and never collected as garbage.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What an object store promises: immutable contents under (owner, digest), whole or not at all.
 
-Knows nothing about names, versions or the catalog. `FolderStore` is the embedded one, `S3Store`
+`FolderStore` is the embedded one, `S3Store`
 the one that several servers share.
 """
 

@@ -1,7 +1,7 @@
 """Where the tensors are kept, as a user writes it: a folder, or `s3://bucket/prefix?…`.
 
-Knows nothing about how either is reached. Credentials never stand in a URL: they come from the
-standard `AWS_…` variables or the machine's role, and messages repeat no URL that could hold any.
+A URL holds no credentials: they come from the standard `AWS_…` variables or the machine's role, and
+messages repeat no URL that could hold any.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _parse_s3(text: str) -> S3Location:
         raise InvalidRequest("the store's URL cannot be read: s3://bucket/prefix?…") from fault
     if "@" in parts.netloc:
         raise InvalidRequest(
-            "credentials do not belong into a store's URL: set AWS_ACCESS_KEY_ID and "
+            "a store's URL must not contain credentials: set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY"
         )
     if not _BUCKET.fullmatch(parts.netloc):

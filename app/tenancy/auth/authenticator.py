@@ -148,6 +148,10 @@ class KeyAuthenticator:
                 self._pending = {**pending, **self._pending}
             raise
 
+    def debug_state(self) -> dict[str, int]:
+        """For tests: the uses of keys that wait to be written down."""
+        return {"pending": len(self._pending)}
+
     def _kid(self, presented: str | None, peer: str) -> str:
         """The kid of a well-formed key; the same refusal as for any other for one that is not."""
         if presented is None:

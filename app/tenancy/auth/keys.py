@@ -2,7 +2,7 @@
 
 `kid` is public: it names the key in lists, logs and the catalog. The secret has 190 random bits, so
 one HMAC is enough to keep. The checksum lets scanners tell a key from other text and refuses typing
-errors without a look-up; it protects nothing. Knows nothing about where digests are kept.
+errors without a look-up; it protects nothing.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Who is asking and what they may do: a plain value that authentication makes of a key.
-
-Knows nothing about keys or HTTP.
-"""
+"""Who is asking and what they may do: a plain value that authentication makes of a key."""
 
 from __future__ import annotations
 

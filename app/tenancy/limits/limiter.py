@@ -3,8 +3,6 @@
 This replica's own meters are asked first, then Redis if there is one. What this replica alone has
 admitted stays within the limits whatever Redis does, so that all replicas together admit at most
 replicas × limit while Redis fails, and one replica never more than the limit.
-
-Knows nothing about HTTP or the engine.
 """
 
 from __future__ import annotations
@@ -82,6 +80,10 @@ class Limiter:
     def faults(self) -> int:
         """Faults of Redis so far."""
         return 0 if self._shared is None else self._shared.faults
+
+    def debug_state(self) -> dict[str, int]:
+        """For tests: the number of tenants that are remembered."""
+        return {"tenants": len(self._local)}
 
     async def start(self) -> None:
         """Look for Redis; without it the limits are local until it comes."""

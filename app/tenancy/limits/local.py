@@ -4,7 +4,7 @@ A rate is a meter that runs up with use and down by itself, by the whole limit i
 minute's allowance may be used at once, and never more than (1 + minutes) × limit in any time. It
 is kept as what is *used*, so that a changed limit holds at once.
 
-Knows nothing about other replicas. One thread only; the clock is monotonic.
+It is for one thread; the clock is monotonic.
 """
 
 from __future__ import annotations

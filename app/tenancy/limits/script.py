@@ -5,8 +5,6 @@ a sorted set with a member for every row that is in use, scored by when that exp
 the one of Redis. Modes: "take" counts a request if every limit has room for it; "give" gives back
 what a lease took, once, since only the call that removes the lease does so; "keep" renews a lease,
 or restores it where it was lost. Whatever else has been put in place of the keys is thrown away.
-
-Knows nothing about connections.
 """
 
 from __future__ import annotations

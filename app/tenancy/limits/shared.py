@@ -6,8 +6,6 @@ look at Redis at once: if it does not answer well, `take` says that it does not 
 any more, and Redis is tried in the background until it does. Then the rows that run are counted
 there again, and what ended meanwhile is given back. A replica that dies stops renewing its leases,
 and its rows come free.
-
-Knows nothing about what holds while Redis does not answer.
 """
 
 from __future__ import annotations
@@ -95,6 +93,10 @@ class RedisLimits:
     def faults(self) -> int:
         """Calls and attempts that failed so far."""
         return self._breaker.faults
+
+    def debug_state(self) -> dict[str, list[str]]:
+        """For tests: leases that are held here, and those whose end Redis has not confirmed."""
+        return {"held": list(self._live), "owed": list(self._owed)}
 
     async def start(self) -> None:
         """Connect, or go on without if that takes long; then keep looking."""

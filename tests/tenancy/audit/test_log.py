@@ -369,7 +369,7 @@ def is_found(catalog: Database, sequence: int, values: dict[str, object]) -> boo
     """Whether a change of a record is noticed; it is taken back."""
     where = audit_log.c.sequence == sequence
     with catalog.read() as connection:
-        before = dict(connection.execute(select(audit_log).where(where)).one()._mapping)
+        before = dict(connection.execute(select(audit_log).where(where)).mappings().one())
     try:
         with catalog.append() as connection:
             connection.execute(update(audit_log).where(where).values(values))

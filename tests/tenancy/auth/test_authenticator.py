@@ -345,7 +345,7 @@ def test_uses_waiting_to_be_written_are_bounded(
     keys = [house.keyring.create("acme")[1] for _ in range(3)]
     for key in keys:
         enter(house, key.text)
-    assert len(house.authenticator._pending) == 2
+    assert house.authenticator.debug_state() == {"pending": 2}
     house.authenticator.note_uses()
     enter(house, keys[2].text)
     house.authenticator.note_uses()

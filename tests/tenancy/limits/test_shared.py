@@ -243,7 +243,7 @@ def test_a_cancelled_caller_takes_nothing(shared_redis: RedisServer) -> None:
                 done = (await asyncio.gather(call, return_exceptions=True))[0]
                 if not isinstance(done, asyncio.CancelledError):
                     one.give(done[0], requests=1, tokens=600)
-                await until(lambda: not one._owed)
+                await until(lambda: not one.debug_state()["owed"])
                 assert rows_of(shared_redis) == 0
             assert (await takes(one, LIMITS, Cost(600, 4)))[1].granted
 
@@ -331,10 +331,10 @@ def test_what_came_and_went_without_redis_leaves_nothing_to_tell_it(tmp_path: Pa
                 lease, _ = await one.take("acme", LIMITS, Cost(1, 1))
                 one.give(lease, requests=0, tokens=0)
             one.give(before, requests=0, tokens=0)
-            assert list(one._owed) == [before]
+            assert one.debug_state()["owed"] == [before]
             assert one.faults - faults < 100
             redis.start()
-            await until(lambda: one.is_up and not one._owed)
+            await until(lambda: one.is_up and not one.debug_state()["owed"])
 
     with redis_server(tmp_path) as redis:
         asyncio.run(main(redis))
