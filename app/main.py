@@ -13,25 +13,19 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from app.api.dependencies import State
+from app.api.dependencies import DEMO_TENANT, Limits, State
 from app.api.errors import StrictJSONResponse, install_error_handlers
+from app.api.evaluate_version import EvaluationService
+from app.api.generation.generation import GenerationService
+from app.api.generation.prefix_selection import PrefixSelector
 from app.api.metrics import Metrics
 from app.api.middleware.authentication import AuthenticationMiddleware
 from app.api.middleware.http import RequestMiddleware
-from app.api.routes.administration import about, audit, docs, health, openapi, tenants, usage
-from app.api.routes.generation import completions, models, tgi, tokenize
-from app.api.routes.prefixes import (
-    aliases,
-    comparisons,
-    evaluations,
-    from_text,
-    prefixes,
-    publications,
-    quality_gates,
-    versions,
-)
+from app.api.publish_version import VersionPublisher
+from app.api.routes.all_routes import ALL_ROUTES
 from app.api.routing import no_route, open_paths
-from app.api.services import DEMO_TENANT, Limits, Services
+from app.api.side_work.metered import MeteredQueue
+from app.api.side_work.turns import ConcurrencyCap, SideQueue
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.probe import probe
@@ -61,27 +55,6 @@ from app.tenancy.usage.ledger import DAY, WRITE_S, UsageLedger
 _log = logging.getLogger(__name__)
 
 _MIB = 1 << 20
-_RESOURCES = (
-    completions,
-    tgi,
-    models,
-    tokenize,
-    prefixes,
-    versions,
-    aliases,
-    publications,
-    health,
-    about,
-    tenants,
-    audit,
-    usage,
-    openapi,
-    docs,
-    evaluations,
-    comparisons,
-    quality_gates,
-    from_text,
-)
 _POLL_S = 0.45
 """Seconds between two looks at the catalog: what others write is followed within one second."""
 _NOTE_USES_S = 5.0
@@ -110,10 +83,9 @@ def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[State]:
         async with AsyncExitStack() as stack:
-            services = await _acquire(settings, model, stack)
-            app.state.services = services
-            yield _state(services)
-            app.state.services = None
+            app.state.acquired = await _acquire(settings, model, stack)
+            yield app.state.acquired
+            app.state.acquired = None
 
     app = FastAPI(
         title="polyprefix",
@@ -125,9 +97,8 @@ def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.services = None
-    for module in _RESOURCES:
-        app.router.routes.extend(module.router.routes)
+    app.state.acquired = None
+    app.router.routes.extend(ALL_ROUTES)
     app.router.default = no_route
     install_error_handlers(app)
     app.add_middleware(AuthenticationMiddleware, open_paths=partial(open_paths, app.routes))
@@ -137,37 +108,12 @@ def create_app(settings: Settings, model: FrozenModel | None = None) -> FastAPI:
 
 async def drain(app: FastAPI, timeout: float) -> None:
     """Refuse new requests and wait for those that run, `timeout` seconds at most."""
-    services: Services | None = app.state.services
-    if services is not None:
-        await services.engine.drain(timeout)
+    acquired: State | None = app.state.acquired
+    if acquired is not None:
+        await acquired["engine"].drain(timeout)
 
 
-def _state(services: Services) -> State:
-    return State(
-        services=services,
-        model=services.model,
-        engine=services.engine,
-        registry=services.registry,
-        prefix_cache=services.tiers,
-        workers=services.workers,
-        side_queue=services.aside,
-        limiter=services.limiter,
-        limits=services.limits,
-        metrics=services.metrics,
-        authentication=services.authentication,
-        tenants=services.accounts,
-        keyring=services.keyring,
-        usage=services.usage,
-        audit=services.audit,
-        uploads=services.uploads,
-        evaluations=services.evaluations,
-        generations=services.generations,
-    )
-
-
-async def _acquire(
-    settings: Settings, model: FrozenModel | None, stack: AsyncExitStack
-) -> Services:
+async def _acquire(settings: Settings, model: FrozenModel | None, stack: AsyncExitStack) -> State:
     """Everything in order; the stack releases it in reverse."""
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     workers = Workers()
@@ -186,22 +132,8 @@ async def _acquire(
     model = engine.model
     engine.start()
     stack.callback(engine.stop)
-
-    imported = await asyncio.to_thread(
-        partial(seed, base_fingerprint=model.spec.fingerprint, publish=settings.pepper is not None),
-        registry,
-        settings.shipped,
-        DEMO_TENANT,
-    )
-    _log.info("imported %d shipped prefixes", imported)
-
-    tiers = PrefixCache(
-        stored_prefixes(registry, model, settings.max_prefix_length),
-        host_bytes=settings.host_cache * _MIB,
-        device_bytes=settings.device_cache * _MIB,
-        device=model.device,
-        dtype=model.dtype,
-    )
+    await asyncio.to_thread(_import_shipped, settings, registry, model)
+    tiers = _prefix_cache(settings, registry, model)
     stack.push_async_callback(tiers.close)
     pins = await follow_pins(registry, tiers, workers)
     stack.push_async_callback(asyncio.to_thread, pins.stop)
@@ -209,21 +141,79 @@ async def _acquire(
     limiter.rows_wait = engine.rows_wait
     stack.push_async_callback(limiter.close)
     await limiter.start()
-    return Services(
+    metrics, limits = Metrics(engine, tiers, limiter), _limits(settings)
+    generations = GenerationService(
+        model=model,
+        engine=engine,
+        selector=PrefixSelector(model.spec, registry, workers.catalog, tiers),
+        limiter=limiter,
+        usage=usage,
+        metrics=metrics,
+        text_pool=workers.text,
+        max_rows=limits.max_request_rows,
+        timeout=limits.request_timeout,
+    )
+    evaluations, publisher = _side_work(registry, tiers, generations, workers, limits)
+    return State(
         model=model,
         engine=engine,
         registry=registry,
+        prefix_cache=tiers,
+        workers=workers,
+        limiter=limiter,
+        limits=limits,
+        metrics=metrics,
         authentication=authentication,
-        accounts=Tenants(registry.catalog),
+        tenants=Tenants(registry.catalog),
         keyring=keyring,
         usage=usage,
         audit=audit,
-        tiers=tiers,
-        limiter=limiter,
-        metrics=Metrics(engine, tiers, limiter),
-        limits=_limits(settings),
+        generations=generations,
+        evaluations=evaluations,
+        publisher=publisher,
+        uploads=ConcurrencyCap("uploads"),
+    )
+
+
+def _side_work(
+    registry: Registry,
+    prefix_cache: PrefixCache,
+    generations: GenerationService,
+    workers: Workers,
+    limits: Limits,
+) -> tuple[EvaluationService, VersionPublisher]:
+    """What computes beside the engine, in one queue."""
+    queue = SideQueue()
+    metered = MeteredQueue(queue, generations.limiter, generations.usage)
+    evaluations = EvaluationService(generations, metered)
+    publisher = VersionPublisher(
+        registry=registry,
+        prefix_cache=prefix_cache,
+        engine=generations.engine,
+        evaluations=evaluations,
+        side_queue=queue,
         workers=workers,
-        version=version("polyprefix"),
+        max_length=limits.max_prefix_length,
+        timeout=limits.request_timeout,
+    )
+    return evaluations, publisher
+
+
+def _import_shipped(settings: Settings, registry: Registry, model: FrozenModel) -> None:
+    fingerprint, publish = model.spec.fingerprint, settings.pepper is not None
+    imported = seed(
+        registry, settings.shipped, DEMO_TENANT, base_fingerprint=fingerprint, publish=publish
+    )
+    _log.info("imported %d shipped prefixes", imported)
+
+
+def _prefix_cache(settings: Settings, registry: Registry, model: FrozenModel) -> PrefixCache:
+    return PrefixCache(
+        stored_prefixes(registry, model, settings.max_prefix_length),
+        host_bytes=settings.host_cache * _MIB,
+        device_bytes=settings.device_cache * _MIB,
+        device=model.device,
+        dtype=model.dtype,
     )
 
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.services import Services
 from app.main import create_app
 from app.model.frozen import FrozenModel
 from app.prefix.codec import encode
@@ -35,10 +35,9 @@ class RunningServer:
     root: Path
 
     @property
-    def services(self) -> Services:
-        """What the routes work with."""
-        services: Services = self.app.state.services
-        return services
+    def services(self) -> SimpleNamespace:
+        """What the routes work with, by the names of `State`."""
+        return SimpleNamespace(**self.app.state.acquired)
 
     def client(self) -> httpx.Client:
         """A client with keep-alive, to be closed."""

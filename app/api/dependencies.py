@@ -14,8 +14,8 @@ from app.api.evaluate_version import EvaluationService
 from app.api.generation.generation import GenerationService
 from app.api.metrics import Metrics
 from app.api.middleware.audit import audited_call
-from app.api.services import Limits, Services
-from app.api.side_work.turns import ConcurrencyCap, SideQueue
+from app.api.publish_version import VersionPublisher
+from app.api.side_work.turns import ConcurrencyCap
 from app.db.database import Actor
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
@@ -30,17 +30,30 @@ from app.tenancy.limits.limiter import Limiter
 from app.tenancy.tenants import Tenants
 from app.tenancy.usage.ledger import UsageLedger
 
+DEMO_TENANT = "demo"
+"""The tenant of a server without keys, and of the shipped prefixes."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may ask for. Bytes and seconds."""
+
+    max_body_bytes: int
+    max_request_rows: int
+    max_prefix_length: int
+    request_timeout: float
+    stall_timeout: float
+
 
 class State(TypedDict):
     """What the lifespan acquires; each request's state has all of it."""
 
-    services: Services
     model: FrozenModel
     engine: Engine
     registry: Registry
     prefix_cache: PrefixCache
     workers: Workers
-    side_queue: SideQueue
+    publisher: VersionPublisher
     limiter: Limiter
     limits: Limits
     metrics: Metrics
@@ -70,9 +83,8 @@ EngineDep = Annotated[Engine, Depends(FromState("engine"))]
 RegistryDep = Annotated[Registry, Depends(FromState("registry"))]
 PrefixCacheDep = Annotated[PrefixCache, Depends(FromState("prefix_cache"))]
 WorkersDep = Annotated[Workers, Depends(FromState("workers"))]
-SideQueueDep = Annotated[SideQueue, Depends(FromState("side_queue"))]
-LimiterDep = Annotated[Limiter, Depends(FromState("limiter"))]
 LimitsDep = Annotated[Limits, Depends(FromState("limits"))]
+PublisherDep = Annotated[VersionPublisher, Depends(FromState("publisher"))]
 MetricsDep = Annotated[Metrics, Depends(FromState("metrics"))]
 TenantsDep = Annotated[Tenants, Depends(FromState("tenants"))]
 KeyringDep = Annotated[Keyring, Depends(FromState("keyring"))]

@@ -17,22 +17,28 @@ from pathlib import Path
 from fastapi import Response
 from starlette.types import Receive
 
+from app.api.evaluate_version import EvaluationService
 from app.api.gate_check import gate_score, write_when_scored
 from app.api.generation.prefix_selection import PrefixSelection, SelectedPrefix
 from app.api.routing import JSON, Answer
 from app.api.schemas.evaluations import DecodingFields
 from app.api.schemas.prefixes import VersionReply
-from app.api.services import Services
+from app.api.side_work.turns import SideQueue
 from app.db.database import Actor
+from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
 from app.errors import GenerationFault, InvalidPrefix, InvalidRequest, PolyprefixError
 from app.model.dense import check_finite
-from app.prefix.codec import decode
+from app.model.frozen import FrozenModel
+from app.model.text import Text
+from app.prefix.codec import decode, max_file_bytes
 from app.prefix.prefix import Prefix
 from app.registry.quality_gates import QualityGate
+from app.registry.registry import Registry
 from app.registry.storage.store import StagedFile
 from app.registry.types import Quota, Version
-from app.runtime.prefix_cache import PrefixKey
+from app.runtime.prefix_cache import PrefixCache, PrefixKey
+from app.runtime.workers import Workers
 from app.tenancy.auth.principal import Principal
 from app.training.publish import describe
 
@@ -63,52 +69,94 @@ class PublishedVersion:
         )
 
 
-async def admit(
-    services: Services,
-    principal: Principal,
-    name: str,
-    path: Path,
-    alias: str | None,
-    receive: Receive,
-    actor: Actor,
-) -> PublishedVersion:
-    """Make the file at `path` a version of `name`, and point `alias` at it if one is given.
+@dataclass(frozen=True)
+class VersionPublisher:
+    """Makes versions of files. One request may take `timeout` seconds of computation."""
 
-    Raises what the file's checks raise, InvalidPrefix if the model cannot compute with it,
-    QuotaExceeded, and GateNotPassed if the alias demands more of it. Nothing is scored any more
-    once the client, which `receive` listens to, has gone away. The audit log names the `actor`.
-    """
-    tenant = principal.tenant
-    read = await services.workers.files.run(tenant, _decode, services, path)
-    prefix, on_device, warnings = read
-    if not await _is_served(services, tenant, name, prefix.digest):
-        deadline = time.monotonic() + services.limits.request_timeout
-        await services.aside.run(tenant, deadline, check_finite, services.model, on_device)
-        await _probe(services, on_device, principal)
-    commit = partial(
-        services.registry.add_version,
-        tenant,
-        name,
-        describe(prefix),
-        path,
-        alias=alias,
-        quota=Quota(principal.limits.max_prefixes, principal.limits.max_bytes),
-        actor=actor,
-    )
+    registry: Registry
+    prefix_cache: PrefixCache
+    engine: Engine
+    evaluations: EvaluationService
+    side_queue: SideQueue
+    workers: Workers
+    max_length: int
+    timeout: float
 
-    async def score(_: str, gate: QualityGate) -> float:
-        selection = PrefixSelection([SelectedPrefix(name, prefix.digest, on_device)])
-        evaluation = services.evaluations.begin(principal, selection, DecodingFields())
-        return await gate_score(evaluation, gate)
+    @property
+    def max_file_bytes(self) -> int:
+        """The largest file that may hold a prefix of this model."""
+        return max_file_bytes(self.engine.model.spec, self.max_length)
 
-    pool = services.workers.store
-    version, created = await write_when_scored(partial(pool.finish, tenant, commit), score, receive)
-    return PublishedVersion(version, prefix, created, warnings)
+    @asynccontextmanager
+    async def staging(self, tenant: str) -> AsyncIterator[StagedFile]:
+        """A file to receive a version into; gone at the end of the block unless it is published."""
+        files, context = self.workers.files, self.registry.stage()
+        staged = await files.finish(tenant, context.__enter__)
+        try:
+            yield staged
+        finally:
+            await files.finish(tenant, context.__exit__, None, None, None)
+
+    async def publish(
+        self,
+        principal: Principal,
+        name: str,
+        path: Path,
+        alias: str | None,
+        receive: Receive,
+        actor: Actor,
+    ) -> PublishedVersion:
+        """Make the file at `path` a version of `name`, and point `alias` at it if one is given.
+
+        Raises what the file's checks raise, InvalidPrefix if the model cannot compute with it,
+        QuotaExceeded, and GateNotPassed if the alias demands more of it. Nothing is scored any
+        more once the client, which `receive` listens to, has gone away. The audit log names the
+        `actor`.
+        """
+        tenant, model = principal.tenant, self.engine.model
+        prefix, on_device, warnings = await self.workers.files.run(
+            tenant, _decode, model, path, self.max_length
+        )
+        if not await self._is_served(tenant, name, prefix.digest):
+            deadline = time.monotonic() + self.timeout
+            await self.side_queue.run(tenant, deadline, check_finite, model, on_device)
+            await _probe(self.engine, on_device, principal)
+        commit = partial(
+            self.registry.add_version,
+            tenant,
+            name,
+            describe(prefix),
+            path,
+            alias=alias,
+            quota=Quota(principal.limits.max_prefixes, principal.limits.max_bytes),
+            actor=actor,
+        )
+
+        async def score(_: str, gate: QualityGate) -> float:
+            selection = PrefixSelection([SelectedPrefix(name, prefix.digest, on_device)])
+            evaluation = self.evaluations.begin(principal, selection, DecodingFields())
+            return await gate_score(evaluation, gate)
+
+        write = partial(self.workers.store.finish, tenant, commit)
+        version, created = await write_when_scored(write, score, receive)
+        return PublishedVersion(version, prefix, created, warnings)
+
+    async def _is_served(self, tenant: str, name: str, digest: str) -> bool:
+        """Whether the tenant has this content already, and the model computes with it now."""
+        find = self.registry.find_content
+        content = await self.workers.catalog.run(tenant, find, tenant, name, digest)
+        return content is not None and self.prefix_cache.contains(PrefixKey(*content)) == "device"
 
 
-def _check_template(services: Services, prefix: Prefix) -> list[str]:
-    """What is odd about the prefix's template; InvalidPrefix if the model cannot read it."""
-    text, template = services.model.text, prefix.metadata.input_template
+def _decode(model: FrozenModel, path: Path, max_length: int) -> tuple[Prefix, Prefix, list[str]]:
+    """The prefix as the file has it, and on the device, and what is odd about its template."""
+    prefix = decode(path, model.spec, model.dtype, max_length=max_length)
+    on_device = prefix.to(model.device, model.dtype)
+    return prefix, on_device, _check_template(model.text, prefix.metadata.input_template)
+
+
+def _check_template(text: Text, template: str | None) -> list[str]:
+    """What is odd about a prefix's template; InvalidPrefix if the model cannot read it."""
     if template is None:
         return []
     try:
@@ -122,32 +170,7 @@ def _check_template(services: Services, prefix: Prefix) -> list[str]:
     ]
 
 
-@asynccontextmanager
-async def staging(services: Services, tenant: str) -> AsyncIterator[StagedFile]:
-    """A file to receive a version into; gone at the end of the block unless it was admitted."""
-    files, context = services.workers.files, services.registry.stage()
-    staged = await files.finish(tenant, context.__enter__)
-    try:
-        yield staged
-    finally:
-        await files.finish(tenant, context.__exit__, None, None, None)
-
-
-def _decode(services: Services, path: Path) -> tuple[Prefix, Prefix, list[str]]:
-    """The prefix as the file has it, and on the device, and what is odd about its template."""
-    model = services.model
-    prefix = decode(path, model.spec, model.dtype, max_length=services.limits.max_prefix_length)
-    return prefix, prefix.to(model.device, model.dtype), _check_template(services, prefix)
-
-
-async def _is_served(services: Services, tenant: str, name: str, digest: str) -> bool:
-    """Whether the tenant has this content already, and the model computes with it at present."""
-    find = services.registry.find_content
-    content = await services.workers.catalog.run(tenant, find, tenant, name, digest)
-    return content is not None and services.tiers.contains(PrefixKey(*content)) == "device"
-
-
-async def _probe(services: Services, prefix: Prefix, principal: Principal) -> None:
+async def _probe(engine: Engine, prefix: Prefix, principal: Principal) -> None:
     """One token with the prefix by what serves, as a row of its own.
 
     Where there is an encoder it reads a token too, so that every module of the prefix is used.
@@ -160,7 +183,7 @@ async def _probe(services: Services, prefix: Prefix, principal: Principal) -> No
         sampling=SamplingParams(max_tokens=1),
         prefixes=(prefix,),
     )
-    async for event in services.engine.submit(request):
+    async for event in engine.submit(request):
         if isinstance(event, RequestFailed):
             raise _refusal(event.error)
 

@@ -21,7 +21,8 @@ from app.cli.console import printable, stdout
 from app.model.source import check_source
 
 if TYPE_CHECKING:
-    from app.api.services import Services
+    from app.model.frozen import FrozenModel
+    from app.registry.registry import Registry
     from app.registry.types import PrefixRecord
     from app.settings import Settings
 
@@ -152,13 +153,14 @@ def _run(settings: Settings) -> None:
         gc.collect()
         gc.freeze()
         url = _url(settings.host, door.getsockname()[1])
-        _greet(app.state.services, url, with_keys=settings.pepper is not None)
+        acquired = app.state.acquired
+        with_keys = settings.pepper is not None
+        _greet(acquired["model"], acquired["registry"], url, with_keys=with_keys)
 
     async def drain_and_stop() -> None:
         await drain(app, settings.drain_timeout)
-        await asyncio.to_thread(
-            app.state.services.engine.stop
-        )  # what runs still ends with an error
+        engine = app.state.acquired["engine"]
+        await asyncio.to_thread(engine.stop)  # what runs still ends with an error
 
     lifespan = app.router.lifespan_context(app)
     connections = connections_within(
@@ -175,18 +177,17 @@ def _url(host: str, port: int) -> str:
     return f"http://[{shown}]:{port}" if ":" in shown else f"http://{shown}:{port}"
 
 
-def _greet(services: Services, url: str, *, with_keys: bool) -> None:
+def _greet(model: FrozenModel, registry: Registry, url: str, *, with_keys: bool) -> None:
     """Print the server's URL, what it serves and a request to try."""
-    model = services.model
     dtype = str(model.dtype).removeprefix("torch.")
     facts = Table.grid(padding=(0, 2))
     facts.add_row("base model", Text(f"{model.spec.model_id} ({dtype}, {model.device})"))
     names: list[str] = []
     if with_keys:
         facts.add_row("keys", "every request needs one; `polyprefix key create` makes it")
-        names, shown = _published(services)
+        names, shown = _published(model, registry)
     else:
-        names, shown = _prefixes(services)
+        names, shown = _prefixes(model, registry)
     facts.add_row("prefixes", shown)
     facts.add_row("try", "the command below")
     command = example(url, names, model.spec.model_id, with_keys=with_keys)
@@ -195,35 +196,35 @@ def _greet(services: Services, url: str, *, with_keys: bool) -> None:
     console.print(Text(printable(command)), soft_wrap=True)
 
 
-def _prefixes(services: Services) -> tuple[list[str], str]:
+def _prefixes(model: FrozenModel, registry: Registry) -> tuple[list[str], str]:
     """The prefixes of requests without a key: their names, and the text for the greeting."""
-    from app.api.services import DEMO_TENANT
+    from app.api.dependencies import DEMO_TENANT
 
-    page = services.registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
-    names = [prefix.name for prefix in page.items if _fits(services, prefix)]
+    page = registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
+    names = [prefix.name for prefix in page.items if _fits(model, registry, prefix)]
     return names, ", ".join(names) + (", …" if page.next_cursor else "") or "none yet"
 
 
-def _published(services: Services) -> tuple[list[str], str]:
+def _published(model: FrozenModel, registry: Registry) -> tuple[list[str], str]:
     """The shipped prefixes for every tenant: their names, and the text for the greeting."""
-    from app.api.services import DEMO_TENANT
+    from app.api.dependencies import DEMO_TENANT
 
-    page = services.registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
+    page = registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
     names = [
         f"{DEMO_TENANT}/{prefix.name}"
         for prefix in page.items
-        if _fits(services, prefix)
-        and services.registry.publications.get(DEMO_TENANT, prefix.name).everyone
+        if _fits(model, registry, prefix)
+        and registry.publications.get(DEMO_TENANT, prefix.name).everyone
     ]
     return names, "for all tenants: " + ", ".join(names) if names else "none for all tenants"
 
 
-def _fits(services: Services, prefix: PrefixRecord) -> bool:
+def _fits(model: FrozenModel, registry: Registry, prefix: PrefixRecord) -> bool:
     """Whether the prefix belongs to this base model; the catalog may have served another one."""
-    from app.api.services import DEMO_TENANT
+    from app.api.dependencies import DEMO_TENANT
 
-    version = services.registry.get_version(DEMO_TENANT, prefix.name, prefix.latest)
-    return version.base_fingerprint in (None, services.model.spec.fingerprint)
+    version = registry.get_version(DEMO_TENANT, prefix.name, prefix.latest)
+    return version.base_fingerprint in (None, model.spec.fingerprint)
 
 
 def example(url: str, prefixes: list[str], model_id: str, *, with_keys: bool = False) -> str:

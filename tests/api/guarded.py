@@ -155,5 +155,5 @@ def guarding(model: FrozenModel, root: Path, **settings: object) -> Iterator[Gua
     chosen = {"auth_failures_per_minute": 10**9, **settings}
     with serving(model, root, key_pepper=PEPPER, **chosen) as server:
         for tenant in ("acme", "rival"):
-            server.services.accounts.create(tenant)
+            server.services.tenants.create(tenant)
         yield Guarded(server)

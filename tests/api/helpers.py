@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 from transformers import AutoTokenizer
 
-from app.api.services import Services
 from app.prefix.prefix import Prefix
 from tests.equivalence.reference import greedy_logits, plain_model
 from tests.server import RunningServer
@@ -70,7 +70,7 @@ def _data_of(block: str) -> str:
     return block.removeprefix("data: ")
 
 
-def letter_bias(services: Services) -> dict[str, int]:
+def letter_bias(services: SimpleNamespace) -> dict[str, int]:
     """A `logit_bias` under which every token is one letter."""
     ids = [services.model.text.encode(letter) for letter in LETTERS]
     return {str(token): 100 for [token] in ids}
@@ -90,7 +90,7 @@ def plain_text(
 
 
 @contextmanager
-def held(services: Services) -> Iterator[None]:
+def held(services: SimpleNamespace) -> Iterator[None]:
     """Within the block no step of the engine ends."""
     gate = threading.Event()
     with _before_steps(services, lambda: gate.wait(30)):
@@ -101,14 +101,14 @@ def held(services: Services) -> Iterator[None]:
 
 
 @contextmanager
-def slowed(services: Services, seconds: float) -> Iterator[None]:
+def slowed(services: SimpleNamespace, seconds: float) -> Iterator[None]:
     """Within the block every step takes this much longer."""
     with _before_steps(services, lambda: time.sleep(seconds)):
         yield
 
 
 @contextmanager
-def _before_steps(services: Services, pause: Callable[[], object]) -> Iterator[None]:
+def _before_steps(services: SimpleNamespace, pause: Callable[[], object]) -> Iterator[None]:
     runner = services.engine.runner
     run = runner.run
 

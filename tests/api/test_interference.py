@@ -49,7 +49,7 @@ def servers(
         }
         for guarded in made.values():
             for tenant in BOTH:
-                guarded.server.services.accounts.change(tenant, limits=LIMITS)
+                guarded.server.services.tenants.change(tenant, limits=LIMITS)
         yield made
 
 

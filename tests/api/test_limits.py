@@ -13,7 +13,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.api.services import DEMO_TENANT
+from app.api.dependencies import DEMO_TENANT
 from app.errors import Overloaded
 from app.model.frozen import FrozenModel
 from tests.api.helpers import (
@@ -80,7 +80,7 @@ def limit(*servers: RunningServer, **limits: float) -> None:
         ("requests_per_minute", "tokens_per_minute", "max_rows", "max_queue", "weight")
     )
     for each in servers:
-        each.services.accounts.change(DEMO_TENANT, limits={**none, **limits})
+        each.services.tenants.change(DEMO_TENANT, limits={**none, **limits})
         each.services.registry.catalog.feed.poll()
 
 

@@ -171,7 +171,7 @@ def test_much_work_for_one_request_is_done_beside_the_loop(
 def test_a_key_without_requests_left_is_refused_before_its_body_is_parsed(
     guarded: Guarded,
 ) -> None:
-    accounts, feed = guarded.server.services.accounts, guarded.server.services.registry.catalog.feed
+    accounts, feed = guarded.server.services.tenants, guarded.server.services.registry.catalog.feed
     accounts.change("rival", limits={"requests_per_minute": 5})
     feed.poll()
     bad = [b'{"model": "a", "num_beam": 3}', b"{", b"[" * 60_000, HURTFUL["lists"]]

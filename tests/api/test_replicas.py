@@ -66,7 +66,7 @@ def test_a_new_key_is_known_to_the_other_at_once(pair: Pair) -> None:
 
 
 def test_a_disabled_tenant_is_refused_by_the_other_within_a_second(pair: Pair) -> None:
-    accounts = pair.first.server.services.accounts
+    accounts = pair.first.server.services.tenants
     with pair.second.client(pair.first.key("rival")) as client:
         assert client.get("/v1/models").status_code == 200
         accounts.change("rival", disabled=True)
@@ -111,7 +111,7 @@ def test_a_pin_is_followed_within_a_second(pair: Pair, tiny_gpt2: FrozenModel) -
     url = f"/v1/prefixes/pinned/versions/{digest}/pin"
 
     def is_pinned(at: Guarded) -> bool:
-        return at.server.services.tiers.is_pinned(wanted)
+        return at.server.services.prefix_cache.is_pinned(wanted)
 
     with pair.first.client(key) as client:
         for _ in range(2):
@@ -139,11 +139,12 @@ def test_a_content_that_one_prefix_still_pins_stays_pinned(
         version = pair.first.server.services.registry.get_version("acme", "both-b", digest)
         wanted = PrefixKey(version.owner, digest)
         for at in (pair.first, pair.second):
-            seconds_until(lambda at=at: at.server.services.tiers.is_pinned(wanted))
+            seconds_until(lambda at=at: at.server.services.prefix_cache.is_pinned(wanted))
         for _ in range(20):
             pair.first.key("rival")  # a change that is not about pins
             assert all(
-                at.server.services.tiers.is_pinned(wanted) for at in (pair.first, pair.second)
+                at.server.services.prefix_cache.is_pinned(wanted)
+                for at in (pair.first, pair.second)
             )
             time.sleep(0.05)
 
@@ -162,7 +163,7 @@ def test_a_server_that_starts_keeps_the_pins_that_were_made_last(
             assert client.post(url).status_code == 200
     with serving(tiny_gpt2, pair.first.server.root, key_pepper=PEPPER, replica="third") as third:
         tiers, owner = (
-            third.services.tiers,
+            third.services.prefix_cache,
             third.services.registry.get_version("acme", "last-0", prefixes[0].digest).owner,
         )
         kept = [tiers.is_pinned(PrefixKey(owner, prefix.digest)) for prefix in prefixes]

@@ -128,7 +128,7 @@ def test_a_server_says_what_it_is_and_where_its_parts_are(
 ) -> None:
     index, version = client.get("/").json(), client.get("/version").json()
     assert version == {
-        "version": server.services.version,
+        "version": server.app.version,
         "model": server.services.model.spec.model_id,
     }
     assert index["name"] == "polyprefix"

@@ -149,7 +149,7 @@ def test_the_first_wrong_key_of_a_kid_in_use_takes_as_long_as_one_of_no_kid(
     """Each key in use is tried once: the first attempt is the one that would tell."""
     services, used = guarded.server.services, []
     for number in range(12):
-        services.accounts.create(f"many-{number}")
+        services.tenants.create(f"many-{number}")
         used += [services.keyring.create(f"many-{number}")[1] for _ in range(100)]
     wrong = [key_with_checksum(f"pfx_{key.kid}_{'x' * 32}") for key in used]
     nobodys = [mint().text for _ in used]

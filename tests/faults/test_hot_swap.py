@@ -168,7 +168,7 @@ def test_every_reply_is_that_of_the_version_it_names_while_everything_changes(
         upload_first_versions(server, versions)
         clients = Clients(server, versions)
         clients.run()
-        stats: dict[str, TierStats] = server.services.tiers.stats()  # type: ignore[assignment]
+        stats: dict[str, TierStats] = server.services.prefix_cache.stats()  # type: ignore[assignment]
     seen = clients.seen
     assert seen.wrong == []
     assert sum(seen.versions.values()) == NAMES * REQUESTS

@@ -97,10 +97,10 @@ def test_the_probe_of_an_upload_runs_with_its_tenants_weight(
         return submit(request)
 
     monkeypatch.setattr(services.engine, "submit", noting)
-    services.accounts.change("acme", limits={"weight": 0.25})
+    services.tenants.change("acme", limits={"weight": 0.25})
     try:
         prefix = random_prefix(tiny_gpt2, 2, seed=9)
         assert guarded.push("light", prefix, guarded.key("acme")).status_code == 201
     finally:
-        services.accounts.change("acme", limits={"weight": None})
+        services.tenants.change("acme", limits={"weight": None})
     assert weights == [0.25]

@@ -25,14 +25,14 @@ def guarded(tiny_bart: FrozenModel, tmp_path_factory: pytest.TempPathFactory) ->
     with guarding(tiny_bart, tmp_path_factory.mktemp("beside")) as guarded:
         for tenant in ("acme", "rival", "poor"):
             if tenant == "poor":
-                guarded.server.services.accounts.create(tenant)
+                guarded.server.services.tenants.create(tenant)
             prefix = random_prefix(tiny_bart, 4, seed=5)
             assert guarded.push("tone", prefix, guarded.key(tenant)).status_code == 201
         yield guarded
 
 
 def limit(guarded: Guarded, tenant: str, **limits: int | None) -> None:
-    guarded.server.services.accounts.change(tenant, limits=limits)
+    guarded.server.services.tenants.change(tenant, limits=limits)
 
 
 def used(client: httpx.Client) -> tuple[int, int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import Response
+from fastapi import Request, Response
 
+from app.api.dependencies import ModelDep
 from app.api.errors import ErrorShape
 from app.api.routing import Router
 from app.api.schemas.server import IndexReply, PingReply, ServerVersionReply
-from app.api.services import ServicesDep
+from app.model.frozen import FrozenModel
 
 router = Router("operations")
 
@@ -24,15 +25,15 @@ _LINKS = {
 
 
 @router.route("GET", "/", answers=IndexReply, error_shape=ErrorShape.TGI)
-async def index(services: ServicesDep) -> Response:
+async def index(request: Request, model: ModelDep) -> Response:
     """The server's name, and where its parts are. (`POST /` is TGI's.)"""
-    return IndexReply(**_version(services), links=_LINKS).response()
+    return IndexReply(**_version(request, model), links=_LINKS).response()
 
 
 @router.route("GET", "/version", answers=ServerVersionReply)
-async def server_version(services: ServicesDep) -> Response:
+async def server_version(request: Request, model: ModelDep) -> Response:
     """The server's version and the base model that it serves."""
-    return ServerVersionReply(**_version(services)).response()
+    return ServerVersionReply(**_version(request, model)).response()
 
 
 @router.route("GET", "/ping", answers=PingReply, is_open=True)
@@ -41,5 +42,5 @@ async def ping() -> Response:
     return PingReply().response()
 
 
-def _version(services: ServicesDep) -> dict[str, str]:
-    return {"version": services.version, "model": services.model.spec.model_id}
+def _version(request: Request, model: FrozenModel) -> dict[str, str]:
+    return {"version": request.app.version, "model": model.spec.model_id}

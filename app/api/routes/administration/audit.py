@@ -6,10 +6,13 @@ from typing import Annotated
 
 from fastapi import Query, Response
 
-from app.api.dependencies import TenantDep
+from app.api.dependencies import (
+    RegistryDep,
+    TenantDep,
+    WorkersDep,
+)
 from app.api.routing import Router
 from app.api.schemas.tenants import AuditPage, AuditRecordReply
-from app.api.services import ServicesDep
 from app.tenancy.audit.chain import list_records
 from app.tenancy.auth.principal import Scope
 
@@ -20,7 +23,8 @@ Seconds = Annotated[int | None, Query(ge=0, le=2**40)]
 
 @router.route("GET", "/admin/audit", answers=AuditPage, scopes=[Scope.ADMIN])
 async def list_audit(
-    services: ServicesDep,
+    registry: RegistryDep,
+    workers: WorkersDep,
     caller: TenantDep,
     tenant: Annotated[str | None, Query(max_length=64)] = None,
     start: Seconds = None,
@@ -29,10 +33,10 @@ async def list_audit(
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> Response:
     """Records of the audit log by time (seconds since 1970), a page at a time."""
-    page = await services.workers.catalog.run(
+    page = await workers.catalog.run(
         caller,
         list_records,
-        services.registry.catalog,
+        registry.catalog,
         tenant=tenant,
         start=start or 0,
         end=end,

@@ -10,7 +10,13 @@ from typing import Annotated
 
 from fastapi import Query, Response
 
-from app.api.dependencies import ActorDep, TenantDep
+from app.api.dependencies import (
+    ActorDep,
+    KeyringDep,
+    TenantDep,
+    TenantsDep,
+    WorkersDep,
+)
 from app.api.routing import JSON, Answer, Router
 from app.api.schemas.tenants import (
     KeyBody,
@@ -24,7 +30,6 @@ from app.api.schemas.tenants import (
     TenantPatchBody,
     TenantReply,
 )
-from app.api.services import ServicesDep
 from app.tenancy.auth.keyring import KeyInfo
 from app.tenancy.auth.principal import Scope
 from app.tenancy.limits.limits import TenantLimits
@@ -47,42 +52,51 @@ Limit = Annotated[int, Query(ge=1, le=100)]
     errors=[409],
 )
 async def create_tenant(
-    body: TenantBody, services: ServicesDep, caller: TenantDep, actor: ActorDep
+    body: TenantBody, tenants: TenantsDep, workers: WorkersDep, caller: TenantDep, actor: ActorDep
 ) -> Response:
     """A new tenant, which has no keys yet."""
     limits = TenantLimits.from_json(_given(body.limits))
-    made = await services.workers.writes.finish(
-        caller, services.accounts.create, body.id, limits, actor=actor
-    )
+    made = await workers.writes.finish(caller, tenants.create, body.id, limits, actor=actor)
     return _tenant_reply(made).response(201, {"location": f"/admin/tenants/{made.id}"})
 
 
 @router.route("GET", "", answers=TenantPage, scopes=_ADMIN)
 async def list_tenants(
-    services: ServicesDep, caller: TenantDep, cursor: Cursor = None, limit: Limit = 20
+    tenants: TenantsDep,
+    workers: WorkersDep,
+    caller: TenantDep,
+    cursor: Cursor = None,
+    limit: Limit = 20,
 ) -> Response:
     """Tenants by id, a page at a time."""
-    page = await services.workers.catalog.run(caller, services.accounts.list, cursor, limit)
+    page = await workers.catalog.run(caller, tenants.list, cursor, limit)
     data = [_tenant_reply(account) for account in page.items]
     return TenantPage.of(page, data=data).response()
 
 
 @router.route("GET", "/{tenant_id}", answers=TenantReply, scopes=_ADMIN)
-async def get_tenant(tenant_id: str, services: ServicesDep, caller: TenantDep) -> Response:
+async def get_tenant(
+    tenant_id: str, tenants: TenantsDep, workers: WorkersDep, caller: TenantDep
+) -> Response:
     """One tenant."""
-    found = await services.workers.catalog.run(caller, services.accounts.get, tenant_id)
+    found = await workers.catalog.run(caller, tenants.get, tenant_id)
     return _tenant_reply(found).response()
 
 
 @router.route("PATCH", "/{tenant_id}", answers=TenantReply, scopes=_ADMIN)
 async def change_tenant(
-    tenant_id: str, body: TenantPatchBody, services: ServicesDep, caller: TenantDep, actor: ActorDep
+    tenant_id: str,
+    body: TenantPatchBody,
+    tenants: TenantsDep,
+    workers: WorkersDep,
+    caller: TenantDep,
+    actor: ActorDep,
 ) -> Response:
     """Change what is given: limits one by one (null is no limit), or whether it may act at all."""
     limits = None if body.limits is None else _given(body.limits)
-    changed = await services.workers.writes.finish(
+    changed = await workers.writes.finish(
         caller,
-        services.accounts.change,
+        tenants.change,
         tenant_id,
         limits=limits,
         disabled=body.disabled,
@@ -93,10 +107,10 @@ async def change_tenant(
 
 @router.route("DELETE", "/{tenant_id}", answers=TenantDeleted, scopes=_ADMIN, errors=[409])
 async def delete_tenant(
-    tenant_id: str, services: ServicesDep, caller: TenantDep, actor: ActorDep
+    tenant_id: str, tenants: TenantsDep, workers: WorkersDep, caller: TenantDep, actor: ActorDep
 ) -> Response:
     """Delete a tenant with its keys and prefixes; what runs is finished."""
-    await services.workers.writes.finish(caller, services.accounts.delete, tenant_id, actor=actor)
+    await workers.writes.finish(caller, tenants.delete, tenant_id, actor=actor)
     return TenantDeleted(id=tenant_id).response()
 
 
@@ -109,12 +123,17 @@ async def delete_tenant(
     errors=[409],
 )
 async def create_key(
-    tenant_id: str, body: KeyBody, services: ServicesDep, caller: TenantDep, actor: ActorDep
+    tenant_id: str,
+    body: KeyBody,
+    keyring: KeyringDep,
+    workers: WorkersDep,
+    caller: TenantDep,
+    actor: ActorDep,
 ) -> Response:
     """A new key; the reply is the only place where it is ever shown."""
-    info, key = await services.workers.writes.finish(
+    info, key = await workers.writes.finish(
         caller,
-        services.keyring.create,
+        keyring.create,
         tenant_id,
         scopes=frozenset(body.scopes),
         label=body.label,
@@ -134,34 +153,38 @@ async def create_key(
 @router.route("GET", "/{tenant_id}/keys", answers=KeyPage, scopes=_ADMIN)
 async def list_keys(
     tenant_id: str,
-    services: ServicesDep,
+    keyring: KeyringDep,
+    workers: WorkersDep,
     caller: TenantDep,
     cursor: Cursor = None,
     limit: Limit = 20,
 ) -> Response:
     """A tenant's keys, revoked ones included, a page at a time."""
-    page = await services.workers.catalog.run(
-        caller, services.keyring.list, tenant_id, cursor, limit
-    )
+    page = await workers.catalog.run(caller, keyring.list, tenant_id, cursor, limit)
     data = [_key_reply(info) for info in page.items]
     return KeyPage.of(page, data=data).response()
 
 
 @router.route("GET", "/{tenant_id}/keys/{kid}", answers=KeyReply, scopes=_ADMIN)
-async def get_key(tenant_id: str, kid: str, services: ServicesDep, caller: TenantDep) -> Response:
+async def get_key(
+    tenant_id: str, kid: str, keyring: KeyringDep, workers: WorkersDep, caller: TenantDep
+) -> Response:
     """What is known of one key."""
-    found = await services.workers.catalog.run(caller, services.keyring.get, tenant_id, kid)
+    found = await workers.catalog.run(caller, keyring.get, tenant_id, kid)
     return _key_reply(found).response()
 
 
 @router.route("DELETE", "/{tenant_id}/keys/{kid}", answers=KeyReply, scopes=_ADMIN)
 async def revoke_key(
-    tenant_id: str, kid: str, services: ServicesDep, caller: TenantDep, actor: ActorDep
+    tenant_id: str,
+    kid: str,
+    keyring: KeyringDep,
+    workers: WorkersDep,
+    caller: TenantDep,
+    actor: ActorDep,
 ) -> Response:
     """Revoke a key: refused here at once, and by every replica within a second."""
-    revoked = await services.workers.writes.finish(
-        caller, services.keyring.revoke, tenant_id, kid, actor=actor
-    )
+    revoked = await workers.writes.finish(caller, keyring.revoke, tenant_id, kid, actor=actor)
     return _key_reply(revoked).response()
 
 

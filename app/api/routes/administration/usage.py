@@ -9,10 +9,15 @@ from typing import Annotated, Any
 
 from fastapi import Query, Response
 
-from app.api.dependencies import PrincipalDep
+from app.api.dependencies import (
+    PrincipalDep,
+    RegistryDep,
+    TenantsDep,
+    UsageDep,
+    WorkersDep,
+)
 from app.api.routing import Router
 from app.api.schemas.tenants import UsagePage, UsageReply
-from app.api.services import ServicesDep
 from app.errors import InvalidRequest
 from app.tenancy.auth.principal import Scope
 from app.tenancy.usage.ledger import HOUR
@@ -30,7 +35,10 @@ _PERIODS = {"hour": HOUR, "day": 86_400}
 
 @router.route("GET", "/v1/usage", answers=UsagePage, errors=[403])
 async def get_usage(
-    services: ServicesDep,
+    registry: RegistryDep,
+    workers: WorkersDep,
+    tenants: TenantsDep,
+    usage: UsageDep,
     principal: PrincipalDep,
     start: Time = None,
     end: Time = None,
@@ -52,9 +60,7 @@ async def get_usage(
     now = int(time.time())
     since = _read_time(start, "start", now - _DEFAULT_S)
     if Scope.ADMIN not in principal.scopes:
-        own = await services.workers.catalog.run(
-            principal.tenant, services.accounts.get, principal.tenant
-        )
+        own = await workers.catalog.run(principal.tenant, tenants.get, principal.tenant)
         since = max(since, own.created_at)
     query = UsageQuery(
         tenant or principal.tenant,
@@ -63,11 +69,11 @@ async def get_usage(
         groups=_read_groups(group_by),
         prefix=prefix,
     )
-    page = await services.workers.catalog.run(
+    page = await workers.catalog.run(
         principal.tenant,
         read_usage,
-        services.registry.catalog,
-        services.usage,
+        registry.catalog,
+        usage,
         query,
         cursor,
         limit,

@@ -5,12 +5,21 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from app.api.dependencies import ActorDep, TenantDep
+from app.api.dependencies import (
+    ActorDep,
+    GenerationsDep,
+    ModelDep,
+    PrefixCacheDep,
+    RegistryDep,
+    TenantDep,
+    WorkersDep,
+)
 from app.api.routes.prefixes.prefixes import forget_prefix
 from app.api.routing import Router
 from app.api.schemas.server import ModelDeleted, ModelListReply, ModelReply
-from app.api.services import Services, ServicesDep
 from app.errors import InUse, InvalidRequest, PrefixNotFound
+from app.prefix.spec import BaseModelSpec
+from app.registry.registry import Registry
 from app.registry.types import PublishedPrefix
 from app.tenancy.auth.principal import Scope
 
@@ -23,19 +32,19 @@ _PAGE = 100
 
 
 @router.route("GET", "/v1/models", answers=ModelListReply, scopes=_READING)
-async def list_models(services: ServicesDep, tenant: TenantDep) -> Response:
+async def list_models(
+    model: ModelDep, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
+) -> Response:
     """The base model, the caller's prefixes by name, and those published to it, as `acme/e2e`.
 
     At most 1,000 of each; `/v1/prefixes` and `/v1/published` have all, in pages.
     """
-    mine = await services.workers.catalog.run(
-        tenant, services.registry.list_names, tenant, MAX_LISTED
-    )
-    others = await services.workers.catalog.run(tenant, _published, services, tenant)
-    data = [_base_card(services)]
-    data += [_card(services, name, created, tenant) for name, created in mine]
+    mine = await workers.catalog.run(tenant, registry.list_names, tenant, MAX_LISTED)
+    others = await workers.catalog.run(tenant, _published, registry, tenant)
+    data = [_base_card(model.spec)]
+    data += [_card(model.spec, name, created, tenant) for name, created in mine]
     data += [
-        _card(services, f"{prefix.tenant}/{prefix.name}", prefix.created_at, prefix.tenant)
+        _card(model.spec, f"{prefix.tenant}/{prefix.name}", prefix.created_at, prefix.tenant)
         for prefix in others
     ]
     return ModelListReply(data=data).response()
@@ -44,18 +53,19 @@ async def list_models(services: ServicesDep, tenant: TenantDep) -> Response:
 @router.route(
     "GET", "/v1/models/{model_id:path}", answers=ModelReply, scopes=_READING, errors=[409]
 )
-async def get_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> Response:
+async def get_model(model_id: str, generations: GenerationsDep, tenant: TenantDep) -> Response:
     """One model: the base model, or a prefix by any form of its name."""
-    if model_id == services.model.spec.model_id:
-        return _base_card(services).response()
-    selector = services.generations.selector
+    model = generations.model
+    if model_id == model.spec.model_id:
+        return _base_card(model.spec).response()
+    selector = generations.selector
     versions = [
         await selector.resolve(tenant, reference, user="")  # of a split always the same one
         for reference in selector.parse(model_id)
     ]
     created = max(version.created_at for version in versions)
     owner = tenant if len(versions) > 1 else versions[0].tenant
-    return _card(services, model_id, created, owner).response()
+    return _card(model.spec, model_id, created, owner).response()
 
 
 @router.route(
@@ -66,25 +76,31 @@ async def get_model(model_id: str, services: ServicesDep, tenant: TenantDep) -> 
     errors=[409],
 )
 async def delete_model(
-    model_id: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
+    model_id: str,
+    generations: GenerationsDep,
+    registry: RegistryDep,
+    workers: WorkersDep,
+    prefix_cache: PrefixCacheDep,
+    tenant: TenantDep,
+    actor: ActorDep,
 ) -> Response:
     """Delete a prefix with all its versions; the base model cannot be deleted."""
-    if model_id == services.model.spec.model_id:
+    if model_id == generations.model.spec.model_id:
         raise InUse("the base model cannot be deleted")
-    reference, *more = services.generations.selector.parse(model_id)
+    reference, *more = generations.selector.parse(model_id)
     if more or reference.selector is not None:
         raise InvalidRequest("only a prefix as a whole can be deleted here", param="model")
     if reference.tenant not in (None, tenant):
         raise PrefixNotFound(f"prefix '{reference}' does not exist", param="model")
-    await forget_prefix(services, tenant, reference.name, actor)
+    await forget_prefix(registry, workers, prefix_cache, tenant, reference.name, actor)
     return ModelDeleted(id=model_id).response()
 
 
-def _published(services: Services, tenant: str) -> list[PublishedPrefix]:
+def _published(registry: Registry, tenant: str) -> list[PublishedPrefix]:
     found: list[PublishedPrefix] = []
     cursor: str | None = None
     while len(found) < MAX_LISTED:
-        page = services.registry.publications.offered(tenant, cursor, _PAGE)
+        page = registry.publications.offered(tenant, cursor, _PAGE)
         found.extend(page.items)
         cursor = page.next_cursor
         if cursor is None:
@@ -92,13 +108,11 @@ def _published(services: Services, tenant: str) -> list[PublishedPrefix]:
     return found[:MAX_LISTED]
 
 
-def _base_card(services: Services) -> ModelReply:
-    base = services.model.spec.model_id
-    return _card(services, base, 0, "polyprefix").model_copy(update={"parent": None})
+def _base_card(spec: BaseModelSpec) -> ModelReply:
+    return _card(spec, spec.model_id, 0, "polyprefix").model_copy(update={"parent": None})
 
 
-def _card(services: Services, model_id: str, created: int, owner: str) -> ModelReply:
-    spec = services.model.spec
+def _card(spec: BaseModelSpec, model_id: str, created: int, owner: str) -> ModelReply:
     return ModelReply(
         id=model_id,
         created=created,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from fastapi import Response
+from fastapi import Request, Response
 
-from app.api.dependencies import GenerationsDep, TenantDep
+from app.api.dependencies import GenerationsDep, LimitsDep, ModelDep, TenantDep
 from app.api.generation.prompts import encode_prompts
 from app.api.routing import Router
 from app.api.schemas.generation import DetokenizeBody, TokenizeBody
@@ -17,7 +17,6 @@ from app.api.schemas.generation_replies import (
     TokenizedReply,
 )
 from app.api.schemas.server import InfoReply, TokenizerInfoReply
-from app.api.services import ServicesDep
 from app.api.side_work.off_loop import json_reply
 from app.errors import InvalidRequest
 from app.tenancy.auth.principal import Scope
@@ -89,9 +88,9 @@ async def detokenize(
 
 
 @router.route("GET", "/tokenizer_info", answers=TokenizerInfoReply, tag="operations")
-async def tokenizer_info(services: ServicesDep) -> Response:
+async def tokenizer_info(model: ModelDep) -> Response:
     """The tokenizer's special tokens and what it adds to a text, in the words of vLLM."""
-    text, spec = services.model.text, services.model.spec
+    text, spec = model.text, model.spec
     facts, framed = text.facts, text.encode("a")
     return TokenizerInfoReply(
         tokenizer_class=facts.kind,
@@ -109,10 +108,10 @@ async def tokenizer_info(services: ServicesDep) -> Response:
 
 
 @router.route("GET", "/info", answers=InfoReply, tag="operations")
-async def info(services: ServicesDep) -> Response:
+async def info(request: Request, generations: GenerationsDep, limits: LimitsDep) -> Response:
     """What this server is: base model, shapes that prefixes must have, limits, version."""
-    model, spec, config = services.model, services.model.spec, services.engine.config
-    shape = spec.decoder
+    model, engine = generations.model, generations.engine
+    spec, config, shape = model.spec, engine.config, model.spec.decoder
     return InfoReply(
         model_id=spec.model_id,
         base_fingerprint=spec.fingerprint,
@@ -125,18 +124,18 @@ async def info(services: ServicesDep) -> Response:
         source_limit=spec.source_limit,
         model_dtype=str(model.dtype).removeprefix("torch."),
         model_device_type=model.device.type,
-        system_fingerprint=services.generations.system_fingerprint,
-        preparation={**model.notes, "decode_attention": services.engine.decode_attention},
+        system_fingerprint=generations.system_fingerprint,
+        preparation={**model.notes, "decode_attention": engine.decode_attention},
         max_input_length=spec.source_limit or spec.context_limit - 1,
         max_total_tokens=spec.context_limit,
         max_prefix_length=config.max_prefix_length,
         max_concurrent_rows=config.max_rows,
         max_tenant_rows=config.max_tenant_rows,
         max_waiting_requests=config.max_waiting,
-        max_request_rows=services.limits.max_request_rows,
-        max_body_bytes=services.limits.max_body_bytes,
+        max_request_rows=limits.max_request_rows,
+        max_body_bytes=limits.max_body_bytes,
         max_stop_sequences=4,
         eos_token_ids=sorted(model.text.eos_token_ids),
         generation_defaults=model.generation.by_name,
-        version=services.version,
+        version=request.app.version,
     ).response()

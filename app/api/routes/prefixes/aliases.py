@@ -10,11 +10,17 @@ from typing import Annotated
 
 from fastapi import Header, Request, Response
 
-from app.api.dependencies import ActorDep, PrincipalDep, TenantDep
+from app.api.dependencies import (
+    ActorDep,
+    EvaluationsDep,
+    PrincipalDep,
+    RegistryDep,
+    TenantDep,
+    WorkersDep,
+)
 from app.api.gate_check import version_score, write_when_scored
 from app.api.routing import JSON, Answer, Router
 from app.api.schemas.prefixes import AliasBody, AliasChangeReply, AliasHistoryReply, AliasReply
-from app.api.services import ServicesDep
 from app.registry.quality_gates import QualityGate
 from app.registry.types import Alias
 from app.tenancy.auth.principal import Scope
@@ -28,11 +34,11 @@ IfMatch = Annotated[str | None, Header(max_length=1024)]
 
 
 @router.route("GET", "", answers=_ALIAS, scopes=_READING)
-async def get_alias(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
+async def get_alias(
+    name: str, alias: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
+) -> Response:
     """Where an alias points; its state is the ETag."""
-    found = await services.workers.catalog.run(
-        tenant, services.registry.aliases.get, tenant, name, alias
-    )
+    found = await workers.catalog.run(tenant, registry.aliases.get, tenant, name, alias)
     return _reply(name, found)
 
 
@@ -42,7 +48,9 @@ async def set_alias(
     alias: str,
     body: AliasBody,
     request: Request,
-    services: ServicesDep,
+    registry: RegistryDep,
+    workers: WorkersDep,
+    evaluations: EvaluationsDep,
     principal: PrincipalDep,
     actor: ActorDep,
     if_match: IfMatch = None,
@@ -52,7 +60,7 @@ async def set_alias(
     A `user` of requests stays with one version of a split; without one they are drawn. Versions
     that have not passed the alias's gate, if it has one, are scored first.
     """
-    book = services.registry.aliases
+    book = registry.aliases
     change = (
         partial(book.set, digest=body.version)
         if body.version
@@ -61,9 +69,9 @@ async def set_alias(
     write = partial(change, principal.tenant, name, alias, if_match=if_match, actor=actor)
 
     async def score(digest: str, gate: QualityGate) -> float:
-        return await version_score(services.evaluations, principal, name, digest, gate)
+        return await version_score(evaluations, principal, name, digest, gate)
 
-    pool = services.workers.writes
+    pool = workers.writes
     moved = await write_when_scored(
         partial(pool.finish, principal.tenant, write), score, request.receive
     )
@@ -74,15 +82,16 @@ async def set_alias(
 async def rollback_alias(
     name: str,
     alias: str,
-    services: ServicesDep,
+    registry: RegistryDep,
+    workers: WorkersDep,
     tenant: TenantDep,
     actor: ActorDep,
     if_match: IfMatch = None,
 ) -> Response:
     """Point an alias at the version before; again, further back."""
-    moved = await services.workers.writes.finish(
+    moved = await workers.writes.finish(
         tenant,
-        services.registry.aliases.rollback,
+        registry.aliases.rollback,
         tenant,
         name,
         alias,
@@ -94,12 +103,10 @@ async def rollback_alias(
 
 @router.route("GET", "/history", answers=AliasHistoryReply, scopes=_READING)
 async def alias_history(
-    name: str, alias: str, services: ServicesDep, tenant: TenantDep
+    name: str, alias: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
 ) -> Response:
     """The alias's last moves, at most 100, the latest first."""
-    changes = await services.workers.catalog.run(
-        tenant, services.registry.aliases.history, tenant, name, alias
-    )
+    changes = await workers.catalog.run(tenant, registry.aliases.history, tenant, name, alias)
     data = [AliasChangeReply.of(change, version=change.digest) for change in changes]
     return AliasHistoryReply(data=data).response()
 

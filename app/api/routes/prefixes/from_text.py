@@ -12,16 +12,23 @@ import time
 
 from fastapi import Request, Response
 
-from app.api.dependencies import ActorDep, PrincipalDep
+from app.api.dependencies import (
+    ActorDep,
+    EngineDep,
+    EvaluationsDep,
+    PrincipalDep,
+    PublisherDep,
+    WorkersDep,
+)
 from app.api.generation.generation import cancel_on_disconnect
 from app.api.generation.prefix_selection import PrefixSelection
 from app.api.generation.prompts import MAX_TOKEN_CHARACTERS, SURROGATE
-from app.api.publish_version import NEW_VERSION, admit, staging
+from app.api.publish_version import NEW_VERSION
 from app.api.routing import Router
 from app.api.schemas.evaluations import FromTextBody
-from app.api.services import Services, ServicesDep
 from app.api.side_work.off_loop import off_loop
 from app.errors import ContextLengthExceeded, Draining, InvalidRequest
+from app.model.frozen import FrozenModel
 from app.model.text import INPUT_PLACEHOLDER
 from app.prefix.codec import encode
 from app.prefix.prefix import Prefix, PrefixMetadata
@@ -47,7 +54,10 @@ async def make_from_text(
     name: str,
     body: FromTextBody,
     request: Request,
-    services: ServicesDep,
+    engine: EngineDep,
+    evaluations: EvaluationsDep,
+    publisher: PublisherDep,
+    workers: WorkersDep,
     principal: PrincipalDep,
     actor: ActorDep,
 ) -> Response:
@@ -58,25 +68,27 @@ async def make_from_text(
     check_name(name)
     if body.alias is not None:
         check_alias(body.alias)
-    if services.engine.progress().draining:
+    if engine.progress().draining:
         raise Draining("the server is shutting down")
-    tenant, pool = principal.tenant, services.workers.text
-    ids = await off_loop(pool, tenant, len(body.text), _encode, services, body.text)
-    metadata = _metadata(services, body, len(ids))
-    deadline = time.monotonic() + services.limits.request_timeout
-    making = services.evaluations.queue.run(
+    tenant, model = principal.tenant, engine.model
+    ids = await off_loop(
+        workers.text, tenant, len(body.text), _encode, model, body.text, publisher.max_length
+    )
+    metadata = _metadata(model, body, len(ids))
+    deadline = time.monotonic() + publisher.timeout
+    making = evaluations.queue.run(
         principal,
         deadline,
         words_prefix,
-        [(services.model, ids, metadata)],
+        [(model, ids, metadata)],
         tokens=[len(ids)],
         selection=PrefixSelection([]),
     )
     [prefix] = await cancel_on_disconnect(request.receive, making)
-    async with staging(services, tenant) as staged:
-        await services.workers.files.run(tenant, _write, prefix, staged)
-        admitted = await admit(
-            services, principal, name, staged.path, body.alias, request.receive, actor
+    async with publisher.staging(tenant) as staged:
+        await workers.files.run(tenant, _write, prefix, staged)
+        admitted = await publisher.publish(
+            principal, name, staged.path, body.alias, request.receive, actor
         )
     return admitted.reply
 
@@ -85,16 +97,15 @@ def _write(prefix: Prefix, staged: StagedFile) -> None:
     staged.write(encode(prefix))
 
 
-def _encode(services: Services, text: str) -> list[int]:
+def _encode(model: FrozenModel, text: str, max_length: int) -> list[int]:
     """The text's tokens, special tokens in it being ordinary characters; InvalidRequest."""
-    model = services.model
     if model.encoder_decoder is not None:
         raise InvalidRequest(
             "this model's encoder reads a text as a whole, each word in the light of all others: "
             "keys and values of the words alone would not act as words before the source",
             param="text",
         )
-    limit = min(services.limits.max_prefix_length, model.spec.context_limit - 2)
+    limit = min(max_length, model.spec.context_limit - 2)
     if len(text) > limit * MAX_TOKEN_CHARACTERS:
         raise _too_long(f"{len(text)} characters", limit)
     if SURROGATE.search(text):
@@ -113,9 +124,9 @@ def _too_long(found: str, limit: int) -> ContextLengthExceeded:
     )
 
 
-def _metadata(services: Services, body: FromTextBody, length: int) -> PrefixMetadata:
+def _metadata(model: FrozenModel, body: FromTextBody, length: int) -> PrefixMetadata:
     """What the file says: of the text its size and its SHA-256 alone."""
-    text, spec = services.model.text, services.model.spec
+    text, spec = model.text, model.spec
     template = body.input_template
     if template is None and text.encode(_PROBE) != text.render(INPUT_PLACEHOLDER, _PROBE):
         # what the tokenizer puts before every text stands before this one already

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from app.api.dependencies import ActorDep, TenantDep
+from app.api.dependencies import (
+    ActorDep,
+    RegistryDep,
+    TenantDep,
+    WorkersDep,
+)
 from app.api.routes.prefixes.prefixes import Cursor, Limit
 from app.api.routing import Router
 from app.api.schemas.prefixes import (
@@ -18,7 +23,6 @@ from app.api.schemas.prefixes import (
     PublishedPage,
     PublishedReply,
 )
-from app.api.services import ServicesDep
 from app.tenancy.auth.principal import Scope
 
 router = Router("publications")
@@ -27,22 +31,27 @@ _PATH = "/v1/prefixes/{name}/publication"
 
 
 @router.route("GET", _PATH, answers=PublicationReply, scopes=[Scope.PREFIXES_READ])
-async def get_publication(name: str, services: ServicesDep, tenant: TenantDep) -> Response:
+async def get_publication(
+    name: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
+) -> Response:
     """Who may use the prefix besides its owner."""
-    found = await services.workers.catalog.run(
-        tenant, services.registry.publications.get, tenant, name
-    )
+    found = await workers.catalog.run(tenant, registry.publications.get, tenant, name)
     return PublicationReply.of(found).response()
 
 
 @router.route("PUT", _PATH, answers=PublicationReply, scopes=[Scope.PREFIXES_WRITE])
 async def set_publication(
-    name: str, body: PublicationBody, services: ServicesDep, tenant: TenantDep, actor: ActorDep
+    name: str,
+    body: PublicationBody,
+    registry: RegistryDep,
+    workers: WorkersDep,
+    tenant: TenantDep,
+    actor: ActorDep,
 ) -> Response:
     """Let these tenants use the prefix, or everyone, and nobody else any more."""
-    made = await services.workers.writes.finish(
+    made = await workers.writes.finish(
         tenant,
-        services.registry.publications.set,
+        registry.publications.set,
         tenant,
         name,
         body.tenants,
@@ -54,12 +63,10 @@ async def set_publication(
 
 @router.route("DELETE", _PATH, answers=PublicationDeleted, scopes=[Scope.PREFIXES_WRITE])
 async def delete_publication(
-    name: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
+    name: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep, actor: ActorDep
 ) -> Response:
     """Let nobody else use the prefix any more; rows that run finish with it."""
-    await services.workers.writes.finish(
-        tenant, services.registry.publications.withdraw, tenant, name, actor=actor
-    )
+    await workers.writes.finish(tenant, registry.publications.withdraw, tenant, name, actor=actor)
     return PublicationDeleted(name=name).response()
 
 
@@ -71,11 +78,13 @@ async def delete_publication(
     errors=[404],
 )
 async def list_published(
-    services: ServicesDep, tenant: TenantDep, cursor: Cursor = None, limit: Limit = 20
+    registry: RegistryDep,
+    workers: WorkersDep,
+    tenant: TenantDep,
+    cursor: Cursor = None,
+    limit: Limit = 20,
 ) -> Response:
     """What others publish to the caller, in the order in which it was made, a page at a time."""
-    page = await services.workers.catalog.run(
-        tenant, services.registry.publications.offered, tenant, cursor, limit
-    )
+    page = await workers.catalog.run(tenant, registry.publications.offered, tenant, cursor, limit)
     data = [PublishedReply.of(prefix, id=f"{prefix.tenant}/{prefix.name}") for prefix in page.items]
     return PublishedPage.of(page, data=data).response()

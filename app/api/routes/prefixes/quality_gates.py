@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from app.api.dependencies import ActorDep, TenantDep
+from app.api.dependencies import (
+    ActorDep,
+    RegistryDep,
+    TenantDep,
+    WorkersDep,
+)
 from app.api.routing import Router
 from app.api.schemas.evaluations import AliasGateDeleted, AliasGateReply, GateBody
-from app.api.services import ServicesDep
 from app.errors import InvalidRequest
 from app.registry.quality_gates import QualityGate
 from app.tenancy.auth.principal import Scope
@@ -24,17 +28,23 @@ _MAX_CHARACTERS = 1 << 18
 
 
 @router.route("GET", "", answers=AliasGateReply, scopes=[Scope.PREFIXES_READ])
-async def get_gate(name: str, alias: str, services: ServicesDep, tenant: TenantDep) -> Response:
+async def get_gate(
+    name: str, alias: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
+) -> Response:
     """The alias's gate with its examples."""
-    found = await services.workers.catalog.run(
-        tenant, services.registry.gates.get, tenant, name, alias
-    )
+    found = await workers.catalog.run(tenant, registry.gates.get, tenant, name, alias)
     return AliasGateReply.of(found, name=name, alias=alias).response()
 
 
 @router.route("PUT", "", answers=AliasGateReply, scopes=[Scope.PREFIXES_WRITE], errors=[409])
 async def set_gate(
-    name: str, alias: str, body: GateBody, services: ServicesDep, tenant: TenantDep, actor: ActorDep
+    name: str,
+    alias: str,
+    body: GateBody,
+    registry: RegistryDep,
+    workers: WorkersDep,
+    tenant: TenantDep,
+    actor: ActorDep,
 ) -> Response:
     """Give the alias a gate, or another one; where it points now stays as it is."""
     examples = [{"input": one.input, "output": list(one.references)} for one in body.examples]
@@ -45,18 +55,21 @@ async def set_gate(
             param="examples",
         )
     gate = QualityGate(metric=body.metric, min_score=body.min_score, examples=examples)
-    made = await services.workers.writes.finish(
-        tenant, services.registry.gates.set, tenant, name, alias, gate, actor=actor
+    made = await workers.writes.finish(
+        tenant, registry.gates.set, tenant, name, alias, gate, actor=actor
     )
     return AliasGateReply.of(made, name=name, alias=alias).response()
 
 
 @router.route("DELETE", "", answers=AliasGateDeleted, scopes=[Scope.PREFIXES_WRITE])
 async def remove_gate(
-    name: str, alias: str, services: ServicesDep, tenant: TenantDep, actor: ActorDep
+    name: str,
+    alias: str,
+    registry: RegistryDep,
+    workers: WorkersDep,
+    tenant: TenantDep,
+    actor: ActorDep,
 ) -> Response:
     """Take the alias's gate away."""
-    await services.workers.writes.finish(
-        tenant, services.registry.gates.remove, tenant, name, alias, actor=actor
-    )
+    await workers.writes.finish(tenant, registry.gates.remove, tenant, name, alias, actor=actor)
     return AliasGateDeleted(name=name, alias=alias).response()

@@ -8,19 +8,24 @@ from typing import Annotated
 
 from fastapi import Header, Request, Response
 
-from app.api.dependencies import ActorDep, PrincipalDep
-from app.api.publish_version import NEW_VERSION, admit, staging
+from app.api.dependencies import (
+    ActorDep,
+    PrincipalDep,
+    PublisherDep,
+    UploadsDep,
+    WorkersDep,
+)
+from app.api.publish_version import NEW_VERSION
 from app.api.routing import Router
-from app.api.services import Services, ServicesDep
 from app.errors import (
     FileTooLarge,
     InvalidRequest,
     RequestCancelled,
     UnsupportedMediaType,
 )
-from app.prefix.codec import max_file_bytes
 from app.prefix.reference import check_alias, check_name
 from app.registry.storage.store import StagedFile
+from app.runtime.workers import WorkerPool
 from app.tenancy.auth.principal import Scope
 
 router = Router("prefixes")
@@ -41,7 +46,9 @@ _WRITE_BYTES = 1 << 20
 async def upload_version(
     name: str,
     request: Request,
-    services: ServicesDep,
+    publisher: PublisherDep,
+    uploads: UploadsDep,
+    workers: WorkersDep,
     principal: PrincipalDep,
     actor: ActorDep,
     x_alias: Annotated[str | None, Header(max_length=64)] = None,
@@ -58,11 +65,11 @@ async def upload_version(
         raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters")
     _check_type(request)
     tenant = principal.tenant
-    with services.uploads.slot(tenant):
-        async with staging(services, tenant) as staged:
-            await _receive(services, tenant, request, staged)
-            admitted = await admit(
-                services, principal, name, staged.path, x_alias, request.receive, actor
+    with uploads.slot(tenant):
+        async with publisher.staging(tenant) as staged:
+            await _receive(request, staged, workers.files, tenant, publisher.max_file_bytes)
+            admitted = await publisher.publish(
+                principal, name, staged.path, x_alias, request.receive, actor
             )
     return admitted.reply
 
@@ -73,13 +80,10 @@ def _check_type(request: Request) -> None:
         raise UnsupportedMediaType("send the safetensors file itself as application/octet-stream")
 
 
-def _limit(services: Services) -> int:
-    return max_file_bytes(services.model.spec, services.limits.max_prefix_length)
-
-
-async def _receive(services: Services, tenant: str, request: Request, staged: StagedFile) -> None:
+async def _receive(
+    request: Request, staged: StagedFile, pool: WorkerPool, tenant: str, limit: int
+) -> None:
     """Stream the body to disk; what the client declares about its length is not believed."""
-    limit = _limit(services)
     error = FileTooLarge(f"a prefix file for this model has at most {limit} bytes")
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
@@ -92,9 +96,9 @@ async def _receive(services: Services, tenant: str, request: Request, staged: St
             raise error
         pending += part
         if len(pending) >= _WRITE_BYTES:
-            await services.workers.files.run(tenant, staged.write, bytes(pending))
+            await pool.run(tenant, staged.write, bytes(pending))
             pending.clear()
-    await services.workers.files.run(tenant, staged.write, bytes(pending))
+    await pool.run(tenant, staged.write, bytes(pending))
 
 
 async def _body_parts(request: Request) -> AsyncIterator[bytes]:

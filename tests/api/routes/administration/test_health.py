@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import httpx
 import pytest
 
+from app.engine.fairness.forecast import SchedulerFigures
 from app.main import drain
 from tests.api.helpers import (
     NO_END,
@@ -195,7 +196,7 @@ def stream_tgi(client: httpx.Client) -> httpx.Response:
 
 def test_a_full_queue_is_not_ready(client: httpx.Client, own_server: RunningServer) -> None:
     engine = own_server.services.engine
-    engine.admission.note_waiting(engine.config.max_waiting, 0)
+    engine.admission.note_step(SchedulerFigures(num_waiting=engine.config.max_waiting))
     assert statuses(client) == {"/health/live": 200, "/health/ready": 503, "/health": 200}
     complete(client)
     until(lambda: client.get("/health/ready").status_code == 200)

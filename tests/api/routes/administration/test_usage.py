@@ -36,7 +36,7 @@ def usage(client: httpx.Client, **query: object) -> list[dict[str, Any]]:
 
 
 def new_tenant(guarded: Guarded, name: str) -> httpx.Client:
-    guarded.server.services.accounts.create(name)
+    guarded.server.services.tenants.create(name)
     return guarded.client(guarded.key(name, PLAIN))
 
 

@@ -356,11 +356,15 @@ def test_a_deleted_prefix_leaves_memory_with_its_pins(
         client.post(f"{URL}/versions/{digest}/pin")
         version = services.registry.get_version("demo", NAME, digest)
         assert complete(client, model=NAME).status_code == 200
-        assert services.tiers.stats()["device"].entries == 1
+        assert services.prefix_cache.stats()["device"].entries == 1
         assert client.delete(path).status_code == 200
-    assert services.tiers.stats()["device"].entries == services.tiers.stats()["host"].entries == 0
+    assert (
+        services.prefix_cache.stats()["device"].entries
+        == services.prefix_cache.stats()["host"].entries
+        == 0
+    )
     key = PrefixKey(version.owner, digest)
     deadline = time.monotonic() + 10
-    while services.tiers.is_pinned(key):
+    while services.prefix_cache.is_pinned(key):
         assert time.monotonic() < deadline
         time.sleep(0.01)

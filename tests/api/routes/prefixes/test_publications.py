@@ -30,7 +30,7 @@ def house(
     pepper = SecretStr("a pepper for tests of 32 characters or more")
     with serving(tiny_gpt2, tmp_path_factory.mktemp("house"), key_pepper=pepper) as running:
         for tenant in TENANTS:
-            running.services.accounts.create(tenant)
+            running.services.tenants.create(tenant)
         yield running
 
 
@@ -199,10 +199,10 @@ class TestWithdrawing:
     ) -> None:
         publish(clients, "beta")
         assert status(clients["beta"], "acme/e2e") == 200
-        house.services.accounts.change("acme", disabled=True)
+        house.services.tenants.change("acme", disabled=True)
         assert status(clients["beta"], "acme/e2e") == 404
         assert clients["beta"].get("/v1/published").json()["data"] == []
-        house.services.accounts.change("acme", disabled=False)
+        house.services.tenants.change("acme", disabled=False)
         assert status(clients["beta"], "acme/e2e") == 200
 
     @pytest.mark.usefixtures("digests")
@@ -243,11 +243,11 @@ class TestQuotas:
         """Sets limits of `gamma` for the test."""
 
         def limiting(**limits: int) -> None:
-            house.services.accounts.change("gamma", limits=limits)
+            house.services.tenants.change("gamma", limits=limits)
 
         yield limiting
         none = dict.fromkeys(TenantLimits(max_prefixes=0, max_bytes=0).to_json())
-        house.services.accounts.change("gamma", limits={**none, "weight": 1.0})
+        house.services.tenants.change("gamma", limits={**none, "weight": 1.0})
 
     def test_an_upload_beyond_the_quota_is_refused_and_leaves_nothing(
         self, clients: Clients, tiny_gpt2: FrozenModel, limited: Callable[..., None]

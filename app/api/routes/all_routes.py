@@ -1,0 +1,43 @@
+"""All routes of the server, one module per resource."""
+
+from __future__ import annotations
+
+from app.api.routes.administration import about, audit, docs, health, openapi, tenants, usage
+from app.api.routes.generation import completions, models, tgi, tokenize
+from app.api.routes.prefixes import (
+    aliases,
+    comparisons,
+    evaluations,
+    from_text,
+    prefixes,
+    publications,
+    quality_gates,
+    versions,
+)
+from app.api.routing import Route
+
+_RESOURCES = (
+    completions,
+    tgi,
+    models,
+    tokenize,
+    prefixes,
+    versions,
+    aliases,
+    publications,
+    health,
+    about,
+    tenants,
+    audit,
+    usage,
+    openapi,
+    docs,
+    evaluations,
+    comparisons,
+    quality_gates,
+    from_text,
+)
+
+ALL_ROUTES: tuple[Route, ...] = tuple(
+    route for resource in _RESOURCES for route in resource.router.routes
+)
