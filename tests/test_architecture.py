@@ -264,6 +264,16 @@ def test_folders_and_the_readme_stay_small() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
 
 
+def test_no_two_classes_have_one_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for module in MODULES.values():
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(module.at(node.lineno))
+    twice = {name: places for name, places in homes.items() if len(places) > 1}
+    assert not twice
+
+
 def test_modules_and_public_names_say_what_they_are() -> None:
     silent = [
         module.name

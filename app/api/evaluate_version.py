@@ -17,7 +17,7 @@ from app.api.schemas.evaluations import DecodingFields, ExampleBody
 from app.api.side_work.metered import MeteredQueue
 from app.api.side_work.off_loop import off_loop
 from app.api.side_work.turns import ConcurrencyCap
-from app.engine.offline import Completion
+from app.engine.offline import CompletedRequest
 from app.engine.request import GenerationRequest
 from app.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest
 from app.evaluation.evaluator import Evaluation, Evaluator
@@ -146,9 +146,9 @@ class VersionEvaluation:
             self.principal, self.deadline, work, pieces, tokens, self.selection
         )
 
-    async def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+    async def complete(self, requests: Sequence[GenerationRequest]) -> list[CompletedRequest]:
         """Run the requests as this tenant's, in waves."""
-        done: list[Completion] = []
+        done: list[CompletedRequest] = []
         for wave in self.waves(requests):
             done += await self._complete_wave(wave)
         return done
@@ -169,14 +169,14 @@ class VersionEvaluation:
         if wave:
             yield wave
 
-    async def _complete_wave(self, requests: list[GenerationRequest]) -> list[Completion]:
+    async def _complete_wave(self, requests: list[GenerationRequest]) -> list[CompletedRequest]:
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise DeadlineExceeded("the request's time is over")
         generation = await self.generations.submit(
             requests, self.principal, self.selection.borrowed(), timeout=left
         )
-        done = [Completion.of(request) for request in requests]
+        done = [CompletedRequest.of(request) for request in requests]
         try:
             async for batch in generation.events():
                 for index, event in batch:

@@ -26,7 +26,7 @@ from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import SlotTable, fine_length_classes, length_classes
 from app.engine.request import GenerationRequest, RequestFailed, RequestFinished
 from app.engine.request_state import ReplyFrame
-from app.engine.router import Cancel, Inbox, RequestStream, Router, Submit
+from app.engine.router import Cancel, EventRouter, Inbox, RequestStream, Submit
 from app.engine.runner import Runner
 from app.engine.scheduler import Deliveries, Scheduler
 from app.engine.step import StepPlan, StepResult
@@ -101,7 +101,7 @@ class Engine:
         )
         self.decode_attention = self.attention.name
         self.runner = Runner(model, self.pool, self.attention, self.source_pool)
-        self.router = Router()
+        self.router = EventRouter()
         self.inbox = Inbox()
         self.admission = Admission(
             self.config,

@@ -26,7 +26,7 @@ _FULL_QUEUE_SECONDS = 0.005
 
 
 @dataclass
-class Completion:
+class CompletedRequest:
     """What one request produced; lists have one entry per row."""
 
     texts: list[str]
@@ -36,7 +36,7 @@ class Completion:
     prompt_scores: list[TokenScore] = field(default_factory=list)
 
     @classmethod
-    def of(cls, request: GenerationRequest) -> Completion:
+    def of(cls, request: GenerationRequest) -> CompletedRequest:
         """That of a request that has not produced anything yet."""
         rows = range(request.n)
         return cls(["" for _ in rows], [[] for _ in rows], [[] for _ in rows], [None] * len(rows))
@@ -55,7 +55,7 @@ class Completion:
             self.prompt_scores.extend(event.scores)
 
 
-def complete(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Completion]:
+def complete(engine: Engine, requests: Sequence[GenerationRequest]) -> list[CompletedRequest]:
     """Run `requests` together on a started engine; answers in their order.
 
     Raises the error of the first request that fails. What the queue does not take now is fed as it
@@ -64,7 +64,9 @@ def complete(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Comp
     return asyncio.run(complete_all(engine, requests))
 
 
-async def complete_all(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Completion]:
+async def complete_all(
+    engine: Engine, requests: Sequence[GenerationRequest]
+) -> list[CompletedRequest]:
     """As `complete`, for callers on an event loop."""
     door = asyncio.Lock()
     return list(await asyncio.gather(*(_complete(engine, item, door) for item in requests)))
@@ -79,8 +81,10 @@ async def _submit(engine: Engine, request: GenerationRequest, door: asyncio.Lock
             await asyncio.sleep(_FULL_QUEUE_SECONDS)
 
 
-async def _complete(engine: Engine, request: GenerationRequest, door: asyncio.Lock) -> Completion:
-    result = Completion.of(request)
+async def _complete(
+    engine: Engine, request: GenerationRequest, door: asyncio.Lock
+) -> CompletedRequest:
+    result = CompletedRequest.of(request)
     stream = await _submit(engine, request, door)
     try:
         async for event in stream:

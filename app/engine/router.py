@@ -129,7 +129,7 @@ class RequestStream:
                 self._on_end(event)
 
 
-class Router:
+class EventRouter:
     """Delivers events to the streams of requests."""
 
     def __init__(self) -> None:

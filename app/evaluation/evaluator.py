@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from app.engine.config import EngineConfig
 from app.engine.decoding.beam_search import beam_params
 from app.engine.engine import Engine
-from app.engine.offline import Completion, complete_all
+from app.engine.offline import CompletedRequest, complete_all
 from app.engine.request import GenerationRequest, SamplingParams
 from app.errors import GenerationFault, InvalidRequest
 from app.evaluation.likelihood import target_loss
@@ -43,7 +43,7 @@ _MAX_ROUGE_WORK = 32_000_000
 class EvaluationRunner(Protocol):
     """Where an evaluation computes: on an engine of its own, or in a server for a tenant."""
 
-    async def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+    async def complete(self, requests: Sequence[GenerationRequest]) -> list[CompletedRequest]:
         """Run the requests; answers in their order. Raises the error of one that fails."""
 
     async def compute(self, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -56,7 +56,7 @@ class EvaluationRunner(Protocol):
 
 
 @dataclass(frozen=True)
-class Answer:
+class DecodedText:
     """What the model said; `token_ids` has the token that ended it too."""
 
     text: str
@@ -71,7 +71,7 @@ class Evaluation:
     example. The other scores go from 0 to 100. `signature` says how BLEU was computed.
     """
 
-    answers: Sequence[Answer] = ()
+    answers: Sequence[DecodedText] = ()
     matches: Sequence[bool] = ()
     losses: Sequence[float] = ()
     num_tokens: int = 0
@@ -105,10 +105,10 @@ class Evaluator:
     runner: EvaluationRunner
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    async def answers(self, prompts: Sequence[tuple[int, ...]]) -> list[Answer]:
+    async def answers(self, prompts: Sequence[tuple[int, ...]]) -> list[DecodedText]:
         """What the model says to each prompt, stripped of surrounding space."""
         done = await self._complete(prompts, [self._sampling(len(ids)) for ids in prompts])
-        return [Answer(one.texts[0].strip(), tuple(one.token_ids[0])) for one in done]
+        return [DecodedText(one.texts[0].strip(), tuple(one.token_ids[0])) for one in done]
 
     async def losses(self, pairs: Sequence[TokenPair]) -> list[float]:
         """Each target's negative log-probability in nats, summed over its tokens."""
@@ -198,7 +198,7 @@ class Evaluator:
 
     async def _complete(
         self, prompts: Sequence[tuple[int, ...]], sampling: Sequence[SamplingParams]
-    ) -> list[Completion]:
+    ) -> list[CompletedRequest]:
         return await self.runner.complete(
             [
                 GenerationRequest(
@@ -215,7 +215,7 @@ class Evaluator:
         )
 
 
-def _loss(scored: Completion, pair: TokenPair) -> float:
+def _loss(scored: CompletedRequest, pair: TokenPair) -> float:
     logprobs = [score.logprob for score in scored.prompt_scores[len(pair.prompt_ids) :]]
     known = [value for value in logprobs if value is not None]
     if len(known) != len(pair.target_ids):
@@ -229,7 +229,7 @@ class EngineRunner:
 
     engine: Engine
 
-    async def complete(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+    async def complete(self, requests: Sequence[GenerationRequest]) -> list[CompletedRequest]:
         """All requests together."""
         return await complete_all(self.engine, requests)
 

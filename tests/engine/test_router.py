@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from app.engine.request import Event, RequestFailed, RequestFinished, TextDelta
-from app.engine.router import RequestStream, Router
+from app.engine.router import EventRouter, RequestStream
 from app.errors import Draining, EngineStopped
 
 FINISHED = RequestFinished(0.0, None, 1.0)
@@ -42,7 +42,7 @@ def count_wake_ups(patch: pytest.MonkeyPatch, loop: asyncio.AbstractEventLoop) -
 
 def test_events_reach_their_own_stream_in_order() -> None:
     async def main() -> None:
-        router = Router()
+        router = EventRouter()
         a, b = router.open("a", nothing), router.open("b", nothing)
         router.deliver([("a", text("1")), ("b", text("2")), ("nobody", text("3"))])
         router.deliver([("a", text("4")), ("a", FINISHED), ("b", FINISHED)])
@@ -54,7 +54,7 @@ def test_events_reach_their_own_stream_in_order() -> None:
 
 def test_a_step_is_one_wake_up_however_many_events_it_has() -> None:
     async def main() -> None:
-        router, loop = Router(), asyncio.get_running_loop()
+        router, loop = EventRouter(), asyncio.get_running_loop()
         streams = [router.open(str(index), nothing) for index in range(20)]
         with pytest.MonkeyPatch.context() as patch:
             calls = count_wake_ups(patch, loop)
@@ -70,7 +70,7 @@ def test_a_step_is_one_wake_up_however_many_events_it_has() -> None:
 
 def test_unread_events_are_read_together() -> None:
     async def main() -> None:
-        router = Router()
+        router = EventRouter()
         stream = router.open("a", nothing)
         for value in "xyz":
             router.deliver([("a", text(value))])
@@ -82,7 +82,7 @@ def test_unread_events_are_read_together() -> None:
 
 def test_after_its_end_a_request_gets_nothing_more() -> None:
     async def main() -> None:
-        router = Router()
+        router = EventRouter()
         stream = router.open("a", nothing)
         router.deliver([("a", FINISHED), ("a", text("late"))])
         router.deliver([("a", FINISHED)])
@@ -97,7 +97,7 @@ def test_after_its_end_a_request_gets_nothing_more() -> None:
 
 def test_failing_all_ends_the_open_ones_once_and_refuses_new_ones() -> None:
     async def main() -> None:
-        router, error = Router(), EngineStopped("it broke")
+        router, error = EventRouter(), EngineStopped("it broke")
         ended, open_one = router.open("ended", nothing), router.open("open", nothing)
         router.deliver([("ended", FINISHED), ("open", text("x"))])
         router.fail_all(error)
@@ -112,7 +112,7 @@ def test_failing_all_ends_the_open_ones_once_and_refuses_new_ones() -> None:
 
 def test_cancelling_asks_once_and_never_after_the_end() -> None:
     async def main() -> None:
-        router, asked = Router(), []
+        router, asked = EventRouter(), []
         running, ended = router.open("running", asked.append), router.open("ended", asked.append)
         router.deliver([("ended", FINISHED)])
         await asyncio.sleep(0)
@@ -124,7 +124,7 @@ def test_cancelling_asks_once_and_never_after_the_end() -> None:
 
 
 def test_readers_on_two_event_loops_each_get_their_own() -> None:
-    router = Router()
+    router = EventRouter()
     other = asyncio.new_event_loop()
 
     async def open_on_other() -> RequestStream:
@@ -144,7 +144,7 @@ def test_readers_on_two_event_loops_each_get_their_own() -> None:
 
 
 def test_a_closed_event_loop_does_not_disturb_other_readers() -> None:
-    router = Router()
+    router = EventRouter()
 
     async def open_and_leave() -> None:
         router.open("gone", nothing)

@@ -13,7 +13,7 @@ from app.api.evaluate_version import VersionEvaluation
 from app.api.generation.generation import cancel_on_disconnect
 from app.api.routing import Router
 from app.api.schemas.evaluations import CompareBody, ComparedBody, ComparisonReply
-from app.evaluation.evaluator import Answer
+from app.evaluation.evaluator import DecodedText
 from app.evaluation.likelihood import Contrast, contrast
 from app.evaluation.text_pairs import TokenPair
 from app.prefix.reference import check_name
@@ -28,8 +28,8 @@ router = Router("evaluations")
 class _Compared:
     """One example: what both said, and how far they are apart over the target, if there is one."""
 
-    a: Answer
-    b: Answer
+    a: DecodedText
+    b: DecodedText
     has_output: bool
     contrast: Contrast | None
 
