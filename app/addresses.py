@@ -17,18 +17,21 @@ def read_address(peer: str | None) -> ipaddress.IPv4Address | ipaddress.IPv6Addr
 
 
 def client_network(peer: str) -> str:
-    """What an address is counted under: itself, of IPv6 its /64."""
-    address = read_address(peer)
-    if address is None:
-        return peer[:64]
-    length = 32 if address.version == 4 else 64
-    return str(ipaddress.ip_network((address, length), strict=False))
+    """The network that a client is counted under: its address, of IPv6 its /64.
+
+    What is no address is itself, cut to 64 characters.
+    """
+    return _network(peer, 32) or peer[:64]
 
 
 def network_of(peer: str | None) -> str | None:
     """The network of an address: /24 of IPv4, /64 of IPv6; what is no address is not repeated."""
+    return _network(peer, 24)
+
+
+def _network(peer: str | None, ipv4_bits: int) -> str | None:
     address = read_address(peer)
     if address is None:
         return None
-    length = 24 if address.version == 4 else 64
+    length = ipv4_bits if address.version == 4 else 64
     return str(ipaddress.ip_network((address, length), strict=False))

@@ -1,10 +1,10 @@
 """What `limits.lua`, which counts in Redis, is called with and what it replies.
 
-A tenant has two keys, in the same slot of a cluster: a hash with its meters, as in `buckets`, and
-a sorted set with a member for every row that is in use, scored by when that expires. The clock is
-the one of Redis. Modes: "take" counts a request if every limit has room for it; "give" gives back
-what a lease took, once, since only the call that removes the lease does so; "keep" renews a lease,
-or restores it where it was lost. Whatever else has been put in place of the keys is thrown away.
+A tenant has two keys, in the same slot of a cluster: a hash with its meters, as in `local`, and a
+sorted set with a member for every row that is in use, scored by its time of expiry. The clock is
+that of Redis. Modes: "take" counts a request if every limit has room for it; "give" gives back what
+a lease took, once, since only the call that removes the lease does so; "keep" renews a lease, or
+restores a lost one. Other values under these keys are deleted.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Limits that several replicas share through Redis, and what to do while it fails.
 
-A caller waits a short while for Redis. A reply that is late counts all the same when it comes;
-meanwhile the caller, and whoever comes after it, goes by what Redis said last. A fault makes us
-look at Redis at once: if it does not answer well, `take` says that it does not know, nobody waits
-any more, and Redis is tried in the background until it does. Then the rows that run are counted
-there again, and what ended meanwhile is given back. A replica that dies stops renewing its leases,
-and its rows come free.
+A caller waits a short while for Redis. A late reply counts all the same when it comes; meanwhile
+this caller and the next ones go by what Redis said last. After a fault Redis is probed at once. If
+the probe fails, `take` says that it does not know, nobody waits any more, and Redis is probed in
+the background until it answers. Then the running rows are counted there again, and what ended
+meanwhile is given back. A replica that dies stops renewing its leases, so its rows come free.
 """
 
 from __future__ import annotations
