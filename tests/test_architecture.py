@@ -18,6 +18,7 @@ MAX_MODULE_LINES = 350
 MAX_FUNCTION_LINES = 60
 MAX_FOLDER_MODULES = 16
 MAX_README_LINES = 200
+MAX_KNOWS_NOTHING = 15
 
 ARROWS = {
     layer: set(allowed.split())
@@ -97,6 +98,18 @@ BANNED_CALLS = {
     "os.system",
     "tempfile.mktemp",
 }
+
+
+NAMED_TUPLES = {"_replace", "_asdict", "_fields", "_mapping"}
+"""Public methods of named tuples, and of SQLAlchemy's rows, in spite of their names."""
+
+FOREIGN_PRIVATE = {
+    "os._exit",
+    "GenerationMixin._beam_search",
+    "torch.ops.mkldnn._reorder_linear_weight",
+    "torch.ops.mkldnn._is_mkldnn_bf16_supported",
+}
+"""Libraries' private names that tests call or replace."""
 
 
 @dataclass(frozen=True)
@@ -291,6 +304,12 @@ def test_modules_and_public_names_say_what_they_are() -> None:
     assert not silent
 
 
+def test_modules_rarely_say_what_they_do_not_know() -> None:
+    """The arrows prove it; it is worth a sentence only where it surprises."""
+    found = [m.name for m in MODULES.values() if re.search(r"[Kk]nows\s+nothing", m.source)]
+    assert len(found) <= MAX_KNOWS_NOTHING, found
+
+
 def test_nothing_dangerous_or_global_is_written() -> None:
     wrong = []
     for module, node in _all_nodes():
@@ -324,6 +343,22 @@ def test_only_main_and_the_command_line_know_the_settings() -> None:
         if _home(found.target) == "app.settings"
     }
     assert users <= {"main", "cli"}
+
+
+def test_tests_use_no_private_attributes_of_ours() -> None:
+    """Of others' they may: named tuples' methods, and what a test replaces in a library."""
+    used = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Attribute)
+                and re.match("_[^_]", node.attr)
+                and ast.unparse(node.value) not in {"self", "cls"}
+                and ast.unparse(node) not in FOREIGN_PRIVATE
+                and node.attr not in NAMED_TUPLES
+            ):
+                used.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
+    assert not used
 
 
 def _packages() -> dict[str, int]:

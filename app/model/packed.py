@@ -31,7 +31,7 @@ _LAYOUT_ROWS = 64
 _ROW_STEPS = ((16, 1), (64, 4), (128, 8), (512, 16), (1024, 32), (2048, 64), (1 << 62, 256))
 """(most rows, step): up to as many rows, row counts are rounded up to multiples of the step."""
 
-_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
 class PackedLinear(torch.nn.Module):
@@ -212,5 +212,5 @@ def _check_equal(
     expected, got = plain(x).float(), packed(x).float()
     scale = float(expected.abs().max()) or 1.0
     difference = float((expected - got).abs().max()) / scale
-    if not difference <= _TOLERANCE[dtype]:
+    if not difference <= TOLERANCE[dtype]:
         raise ArithmeticError(f"a packed layer differs from the plain one by {difference:.2e}")

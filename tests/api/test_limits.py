@@ -71,7 +71,7 @@ def _as_at_first(replicas: tuple[RunningServer, RunningServer], redis: RedisServ
     redis.command("FLUSHALL")
     for replica in replicas:
         until(lambda replica=replica: not replica.services.limiter.is_degraded)
-        replica.services.limiter._local._usages.clear()
+        replica.services.limiter.forget_local()
 
 
 def limit(*servers: RunningServer, **limits: float) -> None:

@@ -177,7 +177,7 @@ def test_a_bfloat16_model_loads_without_a_warning_and_is_right_whatever_the_proc
 def test_what_befalls_every_layer_is_told_once(
     tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(packed_module._TOLERANCE, torch.float32, -1.0)
+    monkeypatch.setitem(packed_module.TOLERANCE, torch.float32, -1.0)
     with caplog.at_level(logging.WARNING):
         load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32")
     [record] = caplog.records

@@ -148,5 +148,5 @@ def test_a_catalog_of_the_first_release_is_counted_when_it_is_brought_up_to_date
         shipped = text("UPDATE versions SET owner = :owner WHERE file_nbytes = 7")
         connection.execute(shipped, {"owner": SHIPPED_OWNER})
         connection.execute(text("UPDATE tenants SET prefix_count = 0, stored_nbytes = 0"))
-        connection.execute(text(revision._COUNT))
+        connection.execute(text(revision.COUNT))
     assert usage(registry) == (3, 8)

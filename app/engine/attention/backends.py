@@ -126,12 +126,12 @@ def choose_attention(
                 "which takes torch's attention then"
             ) from error
         _log.warning("attention: no native code, torch's is used: %s", error)
-    trial = _Trial(kv_heads, head_dim, dtype)
+    trial = Trial(kv_heads, head_dim, dtype)
     wins = trial.seconds(PRODUCTS) < _CLEARLY * trial.seconds(FUSED)
     return PRODUCTS if wins else FUSED
 
 
-class _Trial:
+class Trial:
     """Times attentions on one small batch of zeros."""
 
     def __init__(self, kv_heads: int, head_dim: int, dtype: torch.dtype) -> None:

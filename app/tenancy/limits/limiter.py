@@ -81,6 +81,10 @@ class Limiter:
         """Faults of Redis so far."""
         return 0 if self._shared is None else self._shared.faults
 
+    def forget_local(self) -> None:
+        """Forget what this replica has counted itself, as a restart does."""
+        self._local.clear()
+
     def debug_state(self) -> dict[str, int]:
         """For tests: the number of tenants that are remembered."""
         return {"tenants": len(self._local)}

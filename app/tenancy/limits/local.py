@@ -67,6 +67,10 @@ class LocalLimits:
         """Tenants that are remembered."""
         return len(self._usages)
 
+    def clear(self) -> None:
+        """Forget every tenant's use."""
+        self._usages.clear()
+
     def take(self, tenant: str, limits: TenantLimits, cost: Cost) -> LimitDecision:
         """Count a request if every limit has room for it, else leave all as it was."""
         usage = self._usage(tenant, limits)

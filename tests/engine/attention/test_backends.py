@@ -283,12 +283,12 @@ def test_without_native_code_products_are_chosen_if_they_win_clearly(
 
     times = {"sdpa": 1.0, "matmul": products}
     monkeypatch.setattr(backends, "load_attention_kernel", refuse)
-    monkeypatch.setattr(backends._Trial, "seconds", lambda _, one: times[one.name])
+    monkeypatch.setattr(backends.Trial, "seconds", lambda _, one: times[one.name])
     assert choose_attention("auto", 2, 16, CPU, torch.float32).name == chosen
 
 
 @DTYPES
 def test_every_computation_is_timed_as_it_runs(dtype: torch.dtype) -> None:
-    trial = backends._Trial(2, 16, dtype)
+    trial = backends.Trial(2, 16, dtype)
     for name in ("sdpa", "matmul"):
         assert 0 < trial.seconds(choose_attention(name, 2, 16, CPU, dtype)) < 10

@@ -10,7 +10,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-_COUNT = """
+COUNT = """
 UPDATE tenants SET
     prefix_count = (SELECT count(*) FROM prefixes WHERE prefixes.tenant_id = tenants.id),
     stored_nbytes = (
@@ -62,7 +62,7 @@ def _create_keys() -> None:
             batch_op.add_column(
                 sa.Column(count, sa.BigInteger(), server_default="0", nullable=False)
             )
-    op.execute(_COUNT)
+    op.execute(COUNT)
     op.create_table(
         "api_keys",
         sa.Column("kid", sa.String(length=16), nullable=False),
