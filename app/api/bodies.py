@@ -120,7 +120,7 @@ def _end_of_piece(content: bytes, start: int) -> int:
 def _count(piece: bytes, counts: Counter[str], *, in_string: bool) -> bool:
     """Add what the piece holds; whether it ends within a string."""
     plain = piece.replace(_PAIR, b"").replace(_QUOTE, b"")
-    # what stands between quotes alternates: outside a string, within one, outside, …
+    # the parts between quotes are in turn outside a string, within one, outside, …
     parts = plain.split(b'"')
     outside = b"".join(parts[1 if in_string else 0 :: 2])
     if _DIGITS.search(outside):

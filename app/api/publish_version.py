@@ -1,7 +1,6 @@
 """From a staged file to a version of a prefix: checked, probed, then committed.
 
-Nothing is visible before all checks have passed, and nothing is left of what fails. Knows nothing
-about where the file came from.
+Nothing is visible before all checks have passed, and a file that fails leaves nothing behind.
 """
 
 from __future__ import annotations

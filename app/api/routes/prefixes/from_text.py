@@ -129,7 +129,7 @@ def _metadata(model: FrozenModel, body: FromTextBody, length: int) -> PrefixMeta
     text, spec = model.text, model.spec
     template = body.input_template
     if template is None and text.encode(_PROBE) != text.render(INPUT_PLACEHOLDER, _PROBE):
-        # what the tokenizer puts before every text stands before this one already
+        # the text already begins with what the tokenizer puts before every text
         template = INPUT_PLACEHOLDER
     return PrefixMetadata(
         position_offset=length,
