@@ -14,7 +14,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from app.api.dependencies import DEMO_TENANT, Limits, State
-from app.api.errors import StrictJSONResponse, install_error_handlers
+from app.api.errors import install_error_handlers
 from app.api.evaluate_version import EvaluationService
 from app.api.generation.generation import GenerationService
 from app.api.generation.prefix_selection import PrefixSelector
@@ -24,6 +24,7 @@ from app.api.middleware.http import RequestMiddleware
 from app.api.publish_version import VersionPublisher
 from app.api.routes.all_routes import ALL_ROUTES
 from app.api.routing import no_route, open_paths
+from app.api.schemas.base import StrictJSONResponse
 from app.api.side_work.metered import MeteredQueue
 from app.api.side_work.turns import ConcurrencyCap, SideQueue
 from app.engine.config import EngineConfig

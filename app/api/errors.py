@@ -5,7 +5,6 @@ Nothing internal leaks: an error that is not ours is logged and answered as "int
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Mapping
@@ -14,12 +13,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from app.api.route_advice import RouteAdvice
+from app.api.schemas.base import StrictJSONResponse
 from app.api.schemas.validation import validation_error
 from app.errors import (
     InsufficientStorage,
@@ -36,16 +36,6 @@ STORAGE = "polyprefix.storage"
 _log = logging.getLogger(__name__)
 _storage_log = logging.getLogger(STORAGE)
 _TGI_TYPES = {429: "overloaded", 503: "overloaded", 500: "generation", 504: "generation"}
-
-
-class StrictJSONResponse(JSONResponse):
-    """JSON that never holds NaN."""
-
-    def render(self, content: Any) -> bytes:
-        """Compact UTF-8 JSON."""
-        return json.dumps(
-            content, ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        ).encode()
 
 
 class ErrorShape(Enum):

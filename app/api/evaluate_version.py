@@ -9,13 +9,11 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from app.api.generation.engine_input import check_text, encode_prompts, off_loop, room_for
 from app.api.generation.generation import GenerationService
 from app.api.generation.prefix_selection import PrefixSelection
-from app.api.generation.prompts import check_text, encode_prompts
-from app.api.generation.sampling import room_for
 from app.api.schemas.evaluations import DecodingFields, ExampleBody
 from app.api.side_work.metered import MeteredQueue
-from app.api.side_work.off_loop import off_loop
 from app.api.side_work.turns import ConcurrencyCap
 from app.engine.offline import CompletedRequest
 from app.engine.request import GenerationRequest

@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from app.api.errors import ErrorShape
 from app.api.routing import FILE, JSON, READING, Events, Route
-from app.api.schemas.replies import ErrorReply, TgiErrorReply
+from app.api.schemas.base import ErrorReply, TgiErrorReply
 
 Schema = dict[str, Any]
 

@@ -16,12 +16,13 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as Connection
 
 from app.api.bodies import checked_body
-from app.api.errors import ErrorShape, StrictJSONResponse, error_response
+from app.api.errors import ErrorShape, error_response
 from app.api.middleware.audit import AuditedSend
-from app.api.middleware.request_rate import count_request
+from app.api.middleware.http import count_request
 from app.api.route_advice import RouteAdvice
+from app.api.schemas.base import StrictJSONResponse
 from app.errors import NotFound, PolyprefixError
-from app.tenancy.auth.principal import Scope
+from app.tenancy.auth.principal import Scope, insufficient_scope
 
 JSON = "application/json"
 EVENTS = "text/event-stream"
@@ -132,7 +133,8 @@ class Route(APIRoute):
 
     def _check_scopes(self, scope: Connection) -> None:
         for alternatives in self.scopes:
-            scope["state"]["principal"].require(*alternatives)
+            if alternatives.isdisjoint(scope["state"]["principal"].scopes):
+                raise insufficient_scope(alternatives)
 
 
 class Router:

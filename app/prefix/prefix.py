@@ -27,7 +27,7 @@ class KeyValues:
     keys: torch.Tensor
     values: torch.Tensor
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Number of prefix positions."""
         return int(self.keys.shape[2])

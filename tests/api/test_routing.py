@@ -14,8 +14,7 @@ from app.api.dependencies import TenantDep
 from app.api.errors import ErrorShape
 from app.api.openapi import document
 from app.api.routing import Router
-from app.api.schemas.base import StrictBody
-from app.api.schemas.replies import Reply
+from app.api.schemas.base import Reply, StrictBody
 from app.errors import InvalidRequest
 from app.model.frozen import FrozenModel
 from app.tenancy.audit.chain import list_records

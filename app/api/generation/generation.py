@@ -13,10 +13,14 @@ from typing import Protocol, TypeVar
 
 from starlette.types import Receive
 
+from app.api.generation.engine_input import (
+    GenerationSpec,
+    choose_beams,
+    encode_prompts,
+    parse_logit_bias,
+    sampling_params,
+)
 from app.api.generation.prefix_selection import PrefixSelection, PrefixSelector
-from app.api.generation.prompts import encode_prompts
-from app.api.generation.sampling import choose_beams, parse_logit_bias, sampling_params
-from app.api.generation.spec import GenerationSpec
 from app.api.metrics import Metrics
 from app.engine.engine import Engine
 from app.engine.request import End, Event, GenerationRequest, RequestFailed, RequestFinished

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from app.api.generation.engine_input import off_loop
 from app.api.generation.generation import Generation, GenerationService
-from app.api.large_json import encode_json
+from app.api.schemas.base import encode_json
 from app.api.schemas.generation import CompletionBody
-from app.api.side_work.off_loop import off_loop
 from app.engine.request import (
     Event,
     FinishReason,

@@ -15,7 +15,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.errors import internal_error
 from app.api.middleware.audit import record_refusal
-from app.api.middleware.request_rate import count_request
 from app.errors import RateLimited, RequestCancelled
 
 ACCESS = "polyprefix.access"
@@ -31,6 +30,7 @@ _LINGER_BYTES = 1 << 20
 """How much of a body is read and dropped once its request is refused; times four with a key."""
 _LINGER_S = 5.0
 """How long a client may take over the rest of a body that is refused."""
+_COUNTED = "counted"
 _MAX_PATH = 256
 _PLAIN = re.compile(r"[!-~]*")
 _SAFE = "/:@!$&'()*+,;=-._~"
@@ -42,6 +42,19 @@ _request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 def current_request() -> str | None:
     """The id of the request that is served here, if one is; all its log lines carry it."""
     return _request_id.get()
+
+
+async def count_request(scope: Scope) -> None:
+    """Counts the request as one of its tenant's, unless it is counted already; RateLimited."""
+    state = scope["state"]
+    if state.get(_COUNTED):
+        return
+    state[_COUNTED] = True
+    principal = state["principal"]
+    reservation = await state["limiter"].reserve(
+        principal.tenant, principal.limits, tokens=0, rows=0
+    )
+    reservation.settle(0)
 
 
 class RequestMiddleware:

@@ -1,29 +1,46 @@
-"""Base classes of request bodies: fields that a body does not have are refused by name.
+"""What models of requests and replies share: base classes, types of fields, and replies as JSON.
 
-A body in a shape that others defined also takes what their clients send without meaning anything
-here: some fields with any value, others with the values that change nothing.
+Fields that a body does not have are refused by name. A body in a shape that others defined also
+takes what their clients send without meaning anything here: some fields with any value, others with
+the values that change nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
+from fastapi.responses import JSONResponse, Response
 from pydantic import (
+    MISSING,
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     GetJsonSchemaHandler,
     model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from app.runtime.workers import WorkerPool
+
 UNKNOWN_FIELD = "unknown_field"
 """The type of the validation error; its context names the `field`."""
 
 _MAX_SHOWN = 60
+SHORT_WORK = 2000
+"""Characters or tokens that are worked on at once: less than a thread's turn would cost."""
+_SLICE = 64
+"""Items of a list that are written at once."""
+
+Item = TypeVar("Item", bound=BaseModel)
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[int, Field(description="seconds since 1970")]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Weights = dict[str, Annotated[int, Field(ge=1)]]
 
 
 class StrictBody(BaseModel):
@@ -97,6 +114,131 @@ class StrictBody(BaseModel):
                 "description": "Not supported; these values ask for nothing.",
             }
         return schema
+
+
+def _require_what_is_always_there(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Describes every field as required but those that may be missing."""
+    fields = model.model_fields.items()
+    schema["required"] = [name for name, field in fields if field.default is not MISSING]
+
+
+class Reply(BaseModel):
+    """The content of a reply. A field whose default is MISSING is left out unless it is given."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        json_schema_extra=_require_what_is_always_there,
+    )
+
+    @classmethod
+    def of(cls, source: object, **more: Any) -> Self:
+        """The reply with the attributes of `source` that have a field's name, and `more`."""
+        names = [name for name in cls.model_fields if name not in more and hasattr(source, name)]
+        return cls(**{name: getattr(source, name) for name in names}, **more)
+
+    def response(
+        self, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> StrictJSONResponse:
+        """The reply as HTTP."""
+        return StrictJSONResponse(self.model_dump(), status, headers)
+
+
+class PageReply(Reply, Generic[Item]):
+    """A part of a list; `next_cursor` asks for the following part."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    next_cursor: str | None
+
+
+class ErrorFields(Reply):
+    """What is wrong: `param` names the field, `code` the kind."""
+
+    message: str
+    type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class ErrorReply(Reply):
+    """An error in OpenAI's shape."""
+
+    error: ErrorFields
+
+
+class TgiErrorReply(Reply):
+    """An error in TGI's shape."""
+
+    error: str
+    error_type: Literal["validation", "overloaded", "generation"]
+
+
+class StrictJSONResponse(JSONResponse):
+    """JSON that never holds NaN."""
+
+    def render(self, content: Any) -> bytes:
+        """Compact UTF-8 JSON."""
+        return _dumps(content)
+
+
+async def json_reply(
+    pool: WorkerPool,
+    tenant: str,
+    size: int,
+    make: Callable[[], Any],
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The content that `make` returns, of some `size` tokens, as a response.
+
+    A large one is made in a thread of `pool`.
+    """
+    if size < SHORT_WORK:
+        return StrictJSONResponse(make(), headers=headers)
+    body = await pool.run(tenant, lambda: encode_json(make()))
+    return Response(body, media_type=StrictJSONResponse.media_type, headers=headers)
+
+
+def encode_json(content: Any) -> bytes:
+    """Compact JSON in UTF-8; never NaN. Written in pieces.
+
+    The library's encoder keeps the interpreter's lock until it is done, in any thread.
+    """
+    return b"".join(_pieces(content))
+
+
+def _pieces(content: Any) -> Iterator[bytes]:
+    if isinstance(content, dict):
+        yield b"{"
+        for number, (name, value) in enumerate(content.items()):
+            yield (b"," if number else b"") + _dumps(name) + b":"
+            yield from _pieces(value)
+        yield b"}"
+    elif isinstance(content, list) and content:
+        yield b"["
+        yield from _items(content)
+        yield b"]"
+    else:
+        yield _dumps(content)
+
+
+def _items(content: list[Any]) -> Iterator[bytes]:
+    first = content[0]
+    holds_lists = isinstance(first, list) or (
+        isinstance(first, dict) and any(isinstance(value, list | dict) for value in first.values())
+    )
+    if holds_lists:
+        for number, item in enumerate(content):
+            yield b"," if number else b""
+            yield from _pieces(item)
+        return
+    for start in range(0, len(content), _SLICE):
+        yield (b"," if start else b"") + _dumps(content[start : start + _SLICE])[1:-1]
+
+
+def _dumps(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def few_keys(most: int, what: str) -> BeforeValidator:

@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.api.schemas.base import StrictBody
+from app.api.schemas.base import Count, Digest, Reply, Seconds, StrictBody
 from app.api.schemas.generation import MAX_TOKENS, Penalty, StopStrings, one_or_more
-from app.api.schemas.replies import Count, Digest, Reply, Seconds
 
 MAX_EXAMPLES = 256
 MAX_COMPARED = 64

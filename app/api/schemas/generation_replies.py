@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import MISSING, RootModel
 
-from app.api.schemas.replies import Count, Reply, Seconds
+from app.api.schemas.base import Count, Reply, Seconds
 
 SERVED_HEADERS = (
     "x-prefix-version",

@@ -6,8 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import MISSING, Field, StrictBool, StrictInt, model_validator
 
-from app.api.schemas.base import StrictBody, few_keys
-from app.api.schemas.replies import Count, Digest, PageReply, Reply, Seconds, Weights
+from app.api.schemas.base import (
+    Count,
+    Digest,
+    PageReply,
+    Reply,
+    Seconds,
+    StrictBody,
+    Weights,
+    few_keys,
+)
 from app.registry.publications import MAX_GRANTEES
 from app.registry.splits import MAX_VERSIONS, MAX_WEIGHT, MIN_VERSIONS
 

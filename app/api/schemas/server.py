@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from app.api.schemas.replies import Count, Digest, Reply, Seconds
+from app.api.schemas.base import Count, Digest, Reply, Seconds
 
 
 class ModelReply(Reply):

@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import MISSING, ConfigDict, Field, StrictBool, StrictInt
 
-from app.api.schemas.base import StrictBody
-from app.api.schemas.replies import Count, Digest, PageReply, Reply, Seconds
+from app.api.schemas.base import Count, Digest, PageReply, Reply, Seconds, StrictBody
 from app.tenancy.auth.principal import TENANT_SCOPES, Scope
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,8 +33,8 @@ class Principal:
     scopes: frozenset[Scope]
     limits: TenantLimits = TenantLimits()
 
-    def require(self, *scopes: Scope) -> None:
-        """InsufficientScope unless the key allows one of these; without any, every key will do."""
-        if scopes and self.scopes.isdisjoint(scopes):
-            wanted = " or ".join(f"'{scope}'" for scope in scopes)
-            raise InsufficientScope(f"this key lacks the scope {wanted}")
+
+def insufficient_scope(wanted: Iterable[Scope]) -> InsufficientScope:
+    """The error for a key that allows none of what is wanted."""
+    named = " or ".join(f"'{scope}'" for scope in wanted)
+    return InsufficientScope(f"this key lacks the scope {named}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from fastapi import FastAPI, Request, Response
 
 from app.api.dependencies import TenantDep, WorkersDep
-from app.api.errors import StrictJSONResponse
 from app.api.openapi import document
 from app.api.routing import JSON, Answer, Router
+from app.api.schemas.base import StrictJSONResponse
 
 router = Router("operations")
 

@@ -19,7 +19,7 @@ from app.api.dependencies import (
 from app.api.routing import Router
 from app.api.schemas.tenants import UsagePage, UsageReply
 from app.errors import InvalidRequest
-from app.tenancy.auth.principal import Scope
+from app.tenancy.auth.principal import Scope, insufficient_scope
 from app.tenancy.usage.ledger import HOUR
 from app.tenancy.usage.report import GROUPS, UsageQuery, UsageRow, read_usage
 
@@ -55,11 +55,12 @@ async def get_usage(
     `day`, `prefix`, `version`; without it there is one row. Another `tenant` needs an admin key;
     without one nobody sees what a tenant of the same id used that was deleted before.
     """
-    if tenant not in (None, principal.tenant):
-        principal.require(Scope.ADMIN)
+    is_admin = Scope.ADMIN in principal.scopes
+    if tenant not in (None, principal.tenant) and not is_admin:
+        raise insufficient_scope([Scope.ADMIN])
     now = int(time.time())
     since = _read_time(start, "start", now - _DEFAULT_S)
-    if Scope.ADMIN not in principal.scopes:
+    if not is_admin:
         own = await workers.catalog.run(principal.tenant, tenants.get, principal.tenant)
         since = max(since, own.created_at)
     query = UsageQuery(

@@ -6,12 +6,16 @@ from fastapi import Request, Response
 
 from app.api.dependencies import GenerationsDep, PrincipalDep
 from app.api.errors import ErrorShape
+from app.api.generation.engine_input import (
+    GenerationSpec,
+    check_alternatives,
+    check_results,
+    new_document,
+)
 from app.api.generation.openai_format import CompletionReply
-from app.api.generation.prompts import new_document
-from app.api.generation.sampling import check_alternatives, check_results
-from app.api.generation.spec import GenerationSpec
 from app.api.generation.sse import EventStream
 from app.api.routing import EVENTS, JSON, Answer, Events, Router
+from app.api.schemas.base import json_reply
 from app.api.schemas.generation import CompletionBody
 from app.api.schemas.generation_replies import (
     GENERATION_ERRORS,
@@ -19,7 +23,6 @@ from app.api.schemas.generation_replies import (
     Completion,
     CompletionChunk,
 )
-from app.api.side_work.off_loop import json_reply
 from app.engine.decoding.beam_search import BeamParams
 from app.errors import InvalidRequest
 from app.model.frozen import FrozenModel

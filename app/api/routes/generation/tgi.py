@@ -8,12 +8,12 @@ from fastapi import Request, Response
 
 from app.api.dependencies import GenerationsDep, PrincipalDep
 from app.api.errors import ErrorShape
+from app.api.generation.engine_input import GenerationSpec, check_alternatives, check_results
 from app.api.generation.generation import GenerationService
-from app.api.generation.sampling import check_alternatives, check_results
-from app.api.generation.spec import GenerationSpec
 from app.api.generation.sse import EventStream
 from app.api.generation.tgi_format import GenerateReply
 from app.api.routing import EVENTS, JSON, Answer, Events, RouteFacts, Router
+from app.api.schemas.base import json_reply
 from app.api.schemas.generation import (
     CompatGenerateBody,
     GenerateBody,
@@ -27,7 +27,6 @@ from app.api.schemas.generation_replies import (
     GeneratedReply,
     StreamedToken,
 )
-from app.api.side_work.off_loop import json_reply
 from app.engine.decoding.beam_search import BeamParams
 from app.errors import InvalidRequest
 from app.prefix.spec import BaseModelSpec

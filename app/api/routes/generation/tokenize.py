@@ -8,8 +8,9 @@ from typing import Any
 from fastapi import Request, Response
 
 from app.api.dependencies import GenerationsDep, LimitsDep, ModelDep, TenantDep
-from app.api.generation.prompts import encode_prompts
+from app.api.generation.engine_input import encode_prompts
 from app.api.routing import Router
+from app.api.schemas.base import json_reply
 from app.api.schemas.generation import DetokenizeBody, TokenizeBody
 from app.api.schemas.generation_replies import (
     GENERATION_ERRORS,
@@ -17,7 +18,6 @@ from app.api.schemas.generation_replies import (
     TokenizedReply,
 )
 from app.api.schemas.server import InfoReply, TokenizerInfoReply
-from app.api.side_work.off_loop import json_reply
 from app.errors import InvalidRequest
 from app.tenancy.auth.principal import Scope
 

@@ -20,13 +20,12 @@ from app.api.dependencies import (
     PublisherDep,
     WorkersDep,
 )
+from app.api.generation.engine_input import MAX_TOKEN_CHARACTERS, SURROGATE, off_loop
 from app.api.generation.generation import cancel_on_disconnect
 from app.api.generation.prefix_selection import PrefixSelection
-from app.api.generation.prompts import MAX_TOKEN_CHARACTERS, SURROGATE
 from app.api.publish_version import NEW_VERSION
 from app.api.routing import Router
 from app.api.schemas.evaluations import FromTextBody
-from app.api.side_work.off_loop import off_loop
 from app.errors import ContextLengthExceeded, Draining, InvalidRequest
 from app.model.frozen import FrozenModel
 from app.model.text import INPUT_PLACEHOLDER

@@ -7,7 +7,7 @@ import json
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.api.large_json import _pieces, encode_json
+from app.api.schemas.base import _pieces, encode_json
 
 TEXT = st.text(st.characters(codec="utf-8"))
 VALUES = st.recursive(
