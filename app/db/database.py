@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, select
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import ArgumentError
 
 from app.db.change_feed import ChangeFeed
 from app.db.change_log import Change, begin_epoch, end_epoch, read_changes, read_epoch
 from app.db.circuit_breaker import ProbingBreaker
-from app.db.errors import catalog_error, is_lost, storage_faults
+from app.db.errors import catalog_faults, is_lost, storage_faults
 from app.db.migrate import is_current, upgrade
 from app.db.postgres import make_postgres_engine
 from app.db.schema import catalog_epoch
@@ -35,18 +35,6 @@ class Actor(Protocol):
 
     def record(self, connection: Connection) -> None:
         """Adds the changes of this transaction to the audit log, as a part of the transaction."""
-
-
-class _DriverConnection(Protocol):
-    """What is used of a raw `sqlite3.Connection`."""
-
-    isolation_level: str | None
-
-    def execute(self, statement: str) -> Any:
-        """Runs one statement."""
-
-    def close(self) -> None:
-        """Ends the connection."""
 
 
 class Database:
@@ -134,13 +122,8 @@ class Database:
 
     @contextmanager
     def _connected(self) -> Iterator[Connection]:
-        try:
-            with self._breaker.watched(), self.engine.connect() as connection:
-                yield connection
-        except (DBAPIError, PoolTimeout) as fault:
-            if (error := catalog_error(fault)) is None:
-                raise
-            raise error from fault
+        with catalog_faults(), self._breaker.watched(), self.engine.connect() as connection:
+            yield connection
 
     def epoch(self) -> int:
         """How many writing transactions the catalog has seen."""
@@ -178,7 +161,7 @@ def migrate(url: str | URL) -> tuple[str | None, str]:
     """
     engine = _make_engine(_parsed(url), bounded=False)
     try:
-        with engine.connect() as connection:
+        with catalog_faults(), engine.connect() as connection:
             connection = connection.execution_options(**_WRITING)
             with connection.begin():
                 if connection.dialect.name == "postgresql":
@@ -188,10 +171,6 @@ def migrate(url: str | URL) -> tuple[str | None, str]:
                     first = {"id": 1, "epoch": 0, "schema_version": 2}
                     connection.execute(insert(catalog_epoch).values(first))
                 return before, after
-    except (DBAPIError, PoolTimeout) as fault:
-        if (error := catalog_error(fault)) is None:
-            raise
-        raise error from fault
     finally:
         engine.dispose()
 
@@ -227,7 +206,7 @@ def _make_private_file(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
-def _set_up_sqlite(connection: _DriverConnection, _record: object) -> None:
+def _set_up_sqlite(connection: sqlite3.Connection, _record: object) -> None:
     connection.isolation_level = None  # the driver begins no transactions by itself
     try:
         for setting in (

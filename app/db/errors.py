@@ -46,7 +46,18 @@ def storage_faults(doing: str) -> Iterator[None]:
         raise PolyprefixError(f"{doing} failed: {reason}") from fault
 
 
-def catalog_error(fault: DBAPIError | PoolTimeout) -> PolyprefixError | None:
+@contextmanager
+def catalog_faults() -> Iterator[None]:
+    """Maps what the database raises inside the block to what it means to users."""
+    try:
+        yield
+    except (DBAPIError, PoolTimeout) as fault:
+        if (error := _catalog_error(fault)) is None:
+            raise
+        raise error from fault
+
+
+def _catalog_error(fault: DBAPIError | PoolTimeout) -> PolyprefixError | None:
     """What a failure of the database means to users, as `storage_faults` says it for files.
 
     None if it means nothing to them: a wrong statement, for example.

@@ -18,9 +18,9 @@ from sqlalchemy import Connection
 from app.db.change_log import ChangeKind, note
 from app.db.database import Actor, Database
 from app.db.paging import Page
-from app.errors import Conflict, InUse
+from app.errors import Conflict, InUse, PolyprefixError
 from app.prefix.reference import check_alias, check_name
-from app.registry import aliases, listing, quality_gates, quotas, scope, versions
+from app.registry import aliases, listing, quality_gates, scope, versions
 from app.registry.aliases import Aliases
 from app.registry.publications import Publications
 from app.registry.quality_gates import NO_SCORES, QualityGates, Scores, Unscored
@@ -125,7 +125,7 @@ class Registry:
         stored = contents.put(self.catalog, self.objects, tenant, name, info, staged, now=now)
         with scope.changing(self.catalog, tenant, name, actor) as (connection, epoch):
             contents.check_present(connection, stored.noted)
-            before = quotas.stored(connection, tenant)
+            before = versions.stored(connection, tenant)
             row, created = versions.publish(
                 connection,
                 tenant,
@@ -136,7 +136,7 @@ class Registry:
                 now=now,
                 replaced=stored.replaced,
             )
-            quotas.check(connection, tenant, quota, before)
+            versions.check_quota(connection, tenant, quota, before)
             self._check_gate(connection, row.prefix_id, alias, info.digest, scores, late=True)
             weights = {info.digest: 1}
             if alias is not None:
@@ -209,13 +209,21 @@ class Registry:
     def open_content(self, tenant: str, version: Version) -> BinaryIO:
         """The version's file for reading, to the end even if the version is deleted meanwhile.
 
-        PolyprefixError if the store has lost it.
+        PrefixNotFound if it is another tenant's; PolyprefixError if the store has lost it.
         """
-        return contents.open_file(self.objects, tenant, version)
+        _check_owned(tenant, version)
+        file = self.objects.open(version.owner, version.digest)
+        if file is None:
+            raise _lost(version)
+        return file
 
     def content_start(self, tenant: str, version: Version, nbytes: int) -> bytes:
-        """The first bytes of the version's file; PolyprefixError if the store has lost it."""
-        return contents.read_start(self.objects, tenant, version, nbytes)
+        """The first bytes of the version's file; errors as of `open_content`."""
+        _check_owned(tenant, version)
+        start = self.objects.start(version.owner, version.digest, nbytes)
+        if start is None:
+            raise _lost(version)
+        return start
 
     # Deleting
 
@@ -308,3 +316,13 @@ class Registry:
             row = versions.get_row(connection, tenant, name, digest)
             versions.set_pinned(connection, row.id, epoch, pinned)
             return versions.to_version(versions.get_row(connection, tenant, name, row.digest))
+
+
+def _check_owned(tenant: str, version: Version) -> None:
+    if version.tenant != tenant:
+        raise scope.prefix_not_found(f"{version.name}@{version.digest}")
+
+
+def _lost(version: Version) -> PolyprefixError:
+    where = f"'{version.name}@{version.digest[:12]}'"
+    return PolyprefixError(f"the store has lost the file of {where}; upload it again to repair it")

@@ -1,43 +1,38 @@
-"""Versions in the catalog: finding, publishing, forgetting, inside the caller's transaction."""
+"""Versions in the catalog: finding, publishing, forgetting, inside the caller's transaction.
+
+What a tenant stores is counted as rows come and go, and its quota checked in the same transaction:
+if two uploads fit one by one, but not together, only one of them is taken.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
 
-from app.db.schema import aliases, prefixes, versions
-from app.errors import InvalidRequest
+from app.db.schema import aliases, prefixes, tenants, versions
+from app.errors import InvalidRequest, QuotaExceeded
 from app.prefix.reference import check_name, looks_hexadecimal
-from app.registry import quotas, scope
-from app.registry.types import SHIPPED_OWNER, ContentKey, Version, VersionInfo
+from app.registry import scope
+from app.registry.types import SHIPPED_OWNER, ContentKey, Quota, Version, VersionInfo
+
+_SAME_NAME = tuple(field.name for field in fields(Version) if field.name != "tenant")
+"""The fields of a version that a row has under the same name."""
 
 
 def to_version(row: Row[Any]) -> Version:
     """A row of `scope.versions_of`, as the rest of the program sees it."""
-    return Version(
-        digest=row.digest,
-        length=row.length,
-        position_offset=row.position_offset,
-        dtype=row.dtype,
-        nbytes=row.nbytes,
-        base_model=row.base_model,
-        base_fingerprint=row.base_fingerprint,
-        input_template=row.input_template,
-        decoding=row.decoding,
-        provenance=row.provenance,
-        lengths=row.lengths,
-        tenant=row.tenant_id,
-        owner=row.owner,
-        name=row.name,
-        created_at=row.created_at,
-        pinned=row.pinned,
-    )
+    values = {name: getattr(row, name) for name in _SAME_NAME}
+    return Version(**values, tenant=row.tenant_id)
 
 
-def find_row(connection: Connection, tenant: str, name: str, start: str) -> Row[Any] | None:
-    """The row whose digest begins so, None if there is none; InvalidRequest if several do."""
+def get_row(connection: Connection, tenant: str, name: str, start: str) -> Row[Any]:
+    """The row whose digest begins so; PrefixNotFound, or InvalidRequest if several do."""
+    check_name(name)
+    if not looks_hexadecimal(start):
+        raise scope.prefix_not_found(f"{name}@…")  # a stranger's text is not repeated
     query = scope.versions_of(tenant).where(
         prefixes.c.name == name,
         versions.c.digest >= start,
@@ -47,18 +42,9 @@ def find_row(connection: Connection, tenant: str, name: str, start: str) -> Row[
     if len(rows) > 1:
         message = f"'{name}@{start}' is ambiguous: several versions begin so"
         raise InvalidRequest(message, param="model")
-    return rows[0] if rows else None
-
-
-def get_row(connection: Connection, tenant: str, name: str, digest: str) -> Row[Any]:
-    """As `find_row`, but PrefixNotFound if there is none."""
-    check_name(name)
-    if not looks_hexadecimal(digest):
-        raise scope.prefix_not_found(f"{name}@…")  # a stranger's text is not repeated
-    row = find_row(connection, tenant, name, digest)
-    if row is None:
-        raise scope.prefix_not_found(f"{name}@{digest}")
-    return row
+    if not rows:
+        raise scope.prefix_not_found(f"{name}@{start}")
+    return rows[0]
 
 
 def ids_of(connection: Connection, prefix_id: int, digests: Collection[str]) -> dict[str, int]:
@@ -154,20 +140,9 @@ def _insert_version(
     described: dict[str, Any],
     now: int,
 ) -> None:
-    row = {
-        "prefix_id": prefix_id,
-        "owner": owner,
-        "digest": info.digest,
-        "length": info.length,
-        "position_offset": info.position_offset,
-        "dtype": info.dtype,
-        "nbytes": info.nbytes,
-        "base_fingerprint": info.base_fingerprint,
-        "input_template": info.input_template,
-        "decoding": dict(info.decoding),
-        "pinned": False,
-        "created_at": now,
-    }
+    row = {field.name: getattr(info, field.name) for field in fields(VersionInfo)}
+    row |= {"prefix_id": prefix_id, "owner": owner, "pinned": False, "created_at": now}
+    row["decoding"] = dict(info.decoding)
     connection.execute(insert(versions).values(row | described))
 
 
@@ -223,12 +198,6 @@ def contents_of(connection: Connection, prefix_id: int) -> list[tuple[str, str]]
     return [(row.owner, row.digest) for row in connection.execute(query)]
 
 
-def digests_of(connection: Connection, owner: str) -> set[str]:
-    """The contents of an owner that any version needs."""
-    query = select(versions.c.digest).where(versions.c.owner == owner).distinct()
-    return set(connection.scalars(query))
-
-
 def is_referenced(connection: Connection, owner: str, digest: str) -> bool:
     """Whether any version, of whatever tenant, needs this content."""
     needed = exists().where(versions.c.owner == owner, versions.c.digest == digest)
@@ -246,7 +215,34 @@ def _content_nbytes(connection: Connection, owner: str, digest: str) -> int:
 def _count(
     connection: Connection, tenant: str, owner: str, *, prefixes: int = 0, nbytes: int = 0
 ) -> None:
-    """What came with the store costs a tenant nothing."""
-    quotas.count(
-        connection, tenant, prefixes=prefixes, nbytes=0 if owner == SHIPPED_OWNER else nbytes
-    )
+    """Adds to what the tenant stores; what came with the store costs it nothing."""
+    nbytes = 0 if owner == SHIPPED_OWNER else nbytes
+    if prefixes or nbytes:
+        changed = {
+            "prefix_count": tenants.c.prefix_count + prefixes,
+            "stored_nbytes": tenants.c.stored_nbytes + nbytes,
+        }
+        connection.execute(update(tenants).where(tenants.c.id == tenant).values(changed))
+
+
+def stored(connection: Connection, tenant: str) -> tuple[int, int]:
+    """(prefixes, bytes of files) of a tenant that exists."""
+    query = select(tenants.c.prefix_count, tenants.c.stored_nbytes).where(tenants.c.id == tenant)
+    row = connection.execute(query).one()
+    return row.prefix_count, row.stored_nbytes
+
+
+def check_quota(connection: Connection, tenant: str, quota: Quota, before: tuple[int, int]) -> None:
+    """QuotaExceeded if the tenant stores more than its quota, and more than `before`."""
+    for what, most, now, then in zip(
+        ("prefixes", "bytes"),
+        (quota.max_prefixes, quota.max_bytes),
+        stored(connection, tenant),
+        before,
+        strict=True,
+    ):
+        if most is not None and now > most and now > then:
+            raise QuotaExceeded(
+                f"the tenant's quota is {most} {what}; {then} are used, and with this upload it "
+                f"would be {now}: delete something first"
+            )

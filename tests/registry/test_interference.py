@@ -19,9 +19,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from app.errors import InvalidRequest, PolyprefixError
 from app.prefix.reference import PrefixReference
 from app.registry.open_registry import open_registry
-from app.registry.quotas import stored
 from app.registry.registry import Registry
 from app.registry.types import Quota, VersionInfo
+from app.registry.versions import stored
 
 BOTH = ("acme", "rival")
 TENANTS = st.sampled_from(BOTH)

@@ -26,9 +26,9 @@ from app.errors import (
 )
 from app.prefix.reference import PrefixReference
 from app.registry.open_registry import open_registry
-from app.registry.quotas import stored
 from app.registry.registry import Registry
 from app.registry.types import VersionInfo
+from app.registry.versions import stored
 
 Result = TypeVar("Result")
 

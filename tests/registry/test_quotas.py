@@ -11,9 +11,9 @@ from sqlalchemy import text
 
 from app.db.migrations.versions import rev_0002_tenants as revision
 from app.errors import QuotaExceeded
-from app.registry.quotas import stored
 from app.registry.registry import Registry
 from app.registry.types import SHIPPED_OWNER, Quota, VersionInfo
+from app.registry.versions import stored
 from tests.registry.conftest import Upload
 
 Describe = Callable[..., VersionInfo]

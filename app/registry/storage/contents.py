@@ -1,4 +1,4 @@
-"""The files of versions: which of them the store holds, as the catalog knows; storing and reading.
+"""The files of versions: which of them the store holds, as the catalog knows; storing them.
 
 A content is noted as present before it is stored, and as removing before it is removed; the note
 goes once the removal has certainly ended. So nobody has to ask the store while the catalog's
@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
@@ -22,10 +21,10 @@ from app.db.database import Database
 from app.db.errors import storage_faults
 from app.db.schema import contents, retired_owners
 from app.db.schema import versions as version_rows
-from app.errors import PolyprefixError, Unavailable
+from app.errors import Unavailable
 from app.registry import scope, versions
 from app.registry.storage.store import ObjectStore
-from app.registry.types import SHIPPED_OWNER, Version, VersionInfo
+from app.registry.types import SHIPPED_OWNER, VersionInfo
 
 _PRESENT = "present"
 _REMOVING = "removing"
@@ -214,27 +213,6 @@ def put(
     return Stored(owner, nbytes, known is not None, noted)
 
 
-def open_file(objects: ObjectStore, tenant: str, version: Version) -> BinaryIO:
-    """The version's file for reading, to the end even if the version is deleted meanwhile.
-
-    PrefixNotFound if it is another tenant's; PolyprefixError if the store has lost it.
-    """
-    _check_owned(tenant, version)
-    file = objects.open(version.owner, version.digest)
-    if file is None:
-        raise _lost(version)
-    return file
-
-
-def read_start(objects: ObjectStore, tenant: str, version: Version, nbytes: int) -> bytes:
-    """The first bytes of the version's file; errors as of `open_file`."""
-    _check_owned(tenant, version)
-    start = objects.start(version.owner, version.digest, nbytes)
-    if start is None:
-        raise _lost(version)
-    return start
-
-
 def _is_intact(objects: ObjectStore, owner: str, digest: str, nbytes: int, staged: Path) -> bool:
     """Whether the file is as it was stored, as far as another of the same content can tell."""
     if objects.size(owner, digest) != nbytes:
@@ -251,13 +229,3 @@ def _are_equal(stored: Path, staged: Path) -> bool:
         return filecmp.cmp(stored, staged, shallow=False)
     except FileNotFoundError:
         return False  # garbage collection has come in between
-
-
-def _check_owned(tenant: str, version: Version) -> None:
-    if version.tenant != tenant:
-        raise scope.prefix_not_found(f"{version.name}@{version.digest}")
-
-
-def _lost(version: Version) -> PolyprefixError:
-    where = f"'{version.name}@{version.digest[:12]}'"
-    return PolyprefixError(f"the store has lost the file of {where}; upload it again to repair it")
