@@ -6,7 +6,6 @@ the prompt. It shows no half character, and it holds back no more than what may 
 
 from __future__ import annotations
 
-import codecs
 import os
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -34,7 +33,7 @@ _CLEANED = 64
 _UNSETTLED = 8
 """Characters at the end from which on a blank may still be taken out."""
 
-_MAX_BROKEN = 3
+MAX_BROKEN = 3
 """Characters at the end that a byte to come may turn into one."""
 
 
@@ -49,53 +48,6 @@ class Detokenizer(Protocol):
 
     def flush(self) -> str:
         """What remains at the row's end; incomplete characters become U+FFFD."""
-
-
-class ByteDetokenizer:
-    """Byte-level vocabularies: look up the token's bytes, decode them as they complete."""
-
-    def __init__(self, table: Sequence[bytes], context: Sequence[int] = ()) -> None:
-        self.start = 0
-        self._table = table
-        self._length = 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        # bytes enough to know which character is incomplete
-        data = b""
-        for token_id in reversed(context):
-            data = (table[token_id] if token_id < len(table) else b"") + data
-            if len(data) > _MAX_BROKEN:
-                break
-        self._decoder.decode(data)
-        self._is_incomplete = bool(self._decoder.getstate()[0])
-        # the prompt's text has shown its incomplete character as a broken one already
-        self._owed = self._is_incomplete
-
-    def push(self, token_id: int) -> str:
-        """The text that is certain now."""
-        data = self._table[token_id] if token_id < len(self._table) else b""
-        if not data:
-            self.start = max(self.start, self._length)
-            return ""
-        if data.isascii() and not self._is_incomplete:
-            self.start = self._length
-            self._length += len(data)
-            return data.decode("ascii")
-        first = self._decode(data[:1])
-        self.start = max(self.start, self._length - (0 if self._is_incomplete else 1))
-        return first + self._decode(data[1:])
-
-    def flush(self) -> str:
-        """The incomplete character at the end, as a broken one."""
-        return self._decode(b"", final=True) if self._is_incomplete else ""
-
-    def _decode(self, data: bytes, *, final: bool = False) -> str:
-        text = self._decoder.decode(data, final)
-        self._is_incomplete = bool(self._decoder.getstate()[0])
-        if text and self._owed:
-            self._owed = False
-            text = text.removeprefix(BROKEN)
-        self._length += len(text)
-        return text
 
 
 class Vocabulary:
@@ -307,7 +259,7 @@ def _added(before: str, after: str) -> str:
 
 def _broken_end(text: str) -> int:
     """How many characters at the end may be parts of one that is incomplete."""
-    end = text[-_MAX_BROKEN:]
+    end = text[-MAX_BROKEN:]
     return len(end) - len(end.rstrip(BROKEN))
 
 

@@ -6,18 +6,20 @@ would be a race in which a user's `<|endoftext|>` becomes the real one.
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from tokenizers import Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from app.errors import InvalidRequest
 from app.model.detokenizer import (
-    ByteDetokenizer,
+    BROKEN,
+    MAX_BROKEN,
     CleanedDetokenizer,
     Detokenizer,
     Vocabulary,
@@ -209,6 +211,53 @@ class Text:
         return table[token_id] if token_id < len(table) else b""
 
 
+class ByteDetokenizer:
+    """Byte-level vocabularies: look up the token's bytes, decode them as they complete."""
+
+    def __init__(self, table: Sequence[bytes], context: Sequence[int] = ()) -> None:
+        self.start = 0
+        self._table = table
+        self._length = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        # bytes enough to know which character is incomplete
+        data = b""
+        for token_id in reversed(context):
+            data = (table[token_id] if token_id < len(table) else b"") + data
+            if len(data) > MAX_BROKEN:
+                break
+        self._decoder.decode(data)
+        self._is_incomplete = bool(self._decoder.getstate()[0])
+        # the prompt's text has shown its incomplete character as a broken one already
+        self._owed = self._is_incomplete
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain now."""
+        data = self._table[token_id] if token_id < len(self._table) else b""
+        if not data:
+            self.start = max(self.start, self._length)
+            return ""
+        if data.isascii() and not self._is_incomplete:
+            self.start = self._length
+            self._length += len(data)
+            return data.decode("ascii")
+        first = self._decode(data[:1])
+        self.start = max(self.start, self._length - (0 if self._is_incomplete else 1))
+        return first + self._decode(data[1:])
+
+    def flush(self) -> str:
+        """The incomplete character at the end, as a broken one."""
+        return self._decode(b"", final=True) if self._is_incomplete else ""
+
+    def _decode(self, data: bytes, *, final: bool = False) -> str:
+        text = self._decoder.decode(data, final)
+        self._is_incomplete = bool(self._decoder.getstate()[0])
+        if text and self._owed:
+            self._owed = False
+            text = text.removeprefix(BROKEN)
+        self._length += len(text)
+        return text
+
+
 def _plain_tokenizer(tokenizer_json: str, *, parses_special: bool = False) -> Tokenizer:
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_truncation()
@@ -244,7 +293,7 @@ def _byte_table(
     """Bytes of every token id for a byte-level vocabulary; None for another kind."""
     if not _is_byte_level(json.loads(tokenizer_json).get("decoder")):
         return None
-    alphabet = _byte_alphabet()
+    alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     table = [b""] * (max(vocabulary.values(), default=-1) + 1)
     for token, token_id in vocabulary.items():
@@ -278,13 +327,3 @@ def _byte_tokens(tokenizer_json: str, tokenizer: Tokenizer) -> dict[int, int]:
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     found = ((token_id, _BYTE_TOKEN.fullmatch(token)) for token, token_id in vocabulary.items())
     return {token_id: int(match[1], 16) for token_id, match in found if match}
-
-
-@lru_cache(maxsize=1)
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins for the 256 bytes (Radford et al. 2019), character → byte."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    alphabet = {chr(byte): byte for byte in printable}
-    hidden = [byte for byte in range(256) if byte not in set(printable)]
-    alphabet.update({chr(256 + index): byte for index, byte in enumerate(hidden)})
-    return alphabet
