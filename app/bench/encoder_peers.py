@@ -7,7 +7,8 @@ that puts one task's keys and values before the model's own, and generate task a
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,9 @@ from transformers import (
 )
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from app.bench.load import Item, Load, random_modules
+from app.bench.load import Load, random_modules
 from app.bench.measure import Round
-from app.bench.peers import DTYPES, batches, missing, token_names
+from app.bench.peers import DTYPES, Peer, batches, check_made, converted, generate, task_batches
 from app.errors import InvalidRequest
 from app.model.frozen import role_of
 from app.model.load import module_shapes
@@ -83,41 +84,18 @@ def hf_generate_by_task(folder: str, load: Load, dtype: str, batch: int) -> Roun
         }
         for seed, length in enumerate(load.prefix_lengths)
     ]
-    tasks: dict[int, list[Item]] = {}
-    for item in load.items:
-        tasks.setdefault(item.prefix, []).append(item)
 
     def run() -> None:
-        for task, items in tasks.items():
+        for task, items in task_batches(load, batch):
             attention.modules = prefixes[task]
-            for start in range(0, len(items), batch):
-                _generate(model, items[start : start + batch], load.num_beams)
+            generate(model, items, has_encoder=True, num_beams=load.num_beams)
 
     return run
-
-
-def ctranslate2_float32(folder: str, load: Load, _dtype: str, batch: int) -> Round:
-    """CTranslate2 in fp32 on static batches, without prefixes."""
-    return _ctranslate2(folder, load, batch, "float32")
-
-
-def ctranslate2_int8(folder: str, load: Load, _dtype: str, batch: int) -> Round:
-    """CTranslate2 with int8 products on static batches, without prefixes."""
-    return _ctranslate2(folder, load, batch, "int8")
 
 
 def peft(_folder: str, _load: Load, _dtype: str, _batch: int) -> Round:
     """PEFT has no prefixes for the encoder or for cross-attention."""
     raise InvalidRequest("PEFT puts prefixes only into BART's decoder, so it is not a peer here")
-
-
-ENCODER_PEERS = {
-    "hf-generate": hf_generate_by_task,
-    "peft": peft,
-    "ctranslate2-float32": ctranslate2_float32,
-    "ctranslate2-int8": ctranslate2_int8,
-}
-"""Peers of models with an encoder, under the names of `app.bench.peers.PEERS`."""
 
 
 def _never_end(model: PreTrainedModel) -> None:
@@ -127,39 +105,11 @@ def _never_end(model: PreTrainedModel) -> None:
     config.pad_token_id = 1
 
 
-@torch.inference_mode()
-def _generate(model: Any, items: Sequence[Item], num_beams: int) -> None:
-    """One static batch, right-padded, until its longest row is done."""
-    longest = max(len(item.prompt_ids) for item in items)
-    padding = [longest - len(item.prompt_ids) for item in items]
-    ids = [list(item.prompt_ids) + [1] * more for more, item in zip(padding, items, strict=True)]
-    mask = [[1] * (longest - more) + [0] * more for more in padding]
-    new = max(item.num_new for item in items)
-    output = model.generate(
-        input_ids=torch.tensor(ids),
-        attention_mask=torch.tensor(mask),
-        max_new_tokens=new,
-        num_beams=num_beams,
-        do_sample=False,
-    )
-    if output.shape[1] != 1 + new:
-        raise RuntimeError(f"a peer made {output.shape[1] - 1} tokens instead of {new}")
-
-
-def _ctranslate2(folder: str, load: Load, batch: int, kind: str) -> Round:
-    try:
-        import ctranslate2
-        from ctranslate2.converters import TransformersConverter
-    except ImportError as error:
-        raise missing("ctranslate2") from error
-    scratch = Path(tempfile.mkdtemp())
-    target = scratch / kind
-    _with_old_fields(folder, scratch / "model")
-    TransformersConverter(str(scratch / "model")).convert(str(target), quantization=kind)
-    translator = ctranslate2.Translator(
-        str(target), device="cpu", compute_type=kind, intra_threads=torch.get_num_threads()
-    )
-    names = token_names(target / "shared_vocabulary.json", folder)
+def _ctranslate2(folder: str, load: Load, _dtype: str, batch: int, *, kind: str) -> Round:
+    """CTranslate2 on static batches, without prefixes; `kind` is the dtype of its products."""
+    with tempfile.TemporaryDirectory() as scratch:
+        _with_old_fields(folder, Path(scratch))
+        translator, names = converted("Translator", scratch, kind)
 
     def run() -> None:
         for items in batches(load, batch):
@@ -170,11 +120,18 @@ def _ctranslate2(folder: str, load: Load, batch: int, kind: str) -> Round:
                 min_decoding_length=new,
                 max_decoding_length=new,
             )
-            made = min(len(result.hypotheses[0]) for result in results)
-            if made != new:
-                raise RuntimeError(f"a peer made {made} tokens instead of {new}")
+            check_made(min(len(result.hypotheses[0]) for result in results), new)
 
     return run
+
+
+ENCODER_PEERS: dict[str, Peer] = {
+    "hf-generate": hf_generate_by_task,
+    "peft": peft,
+    "ctranslate2-float32": partial(_ctranslate2, kind="float32"),
+    "ctranslate2-int8": partial(_ctranslate2, kind="int8"),
+}
+"""Peers of models with an encoder, under the names of `app.bench.peers.PEERS`."""
 
 
 def _with_old_fields(folder: str, copy: Path) -> None:

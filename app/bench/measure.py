@@ -37,8 +37,8 @@ class Contender(Generic[Kind]):
 
     @property
     def median_seconds(self) -> float:
-        """The median of the rounds that count."""
-        return statistics.median(self._seconds)
+        """The median of the rounds that count: all but the first, which warms up."""
+        return statistics.median(self._seconds[1:])
 
     @contextmanager
     def preparing(self) -> Iterator[Future[None]]:
@@ -46,12 +46,8 @@ class Contender(Generic[Kind]):
         with _fresh_process() as self._process:
             yield self._process.submit(_keep, self._prepare, self._arguments)
 
-    def warm_up(self) -> None:
-        """Run a round that does not count."""
-        self._there.submit(_seconds_of_round).result()
-
     def play(self) -> None:
-        """Run a round that counts."""
+        """Run a round."""
         self._seconds.append(self._there.submit(_seconds_of_round).result())
 
     def ask(self, question: Callable[[Kind], Result]) -> Result:
@@ -71,9 +67,7 @@ def contest(contenders: Sequence[Contender[Any]], rounds: int) -> Iterator[None]
     with ExitStack() as stack:
         for done in [stack.enter_context(contender.preparing()) for contender in contenders]:
             done.result()
-        for contender in contenders:
-            contender.warm_up()
-        for _ in range(rounds):
+        for _ in range(1 + rounds):
             for contender in contenders:
                 contender.play()
         yield

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from app.bench.load import Item, Load
 from app.bench.measure import Round
 from app.errors import InvalidRequest
 
+Peer = Callable[[str, Load, str, int], Round]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -28,7 +30,7 @@ def hf_generate(folder: str, load: Load, dtype: str, batch: int) -> Round:
 
     def run() -> None:
         for items in batches(load, batch):
-            _generate(model, items)
+            generate(model, items)
 
     return run
 
@@ -40,14 +42,11 @@ def peft_by_task(folder: str, load: Load, dtype: str, batch: int) -> Round:
     except ImportError as error:
         raise missing("peft") from error
     model = _plain_model(folder, dtype)
-    tasks: dict[int, list[Item]] = {}
-    for item in load.items:
-        tasks.setdefault(item.prefix, []).append(item)
     configs = {
         task: PrefixTuningConfig(
             task_type="CAUSAL_LM", num_virtual_tokens=load.prefix_lengths[task]
         )
-        for task in tasks
+        for task in dict.fromkeys(item.prefix for item in load.items)
     }
     first, *others = configs
     wrapped = get_peft_model(model, configs[first], adapter_name=f"task{first}")
@@ -56,29 +55,68 @@ def peft_by_task(folder: str, load: Load, dtype: str, batch: int) -> Round:
     wrapped.to(DTYPES[dtype]).eval()
 
     def run() -> None:
-        for task, items in tasks.items():
+        for task, items in task_batches(load, batch):
             wrapped.set_adapter(f"task{task}")
-            for start in range(0, len(items), batch):
-                _generate(wrapped, items[start : start + batch])
+            generate(wrapped, items)
 
     return run
 
 
-def ctranslate2_float32(folder: str, load: Load, _dtype: str, batch: int) -> Round:
-    """CTranslate2 in fp32 on static batches, without prefixes."""
-    return _ctranslate2(folder, load, batch, "float32")
+def _plain_model(folder: str, dtype: str) -> PreTrainedModel:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
+    # nothing may end a row early
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
 
 
-def ctranslate2_int8(folder: str, load: Load, _dtype: str, batch: int) -> Round:
-    """CTranslate2 with int8 products on static batches, without prefixes."""
-    return _ctranslate2(folder, load, batch, "int8")
+@torch.inference_mode()
+def generate(
+    model: Any, items: Sequence[Item], *, has_encoder: bool = False, num_beams: int = 1
+) -> None:
+    """One static batch until its longest row is done: padded left, for an encoder right."""
+    longest = max(len(item.prompt_ids) for item in items)
+    pad, ids, mask = int(has_encoder), [], []
+    for item in items:
+        prompt, padding = list(item.prompt_ids), longest - len(item.prompt_ids)
+        before, after = (0, padding) if has_encoder else (padding, 0)
+        ids.append([pad] * before + prompt + [pad] * after)
+        mask.append([0] * before + [1] * len(prompt) + [0] * after)
+    new = max(item.num_new for item in items)
+    output = model.generate(
+        input_ids=torch.tensor(ids),
+        attention_mask=torch.tensor(mask),
+        max_new_tokens=new,
+        num_beams=num_beams,
+        do_sample=False,
+    )
+    check_made(output.shape[1] - (1 if has_encoder else longest), new)
 
 
-PEERS: dict[str, Callable[[str, Load, str, int], Round]] = {
+def ctranslate2_batches(folder: str, load: Load, _dtype: str, batch: int, *, kind: str) -> Round:
+    """CTranslate2 on static batches, without prefixes; `kind` is the dtype of its products."""
+    generator, names = converted("Generator", folder, kind)
+
+    def run() -> None:
+        for items in batches(load, batch):
+            new = max(item.num_new for item in items)
+            results = generator.generate_batch(
+                [[names[token] for token in item.prompt_ids] for item in items],
+                min_length=new,
+                max_length=new,
+                beam_size=1,
+                include_prompt_in_result=False,
+            )
+            check_made(min(len(result.sequences_ids[0]) for result in results), new)
+
+    return run
+
+
+PEERS: dict[str, Peer] = {
     "hf-generate": hf_generate,
     "peft": peft_by_task,
-    "ctranslate2-float32": ctranslate2_float32,
-    "ctranslate2-int8": ctranslate2_int8,
+    "ctranslate2-float32": partial(ctranslate2_batches, kind="float32"),
+    "ctranslate2-int8": partial(ctranslate2_batches, kind="int8"),
 }
 """Peers by their names in results."""
 
@@ -94,33 +132,8 @@ def expand_peers(text: str) -> list[str]:
     return names
 
 
-def _plain_model(folder: str, dtype: str) -> PreTrainedModel:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype]).eval()
-    # nothing may end a row early
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model
-
-
-@torch.inference_mode()
-def _generate(model: Any, items: Sequence[Item]) -> None:
-    """One static batch, left-padded, until its longest row is done."""
-    longest = max(len(item.prompt_ids) for item in items)
-    padding = [longest - len(item.prompt_ids) for item in items]
-    ids = [[0] * pad + list(item.prompt_ids) for pad, item in zip(padding, items, strict=True)]
-    mask = [[0] * pad + [1] * (longest - pad) for pad in padding]
-    new = max(item.num_new for item in items)
-    output = model.generate(
-        input_ids=torch.tensor(ids),
-        attention_mask=torch.tensor(mask),
-        max_new_tokens=new,
-        do_sample=False,
-    )
-    if output.shape[1] != longest + new:
-        raise RuntimeError(f"a peer made {output.shape[1] - longest} tokens instead of {new}")
-
-
-def _ctranslate2(folder: str, load: Load, batch: int, kind: str) -> Round:
+def converted(runner: str, folder: str, kind: str) -> tuple[Any, list[str]]:
+    """CTranslate2's `runner` of a model, and the text of each token id: it takes tokens by name."""
     try:
         import ctranslate2
         from ctranslate2.converters import TransformersConverter
@@ -128,39 +141,33 @@ def _ctranslate2(folder: str, load: Load, batch: int, kind: str) -> Round:
         raise missing("ctranslate2") from error
     target = Path(tempfile.mkdtemp()) / kind
     TransformersConverter(folder).convert(str(target), quantization=kind)
-    generator = ctranslate2.Generator(
+    model = getattr(ctranslate2, runner)(
         str(target), device="cpu", compute_type=kind, intra_threads=torch.get_num_threads()
     )
-    names = token_names(target / "vocabulary.json", folder)
-
-    def run() -> None:
-        for items in batches(load, batch):
-            new = max(item.num_new for item in items)
-            results = generator.generate_batch(
-                [[names[token] for token in item.prompt_ids] for item in items],
-                min_length=new,
-                max_length=new,
-                beam_size=1,
-                include_prompt_in_result=False,
-            )
-            made = min(len(result.sequences_ids[0]) for result in results)
-            if made != new:
-                raise RuntimeError(f"a peer made {made} tokens instead of {new}")
-
-    return run
-
-
-def token_names(vocabulary: Path, folder: str) -> list[str]:
-    """The text of each token id: CTranslate2 takes tokens by name."""
+    [vocabulary] = target.glob("*vocabulary.json")
     names = json.loads(vocabulary.read_text())
     if len(names) < AutoConfig.from_pretrained(folder).vocab_size:
         raise RuntimeError("the converted vocabulary is too short")
-    return list(names)
+    return model, list(names)
+
+
+def check_made(made: int, new: int) -> None:
+    """Raise RuntimeError unless a peer made as many new tokens as it should."""
+    if made != new:
+        raise RuntimeError(f"a peer made {made} tokens instead of {new}")
 
 
 def batches(load: Load, batch: int) -> list[Sequence[Item]]:
     """The load in static batches, in order of arrival."""
     return [load.items[start : start + batch] for start in range(0, len(load.items), batch)]
+
+
+def task_batches(load: Load, batch: int) -> Iterator[tuple[int, Sequence[Item]]]:
+    """The load task by task, as (prefix, items) in static batches."""
+    for task in dict.fromkeys(item.prefix for item in load.items):
+        items = [item for item in load.items if item.prefix == task]
+        for start in range(0, len(items), batch):
+            yield task, items[start : start + batch]
 
 
 def missing(package: str) -> InvalidRequest:
