@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -19,10 +18,10 @@ import torch
 from app.engine.attention.backends import FUSED, Attention
 from app.engine.attention.native_backend import AttentionKernel, NativeAttention, Part, Run
 from app.engine.attention.torch_backend import GroupedAttention, by_groups
-from app.engine.decoding.beam_candidates import Candidates, find_candidates
+from app.engine.decoding.beam_candidates import find_candidates
 from app.engine.decoding.sampler import sample, score_tokens
-from app.engine.encoder.encoder_runner import Encoded, EncoderRun
-from app.engine.kv_cache.entries import KVEntry, Source
+from app.engine.encoder.encoder_runner import EncoderRun
+from app.engine.kv_cache.entries import KVEntry
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import PoolOperation, slot_of
 from app.engine.sequence import TokenSequence
@@ -118,16 +117,6 @@ def _by_native_code(
     return found
 
 
-@dataclass
-class _Results:
-    """What a step's forward passes gave, as it comes."""
-
-    sampled: list[Sampled] = field(default_factory=list)
-    scored: dict[TokenSequence, Sequence[Sampled]] = field(default_factory=dict)
-    candidates: dict[TokenSequence, Candidates] = field(default_factory=dict)
-    faults: Faults = field(default_factory=dict)
-
-
 class Runner:
     """Runs steps of one model on its K/V memory; `sources` is there for a model with an encoder."""
 
@@ -148,30 +137,23 @@ class Runner:
     def run(self, plan: StepPlan) -> StepResult:
         """Carry out `plan`. Never raises for a fault of a row: it is in the result."""
         started = time.monotonic()
-        results = _Results()
+        results = StepResult()
         _place(self._pool, plan.operations, plan.num_rows, results.faults)
-        encoder_seconds = 0.0
-        encoded: Mapping[Source, Encoded] = {}
         if self._sources is not None:
             encoding = plan.encoding
             _place(self._sources, encoding.operations, encoding.num_sources, results.faults)
             if encoding.seconds is not None:
-                encoded = self._encoder.run(encoding.begin, encoding.seconds, results.faults)
-                encoder_seconds = time.monotonic() - started
+                results.encoded = self._encoder.run(
+                    encoding.begin, encoding.seconds, results.faults
+                )
+                results.encoder_seconds = time.monotonic() - started
         chunks: Sequence[Chunk] = plan.chunks
         if results.faults:
             chunks = [chunk for chunk in chunks if not _depends(chunk.row, results.faults)]
         for part, logits in self._forward(chunks, results.faults) if chunks else ():
             self._sample_part(part, logits, results)
-        return StepResult(
-            results.sampled,
-            results.scored,
-            results.candidates,
-            encoded,
-            results.faults,
-            time.monotonic() - started,
-            encoder_seconds,
-        )
+        results.seconds = time.monotonic() - started
+        return results
 
     def _forward(
         self, chunks: Sequence[Chunk], faults: Faults
@@ -217,7 +199,7 @@ class Runner:
         return logits[0].float()
 
     def _sample_part(
-        self, chunks: Sequence[Chunk], logits: torch.Tensor, results: _Results
+        self, chunks: Sequence[Chunk], logits: torch.Tensor, results: StepResult
     ) -> None:
         """Sample and score the chunks of one forward pass."""
         places: dict[bool, list[tuple[TokenSequence, int]]] = {False: [], True: []}

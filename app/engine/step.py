@@ -76,9 +76,11 @@ class Sampled:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepResult:
-    """What a step produced. A row is in `faults` or in what was sampled, never in both.
+    """What a step produced; the runner fills it in.
+
+    A row is in `faults` or in what was sampled, never in both.
 
     `scored` maps rows to (logprob, top) of the prompt tokens that follow their chunk's tokens,
     `candidates` rows that search by beams to the best (token, processed logprob), best first.
@@ -86,10 +88,10 @@ class StepResult:
     share is theirs. `encoder_seconds` is the part of `seconds` that the encoder took.
     """
 
-    sampled: Sequence[Sampled] = ()
-    scored: Mapping[TokenSequence, Sequence[Sampled]] = field(default_factory=dict)
-    candidates: Mapping[TokenSequence, Sequence[tuple[int, float]]] = field(default_factory=dict)
+    sampled: list[Sampled] = field(default_factory=list)
+    scored: dict[TokenSequence, Sequence[Sampled]] = field(default_factory=dict)
+    candidates: dict[TokenSequence, Sequence[tuple[int, float]]] = field(default_factory=dict)
     encoded: Mapping[Source, object] = field(default_factory=dict)
-    faults: Mapping[KVEntry, PolyprefixError] = field(default_factory=dict)
+    faults: dict[KVEntry, PolyprefixError] = field(default_factory=dict)
     seconds: float = 0.0
     encoder_seconds: float = 0.0

@@ -31,6 +31,10 @@ _LAYOUT_ROWS = 64
 _ROW_STEPS = ((16, 1), (64, 4), (128, 8), (512, 16), (1024, 32), (2048, 64), (1 << 62, 256))
 """(most rows, step): up to as many rows, row counts are rounded up to multiples of the step."""
 
+_Failures = dict[str, list[tuple[str, Exception]]]
+"""Layers that could not be replaced as they should, and why, by what they do instead. They are told
+once a kind: a model has dozens."""
+
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 
@@ -113,9 +117,14 @@ def pack_linear_layers(module: torch.nn.Module) -> dict[str, str]:
         if isinstance(child, torch.nn.Linear | Conv1D)
     ]
     few_rows = _few_rows_kernel(parameter.dtype)
-    failures = _Failures()
+    failures: _Failures = {}
     packed = [_pack(parent, name, child, few_rows, failures) for parent, name, child in linear]
-    failures.log(len(linear))
+    for instead, layers in failures.items():
+        name, error = layers[0]
+        counts = (len(layers), len(linear))
+        _log.warning(
+            "packed weights: layer %s %s: %s (%d of %d layers)", name, instead, error, *counts
+        )
     done = [layer for layer in packed if layer is not None]
     _log.info("packed weights: %d of %d layers", len(done), len(linear))
     native = sum(layer.is_native for layer in done)
@@ -139,31 +148,6 @@ def _few_rows_kernel(dtype: torch.dtype) -> FewRowsKernel | None:
         return None
 
 
-class _Failures:
-    """Layers that could not be replaced as they should, told once a kind: a model has dozens."""
-
-    def __init__(self) -> None:
-        self._names: dict[str, list[str]] = {}
-        self._reasons: dict[str, Exception] = {}
-
-    def note(self, instead: str, name: str, error: Exception) -> None:
-        """Layer `name` does what `instead` says, because of `error`."""
-        self._names.setdefault(instead, []).append(name)
-        self._reasons.setdefault(instead, error)
-
-    def log(self, num_layers: int) -> None:
-        """One warning for each kind: the first layer with its reason, and how many others."""
-        for instead, names in self._names.items():
-            _log.warning(
-                "packed weights: layer %s %s: %s (%d of %d layers)",
-                names[0],
-                instead,
-                self._reasons[instead],
-                len(names),
-                num_layers,
-            )
-
-
 def _pack(
     parent: torch.nn.Module,
     name: str,
@@ -184,7 +168,7 @@ def _pack(
         # AttributeError: a torch without the private operators
         except (NoNativeCode, RuntimeError, AttributeError, ArithmeticError) as error:
             instead = "stays plain" if kernel is None else "is not multiplied by native code"
-            failures.note(instead, name, error)
+            failures.setdefault(instead, []).append((name, error))
             continue
         setattr(parent, name, replacement)
         if gelu:

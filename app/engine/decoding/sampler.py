@@ -113,7 +113,7 @@ def _add_scores(
     index = torch.tensor(places, device=logits.device)
     rows = [one.row for place in places if (one := sampled[place]) is not None]
     num_top = max((row.request.sampling.logprobs or 0 for row in rows), default=0)
-    scores = Scores(logits.index_select(0, index), tokens[index], num_top)
+    scores = _scores(logits.index_select(0, index), tokens[index], num_top)
     for place, (logprob, others) in zip(places, scores, strict=True):
         if (one := sampled[place]) is not None:
             wanted = others[: one.row.request.sampling.logprobs]
@@ -166,33 +166,23 @@ def top(values: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
 # --- log-probabilities under the unmodified model ------------------------------------------
 
 
-class Scores:
-    """Log-probabilities of one token per row of [rows, vocabulary] logits, and of the best ones.
-
-    They stay on the device until they are listed. `num_top` is the number of alternatives.
-    """
-
-    def __init__(self, logits: torch.Tensor, tokens: torch.Tensor, num_top: int) -> None:
-        logprobs = torch.log_softmax(logits, dim=-1)
-        self._values = logprobs.gather(1, tokens[:, None])[:, 0]
-        self._tops = top(logprobs, min(num_top, logprobs.shape[1])) if num_top else None
-
-    def __iter__(self) -> Iterator[TokenScores]:
-        """Those of each row."""
-        values = self._values.tolist()
-        if self._tops is None:
-            yield from ((value, ()) for value in values)
-            return
-        top_values, top_tokens = (tensor.tolist() for tensor in self._tops)
-        for value, others, logprobs in zip(values, top_tokens, top_values, strict=True):
-            yield value, tuple(zip(others, logprobs, strict=True))
+def _scores(logits: torch.Tensor, tokens: torch.Tensor, num_top: int) -> Iterator[TokenScores]:
+    """Of one of `tokens` [rows] for each row of `logits`, with its `num_top` best ones."""
+    logprobs = torch.log_softmax(logits, dim=-1)
+    values = logprobs.gather(1, tokens[:, None])[:, 0].tolist()
+    if not num_top:
+        yield from ((value, ()) for value in values)
+        return
+    tops = [tensor.tolist() for tensor in top(logprobs, min(num_top, logprobs.shape[1]))]
+    for value, best_logprobs, best_tokens in zip(values, *tops, strict=True):
+        yield value, tuple(zip(best_tokens, best_logprobs, strict=True))
 
 
 def score_tokens(
     logits: torch.Tensor, row: TokenSequence, token_ids: Sequence[int], num_top: int
 ) -> list[Sampled]:
     """Log-probabilities of given tokens under `logits` [tokens, vocabulary], with alternatives."""
-    scores = Scores(logits, torch.tensor(token_ids, device=logits.device), num_top)
+    scores = _scores(logits, torch.tensor(token_ids, device=logits.device), num_top)
     return [
         Sampled(row, token, value, others)
         for token, (value, others) in zip(token_ids, scores, strict=True)
