@@ -108,10 +108,10 @@ class VersionEvaluation:
         model = self.generations.model
         with _about(number, "output"):
             check_text(model.spec, target)
-            if model.start_tokens is None:
+            if model.encoder_decoder is None:
                 written = continued_target(model.text, target)
             else:
-                written = answered_target(model.text, target, model.start_tokens.forced_first)
+                written = answered_target(model.text, target, model.generation.frame.forced_first)
         return self.fitting(number, TokenPair(prompt_ids, written))
 
     def fitting(self, number: int, pair: TokenPair) -> TokenPair:

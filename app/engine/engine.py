@@ -25,11 +25,9 @@ from app.engine.config import EngineConfig
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import SlotTable, fine_length_classes, length_classes
 from app.engine.request import GenerationRequest, RequestFailed, RequestFinished
-from app.engine.request_state import ReplyFrame
 from app.engine.router import Cancel, EventRouter, Inbox, RequestStream, Submit
 from app.engine.runner import Runner
 from app.engine.scheduler import Deliveries, Scheduler
-from app.engine.step import StepPlan, StepResult
 from app.errors import Draining, EngineStopped, PolyprefixError
 from app.model.frozen import FrozenModel
 from app.model.threads import single_thread_pool
@@ -65,16 +63,6 @@ class Counters:
     finished: int = 0
     failed: int = 0
 
-    def add(self, plan: StepPlan, result: StepResult) -> None:
-        """Count a step."""
-        self.steps += 1
-        self.step_seconds += result.seconds
-        if plan.num_prefill_tokens == 0 and plan.encoding.seconds is None:
-            self.decode_steps += 1
-            self.decode_seconds += result.seconds
-        self.prompt_tokens += plan.num_prefill_tokens
-        self.generated_tokens += len(result.sampled) + len(result.candidates)
-
 
 class Engine:
     """Continuous batching over one frozen model. Start it once; it serves until `stop`."""
@@ -90,7 +78,7 @@ class Engine:
             self.source_pool, self.source_table = self._memory("cross", fine_length_classes)
         self.counters = Counters()
         self.scheduler = Scheduler(
-            self.config, self.table, model.text, self.source_table, _reply_frame(model)
+            self.config, self.table, model.text, self.source_table, model.generation.frame
         )
         self.attention = choose_attention(
             self.config.decode_attention,
@@ -243,13 +231,20 @@ class Engine:
 
     def step(self) -> None:
         """One step: schedule, run, commit, deliver."""
+        counters = self.counters
         now = self._step_started = time.monotonic()
         deliveries = self.scheduler.expire(now)
         plan = self.scheduler.schedule(now)
         if plan is not None:
             result = self.runner.run(plan)
             deliveries += self.scheduler.commit(plan, result, time.monotonic())
-            self.counters.add(plan, result)
+            counters.steps += 1
+            counters.step_seconds += result.seconds
+            if plan.num_prefill_tokens == 0 and plan.encoding.seconds is None:
+                counters.decode_steps += 1
+                counters.decode_seconds += result.seconds
+            counters.prompt_tokens += plan.num_prefill_tokens
+            counters.generated_tokens += len(result.sampled) + len(result.candidates)
         self._deliver(deliveries)
         self.admission.note_step(self.scheduler.figures())
         if self.scheduler.idle:
@@ -275,8 +270,3 @@ class Engine:
             else:
                 self._deliver(self.scheduler.cancel(message.request_id))
         return True
-
-
-def _reply_frame(model: FrozenModel) -> ReplyFrame:
-    start, forced = model.start_tokens, model.generation.forced
-    return ReplyFrame(None if start is None else start.start, forced.first, forced.last)

@@ -18,6 +18,7 @@ from app.engine.request import (
 )
 from app.engine.sequence import OutputText, TokenSequence
 from app.engine.step import Sampled
+from app.model.generation_defaults import ReplyFrame
 from app.model.text import Text
 
 
@@ -42,19 +43,6 @@ class KVReservation:
 
     columns: int = 0
     segments: tuple[SharedPrefix, ...] = ()
-
-
-@dataclass(frozen=True)
-class ReplyFrame:
-    """How a model's replies begin and end, by its generation config.
-
-    `start` is the decoder's first input behind an encoder; `forced_first` the first token after a
-    prompt of one token, `forced_last` that of a reply that reaches its limit.
-    """
-
-    start: int | None = None
-    forced_first: int | None = None
-    forced_last: int | None = None
 
 
 @dataclass(eq=False)

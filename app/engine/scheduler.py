@@ -21,10 +21,11 @@ from app.engine.kv_cache.entries import KVEntry
 from app.engine.kv_cache.memory import Reservations
 from app.engine.kv_cache.slots import SlotTable, slot_of
 from app.engine.request import Event, GenerationRequest, RequestFailed
-from app.engine.request_state import ReplyFrame, RequestState
+from app.engine.request_state import RequestState
 from app.engine.sequence import TokenSequence
 from app.engine.step import NO_ENCODING, Chunk, Sampled, StepPlan, StepResult
 from app.errors import DeadlineExceeded, GenerationFault, PolyprefixError, RequestCancelled
+from app.model.generation_defaults import ReplyFrame
 from app.model.text import Text
 
 _LONGEST_PROMPTS_S = 0.15

@@ -185,7 +185,7 @@ class Evaluator:
 
     def _num_before(self, num_prompt: int) -> int:
         """Tokens before the first new one: the prompt, or behind an encoder the start token."""
-        return num_prompt if self.model.start_tokens is None else 1
+        return num_prompt if self.model.encoder_decoder is None else 1
 
     def _sampling(self, num_prompt: int) -> SamplingParams:
         decoding = {"min_tokens": self.model.min_tokens(num_prompt), **self._decoding}

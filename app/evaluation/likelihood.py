@@ -89,8 +89,8 @@ def _logits(
     """Logits [1, end - start, vocabulary] from which the target's tokens `start` to `end` came."""
     offset = 0 if prefix is None else prefix.metadata.position_offset
     modules = {} if prefix is None else prefix.modules
-    if model.start_tokens is not None:
-        written = (model.start_tokens.start, *pair.target_ids[: end - 1])
+    if (first_input := model.generation.frame.start) is not None:
+        written = (first_input, *pair.target_ids[: end - 1])
         read = _ids(model, pair.prompt_ids)
         return dense_pair_logits(
             model,

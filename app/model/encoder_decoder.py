@@ -10,30 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from transformers import EncoderDecoderCache, PreTrainedModel
 
-from app.errors import UnsupportedModel
 from app.model.attention import AttentionPlan
-from app.model.generation_defaults import configured_id
 
 _positions: ContextVar[torch.Tensor | None] = ContextVar("positions", default=None)
-
-
-@dataclass(frozen=True)
-class StartTokens:
-    """How the decoder's tokens begin and end, by the model's generation config.
-
-    `start` is the decoder's first input; `forced_first` is the first token of every output and
-    `forced_last` the last one of an output that reaches its limit (None: free).
-    """
-
-    start: int
-    forced_first: int | None
-    forced_last: int | None
 
 
 class EncoderDecoder:
@@ -43,7 +28,7 @@ class EncoderDecoder:
         self._hf = hf
         self._encoder, self._decoder = hf.get_encoder(), hf.get_decoder()
         self._width = int(hf.config.d_model)
-        self._cache = _PassThroughCache()
+        self._cache = _PassThroughCache(self.decoder_layers)
         bias: torch.Tensor = hf.final_logits_bias
         # in most checkpoints it is nothing, and adding it reads all the logits once more
         self._bias = bias if bool(bias.any()) else None
@@ -134,21 +119,6 @@ class PlannedPositions(torch.nn.Module):
         return self._plain(chosen, position_ids=chosen[0])
 
 
-def start_tokens(module: PreTrainedModel) -> StartTokens:
-    """Read from the generation config, or the config where that says nothing."""
-    start = configured_id(module, "decoder_start_token_id")
-    if start is None:
-        raise UnsupportedModel(
-            f"base model of type {module.config.model_type!r} is not supported: "
-            "neither its config nor its generation config names a decoder_start_token_id"
-        )
-    return StartTokens(
-        start,
-        configured_id(module, "forced_bos_token_id"),
-        configured_id(module, "forced_eos_token_id"),
-    )
-
-
 @contextmanager
 def _at(position_ids: torch.Tensor) -> Iterator[None]:
     token = _positions.set(position_ids)
@@ -159,10 +129,14 @@ def _at(position_ids: torch.Tensor) -> Iterator[None]:
 
 
 class _PassThrough:
-    """A layer cache's interface over nothing: new keys and values are all that there is."""
+    """A layer cache's interface over nothing: new keys and values are all that there is.
 
-    def __init__(self) -> None:
-        self.layers = _Nothing()
+    The plan holds the keys and values of cross-attention, so `layers` have none.
+    """
+
+    def __init__(self, num_layers: int) -> None:
+        nothing = SimpleNamespace(keys=torch.empty(0), values=torch.empty(0))
+        self.layers = [nothing] * num_layers
 
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any
@@ -173,34 +147,12 @@ class _PassThrough:
         return 0
 
 
-@dataclass(frozen=True)
-class _NoKeys:
-    keys: torch.Tensor
-    values: torch.Tensor
-
-
-class _Nothing:
-    """Cross-attention layers, whose keys and values the plan holds."""
-
-    def __init__(self) -> None:
-        self._layer = _NoKeys(torch.empty(0), torch.empty(0))
-
-    def __getitem__(self, _: int) -> _NoKeys:
-        return self._layer
-
-
-class _AlwaysUpdated:
-    def get(self, _: int) -> bool:
-        return True
-
-
 class _PassThroughCache(EncoderDecoderCache):
     """Says that cross-attention has been computed, and stores nothing."""
 
-    def __init__(self) -> None:
-        self.self_attention_cache = _PassThrough()
-        self.cross_attention_cache = _PassThrough()
-        self.is_updated = _AlwaysUpdated()
+    def __init__(self, num_layers: int) -> None:
+        self.self_attention_cache = self.cross_attention_cache = _PassThrough(num_layers)
+        self.is_updated = dict.fromkeys(range(num_layers), True)
 
     def get_seq_length(self, *_: Any) -> int:
         """Nothing is stored."""

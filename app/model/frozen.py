@@ -16,7 +16,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from app.errors import UnsupportedModel
 from app.model.attention import AttentionPlan
-from app.model.encoder_decoder import EncoderDecoder, StartTokens
+from app.model.encoder_decoder import EncoderDecoder
 from app.model.generation_defaults import GenerationDefaults
 from app.model.reference import ReferenceRun
 from app.model.text import Text
@@ -32,7 +32,7 @@ _UNSERVED_OPTIONS = ("softcap", "sliding_window", "s_aux")
 class FrozenModel:
     """A loaded language model in eval mode, without gradients on its weights.
 
-    A model with an encoder has `encoder_decoder` and `start_tokens`; `forward` is its decoder.
+    A model with an encoder has `encoder_decoder`; `forward` is its decoder.
     `dtype` is that of activations, keys and values. `notes` says how it was prepared (packed
     weights, …) and is shown in `/info`; `references` are what plain transformers computes;
     `generation` is what its generation config says of replies.
@@ -47,7 +47,6 @@ class FrozenModel:
     notes: Mapping[str, Any]
     references: tuple[ReferenceRun, ...]
     encoder_decoder: EncoderDecoder | None = None
-    start_tokens: StartTokens | None = None
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
 
     @property
@@ -61,7 +60,7 @@ class FrozenModel:
         if defaults.min_new_tokens is not None:
             return defaults.min_new_tokens
         # behind an encoder only the start token precedes the first new token
-        num_before = num_prompt if self.start_tokens is None else 1
+        num_before = num_prompt if self.encoder_decoder is None else 1
         return max(defaults.min_length - num_before, 0)
 
     def forward(

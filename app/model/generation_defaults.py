@@ -48,11 +48,16 @@ _SAYS_NOTHING = frozenset(
 
 
 @dataclass(frozen=True)
-class ForcedTokens:
-    """The first token of a row whose prompt is one token, and the last of one that is full."""
+class ReplyFrame:
+    """How a model's replies begin and end; None for what the model leaves free.
 
-    first: int | None = None
-    last: int | None = None
+    `start` is the decoder's first input behind an encoder; `forced_first` the first token after a
+    prompt of one token, `forced_last` that of a reply that reaches its limit.
+    """
+
+    start: int | None = None
+    forced_first: int | None = None
+    forced_last: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class GenerationDefaults:
     over.
     """
 
-    forced: ForcedTokens = ForcedTokens()
+    frame: ReplyFrame = ReplyFrame()
     min_length: int = 0
     min_new_tokens: int | None = None
     decoding: Mapping[str, Any] = field(default_factory=dict)
@@ -75,8 +80,8 @@ class GenerationDefaults:
     def by_name(self) -> dict[str, Any]:
         """Those that say something, by transformers' names."""
         named = {
-            "forced_bos_token_id": self.forced.first,
-            "forced_eos_token_id": self.forced.last,
+            "forced_bos_token_id": self.frame.forced_first,
+            "forced_eos_token_id": self.frame.forced_last,
             "min_length": self.min_length or None,
             "min_new_tokens": self.min_new_tokens,
             **self.decoding,
@@ -87,16 +92,13 @@ class GenerationDefaults:
 def generation_defaults(module: PreTrainedModel) -> GenerationDefaults:
     """Read from the generation config that transformers has loaded; says in one line what applies.
 
-    UnsupportedModel names a forced token that the model has not.
+    UnsupportedModel as from `reply_frame`.
     """
     said = module.generation_config
     given = {name: getattr(said, name, None) for name in _DECODING}
     stated = said.to_diff_dict().items()
     defaults = GenerationDefaults(
-        forced=ForcedTokens(
-            configured_id(module, "forced_bos_token_id"),
-            configured_id(module, "forced_eos_token_id"),
-        ),
+        frame=reply_frame(module),
         min_length=int(getattr(said, "min_length", None) or 0),
         min_new_tokens=getattr(said, "min_new_tokens", None),
         decoding={name: value for name, value in given.items() if value is not None},
@@ -113,6 +115,26 @@ def generation_defaults(module: PreTrainedModel) -> GenerationDefaults:
             _listed(defaults.left_out),
         )
     return defaults
+
+
+def reply_frame(module: PreTrainedModel) -> ReplyFrame:
+    """Read from the generation config, or the config where that says nothing.
+
+    UnsupportedModel names a token that the model has not, or a start token that it lacks.
+    """
+    start = None
+    if is_encoder_decoder(module.config):
+        start = configured_id(module, "decoder_start_token_id")
+        if start is None:
+            raise UnsupportedModel(
+                f"base model of type {module.config.model_type!r} is not supported: "
+                "neither its config nor its generation config names a decoder_start_token_id"
+            )
+    return ReplyFrame(
+        start,
+        configured_id(module, "forced_bos_token_id"),
+        configured_id(module, "forced_eos_token_id"),
+    )
 
 
 def end_token_ids(

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from app.errors import UnsupportedModel
-from app.model.encoder_decoder import EncoderDecoder, start_tokens
+from app.model.encoder_decoder import EncoderDecoder
 from app.model.families import check_supported, is_encoder_decoder
 from app.model.fingerprint import fingerprint_of
 from app.model.frozen import ATTENTION_NAME, FrozenModel, register_attention
@@ -86,7 +86,6 @@ def load_model(
         notes=notes,
         references=references,
         encoder_decoder=encoder_decoder,
-        start_tokens=start_tokens(module) if has_encoder else None,
         generation=generation_defaults(module),
     )
 

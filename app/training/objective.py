@@ -33,8 +33,8 @@ def loss_of(
 
     `prefix` maps modules to keys and values; an empty one means the base model alone.
     """
-    if model.start_tokens is not None:
-        return _answer_loss(model, prefix, pairs, model.start_tokens.start)
+    if (start := model.generation.frame.start) is not None:
+        return _answer_loss(model, prefix, pairs, start)
     batch = collate(pairs, model.device)
     decoder = prefix.get("decoder")
     offset = position_offset(model, decoder.length) if decoder is not None else 0

@@ -116,7 +116,7 @@ class Session:
             return base, evaluate(engine, self.validation, prefix=prefix)
 
     def _pairs(self, examples: list[Example], source: Path | None) -> list[TokenPair]:
-        spec, start = self.model.spec, self.model.start_tokens
+        spec = self.model.spec
         offset = position_offset(self.model, self._job.recipe.length)
         room = spec.context_limit - offset
         if room < 2:
@@ -125,7 +125,7 @@ class Session:
                 f" {spec.context_limit} positions"
             )
         text, template = self.model.text, self.template
-        if start is None or spec.source_limit is None:
+        if spec.source_limit is None:
             return token_pairs(examples, text, template, room=room, source=str(source))
         return source_pairs(
             examples,
@@ -133,7 +133,7 @@ class Session:
             template,
             source_room=min(self._job.recipe.max_source or spec.source_limit, spec.source_limit),
             target_room=room,
-            first=start.forced_first,
+            first=self.model.generation.frame.forced_first,
             source=str(source),
         )
 

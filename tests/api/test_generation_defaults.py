@@ -79,7 +79,7 @@ class Scene:
     @torch.inference_mode()
     def plain(self, prompt: list[int], **options: object) -> list[int]:
         """Tokens that transformers makes with the same folder."""
-        is_bart = self.server.services.model.start_tokens is not None
+        is_bart = self.server.services.model.encoder_decoder is not None
         kind = AutoModelForSeq2SeqLM if is_bart else AutoModelForCausalLM
         model = kind.from_pretrained(self.folder, dtype=torch.float32).eval()
         ids = torch.tensor([prompt])

@@ -9,11 +9,11 @@ from app.engine.config import EngineConfig
 from app.engine.kv_cache.entries import Source
 from app.engine.kv_cache.slots import SlotTable, fine_length_classes, length_classes
 from app.engine.request import Event, GenerationRequest, RequestFailed, RequestFinished
-from app.engine.request_state import ReplyFrame
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import TokenSequence
 from app.engine.step import Sampled, StepPlan, StepResult
 from app.errors import PolyprefixError
+from app.model.generation_defaults import ReplyFrame
 from tests.engine.rows import TEXT
 
 LETTER = TEXT.encode("a")[0]

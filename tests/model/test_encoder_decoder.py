@@ -11,8 +11,9 @@ from transformers import BartForConditionalGeneration, GenerationConfig
 from app.errors import UnsupportedModel
 from app.model.attention import DensePlan
 from app.model.dense import dense_pair_logits
-from app.model.encoder_decoder import EncoderDecoder, StartTokens, start_tokens
+from app.model.encoder_decoder import EncoderDecoder
 from app.model.frozen import FrozenModel
+from app.model.generation_defaults import ReplyFrame, reply_frame
 from app.model.load import load_model
 from tests.equivalence.bart_reference import decoder_logits, encoded, plain_bart
 from tests.tiny import bart_config, random_prefix, train_bart_tokenizer
@@ -184,26 +185,26 @@ def test_start_tokens_are_those_of_the_generation_config() -> None:
         "forced_bos_token_id": 6,
         "forced_eos_token_id": 7,
     }
-    assert start_tokens(module_with(said)) == StartTokens(5, 6, 7)
+    assert reply_frame(module_with(said)) == ReplyFrame(5, 6, 7)
 
 
 def test_what_the_generation_config_leaves_open_is_in_the_config() -> None:
     module = module_with(decoder_start_token_id=8)
     module.config.forced_bos_token_id = 9
     module.config.forced_eos_token_id = None
-    assert start_tokens(module) == StartTokens(8, 9, None)
+    assert reply_frame(module) == ReplyFrame(8, 9, None)
 
 
 def test_of_several_forced_last_tokens_the_first_is_taken() -> None:
     said = {"decoder_start_token_id": 5, "forced_eos_token_id": [7, 8]}
-    assert start_tokens(module_with(said)).forced_last == 7
+    assert reply_frame(module_with(said)).forced_last == 7
 
 
 def test_a_model_that_does_not_say_how_to_start_is_refused() -> None:
     module = module_with()
     module.config.decoder_start_token_id = None
     with pytest.raises(UnsupportedModel, match="names a decoder_start_token_id"):
-        start_tokens(module)
+        reply_frame(module)
 
 
 def test_a_loaded_bart_says_what_prefixes_of_all_its_modules_look_like(
@@ -216,4 +217,4 @@ def test_a_loaded_bart_says_what_prefixes_of_all_its_modules_look_like(
     }
     assert shapes == {"decoder": (2, 4, 8), "encoder": (3, 2, 16), "cross": (2, 4, 8)}
     assert (model.spec.context_limit, model.spec.source_limit) == (128, 128)
-    assert model.start_tokens == StartTokens(2, None, 2)
+    assert model.generation.frame == ReplyFrame(2, None, 2)

@@ -18,9 +18,10 @@ from app.engine.fairness.tenant_share import WHOLE, Stock
 from app.engine.kv_cache.entries import SharedPrefix, Source
 from app.engine.kv_cache.slots import SlotTable
 from app.engine.request import GenerationRequest, columns_of
-from app.engine.request_state import KVNeeds, KVReservation, ReplyFrame, RequestState
+from app.engine.request_state import KVNeeds, KVReservation, RequestState
 from app.engine.sequence import TokenSequence
 from app.errors import InvalidRequest
+from app.model.generation_defaults import ReplyFrame
 from app.model.text import Text
 from app.prefix.prefix import Prefix
 

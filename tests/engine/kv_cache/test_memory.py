@@ -26,8 +26,9 @@ from app.engine.kv_cache.slots import (
     length_classes,
 )
 from app.engine.request import GenerationRequest
-from app.engine.request_state import KVReservation, ReplyFrame, RequestState
+from app.engine.request_state import KVReservation, RequestState
 from app.errors import InvalidRequest
+from app.model.generation_defaults import ReplyFrame
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from tests.engine.harness import make_request
 from tests.engine.rows import TEXT
