@@ -32,7 +32,7 @@
     ├── InsufficientStorage         507 insufficient_storage
     └── UnsupportedModel            500 unsupported_model   (refuses to start; never over HTTP)
 
-Knows nothing about HTTP frameworks: errors are raised low and mapped to a response once.
+Errors are raised low; app/api/errors.py maps them to a response once.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI
 
-from app.api.dependencies import DEMO_TENANT, Limits, State
+from app.api.dependencies import Limits, State
 from app.api.errors import install_error_handlers
 from app.api.evaluate_version import EvaluationService
 from app.api.generation.generation import GenerationService
@@ -36,7 +36,7 @@ from app.model.load import load_model
 from app.model.threads import run_in_fresh_thread
 from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
-from app.registry.shipped.import_ import seed
+from app.registry.shipped.import_ import DEMO_TENANT, seed
 from app.runtime.periodic import PeriodicThread
 from app.runtime.pinning import follow_pins
 from app.runtime.prefix_cache import PrefixCache

@@ -30,9 +30,6 @@ from app.tenancy.limits.limiter import Limiter
 from app.tenancy.tenants import Tenants
 from app.tenancy.usage.ledger import UsageLedger
 
-DEMO_TENANT = "demo"
-"""The tenant of a server without keys, and of the shipped prefixes."""
-
 
 @dataclass(frozen=True)
 class Limits:

@@ -139,13 +139,13 @@ def _fits(route: list[str], parts: list[str]) -> bool:
 
 def _slips(path: str) -> Iterator[tuple[str, str]]:
     """What may be wrong with a path, and the path without it."""
-    yield "slashes are not doubled, and none stands at the end", path
+    yield "slashes are not doubled, and a path does not end in one", path
     yield "paths are written in small letters", path.lower()
     yield "the base_url of OpenAI's clients ends in /v1", f"/v1{path}"
     first, _, rest = path.lower().removeprefix("/").partition("/")
     if first == "v1" and rest:
         if rest.startswith("v1/"):
-            yield "/v1 stands twice, in the base_url and in the path", f"/{rest}"
+            yield "/v1 is there twice, in the base_url and in the path", f"/{rest}"
         yield "it does not stand under /v1", f"/{rest}"
     if first in ("api", "openai") and rest:
         yield f"it does not stand under /{first}", f"/{rest}"

@@ -198,7 +198,7 @@ def _greet(model: FrozenModel, registry: Registry, url: str, *, with_keys: bool)
 
 def _prefixes(model: FrozenModel, registry: Registry) -> tuple[list[str], str]:
     """The prefixes of requests without a key: their names, and the text for the greeting."""
-    from app.api.dependencies import DEMO_TENANT
+    from app.registry.shipped.import_ import DEMO_TENANT
 
     page = registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
     names = [prefix.name for prefix in page.items if _fits(model, registry, prefix)]
@@ -207,7 +207,7 @@ def _prefixes(model: FrozenModel, registry: Registry) -> tuple[list[str], str]:
 
 def _published(model: FrozenModel, registry: Registry) -> tuple[list[str], str]:
     """The shipped prefixes for every tenant: their names, and the text for the greeting."""
-    from app.api.dependencies import DEMO_TENANT
+    from app.registry.shipped.import_ import DEMO_TENANT
 
     page = registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
     names = [
@@ -221,7 +221,7 @@ def _published(model: FrozenModel, registry: Registry) -> tuple[list[str], str]:
 
 def _fits(model: FrozenModel, registry: Registry, prefix: PrefixRecord) -> bool:
     """Whether the prefix belongs to this base model; the catalog may have served another one."""
-    from app.api.dependencies import DEMO_TENANT
+    from app.registry.shipped.import_ import DEMO_TENANT
 
     version = registry.get_version(DEMO_TENANT, prefix.name, prefix.latest)
     return version.base_fingerprint in (None, model.spec.fingerprint)

@@ -101,7 +101,7 @@ class Server(uvicorn.Server):
 def bind(host: str, port: int) -> socket.socket:
     """A socket that is bound and refuses connections until a server listens on it.
 
-    PolyprefixError if the address cannot be had, before anything has been loaded in vain.
+    PolyprefixError if the address cannot be bound; nothing has been loaded yet.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(

@@ -110,7 +110,7 @@ class _Lru:
                 victims.append(key)
                 room += entry.prefix.nbytes
         if room < needed:
-            return False  # and nothing is evicted in vain
+            return False  # evicting would not make enough room
         for key in victims:
             self.remove(key)
             self.stats.evictions += 1

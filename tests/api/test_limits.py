@@ -13,9 +13,9 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.api.dependencies import DEMO_TENANT
 from app.errors import Overloaded
 from app.model.frozen import FrozenModel
+from app.registry.shipped.import_ import DEMO_TENANT
 from tests.api.helpers import (
     BASE,
     END,

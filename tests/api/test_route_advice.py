@@ -43,7 +43,7 @@ def client(server: RunningServer) -> Iterator[httpx.Client]:
         ("GET", "/models", "ends in /v1; ask /v1/models"),
         ("GET", "/models/e2e", "ends in /v1; ask /v1/models/e2e"),
         ("POST", "/prefixes/e2e/versions", "ends in /v1; ask /v1/prefixes/e2e/versions"),
-        ("POST", "/v1/v1/completions", "/v1 stands twice, in the base_url and in the path"),
+        ("POST", "/v1/v1/completions", "/v1 is there twice, in the base_url and in the path"),
         ("POST", "/v1/completions/", "ask /v1/completions"),
         ("POST", "//v1//completions", "ask /v1/completions"),
         ("POST", "/V1/Completions", "small letters; ask /v1/completions"),

@@ -23,12 +23,12 @@ from app.registry.shipped.manifest import ShippedPrefix, ShippedVersion, read_ma
 from app.registry.storage.local import FolderStore
 from app.registry.types import LATEST, SHIPPED_OWNER
 
-DEFAULT_TENANT = "demo"
-"""The tenant that exists without being made by an administrator."""
+DEMO_TENANT = "demo"
+"""The tenant of the shipped prefixes, and of everybody on a server without keys."""
 
 _COPY_BYTES = 2**20
 _PUBLISHED = "published"
-"""Stands in the place of a digest among what was imported: the name has been published once."""
+"""Noted instead of a digest among what was imported: the name has been published once."""
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 def seed(
     registry: Registry,
     folder: Path,
-    tenant: str = DEFAULT_TENANT,
+    tenant: str = DEMO_TENANT,
     *,
     base_fingerprint: str | None = None,
     publish: bool = True,

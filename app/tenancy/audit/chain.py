@@ -1,4 +1,4 @@
-"""Chains of audit records, one a replica: appended without gaps, listed, and verified.
+"""Chains of audit records, one for each replica: appended without gaps, listed, and verified.
 
 `hash` is the SHA-256 of the hash before it followed by the record; a record names its replica, its
 number, its time and its tenant, so that none of the columns can be changed alone. Works inside a
