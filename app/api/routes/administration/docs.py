@@ -1,13 +1,14 @@
 """`GET /docs`: Swagger UI, served by this server alone, to everybody.
 
-The page holds nothing of the server's: it fetches `/openapi.json` with the key that one types in.
+The page says nothing about the server: it fetches `/openapi.json` with the key that one types in.
 """
 
 from __future__ import annotations
 
 from importlib.resources import files
+from pathlib import Path
 
-from fastapi import Response
+from fastapi.responses import FileResponse
 
 from app.api.routing import TEXT, Answer, Router
 
@@ -30,10 +31,10 @@ _OURS, _SWAGGER = "app.api", "fastapi_offline"
 
 def _serve(path: str, package: str, name: str, media_type: str) -> None:
     """Makes an open route of a file in the folder `static` of an installed package."""
-    content = files(package).joinpath("static", name).read_bytes()
+    file = Path(str(files(package))) / "static" / name
 
-    async def docs() -> Response:
-        return Response(content, headers=_HEADERS, media_type=media_type)
+    async def docs() -> FileResponse:
+        return FileResponse(file, headers=_HEADERS, media_type=media_type)
 
     router.route("GET", path, answers=Answer({TEXT: None}), is_open=True, described=False)(docs)
 
