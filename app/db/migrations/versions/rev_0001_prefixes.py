@@ -5,123 +5,66 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from app.db.migrations.columns import NAME, NUMBER, ROW_ID, WORD, columns, keys, parent
+
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:
     """The tables after this revision."""
-    _create_prefixes()
-    _create_versions()
-    _create_aliases()
-
-
-def _create_prefixes() -> None:
-    """Tenants and the names that they own."""
     op.create_table(
         "catalog_epoch",
-        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("epoch", sa.BigInteger(), nullable=False),
-        sa.Column("schema_version", sa.Integer(), nullable=False),
-        sa.PrimaryKeyConstraint("id"),
+        *keys(id=sa.Integer(), autoincrement=False),
+        *columns(epoch=NUMBER, schema_version=sa.Integer()),
     )
     op.create_table(
         "tenants",
-        sa.Column("id", sa.String(length=64), nullable=False),
-        sa.Column("owner", sa.String(length=64), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("id"),
+        *keys(id=NAME),
+        *columns(owner=NAME, created_at=NUMBER),
         sa.UniqueConstraint("owner"),
     )
     op.create_table(
         "prefixes",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("tenant_id", sa.String(length=64), nullable=False),
-        sa.Column("name", sa.String(length=64), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("id"),
+        *keys(id=ROW_ID),
+        parent("tenants", NAME),
+        *columns(name=NAME, created_at=NUMBER),
         sa.UniqueConstraint("tenant_id", "name"),
     )
     op.create_table(
         "seeded",
-        sa.Column("tenant_id", sa.String(length=64), nullable=False),
-        sa.Column("name", sa.String(length=64), nullable=False),
-        sa.Column("digest", sa.String(length=64), nullable=False),
-        sa.Column("added_at", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("tenant_id", "name", "digest", "added_at"),
+        parent("tenants", NAME, is_key=True),
+        *keys(name=NAME, digest=NAME, added_at=NUMBER, autoincrement=False),
     )
-
-
-def _create_versions() -> None:
-    """What the names stand for."""
     op.create_table(
         "versions",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column(
-            "prefix_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
+        *keys(id=ROW_ID),
+        parent("prefixes"),
+        *columns(owner=NAME, digest=NAME, file_nbytes=NUMBER, length=NUMBER),
+        *columns(position_offset=NUMBER, dtype=WORD, nbytes=NUMBER),
+        *columns(
+            nullable=True,
+            base_model=sa.Text(),
+            base_fingerprint=sa.Text(),
+            input_template=sa.Text(),
         ),
-        sa.Column("owner", sa.String(length=64), nullable=False),
-        sa.Column("digest", sa.String(length=64), nullable=False),
-        sa.Column("file_nbytes", sa.BigInteger(), nullable=False),
-        sa.Column("length", sa.BigInteger(), nullable=False),
-        sa.Column("position_offset", sa.BigInteger(), nullable=False),
-        sa.Column("dtype", sa.String(length=16), nullable=False),
-        sa.Column("nbytes", sa.BigInteger(), nullable=False),
-        sa.Column("base_model", sa.Text(), nullable=True),
-        sa.Column("base_fingerprint", sa.Text(), nullable=True),
-        sa.Column("input_template", sa.Text(), nullable=True),
-        sa.Column("decoding", sa.JSON(), nullable=False),
-        sa.Column("provenance", sa.JSON(), nullable=False),
-        sa.Column("pinned", sa.Boolean(), nullable=False),
-        sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["prefix_id"], ["prefixes.id"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("id"),
+        *columns(decoding=sa.JSON(), provenance=sa.JSON(), pinned=sa.Boolean(), created_at=NUMBER),
         sa.UniqueConstraint("prefix_id", "digest"),
         sqlite_autoincrement=True,
     )
-    with op.batch_alter_table("versions") as batch_op:
-        batch_op.create_index("versions_by_content", ["owner", "digest"], unique=False)
-
-
-def _create_aliases() -> None:
-    """Movable names of versions."""
+    op.create_index("versions_by_content", "versions", ["owner", "digest"])
     op.create_table(
         "aliases",
-        sa.Column(
-            "prefix_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
-        ),
-        sa.Column("name", sa.String(length=64), nullable=False),
-        sa.Column(
-            "version_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
-        ),
-        sa.Column("revision", sa.BigInteger(), nullable=False),
-        sa.Column("updated_at", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["prefix_id"], ["prefixes.id"], ondelete="CASCADE"),
-        sa.ForeignKeyConstraint(
-            ["version_id"],
-            ["versions.id"],
-        ),
-        sa.PrimaryKeyConstraint("prefix_id", "name"),
+        parent("prefixes", is_key=True),
+        *keys(name=NAME),
+        sa.Column("version_id", ROW_ID, sa.ForeignKey("versions.id"), nullable=False),
+        *columns(revision=NUMBER, updated_at=NUMBER),
     )
-    with op.batch_alter_table("aliases") as batch_op:
-        batch_op.create_index(batch_op.f("ix_aliases_version_id"), ["version_id"], unique=False)
+    op.create_index("ix_aliases_version_id", "aliases", ["version_id"])
     op.create_table(
         "alias_history",
-        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column(
-            "prefix_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False
-        ),
-        sa.Column("alias", sa.String(length=64), nullable=False),
-        sa.Column("digest", sa.String(length=64), nullable=False),
-        sa.Column("reason", sa.String(length=16), nullable=False),
-        sa.Column("undoable", sa.Boolean(), nullable=False),
-        sa.Column("changed_at", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["prefix_id"], ["prefixes.id"], ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("id"),
+        *keys(id=ROW_ID),
+        parent("prefixes"),
+        *columns(alias=NAME, digest=NAME, reason=WORD, undoable=sa.Boolean(), changed_at=NUMBER),
     )
-    with op.batch_alter_table("alias_history") as batch_op:
-        batch_op.create_index("alias_history_by_alias", ["prefix_id", "alias", "id"], unique=False)
+    op.create_index("alias_history_by_alias", "alias_history", ["prefix_id", "alias", "id"])
