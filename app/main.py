@@ -139,7 +139,7 @@ async def _acquire(settings: Settings, model: FrozenModel | None, stack: AsyncEx
     pins = await follow_pins(registry, tiers, workers)
     stack.push_async_callback(asyncio.to_thread, pins.stop)
     _keep_house(settings, registry, authentication, usage, audit, stack)
-    limiter.rows_wait = engine.rows_wait
+    limiter.rows_wait = engine.admission.rows_wait
     stack.push_async_callback(limiter.close)
     await limiter.start()
     metrics, limits = Metrics(engine, tiers, limiter), _limits(settings)

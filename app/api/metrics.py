@@ -87,7 +87,7 @@ class _EngineCollector(Collector):
             "polyprefix_requests_waiting": ("Requests that have no rows yet", progress.waiting),
             "polyprefix_tenants_waiting": (
                 "Tenants with requests that have no rows yet",
-                self._engine.num_waiting_tenants,
+                self._engine.admission.figures.num_waiting_tenants,
             ),
             "polyprefix_kv_bytes": (
                 "Memory allocated for keys and values",

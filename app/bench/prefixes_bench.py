@@ -25,16 +25,16 @@ from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
 from app.model.load import load_model
 from app.model.threads import run_in_fresh_thread
-from app.prefix.codec import decode, encode
-from app.prefix.prefix import Prefix
+from app.prefix.codec import encode
 from app.prefix.reference import PrefixReference
 from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
 from app.registry.types import VersionInfo
 from app.runtime.prefix_cache import Lease, PrefixCache, PrefixKey
+from app.runtime.prefix_loader import stored_prefixes
 
 _TENANT = "bench"
-_ON_DEVICE = 100
+_ON_DEVICE, _MAX_LENGTH = 100, 512
 
 
 def run_prefixes(
@@ -180,18 +180,9 @@ class _Road:
         return await tiers.acquire(PrefixKey(version.owner, version.digest))
 
     def _tiers(self) -> PrefixCache:
-        model, registry = self._model, self._registry
-
-        def load(key: PrefixKey) -> Prefix:
-            with registry.objects.local(key.owner, key.digest) as path:
-                if path is None:
-                    raise RuntimeError(f"the store has lost {key.digest}")
-                return decode(
-                    path, model.spec, model.dtype, max_length=512, expect_digest=key.digest
-                )
-
+        model = self._model
         return PrefixCache(
-            load,
+            stored_prefixes(self._registry, model, _MAX_LENGTH),
             host_bytes=8 << 30,
             device_bytes=self._device_bytes,
             device=model.device,

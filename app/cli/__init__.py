@@ -10,23 +10,18 @@ from typing import Annotated
 import typer
 
 from app.cli import audit, bench, key, prefix, tenant
-from app.cli.console import Commands
+from app.cli.console import command_group
 from app.cli.evaluate import evaluate
 from app.cli.migrate import migrate
 from app.cli.serve import serve
 from app.cli.train import train
 
-app = typer.Typer(
+app = command_group(
+    "One frozen language model, many tasks: every request names a *prefix*, a few trained"
+    " key/value vectors per layer, and every batch mixes prefixes.\n\n"
+    "Start with `polyprefix serve`; `polyprefix COMMAND --help` explains each command.",
     name="polyprefix",
-    cls=Commands,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help=(
-        "One frozen language model, many tasks: every request names a *prefix*, a few trained"
-        " key/value vectors per layer, and every batch mixes prefixes.\n\n"
-        "Start with `polyprefix serve`; `polyprefix COMMAND --help` explains each command."
-    ),
 )
 app.command()(serve)
 app.command()(train)

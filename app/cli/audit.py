@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.catalog import AsJson, DatabaseUrl, DataDir, opened
-from app.cli.console import Commands, plain, print_json, stderr, stdout, table
+from app.cli.console import command_group, plain, print_json, stderr, stdout, table
 
 if TYPE_CHECKING:
     from app.tenancy.audit.chain import ChainReport, Link
@@ -19,15 +19,10 @@ _PAGE = 100
 _HEAD = re.compile(r"(\S{1,64}):([0-9]{1,18}):([0-9a-f]{64})", re.ASCII)
 _SECONDS = re.compile(r"[0-9]{1,12}", re.ASCII)
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help=(
-        "Read and verify the audit log.\n\n"
-        "Every call that changes something or is refused leaves a record. Each server has one chain"
-        " of hashes. Records are never deleted automatically."
-    ),
+app = command_group(
+    "Read and verify the audit log.\n\n"
+    "Every call that changes something or is refused leaves a record. Each server has one chain"
+    " of hashes. Records are never deleted automatically."
 )
 
 Time = Annotated[

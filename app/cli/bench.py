@@ -6,18 +6,13 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from app.cli.console import Commands
+from app.cli.console import command_group
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help=(
-        "Measure our speed relative to peers, in one run on this machine.\n\n"
-        "Each peer runs in its own process, warmed up and with the same weights; they take turns."
-        " The figures are medians. The last line is one JSON object."
-        " `pip install 'polyprefix[bench]'` installs PEFT and CTranslate2."
-    ),
+app = command_group(
+    "Measure our speed relative to peers, in one run on this machine.\n\n"
+    "Each peer runs in its own process, warmed up and with the same weights; they take turns."
+    " The figures are medians. The last line is one JSON object."
+    " `pip install 'polyprefix[bench]'` installs PEFT and CTranslate2."
 )
 
 Model = Annotated[

@@ -34,6 +34,13 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from error
 
 
+def command_group(help_text: str, **options: Any) -> typer.Typer:
+    """A group of commands; its help is Markdown and is shown if no command is named."""
+    return typer.Typer(
+        cls=Commands, no_args_is_help=True, rich_markup_mode="markdown", help=help_text, **options
+    )
+
+
 def _in_words(error: Exception) -> str | None:
     """The error in one sentence; None if it is a bug, or a broken pipe, which Typer handles."""
     if isinstance(error, PolyprefixError):

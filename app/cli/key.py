@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.catalog import AsJson, DatabaseUrl, DataDir, TenantId, tenancy
-from app.cli.console import Commands, date, plain, print_json, stderr, stdout, table
+from app.cli.console import command_group, date, plain, print_json, stderr, stdout, table
 from app.cli.tenant import every
 from app.errors import NotFound
 
@@ -21,17 +21,12 @@ if TYPE_CHECKING:
 _DURATION = re.compile(r"([0-9]{1,6})([mhdw])")
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help=(
-        "Manage API keys.\n\n"
-        "A key belongs to one tenant. Its *scopes* say what it allows: `generate`,"
-        " `prefixes:read`, `prefixes:write`, `train`, `admin`. A key is shown only once, as the"
-        " catalog keeps just a digest of it, made with the secret in `POLYPREFIX_KEY_PEPPER`. The"
-        " server needs the same secret. Clients send a key as `Authorization: Bearer pfx_…`."
-    ),
+app = command_group(
+    "Manage API keys.\n\n"
+    "A key belongs to one tenant. Its *scopes* say what it allows: `generate`,"
+    " `prefixes:read`, `prefixes:write`, `train`, `admin`. A key is shown only once, as the"
+    " catalog keeps just a digest of it, made with the secret in `POLYPREFIX_KEY_PEPPER`. The"
+    " server needs the same secret. Clients send a key as `Authorization: Bearer pfx_…`."
 )
 
 Scopes = Annotated[

@@ -182,12 +182,9 @@ def _greet(model: FrozenModel, registry: Registry, url: str, *, with_keys: bool)
     dtype = str(model.dtype).removeprefix("torch.")
     facts = Table.grid(padding=(0, 2))
     facts.add_row("base model", Text(f"{model.spec.model_id} ({dtype}, {model.device})"))
-    names: list[str] = []
     if with_keys:
         facts.add_row("keys", "every request needs one; `polyprefix key create` makes it")
-        names, shown = _published(model, registry)
-    else:
-        names, shown = _prefixes(model, registry)
+    names, shown = _usable_prefixes(model, registry, with_keys=with_keys)
     facts.add_row("prefixes", shown)
     facts.add_row("try", "the command below")
     command = example(url, names, model.spec.model_id, with_keys=with_keys)
@@ -196,25 +193,22 @@ def _greet(model: FrozenModel, registry: Registry, url: str, *, with_keys: bool)
     console.print(Text(printable(command)), soft_wrap=True)
 
 
-def _prefixes(model: FrozenModel, registry: Registry) -> tuple[list[str], str]:
-    """The prefixes of requests without a key: their names, and the text for the greeting."""
+def _usable_prefixes(
+    model: FrozenModel, registry: Registry, *, with_keys: bool
+) -> tuple[list[str], str]:
+    """The names of shipped prefixes for a first request, and the text for the greeting.
+
+    With keys these are the prefixes that are published to every tenant.
+    """
     from app.registry.shipped.import_ import DEMO_TENANT
 
     page = registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
     names = [prefix.name for prefix in page.items if _fits(model, registry, prefix)]
-    return names, ", ".join(names) + (", …" if page.next_cursor else "") or "none yet"
-
-
-def _published(model: FrozenModel, registry: Registry) -> tuple[list[str], str]:
-    """The shipped prefixes for every tenant: their names, and the text for the greeting."""
-    from app.registry.shipped.import_ import DEMO_TENANT
-
-    page = registry.list_prefixes(DEMO_TENANT, None, SHOWN_PREFIXES)
+    if not with_keys:
+        return names, ", ".join(names) + (", …" if page.next_cursor else "") or "none yet"
+    publications = registry.publications
     names = [
-        f"{DEMO_TENANT}/{prefix.name}"
-        for prefix in page.items
-        if _fits(model, registry, prefix)
-        and registry.publications.get(DEMO_TENANT, prefix.name).everyone
+        f"{DEMO_TENANT}/{name}" for name in names if publications.get(DEMO_TENANT, name).everyone
     ]
     return names, "for all tenants: " + ", ".join(names) if names else "none for all tenants"
 

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.catalog import AsJson, DatabaseUrl, DataDir, TenantId, tenancy
-from app.cli.console import Commands, date, human_bytes, plain, print_json, stderr, stdout, table
+from app.cli.console import (
+    command_group,
+    date,
+    human_bytes,
+    plain,
+    print_json,
+    stderr,
+    stdout,
+    table,
+)
 
 if TYPE_CHECKING:
     from app.db.paging import Page
@@ -18,15 +27,10 @@ if TYPE_CHECKING:
 _PAGE = 100
 _NONE = "none"
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-    help=(
-        "Manage tenants, which own prefixes and keys and have limits.\n\n"
-        "The commands change the catalog of `--data-dir` or `--database-url`. No server needs to"
-        " run; running ones follow within a second. `polyprefix key create` makes a tenant's keys."
-    ),
+app = command_group(
+    "Manage tenants, which own prefixes and keys and have limits.\n\n"
+    "The commands change the catalog of `--data-dir` or `--database-url`. No server needs to"
+    " run; running ones follow within a second. `polyprefix key create` makes a tenant's keys."
 )
 
 

@@ -15,7 +15,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from app.engine.admission import Admission
 from app.engine.attention.backends import choose_attention
 from app.engine.config import EngineConfig
 from app.engine.kv_cache.pool import KVPool
-from app.engine.kv_cache.slots import SlotTable, fine_length_classes, length_classes
+from app.engine.kv_cache.slots import FINE_STEPS, STEPS, SlotTable, length_classes
 from app.engine.request import GenerationRequest, RequestFailed, RequestFinished
 from app.engine.router import Cancel, EventRouter, Inbox, RequestStream, Submit
 from app.engine.runner import Runner
@@ -71,11 +71,11 @@ class Engine:
         self.model = model
         self.config = config or EngineConfig()
         shape = model.spec.decoder
-        self.pool, self.table = self._memory("decoder", length_classes)
+        self.pool, self.table = self._memory("decoder", STEPS)
         self.source_pool: KVPool | None = None
         self.source_table: SlotTable | None = None
         if model.encoder_decoder is not None:
-            self.source_pool, self.source_table = self._memory("cross", fine_length_classes)
+            self.source_pool, self.source_table = self._memory("cross", FINE_STEPS)
         self.counters = Counters()
         self.scheduler = Scheduler(
             self.config, self.table, model.text, self.source_table, model.generation.frame
@@ -103,23 +103,16 @@ class Engine:
         self._draining = False
         self._step_started: float | None = None
 
-    def _memory(
-        self, role: str, classes: Callable[[int], tuple[int, ...]]
-    ) -> tuple[KVPool, SlotTable]:
+    def _memory(self, role: str, steps: Sequence[int]) -> tuple[KVPool, SlotTable]:
         """The K/V memory of rows or of sources; with an encoder each has half of `kv_bytes`."""
         model, spec = self.model, self.model.spec
         longest = spec.context_limit if role == "decoder" else spec.prompt_limit
-        capacities = classes(self.config.max_prefix_length + longest)
+        capacities = length_classes(self.config.max_prefix_length + longest, steps)
         shape = spec.modules[role]
         max_bytes = self.config.kv_bytes // (1 if model.encoder_decoder is None else 2)
         column_bytes = KVPool.column_bytes(shape, model.dtype)
         pool = KVPool(shape, capacities, max_bytes, model.device, model.dtype)
         return pool, SlotTable(capacities, max_bytes // column_bytes)
-
-    @property
-    def num_waiting_tenants(self) -> int:
-        """Tenants with requests that wait for rows, as of the last step."""
-        return self.admission.figures.num_waiting_tenants
 
     @property
     def kv_bytes(self) -> int:
@@ -153,13 +146,6 @@ class Engine:
         seed = request.sampling.seed
         self.inbox.put(Submit(request, secrets.randbits(63) if seed is None else seed))
         return stream
-
-    def rows_wait(self, tenant: str, free: int, rows: int, new_tokens: int) -> float:
-        """Seconds, as a client may be told, until the tenant may probably have `rows`.
-
-        Of its own limit `free` rows are free now; each takes `new_tokens`.
-        """
-        return self.admission.rows_wait(tenant, free, rows, new_tokens)
 
     def cancel(self, request_id: str) -> None:
         """Free a request's rows at the next step boundary."""

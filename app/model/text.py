@@ -79,10 +79,9 @@ class Text:
         texts = sorted(self._specials, key=len, reverse=True)
         self._special_pattern = re.compile(f"({'|'.join(map(re.escape, texts))})")
         self._special_texts = {token_id: text for text, token_id in self._specials.items()}
-        self._token_bytes = _byte_table(tokenizer_json, self._tokenizer, self.special_ids)
-        self._vocabulary = Vocabulary(
-            self._tokenizer, _byte_tokens(tokenizer_json, self._tokenizer)
-        )
+        steps = _decoding_steps(json.loads(tokenizer_json).get("decoder"))
+        self._token_bytes = _byte_table(steps, self._tokenizer, self.special_ids)
+        self._vocabulary = Vocabulary(self._tokenizer, _byte_tokens(steps, self._tokenizer))
         self.end_id = _end_id(eos_token_ids, self._specials.get(self.facts.eos or ""))
         self.doubles_blanks = self._doubles_blanks()
 
@@ -288,10 +287,10 @@ def _special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _byte_table(
-    tokenizer_json: str, tokenizer: Tokenizer, special_ids: frozenset[int]
+    steps: Sequence[str], tokenizer: Tokenizer, special_ids: frozenset[int]
 ) -> list[bytes] | None:
     """Bytes of every token id for a byte-level vocabulary; None for another kind."""
-    if not _is_byte_level(json.loads(tokenizer_json).get("decoder")):
+    if list(steps) != ["ByteLevel"]:
         return None
     alphabet = {character: byte for byte, character in bytes_to_unicode().items()}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
@@ -306,23 +305,18 @@ def _byte_table(
     return table
 
 
-def _decoders(decoder: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The steps by which tokens become text."""
+def _decoding_steps(decoder: dict[str, Any] | None) -> list[str]:
+    """The kinds of the steps by which a tokenizer's `decoder` makes text of tokens."""
     if decoder is None:
         return []
     if decoder.get("type") == "Sequence":
-        return [step for part in decoder["decoders"] for step in _decoders(part)]
-    return [decoder]
+        return [step for part in decoder["decoders"] for step in _decoding_steps(part)]
+    return [str(decoder.get("type"))]
 
 
-def _is_byte_level(decoder: dict[str, Any] | None) -> bool:
-    return [step.get("type") for step in _decoders(decoder)] == ["ByteLevel"]
-
-
-def _byte_tokens(tokenizer_json: str, tokenizer: Tokenizer) -> dict[int, int]:
+def _byte_tokens(steps: Sequence[str], tokenizer: Tokenizer) -> dict[int, int]:
     """Token id → the byte that it stands for, where the decoder joins such tokens."""
-    content = json.loads(tokenizer_json)
-    if not any(step.get("type") == "ByteFallback" for step in _decoders(content.get("decoder"))):
+    if "ByteFallback" not in steps:
         return {}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     found = ((token_id, _BYTE_TOKEN.fullmatch(token)) for token, token_id in vocabulary.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
 from uvicorn import Config
 from uvicorn._types import ASGI3Application
@@ -247,10 +247,3 @@ def _error_response(status: int, code: str, message: str) -> bytes:
         f"content-length: {len(content)}\r\nconnection: close\r\n\r\n"
     )
     return head.encode() + content
-
-
-def bounded_config(app: Any, connections: Connections, **options: Any) -> BoundedConfig:
-    """Uvicorn's options with this protocol."""
-    config = BoundedConfig(app, http=BoundedHttpProtocol, backlog=connections.backlog, **options)
-    config.connections = connections
-    return config

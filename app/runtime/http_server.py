@@ -15,7 +15,7 @@ import uvicorn
 
 from app.errors import PolyprefixError
 from app.runtime.connections import Connections
-from app.runtime.http_protocol import BoundedConfig, bounded_config
+from app.runtime.http_protocol import BoundedConfig, BoundedHttpProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +126,11 @@ def configuration(
 
     Forwarding headers are believed of `trusted_proxies`, addresses and networks, and no others.
     """
-    return bounded_config(
+    counted = connections or Connections(MAX_CONNECTIONS, MAX_CONNECTIONS, trusted_proxies)
+    config = BoundedConfig(
         app,
-        connections or Connections(MAX_CONNECTIONS, MAX_CONNECTIONS, trusted_proxies),
+        http=BoundedHttpProtocol,
+        backlog=counted.backlog,
         loop="uvloop",
         ws="none",
         lifespan="off",
@@ -141,3 +143,5 @@ def configuration(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
     )
+    config.connections = counted
+    return config

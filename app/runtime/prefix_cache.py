@@ -215,18 +215,15 @@ class PrefixCache:
         """
         self._pinned = frozenset(keys[-MAX_PINNED:])
 
-    def is_pinned(self, key: PrefixKey) -> bool:
-        """Whether the prefix is kept once it is here."""
-        return key in self._pinned
-
     def stats(self) -> dict[Tier, TierStats]:
         """Figures of both tiers, for metrics."""
         return {"device": self._device.stats, "host": self._host.stats}
 
     def debug_state(self) -> dict[str, Any]:
-        """The number of leases, and the tasks of the loads that are under way."""
+        """The number of leases, the tasks of loads that are under way, and the pinned keys."""
         leases = sum(entry.leases for entry in self._device.entries.values())
-        return {"leases": leases, "loads": [flight.task for flight in self._flights.values()]}
+        loads = [flight.task for flight in self._flights.values()]
+        return {"leases": leases, "loads": loads, "pinned": self._pinned}
 
     def check_integrity(self) -> None:
         """RuntimeError if a tier's figures are not those of its entries, or exceed its bytes."""

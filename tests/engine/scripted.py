@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from app.engine.config import EngineConfig
 from app.engine.kv_cache.entries import Source
-from app.engine.kv_cache.slots import SlotTable, fine_length_classes, length_classes
+from app.engine.kv_cache.slots import FINE_STEPS, SlotTable, length_classes
 from app.engine.request import Event, GenerationRequest, RequestFailed, RequestFinished
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import TokenSequence
@@ -36,7 +36,7 @@ class ScriptedScheduler:
         self.table = SlotTable(length_classes(MAX_COLUMNS), kv_columns)
         self.sources, start = None, None
         if source_columns is not None:
-            self.sources = SlotTable(fine_length_classes(MAX_COLUMNS), source_columns)
+            self.sources = SlotTable(length_classes(MAX_COLUMNS, FINE_STEPS), source_columns)
             start = ReplyFrame(start=2)
         self.scheduler = Scheduler(self.config, self.table, TEXT, self.sources, start)
         self.faults: dict[str, PolyprefixError] = {}

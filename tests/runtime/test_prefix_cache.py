@@ -289,7 +289,7 @@ async def _act(
     tiers: PrefixCache, leases: dict[PrefixKey, list[Lease]], action: str, key: PrefixKey
 ) -> None:
     if action == "keep_pins":
-        tiers.keep_pins([key] if not tiers.is_pinned(key) else [])
+        tiers.keep_pins([key] if key not in tiers.debug_state()["pinned"] else [])
     elif action == "release":
         for lease in leases[key]:
             lease.release()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
@@ -106,42 +107,33 @@ def by_groups(
     dtype: torch.dtype,
 ) -> dict[str, GroupedAttention]:
     """Attention of a step's chunks by role; `sources` is there for a model with an encoder."""
-    spans = list(_spans(chunks))
-    found = {
-        "decoder": GroupedAttention(
-            pool,
-            Grouping(pool, device, dtype, kernel),
-            _own_shares(chunks, spans),
-            _segment_shares(chunks, spans),
-            list(_plan_writes(chunks, device)),
-        )
-    }
+    spans = list(zip(chunks, _spans(chunks), strict=True))
+    own = [
+        Share(chunk.row, span, chunk.row.num_cached, chunk.row.attends_elsewhere)
+        for chunk, span in spans
+    ]
+    segments = _shares_of((one, span) for chunk, span in spans for one in chunk.row.segments)
+    grouping = Grouping(pool, device, dtype, kernel)
+    writes = list(_plan_writes(chunks, device))
+    found = {"decoder": GroupedAttention(pool, grouping, own, segments, writes)}
     if sources is not None:
-        found["cross"] = GroupedAttention(
-            sources,
-            Grouping(sources, device, dtype, kernel),
-            _source_shares(chunks, spans),
-            _source_segment_shares(chunks, spans),
-        )
+        read = [(source, span) for chunk, span in spans if (source := chunk.row.source) is not None]
+        segments = _shares_of((one, span) for source, span in read for one in source.segments)
+        grouping = Grouping(sources, device, dtype, kernel)
+        found["cross"] = GroupedAttention(sources, grouping, _shares_of(read), segments)
     return found
 
 
 def _plan_writes(chunks: Sequence[Chunk], device: torch.device) -> Iterator[_Write]:
     """One write per run of chunks of the same class."""
-    first, index = 0, 0
-    while index < len(chunks):
-        length_class = slot_of(chunks[index].row).length_class
+    first = 0
+    for length_class, run in groupby(chunks, key=lambda chunk: slot_of(chunk.row).length_class):
         slots: list[int] = []
         columns: list[int] = []
-        while index < len(chunks):
-            chunk = chunks[index]
-            slot = slot_of(chunk.row)
-            if slot.length_class != length_class:
-                break
-            slots.extend([slot.index] * chunk.count)
+        for chunk in run:
             start = chunk.row.num_cached
+            slots.extend([slot_of(chunk.row).index] * chunk.count)
             columns.extend(range(start, start + chunk.count))
-            index += 1
         last = first + len(slots)
         places = (torch.tensor(values, device=device) for values in (slots, columns))
         yield _Write(length_class, first, last, *places)
@@ -154,42 +146,6 @@ def _spans(chunks: Sequence[Chunk]) -> Iterator[range]:
     for chunk in chunks:
         yield range(first, first + chunk.count)
         first += chunk.count
-
-
-def _own_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> list[Share]:
-    """Every row's tokens attend to the row's own columns, causally."""
-    return [
-        Share(chunk.row, span, chunk.row.num_cached, chunk.row.attends_elsewhere)
-        for chunk, span in zip(chunks, spans, strict=True)
-    ]
-
-
-def _segment_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> list[Share]:
-    """What rows share in self-attention."""
-    return _shares_of(
-        (segment, span)
-        for chunk, span in zip(chunks, spans, strict=True)
-        for segment in chunk.row.segments
-    )
-
-
-def _source_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> list[Share]:
-    """Every row's tokens attend to the source of its request."""
-    return _shares_of(
-        (source, span)
-        for chunk, span in zip(chunks, spans, strict=True)
-        if (source := chunk.row.source) is not None
-    )
-
-
-def _source_segment_shares(chunks: Sequence[Chunk], spans: Sequence[range]) -> list[Share]:
-    """What sources share: their cross prefixes."""
-    return _shares_of(
-        (segment, span)
-        for chunk, span in zip(chunks, spans, strict=True)
-        if (source := chunk.row.source) is not None
-        for segment in source.segments
-    )
 
 
 def _shares_of(pairs: Iterable[tuple[KVEntry, range]]) -> list[Share]:

@@ -94,7 +94,8 @@ class BeamSearch:
 
     It keeps `num_beams` running beams, and at most as many results, of which `num_results` are
     wanted. A token of `eos_token_ids` ends a beam; a caller that must not end gives it no
-    probability. `done` says that there is nothing more to compute.
+    probability. A step takes `candidates_per_beam` candidates of each row, or as many as there are.
+    `done` says that there is nothing more to compute.
     """
 
     def __init__(
@@ -109,15 +110,11 @@ class BeamSearch:
         self._max_tokens = max_tokens
         self._eos_token_ids = frozenset(eos_token_ids)
         self._num_results = num_results
+        self.candidates_per_beam = candidates_per_beam(params.num_beams, len(self._eos_token_ids))
         self._num_generated = 0
         self._finished: list[Hypothesis] = []
         # all beams start as the prompt: one alone may branch, the others never outdo it
         self._beams = [_Beam(0.0)] + [_Beam(_BARRED)] * (params.num_beams - 1)
-
-    @property
-    def candidates_per_beam(self) -> int:
-        """How many candidates of each row a step takes; fewer, if there are no more, are fine."""
-        return candidates_per_beam(self._params.num_beams, len(self._eos_token_ids))
 
     @property
     def running(self) -> tuple[tuple[int, ...], ...]:

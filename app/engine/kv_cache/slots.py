@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from app.engine.kv_cache.entries import KVEntry, Slot, Source
 
-_STEPS = (32, 48)
+STEPS = (32, 48)
 """Class capacities are 32, 48, 64, 96, 128, 192, …: neighbours differ by at most a half."""
 
-_FINE_STEPS = (32, 40, 48, 56)
+FINE_STEPS = (32, 40, 48, 56)
+"""Capacities for entries that never grow, and so never move to another class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,17 +63,8 @@ class StoreSource:
 PoolOperation = CopyColumns | LoadPrefixes | ClearSlot | StoreSource
 
 
-def length_classes(max_columns: int) -> tuple[int, ...]:
+def length_classes(max_columns: int, steps: Sequence[int] = STEPS) -> tuple[int, ...]:
     """Capacities in columns, ascending; the last one holds `max_columns`."""
-    return _classes(max_columns, _STEPS)
-
-
-def fine_length_classes(max_columns: int) -> tuple[int, ...]:
-    """The same for what never grows, and so never moves to another class."""
-    return _classes(max_columns, _FINE_STEPS)
-
-
-def _classes(max_columns: int, steps: Sequence[int]) -> tuple[int, ...]:
     capacities: list[int] = []
     factor = 1
     while not capacities or capacities[-1] < max_columns:

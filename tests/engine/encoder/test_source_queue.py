@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from app.engine.encoder import source_queue
 from app.engine.encoder.source_queue import SourceQueue
 from app.engine.kv_cache.entries import Source
-from app.engine.kv_cache.slots import SlotTable, fine_length_classes
+from app.engine.kv_cache.slots import FINE_STEPS, SlotTable, length_classes
 from app.engine.request import GenerationRequest
 from tests.engine.harness import make_request
 
-TABLE = SlotTable(fine_length_classes(600), 10_000)
+TABLE = SlotTable(length_classes(600, FINE_STEPS), 10_000)
 
 
 def make_source(tokens: int) -> Source:

@@ -19,10 +19,10 @@ from app.engine.kv_cache.memory import (
     kv_needs,
 )
 from app.engine.kv_cache.slots import (
+    FINE_STEPS,
     ClearSlot,
     LoadPrefixes,
     SlotTable,
-    fine_length_classes,
     length_classes,
 )
 from app.engine.request import GenerationRequest
@@ -56,7 +56,7 @@ def row_table(max_columns: int = 10_000) -> SlotTable:
 
 
 def source_table(max_columns: int = 10_000) -> SlotTable:
-    return SlotTable(fine_length_classes(700), max_columns)
+    return SlotTable(length_classes(700, FINE_STEPS), max_columns)
 
 
 def hold(memory: KVMemory, request: GenerationRequest) -> KVReservation:
