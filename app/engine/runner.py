@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from app.engine.attention.backends import FUSED, Attention
 from app.engine.attention.native_backend import AttentionKernel, NativeAttention, Part, Run
@@ -77,14 +78,8 @@ class RaggedBatch:
             self._by_role = by_groups(chunks, pool, sources, decode_attention, device, dtype)
 
     def attend(
-        self,
-        role: str,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
+        self, role: str, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         """See `AttentionPlan`; the batch is one long row."""
         if role not in self._by_role:
             raise UnsupportedModel(f"a decoding step asks for attention of the kind {role!r}")
@@ -157,7 +152,7 @@ class Runner:
 
     def _forward(
         self, chunks: Sequence[Chunk], faults: Faults
-    ) -> Iterable[tuple[Sequence[Chunk], torch.Tensor]]:
+    ) -> Iterable[tuple[Sequence[Chunk], Tensor]]:
         """Chunks with their logits; if a pass raises, its halves are tried until one row fails.
 
         A repeated pass writes the same keys and values to the same places.
@@ -175,7 +170,7 @@ class Runner:
                 *self._forward(chunks[middle:], faults),
             ]
 
-    def _logits(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def _logits(self, chunks: Sequence[Chunk]) -> Tensor:
         """fp32 logits [kept tokens, vocabulary]: per chunk all scored tokens or the last one.
 
         A step in which no chunk wants logits yields one token's, for nobody.
@@ -198,9 +193,7 @@ class Runner:
         logits = self._model.forward(plan.input_ids, plan.position_ids, plan, wanted)
         return logits[0].float()
 
-    def _sample_part(
-        self, chunks: Sequence[Chunk], logits: torch.Tensor, results: StepResult
-    ) -> None:
+    def _sample_part(self, chunks: Sequence[Chunk], logits: Tensor, results: StepResult) -> None:
         """Sample and score the chunks of one forward pass."""
         places: dict[bool, list[tuple[TokenSequence, int]]] = {False: [], True: []}
         first = 0
@@ -223,10 +216,8 @@ class Runner:
 
     def _draw(
         self,
-        draw: Callable[
-            [torch.Tensor, Sequence[TokenSequence], Collection[int]], Sequence[Drawn | None]
-        ],
-        logits: torch.Tensor,
+        draw: Callable[[Tensor, Sequence[TokenSequence], Collection[int]], Sequence[Drawn | None]],
+        logits: Tensor,
         places: Sequence[tuple[TokenSequence, int]],
         faults: Faults,
     ) -> dict[TokenSequence, Drawn]:
@@ -258,7 +249,7 @@ class Runner:
         return results
 
     @staticmethod
-    def _score(chunk: Chunk, logits: torch.Tensor) -> Sequence[Sampled]:
+    def _score(chunk: Chunk, logits: Tensor) -> Sequence[Sampled]:
         """Scores of the prompt tokens that follow the chunk's tokens."""
         start = chunk.row.num_computed + 1
         following = chunk.row.token_ids[start : min(start + chunk.count, chunk.row.num_prompt)]

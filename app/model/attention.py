@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from app.errors import InvalidPrefix, UnsupportedModel
@@ -21,14 +22,8 @@ class AttentionPlan(Protocol):
     """Decides what the tokens of one forward pass attend to."""
 
     def attend(
-        self,
-        role: str,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
+        self, role: str, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         """Attention output [batch, tokens, heads, head_dim].
 
         `role` is the kind of attention, named as in `app.prefix.spec.MODULES`; `layer` counts
@@ -50,24 +45,17 @@ class DensePlan:
     def __init__(
         self,
         modules: Mapping[str, KeyValues],
-        source_mask: torch.Tensor | None = None,
+        source_mask: Tensor | None = None,
         dropout: float = 0.0,
     ) -> None:
         self._dropout = dropout
         self._modules = modules
         self._source_mask = source_mask
-        self._masks: dict[tuple[str, int], torch.Tensor | None] = {}
+        self._masks: dict[tuple[str, int], Tensor | None] = {}
 
     def attend(
-        self,
-        role: str,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
-        """See `AttentionPlan`."""
+        self, role: str, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         prefix = self._modules.get(role)
         if prefix is not None:
             rows = key.shape[0]
@@ -86,7 +74,7 @@ class DensePlan:
         )
         return output.transpose(1, 2)
 
-    def _mask(self, role: str, query: torch.Tensor, length: int) -> torch.Tensor | None:
+    def _mask(self, role: str, query: Tensor, length: int) -> Tensor | None:
         """What is visible, broadcast to [rows, heads, tokens, length + tokens]; None: the rule.
 
         The rule is causality in a decoder, and everything elsewhere.
@@ -96,7 +84,7 @@ class DensePlan:
             self._masks[found] = self._make_mask(role, query, length)
         return self._masks[found]
 
-    def _make_mask(self, role: str, query: torch.Tensor, length: int) -> torch.Tensor | None:
+    def _make_mask(self, role: str, query: Tensor, length: int) -> Tensor | None:
         tokens = query.shape[2]
         if role == "decoder":
             visible = torch.ones(tokens, length + tokens, dtype=torch.bool, device=query.device)
@@ -115,15 +103,8 @@ class OverflowPlan(DensePlan):
     """
 
     def attend(
-        self,
-        role: str,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
-        """See `AttentionPlan`."""
+        self, role: str, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         prefix = self._modules.get(role)
         if prefix is not None:
             grouped = query.reshape(len(query), key.shape[1], -1, query.shape[-1]).float().abs()
@@ -144,18 +125,11 @@ class RecordingPlan(DensePlan):
 
     def __init__(self) -> None:
         super().__init__({})
-        self._layers: dict[tuple[str, int], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._layers: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def attend(
-        self,
-        role: str,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
-        """See `AttentionPlan`."""
+        self, role: str, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         self._layers[role, layer] = (key[0], value[0])
         return super().attend(role, layer, query, key, value, scaling)
 

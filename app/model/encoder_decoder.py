@@ -14,11 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import EncoderDecoderCache, PreTrainedModel
 
 from app.model.attention import AttentionPlan
 
-_positions: ContextVar[torch.Tensor | None] = ContextVar("positions", default=None)
+_positions: ContextVar[Tensor | None] = ContextVar("positions", default=None)
 
 
 class EncoderDecoder:
@@ -29,7 +30,7 @@ class EncoderDecoder:
         self._encoder, self._decoder = hf.get_encoder(), hf.get_decoder()
         self._width = int(hf.config.d_model)
         self._cache = _PassThroughCache(self.decoder_layers)
-        bias: torch.Tensor = hf.final_logits_bias
+        bias: Tensor = hf.final_logits_bias
         # in most checkpoints it is nothing, and adding it reads all the logits once more
         self._bias = bias if bool(bias.any()) else None
         for half in (self._encoder, self._decoder):
@@ -40,16 +41,12 @@ class EncoderDecoder:
         """Layers that attend to the encoder's output."""
         return len(self._decoder.layers)
 
-    def encode(
-        self, input_ids: torch.Tensor, position_ids: torch.Tensor, plan: AttentionPlan
-    ) -> torch.Tensor:
+    def encode(self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan) -> Tensor:
         """The encoder's output [rows, tokens, width] for ids and positions [rows, tokens]."""
         with _at(position_ids):
             return self._encoder(input_ids=input_ids, plan=plan).last_hidden_state
 
-    def cross_keys_values(
-        self, layer: int, encoded: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def cross_keys_values(self, layer: int, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """What decoder layer `layer` attends to, [tokens, heads, head_dim] each.
 
         `encoded` [tokens, width] is the encoder's output.
@@ -59,12 +56,8 @@ class EncoderDecoder:
         return attention.k_proj(encoded).view(shape), attention.v_proj(encoded).view(shape)
 
     def decode(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        plan: AttentionPlan,
-        keep: torch.Tensor | int = 0,
-    ) -> torch.Tensor:
+        self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan, keep: Tensor | int = 0
+    ) -> Tensor:
         """Logits of decoder tokens, as `FrozenModel.forward`; `plan` knows the encoded sources."""
         # only its being there is looked at: the cache says that cross-attention is computed
         nothing = torch.zeros(1, 1, self._width, dtype=self._hf.dtype, device=input_ids.device)
@@ -80,13 +73,13 @@ class EncoderDecoder:
 
     def teach(
         self,
-        source_ids: torch.Tensor,
-        decoder_ids: torch.Tensor,
+        source_ids: Tensor,
+        decoder_ids: Tensor,
         plan: AttentionPlan,
         *,
         position_offset: int = 0,
-        keep: torch.Tensor | int = 0,
-    ) -> torch.Tensor:
+        keep: Tensor | int = 0,
+    ) -> Tensor:
         """Logits [rows, kept tokens, vocabulary] of both halves in one pass, for training.
 
         The decoder's positions count from `position_offset`, the encoder's from 0.
@@ -99,7 +92,7 @@ class EncoderDecoder:
             ).last_hidden_state
         return self._logits(hidden if isinstance(keep, int) else hidden[:, keep])
 
-    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+    def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._hf.get_output_embeddings()(hidden)
         return logits if self._bias is None else logits + self._bias.to(logits.dtype)
 
@@ -111,7 +104,7 @@ class PlannedPositions(torch.nn.Module):
         super().__init__()
         self._plain = plain
 
-    def forward(self, *inputs: Any, **options: Any) -> torch.Tensor:
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
         """Embeddings [rows, tokens, width]."""
         chosen = _positions.get()
         if chosen is None:
@@ -120,7 +113,7 @@ class PlannedPositions(torch.nn.Module):
 
 
 @contextmanager
-def _at(position_ids: torch.Tensor) -> Iterator[None]:
+def _at(position_ids: Tensor) -> Iterator[None]:
     token = _positions.set(position_ids)
     try:
         yield
@@ -138,9 +131,7 @@ class _PassThrough:
         nothing = SimpleNamespace(keys=torch.empty(0), values=torch.empty(0))
         self.layers = [nothing] * num_layers
 
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         return keys, values
 
     def get_seq_length(self, *_: Any) -> int:

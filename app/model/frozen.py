@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from app.errors import UnsupportedModel
@@ -64,12 +65,8 @@ class FrozenModel:
         return max(defaults.min_length - num_before, 0)
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        position_ids: torch.Tensor,
-        plan: AttentionPlan,
-        keep: torch.Tensor | int = 0,
-    ) -> torch.Tensor:
+        self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan, keep: Tensor | int = 0
+    ) -> Tensor:
         """Logits [rows, kept tokens, vocabulary] for `input_ids` and `position_ids` [rows, tokens].
 
         `keep` holds the token indices whose logits are wanted (0: all of them).
@@ -88,15 +85,15 @@ class FrozenModel:
 
 def prefix_attention(
     module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
     *,
     plan: AttentionPlan | None = None,
     scaling: float | None = None,
     **options: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """The registered attention function (transformers' AttentionInterface signature).
 
     Raises UnsupportedModel when a layer asks for something that a plan cannot express.

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from app.engine.attention.native_backend import AttentionKernel, load_attention_kernel
@@ -22,7 +23,7 @@ from app.model.native import NoNativeCode
 
 _log = logging.getLogger(__name__)
 
-Compute = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+Compute = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 """(queries, keys, values, additive mask, scaling) → output, all [rows, heads, tokens, head_dim]."""
 
 
@@ -39,36 +40,20 @@ class Attention:
     native: AttentionKernel | None = None
 
 
-def _fused(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float,
-) -> torch.Tensor:
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """torch's own kernel for the device."""
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
 
 
-def _products(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float,
-) -> torch.Tensor:
+def _products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
     """Two products around a softmax, which is in fp32 inside whatever its dtype."""
     scores = torch.add(mask, torch.matmul(query, key.transpose(-1, -2)), alpha=scaling)
     return torch.matmul(torch.softmax(scores, dim=-1), value)
 
 
 def attend_with_weight(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float
+) -> tuple[Tensor, Tensor]:
     """Attention to a part of what is attended to: its output, and the part's weight.
 
     Shapes as `Compute`; the weight is the logarithm of the sum of exponentiated scores, fp32,
@@ -82,8 +67,8 @@ def attend_with_weight(
 
 
 def merge(
-    output: torch.Tensor, weight: torch.Tensor, other: torch.Tensor, other_weight: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+    output: Tensor, weight: Tensor, other: Tensor, other_weight: Tensor
+) -> tuple[Tensor, Tensor]:
     """Output and weight of two parts under one softmax; [..., head_dim] and [...], fp32."""
     share = torch.sigmoid(other_weight - weight)[..., None]
     return torch.lerp(output, other, share), torch.logaddexp(weight, other_weight)

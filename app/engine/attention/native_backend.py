@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from app.model.native import NoNativeCode, default_folder, load_native
@@ -103,12 +104,8 @@ class NativeAttention:
         )
 
     def attend(
-        self,
-        layer: int,
-        queries: torch.Tensor,
-        new: tuple[torch.Tensor, torch.Tensor] | None,
-        scaling: float,
-    ) -> torch.Tensor:
+        self, layer: int, queries: Tensor, new: tuple[Tensor, Tensor] | None, scaling: float
+    ) -> Tensor:
         """Output [tokens, heads, head_dim], dense, for `queries` of that shape.
 
         `new` are keys and values [tokens, kv_heads, head_dim] to be written, None across.
@@ -150,7 +147,7 @@ def load_attention_kernel(
     return kernel
 
 
-def _part_of(pool: torch.Tensor, slot: int, columns: int) -> Part:
+def _part_of(pool: Tensor, slot: int, columns: int) -> Part:
     keys, values = pool[0, :, slot], pool[1, :, slot]
     return Part(keys.data_ptr(), values.data_ptr(), keys.stride(0), keys.stride(1), columns)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from app.engine.attention.backends import FUSED, Attention, attend_with_weight
 from app.engine.attention.padding import lay_out
@@ -51,23 +52,21 @@ class Group:
     slots: slice
     columns: int
     padded: int
-    mask: torch.Tensor
-    gather: torch.Tensor | slice
-    places: torch.Tensor | None
-    tokens: torch.Tensor | slice
+    mask: Tensor
+    gather: Tensor | slice
+    places: Tensor | None
+    tokens: Tensor | slice
     joined: bool
     kernel: Attention
 
-    def attend(
-        self, pool: KVPool, layer: int, queries: torch.Tensor, scaling: float
-    ) -> torch.Tensor:
+    def attend(self, pool: KVPool, layer: int, queries: Tensor, scaling: float) -> Tensor:
         """Output of the group's tokens, [tokens, heads, head_dim]."""
         arguments, num_heads = self._arguments(pool, layer, queries)
         return self._unfold(self.kernel.compute(*arguments, scaling), num_heads)
 
     def attend_to_part(
-        self, pool: KVPool, layer: int, queries: torch.Tensor, scaling: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, pool: KVPool, layer: int, queries: Tensor, scaling: float
+    ) -> tuple[Tensor, Tensor]:
         """The same and its weight [tokens, heads], both fp32, to be merged with other parts."""
         arguments, num_heads = self._arguments(pool, layer, queries)
         output, weight = attend_with_weight(*arguments, scaling)
@@ -75,8 +74,8 @@ class Group:
         return self._unfold(output, num_heads).float(), flat[..., 0]
 
     def _arguments(
-        self, pool: KVPool, layer: int, queries: torch.Tensor
-    ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], int]:
+        self, pool: KVPool, layer: int, queries: Tensor
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], int]:
         """Folded queries, keys, values, mask; and the number of query heads."""
         keys = pool.keys(self.length_class, layer)[self.slots, :, : self.columns]
         values = pool.values(self.length_class, layer)[self.slots, :, : self.columns]
@@ -90,7 +89,7 @@ class Group:
         mask = self.mask if repeats == 1 else self.mask.repeat(1, 1, repeats, 1)
         return (folded, keys, values, mask), num_heads
 
-    def _unfold(self, result: torch.Tensor, num_heads: int) -> torch.Tensor:
+    def _unfold(self, result: Tensor, num_heads: int) -> Tensor:
         """From [slots, kv_heads, …, width] to [tokens, heads, width]."""
         rows, width = result.shape[0], result.shape[-1]
         result = result.reshape(rows, num_heads, self.padded, width).transpose(1, 2)
@@ -140,7 +139,7 @@ class Grouping:
             for share in shares
         )
 
-    def _mask(self, shares: Sequence[Share], padded: int, columns: int) -> torch.Tensor:
+    def _mask(self, shares: Sequence[Share], padded: int, columns: int) -> Tensor:
         at = torch.arange(columns, device=self._device)
         if shares[0].starts is None:
             ends = self._tensor([share.occupant.num_cached for share in shares])
@@ -155,7 +154,7 @@ class Grouping:
 
     def _layout(
         self, shares: Sequence[Share], padded: int
-    ) -> tuple[torch.Tensor | slice, torch.Tensor | None, torch.Tensor | slice]:
+    ) -> tuple[Tensor | slice, Tensor | None, Tensor | slice]:
         """`gather`, `places` and `tokens` of a group."""
         listed = [token for share in shares for token in share.tokens]
         in_order = listed == list(range(listed[0], listed[0] + len(listed)))
@@ -166,7 +165,7 @@ class Grouping:
         gathered, places = lay_out([share.tokens for share in shares])
         return torch.tensor(gathered, device=self._device), self._tensor(places), tokens
 
-    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
+    def _tensor(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, device=self._device)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
+from torch import Tensor
 
 from app.engine.attention.backends import Attention, merge
 from app.engine.attention.token_groups import Grouping, Share
@@ -28,8 +29,8 @@ class _Write:
     length_class: int
     first: int
     last: int
-    slots: torch.Tensor
-    columns: torch.Tensor
+    slots: Tensor
+    columns: Tensor
 
 
 class GroupedAttention:
@@ -54,12 +55,8 @@ class GroupedAttention:
         self._in_order = len(firsts) == len(self._base) and firsts == sorted(firsts)
 
     def attend(
-        self,
-        layer: int,
-        queries: torch.Tensor,
-        new: tuple[torch.Tensor, torch.Tensor] | None,
-        scaling: float,
-    ) -> torch.Tensor:
+        self, layer: int, queries: Tensor, new: tuple[Tensor, Tensor] | None, scaling: float
+    ) -> Tensor:
         """See `NativeAttention.attend`."""
         if new is not None:
             self._write(layer, *new)
@@ -73,14 +70,14 @@ class GroupedAttention:
             output[group.tokens] = part
         return output
 
-    def _write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def _write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put the step's keys and values, [tokens, kv_heads, head_dim], into the pool."""
         for write in self._writes:
             place = (write.slots, slice(None), write.columns)
             self._pool.keys(write.length_class, layer)[place] = keys[write.first : write.last]
             self._pool.values(write.length_class, layer)[place] = values[write.first : write.last]
 
-    def _attend_in_parts(self, layer: int, queries: torch.Tensor, scaling: float) -> torch.Tensor:
+    def _attend_in_parts(self, layer: int, queries: Tensor, scaling: float) -> Tensor:
         output = torch.empty(queries.shape, dtype=torch.float32, device=queries.device)
         weight = torch.empty(queries.shape[:2], dtype=torch.float32, device=queries.device)
         for group in self._base:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from greenlet import getcurrent, greenlet
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from app.engine.attention.padding import lay_out
@@ -33,7 +34,7 @@ _MAX_PADDING = 1.5
 class Encoded:
     """What the decoder attends to of one source: [2, layers, heads, tokens, head_dim]."""
 
-    keys_values: torch.Tensor
+    keys_values: Tensor
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ class _Group:
     head_dim]. `visible` is [sources, 1, 1, columns + padded]; None if all is.
     """
 
-    gather: torch.Tensor
-    places: torch.Tensor
-    tokens: torch.Tensor
-    prefix: torch.Tensor
-    visible: torch.Tensor | None
+    gather: Tensor
+    places: Tensor
+    tokens: Tensor
+    prefix: Tensor
+    visible: Tensor | None
 
 
 class EncoderPass:
@@ -171,14 +172,8 @@ class EncoderBatch:
         self._groups = [self._plan_group(group) for group in _groups_of(sources)]
 
     def attend(
-        self,
-        role: str,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
+        self, role: str, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
         """See `AttentionPlan`; the batch is one long row."""
         if role != "encoder":
             raise UnsupportedModel(f"an encoder asks for attention of the kind {role!r}")
@@ -219,7 +214,7 @@ class EncoderBatch:
             visible=None if bool(visible.all()) else visible[:, None, None],
         )
 
-    def _prefixes(self, sources: Sequence[Source]) -> tuple[torch.Tensor, list[int]]:
+    def _prefixes(self, sources: Sequence[Source]) -> tuple[Tensor, list[int]]:
         """Stacked encoder prefixes, [2, layers, sources, heads, columns, head_dim], and lengths."""
         shape = self._model.spec.modules["encoder"]
         lengths = [columns_of(source.request.prefixes, "encoder") for source in sources]
