@@ -1,14 +1,16 @@
-"""The start-up probe: does this model, on this machine, give in a ragged batch what it gives alone?
+"""The start-up probe: a ragged batch must give the same logits as plain transformers.
 
-Some families fail silently: they never call the attention interface, drop the plan, or ignore what
-the plan cannot express. So before the first request a small mix (with and without a prefix, in
-chunks, then token by token) is compared with what plain transformers computed.
+Some model families fail without an error: they never call the attention interface, drop the plan,
+or need something that a plan cannot express. So before the first request, a few sequences run
+together through the engine's batch (with and without a prefix, a chunk of the prompt first, then
+token by token), and their logits are compared with those of plain transformers, recorded at load.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -30,15 +32,14 @@ from app.prefix.prefix import Prefix, PrefixMetadata
 _PREFIX_TOKENS = 3
 _FIRST_CHUNKS = (6, 4)
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
-"""Largest difference of a logit, as a share of the spread of the reference's logits."""
+"""The largest accepted difference of a logit, relative to the spread of the logits."""
 
 
 def probe(model: FrozenModel, attention: Attention = FUSED) -> float:
-    """Largest relative difference found with `attention`, the one that is going to serve.
+    """The largest difference of a logit, relative to the spread of the reference's logits.
 
-    Raises UnsupportedModel if the difference is too large.
-
-    Also raises UnsupportedModel if an attention layer did not call our function exactly once.
+    `attention` is the one that will serve. Raises UnsupportedModel if the difference is too large,
+    or if an attention layer does not call our function exactly once per pass.
     """
     try:
         worst = _largest_difference(model, attention)
@@ -57,34 +58,22 @@ def probe(model: FrozenModel, attention: Attention = FUSED) -> float:
 
 
 class _CountingPlan:
-    """Passes a plan's calls on and counts them by layer."""
+    """Passes calls on to a plan and counts them by (role, layer)."""
 
     def __init__(self, plan: AttentionPlan) -> None:
         self._plan = plan
         self.calls: Counter[tuple[str, int]] = Counter()
 
-    def attend(
-        self,
-        role: str,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
-        """See `AttentionPlan`."""
+    def attend(self, role: str, layer: int, *arguments: Any) -> torch.Tensor:
         self.calls[role, layer] += 1
-        return self._plan.attend(role, layer, query, key, value, scaling)
+        return self._plan.attend(role, layer, *arguments)
 
 
 @torch.inference_mode()
 def _largest_difference(model: FrozenModel, attention: Attention) -> float:
-    longest = max(len(run.token_ids) for run in model.references)
-    capacities = length_classes(longest)
-    table = SlotTable(capacities, max_columns=longest * len(model.references))
-    shape = model.spec.decoder
-    pool = KVPool(shape, capacities, 1 << 62, model.device, model.dtype)
     rows = [_row_of(model, index) for index in range(len(model.references))]
+    longest = max(len(run.token_ids) for run in model.references)
+    table, pool = _memory(model, "decoder", longest)
     sources = _encode_sources(model, rows)
     for row in rows:
         table.place(row, longest, with_prefixes=True)
@@ -105,15 +94,20 @@ def _largest_difference(model: FrozenModel, attention: Attention) -> float:
     return worst
 
 
-def _encode_sources(model: FrozenModel, rows: Sequence[TokenSequence]) -> KVPool | None:
-    """Let the encoder, if there is one, read the rows' sources together, and store them."""
-    if model.encoder_decoder is None:
-        return None
-    longest = max(source.num_cached for row in rows if (source := row.source) is not None)
+def _memory(model: FrozenModel, role: str, longest: int) -> tuple[SlotTable, KVPool]:
+    """K/V memory for one entry of `longest` columns per reference."""
     capacities = length_classes(longest)
-    table = SlotTable(capacities, max_columns=longest * len(rows))
-    pool = KVPool(model.spec.modules["cross"], capacities, 1 << 62, model.device, model.dtype)
-    encoding = EncoderPass(model, [source for row in rows if (source := row.source) is not None])
+    pool = KVPool(model.spec.modules[role], capacities, 1 << 62, model.device, model.dtype)
+    return SlotTable(capacities, max_columns=longest * len(model.references)), pool
+
+
+def _encode_sources(model: FrozenModel, rows: Sequence[TokenSequence]) -> KVPool | None:
+    """Encode the rows' sources in one pass and store them; None for a model without an encoder."""
+    sources = [row.source for row in rows if row.source is not None]
+    if not sources:
+        return None
+    table, pool = _memory(model, "cross", max(source.num_cached for source in sources))
+    encoding = EncoderPass(model, sources)
     while not encoding.advance():
         pass
     for source, encoded in encoding.result.items():
@@ -124,7 +118,7 @@ def _encode_sources(model: FrozenModel, rows: Sequence[TokenSequence]) -> KVPool
 
 
 def _row_of(model: FrozenModel, index: int) -> TokenSequence:
-    """Reference `index` as a row; every second one has its first tokens as a prefix."""
+    """Reference `index` as a row. In every second one the first tokens become a prefix."""
     tokens, source_ids = model.references[index].token_ids, model.references[index].source_ids
     prefixes: tuple[Prefix, ...] = ()
     if index % 2:
@@ -146,7 +140,7 @@ def _compare(
     pool: KVPool,
     sources: KVPool | None,
 ) -> float:
-    """Largest relative difference of one ragged step from the references."""
+    """Run one ragged step; its largest relative difference from the references."""
     ragged = RaggedBatch(chunks, pool, model.device, model.dtype, attention, sources)
     counting = _CountingPlan(ragged)
     logits = model.forward(ragged.input_ids, ragged.position_ids, counting)[0].float()

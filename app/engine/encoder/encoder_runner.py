@@ -1,9 +1,9 @@
-"""The encoder's passes: sources read whole, in slices between which rows decode.
+"""Runs the encoder over whole sources, in slices between which other rows decode.
 
-A bidirectional encoder cannot read a source in chunks, so a pass over long sources would stall
-every row that decodes. A pass therefore runs as a coroutine of the engine's thread that stops
-before and after each layer's attention; the runner takes as many slices per step as the pace
-allows. Sources of different lengths, under different prefixes, are read together.
+A bidirectional encoder needs the whole source at once, so a pass over long sources would make all
+decoding rows wait. Therefore a pass runs as a coroutine (a greenlet) on the engine's thread. It
+pauses before and after each layer's attention, and each step advances it for a limited time.
+Sources of different lengths and with different prefixes are read together.
 """
 
 from __future__ import annotations
@@ -27,23 +27,25 @@ from app.model.frozen import FrozenModel
 _log = logging.getLogger(__name__)
 
 _MAX_PADDING = 1.5
-"""Sources are attended to together while the longest has at most this times the shortest's."""
+"""One attention call takes sources of which the longest has at most so many times the tokens of
+the shortest."""
 
 
 @dataclass(frozen=True, eq=False)
 class Encoded:
-    """What the decoder attends to of one source: [2, layers, heads, tokens, head_dim]."""
+    """One encoded source: the cross-attention's [2, layers, heads, tokens, head_dim]."""
 
     keys_values: Tensor
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Sources of similar length that are attended to together.
+    """Sources of similar length, padded to one length for one attention call.
 
-    `gather` [sources, padded] names the token for each place, `places` the flat places that are
-    real and `tokens` the tokens that these are. `prefix` is [2, layers, sources, heads, columns,
-    head_dim]. `visible` is [sources, 1, 1, columns + padded]; None if all is.
+    `gather` [sources, padded] holds the index of the token at each place. `places` are the flat
+    indices of the places that are not padding, and `tokens` the indices of the tokens there.
+    `prefix` is [2, layers, sources, heads, columns, head_dim]. `visible` [sources, 1, 1, columns +
+    padded] is the mask; None if everything is visible.
     """
 
     gather: Tensor
@@ -54,7 +56,7 @@ class _Group:
 
 
 class EncoderPass:
-    """One pass of the encoder over `sources`, in slices; used by one thread."""
+    """One pass of the encoder over `sources`, computed slice by slice in one thread."""
 
     def __init__(self, model: FrozenModel, sources: Sequence[Source]) -> None:
         self.sources = tuple(sources)
@@ -63,13 +65,13 @@ class EncoderPass:
         self._result: dict[Source, Encoded] | None = None
 
     def advance(self) -> bool:
-        """Compute one slice; whether the pass is done. Raises whatever the model raises."""
+        """Compute one slice; True if the pass is done. Raises what the model raises."""
         self._coroutine.switch()
         return self._result is not None
 
     @property
     def result(self) -> dict[Source, Encoded]:
-        """What came of every source; empty before the pass is done."""
+        """Each source's result; empty until the pass is done."""
         return self._result or {}
 
     def _run(self) -> None:
@@ -91,14 +93,14 @@ class EncoderPass:
 
 
 def _pause() -> None:
-    """Return to the code that advances the running pass."""
+    """End a slice: switch back to the code that called `advance`."""
     parent = getcurrent().parent
     if parent is not None:
         parent.switch()
 
 
 class EncoderRun:
-    """The passes of one engine, the latest first, and what becomes of sources whose pass fails."""
+    """The running passes of one engine. The latest one goes first."""
 
     def __init__(self, model: FrozenModel) -> None:
         self._model = model
@@ -107,9 +109,10 @@ class EncoderRun:
     def run(
         self, begin: Sequence[Source], seconds: float, faults: dict[KVEntry, PolyprefixError]
     ) -> dict[Source, Encoded]:
-        """Go on for about `seconds`, at least one slice; the results of a pass that is done.
+        """Start a pass over `begin`, if any, and compute for about `seconds`, at least one slice.
 
-        A pass that raises is repeated source by source, and faults name those that fail again.
+        Returns the results of the pass if it is done, else {}. If a pass raises, each of its
+        sources is tried alone; those that fail again are added to `faults`.
         """
         if begin:
             self._passes.append(EncoderPass(self._model, begin))
@@ -142,7 +145,7 @@ class EncoderRun:
 
 
 def _advance_for(running: EncoderPass, seconds: float) -> bool:
-    """Advance while another slice as long as the longest so far fits; whether the pass is done."""
+    """Advance until the next slice might exceed `seconds`; True if the pass is done."""
     started = before = time.monotonic()
     longest = 0.0
     while not running.advance():
@@ -155,7 +158,7 @@ def _advance_for(running: EncoderPass, seconds: float) -> bool:
 
 
 class EncoderBatch:
-    """An `AttentionPlan` in which every source sees its prefix and all of itself.
+    """An `AttentionPlan` in which every token sees its source's prefix and the whole source.
 
     `input_ids` and `position_ids` are [1, tokens]; `pause` is called around each attention.
     """
@@ -193,7 +196,7 @@ class EncoderBatch:
         return output[None]
 
     def _plan_group(self, group: Sequence[tuple[Source, int]]) -> _Group:
-        """`group` holds sources with the index of their first token."""
+        """`group` holds sources, each with the index of its first token in the batch."""
         counts = [source.num_tokens for source, _ in group]
         padded = max(counts)
         runs = [range(first, first + source.num_tokens) for source, first in group]
@@ -233,7 +236,7 @@ class EncoderBatch:
 
 
 def _groups_of(sources: Sequence[Source]) -> Iterator[list[tuple[Source, int]]]:
-    """Sources of similar length, each with the index of its first token."""
+    """Groups of similar length: sources, each with the index of its first token in the batch."""
     firsts, first = [], 0
     for source in sources:
         firsts.append((source, first))

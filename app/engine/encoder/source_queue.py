@@ -1,8 +1,9 @@
-"""Which sources the encoder reads next: one pass at a time, in the order of their tenants' turns.
+"""Which sources the encoder reads next, in the order of their tenants' turns.
 
-A pass cannot be cut short, so beside that of a tenant that takes much a second one may begin, of
-sources to which it gives way. While rows decode a pass reads fewer tokens, since its slices are
-what they wait for.
+A source is the prompt of a request to a model with an encoder; one pass of the encoder reads
+several. A pass cannot be stopped halfway, so a second pass may start before the first one has ended
+if it is for tenants that use much less of the engine. Decoding rows wait for the slices of a pass,
+so passes are shorter while rows decode.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from app.engine.request import GenerationRequest
 from app.engine.step import Encoding
 
 _TOKENS_BESIDE_ROWS = 1024
-"""Tokens of one pass while rows decode; one source may have more, since it is read whole."""
+"""The most tokens of a pass while rows decode. A single longer source is still read whole."""
 
 
 class SourceQueue:
-    """Sources that wait to be encoded, and those of the pass that is under way."""
+    """Sources that wait to be encoded, and the sources of the passes that run."""
 
     def __init__(self, max_pass_tokens: int, table: SlotTable) -> None:
-        """`table` is that of the sources' memory."""
+        """`table` places encoded sources in their K/V memory."""
         self.table = table
         self._max_pass_tokens = max_pass_tokens
         self._waiting: deque[Source] = deque()
@@ -34,7 +35,7 @@ class SourceQueue:
 
     @property
     def num_waiting(self) -> int:
-        """Sources without a result."""
+        """Sources that are not encoded yet."""
         return len(self._waiting) + sum(map(len, self._passes))
 
     def debug_state(self) -> dict[str, Any]:
@@ -47,7 +48,7 @@ class SourceQueue:
         }
 
     def schedule(self, num_decode: int, queue: FairQueue, budget: PrefillBudget) -> Encoding:
-        """What the next step does for the encoder, beside `num_decode` rows that decode."""
+        """The encoder's part of the next step, in which `num_decode` rows decode."""
         begin = self.begin(num_decode, queue.prompt_turn, queue.gives_way)
         for source in begin:
             queue.serve_prompt(source.request, source.num_tokens)
@@ -56,11 +57,10 @@ class SourceQueue:
         return Encoding(self.table.take_operations(), self.table.counts, begin, seconds)
 
     def add(self, source: Source) -> None:
-        """Queue a source."""
         self._waiting.append(source)
 
     def forget(self, source: Source) -> None:
-        """Drop a source that nobody needs any more; a pass that is under way ignores it."""
+        """Remove a waiting source whose request has ended. A pass that runs reads it anyway."""
         if source in self._waiting:
             self._waiting.remove(source)
 
@@ -70,10 +70,10 @@ class SourceQueue:
         turn: Callable[[GenerationRequest], tuple[bool, float]] | None = None,
         gives_way: Callable[[GenerationRequest, list[GenerationRequest]], bool] = lambda *_: False,
     ) -> tuple[Source, ...]:
-        """Sources for a new pass, which goes before any that is under way; () for no new one.
+        """Choose the sources of a new pass, which runs before any other pass; () starts none.
 
-        Those of the requests of the least `turn` come first, of equals the oldest. While one pass
-        is under way, a second may begin of sources to whose requests all of that one give way.
+        Sources are sorted by the `turn` of their requests, then by age. If a pass already runs, a
+        source is chosen only if every request of that pass gives way to the source's request.
         """
         if len(self._passes) > 1:
             return ()
@@ -98,7 +98,7 @@ class SourceQueue:
         return tuple(chosen)
 
     def end(self, sources: Iterable[KVEntry]) -> None:
-        """Passes over these sources have succeeded or failed."""
+        """The passes over these sources have ended, with a result or with a fault."""
         done = set(sources)
         left = [tuple(source for source in one if source not in done) for one in self._passes]
         self._passes = [one for one in left if one]

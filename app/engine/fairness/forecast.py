@@ -1,7 +1,8 @@
-"""When a client that was refused may try again: estimated from what runs, what waits and how fast.
+"""Retry-After: estimates in how many seconds a client that is refused now would be accepted.
 
-A client that was told a time counts as waiting until then, so that of many clients that are refused
-together each gets a time of its own.
+The estimate plays the present requests forward: those that run, those that wait, and the clients
+that were promised a time before. Each row is assumed to get as many tokens as its tenant's requests
+usually get, at the mean duration of recent steps. All times are in seconds.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from app.engine.request import GenerationRequest
 from app.engine.request_state import RequestState
 
 MAX_WAIT_S = 60.0
-"""What clients are told at most; those of OpenAI wait no longer on anybody's word."""
-_MAX_TENANTS, _MAX_TOLD = 4096, 128
-_MOST_WAITING = 64
-"""Of one tenant's requests that wait, so many are looked at."""
+"""The longest time that a client is told; OpenAI's clients ignore longer ones."""
+_MAX_TENANTS, _MAX_PROMISES = 4096, 128
+"""How many tenants are remembered, and how many promises of each."""
+_MAX_WAITING = 64
+"""How many waiting requests of a tenant are played forward."""
 
 
 @dataclass(frozen=True, slots=True)
-class Stay:
-    """A request as the forecast sees it: its rows, and when the last of them ends, from now on."""
+class RowUse:
+    """A request that uses `rows` rows for `seconds` more, counted from now or from its start."""
 
     rows: int
-    end_s: float
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,81 +48,88 @@ class SchedulerFigures:
     step_s: float = 0.0
 
 
-class Told:
-    """Who was told when to come back, by tenant; forgotten when the time has come."""
+class Promises:
+    """Times that were promised to refused clients, by tenant, until these times have come.
+
+    A client that was promised a time counts as one that waits. So of many clients that are refused
+    together, each is told a different time.
+    """
 
     def __init__(self) -> None:
-        self._until: OrderedDict[str, list[tuple[float, Stay]]] = OrderedDict()
+        self._of: OrderedDict[str, list[tuple[float, RowUse]]] = OrderedDict()
 
     def __len__(self) -> int:
         """Tenants that are remembered."""
-        return len(self._until)
+        return len(self._of)
 
-    def of(self, tenant: str, now: float) -> list[Stay]:
-        """What those who are still to come back asked for, with how long they will take."""
-        kept = [one for one in self._until.get(tenant, ()) if one[0] > now]
+    def open(self, tenant: str, now: float) -> list[RowUse]:
+        """What the tenant's clients asked for whose promised time has not come yet."""
+        kept = [promise for promise in self._of.get(tenant, ()) if promise[0] > now]
         if kept:
-            self._until[tenant] = kept
+            self._of[tenant] = kept
         else:
-            self._until.pop(tenant, None)
-        return [stay for _, stay in kept]
+            self._of.pop(tenant, None)
+        return [use for _, use in kept]
 
-    def add(self, tenant: str, until: float, stay: Stay) -> None:
-        """Somebody of the tenant comes back then; at most so many are remembered."""
-        told = self._until.setdefault(tenant, [])
-        if len(told) < _MAX_TOLD:
-            told.append((until, stay))
-        self._until.move_to_end(tenant)
-        if len(self._until) > _MAX_TENANTS:
-            self._until.popitem(last=False)
+    def add(self, tenant: str, until: float, use: RowUse) -> None:
+        """A client of the tenant will come back at `until` and then needs `use`."""
+        promises = self._of.setdefault(tenant, [])
+        if len(promises) < _MAX_PROMISES:
+            promises.append((until, use))
+        self._of.move_to_end(tenant)
+        if len(self._of) > _MAX_TENANTS:
+            self._of.popitem(last=False)
 
 
-def first_fit(free: int, stays: Iterable[Stay], told: Sequence[Stay], rows: int) -> float | None:
-    """Seconds until `rows` are free, if those who were told come first, each in its turn.
+def seconds_until_free(
+    free: int, running: Iterable[RowUse], promised: Sequence[RowUse], rows: int
+) -> float | None:
+    """Seconds until a client gets `rows` rows, when all `promised` clients get theirs before it.
 
-    `free` are free now, those of `stays` as these end. None if they never are.
+    `free` rows are free now, and each request of `running` frees its rows when it ends. None if the
+    rows are never enough.
     """
-    ends = [(stay.end_s, stay.rows) for stay in stays]
+    ends = [(use.seconds, use.rows) for use in running]
     heapq.heapify(ends)
     now = 0.0
-    for ahead in (*told, Stay(rows, 0.0)):
-        while free < ahead.rows:
+    for client in (*promised, RowUse(rows, 0.0)):
+        while free < client.rows:
             if not ends:
                 return None
             now, freed = heapq.heappop(ends)
             free += freed
-        free -= ahead.rows
-        heapq.heappush(ends, (now + ahead.end_s, ahead.rows))
+        free -= client.rows
+        heapq.heappush(ends, (now + client.seconds, client.rows))
     return now
 
 
-def simulate(
-    running_s: Sequence[float], waiting: Iterable[tuple[int, float]], at_once: int
+def simulate_queue(
+    running_s: Sequence[float], waiting: Iterable[tuple[int, float]], num_places: int
 ) -> list[tuple[float, float]]:
-    """When each waiting request starts and ends, in seconds from now: (start, end).
+    """When each waiting request starts and ends: (start, end), in seconds from now.
 
-    `running_s` is when each row that runs will end. Those that wait have (rows, seconds a row) and
-    take turns on the places of these rows, or on `at_once` places if there are more.
+    `running_s` says in how many seconds each running row ends. A waiting request is (number of
+    rows, seconds that each row takes). Its rows take the places of rows that have ended, one after
+    the other; there are `num_places` places, or as many as rows run if that is more.
     """
-    places = sorted(running_s)[-max(1, at_once, len(running_s)) :]
-    places += [0.0] * (max(1, at_once) - len(places))
+    places = sorted(running_s)[-max(1, num_places, len(running_s)) :]
+    places += [0.0] * (max(1, num_places) - len(places))
     heapq.heapify(places)
     times = []
     for rows, seconds in waiting:
         start, end = places[0], 0.0
         for _ in range(rows):
-            begun = places[0]
-            heapq.heapreplace(places, begun + seconds)
-            end = max(end, begun + seconds)
+            end = max(end, places[0] + seconds)
+            heapq.heapreplace(places, places[0] + seconds)
         times.append((start, end))
     return times
 
 
 class Forecast:
-    """What the engine's own progress says of the times to come; read and written under one lock.
+    """Estimates waiting times; the caller holds one lock around every call.
 
-    `figures` are those of the last step; `expected_tokens` are the new tokens that a row of a
-    request is likely to get.
+    Its caller replaces `figures` after each step. `expected_tokens` says how many new tokens a row
+    of a request usually gets.
     """
 
     def __init__(
@@ -132,7 +141,7 @@ class Forecast:
         self._expected_tokens, self._max_rows = expected_tokens, max_rows
         self._clock = clock
         self.figures = SchedulerFigures()
-        self._told: dict[str, Told] = {what: Told() for what in ("rows", "queue", "room")}
+        self._for_rows, self._for_queue, self._for_room = Promises(), Promises(), Promises()
 
     def rows_wait(
         self,
@@ -142,71 +151,79 @@ class Forecast:
         rows: int,
         new_tokens: int,
     ) -> float:
-        """Seconds until the tenant, of whose limit `free` rows are free, may have `rows`.
+        """Seconds until the tenant may use `rows` more rows within its own limit of rows.
 
-        `waiting` are its requests without a row, `new_tokens` those of each row that is refused, 0
-        where that is not known yet.
+        Of that limit `free` rows are free now. `waiting` are the tenant's requests without a row.
+        Each refused row gets `new_tokens` tokens; 0 if that is not known yet.
         """
-        stays = self._stays(tenant, waiting)
-        told = self._told["rows"]
-        wait = first_fit(free, stays, told.of(tenant, self._clock()), rows)
+        running = self._running(tenant, waiting)
+        promised = self._for_rows.open(tenant, self._clock())
+        wait = seconds_until_free(free, running, promised, rows)
         if not new_tokens:
-            likely = (self._expected_tokens(one.request) for one in self._of(tenant))
-            new_tokens = round(next(likely, 0))
-        stay = Stay(rows, new_tokens * self.figures.step_s)
-        # what does not end here ends elsewhere, at a time that is not known
-        return self._tell(told, tenant, stay.end_s / 2 if wait is None else wait, stay)
+            usual = (self._expected_tokens(one.request) for one in self._of(tenant))
+            new_tokens = round(next(usual, 0))
+        use = RowUse(rows, new_tokens * self.figures.step_s)
+        # the other rows of the limit are in use on another server: nobody knows when these end
+        wait = use.seconds / 2 if wait is None else wait
+        return self._promise(self._for_rows, tenant, wait, use)
 
     def queue_wait(self, tenant: str, waiting: Iterable[GenerationRequest], count: int) -> float:
-        """Seconds until `count` of the tenant's requests that wait have begun."""
-        told = self._told["queue"]
-        count += len(told.of(tenant, self._clock()))
+        """Seconds until `count` of the tenant's waiting requests have started."""
+        count += len(self._for_queue.open(tenant, self._clock()))
         starts = [start for start, _ in self._times(tenant, itertools.islice(waiting, count))]
-        return self._tell(told, tenant, _nth(sorted(starts), count), Stay(1, 0.0))
+        return self._promise(self._for_queue, tenant, _nth(sorted(starts), count), RowUse(1, 0.0))
 
     def room_wait(self, tenant: str | None) -> float:
-        """Seconds until a request of the tenant has ended, or one of anybody."""
-        told, key = self._told["room"], tenant or ""
-        count = 1 + len(told.of(key, self._clock()))
+        """Seconds until a request of the tenant has ended; of any tenant if `tenant` is None."""
+        key = tenant or ""
+        count = 1 + len(self._for_room.open(key, self._clock()))
         active = [one for one in self.figures.active if tenant in (None, one.request.tenant)]
-        ends = sorted(max(self._rows_s(one), default=0.0) for one in active)
-        return self._tell(told, key, _nth(ends, count), Stay(1, 0.0))
+        ends = sorted(max(self._row_seconds(one), default=0.0) for one in active)
+        return self._promise(self._for_room, key, _nth(ends, count), RowUse(1, 0.0))
 
-    def _tell(self, told: Told, tenant: str, wait: float, stay: Stay) -> float:
+    def _promise(self, promises: Promises, tenant: str, wait: float, use: RowUse) -> float:
+        """Round the wait up to whole seconds within the bounds, and remember it as a promise."""
         wait = float(math.ceil(min(MAX_WAIT_S, max(1.0, wait))))
-        told.add(tenant, self._clock() + wait, stay)
+        promises.add(tenant, self._clock() + wait, use)
         return wait
 
-    def _stays(self, tenant: str, waiting: Iterable[GenerationRequest]) -> list[Stay]:
-        """All open requests of a tenant, of those that wait the first ones."""
-        queue = list(itertools.islice(waiting, _MOST_WAITING))
+    def _running(self, tenant: str, waiting: Iterable[GenerationRequest]) -> list[RowUse]:
+        """The tenant's requests that run and the first ones that wait, until each one's end."""
+        queue = list(itertools.islice(waiting, _MAX_WAITING))
         times = iter(self._times(tenant, queue))
-        stays = []
+        uses = []
         for one in self._of(tenant):
-            end = max(self._rows_s(one), default=0.0)
+            end = max(self._row_seconds(one), default=0.0)
             if one.num_unstarted:
                 end = max(end, next(times)[1])
-            stays.append(Stay(one.request.num_rows, end))
-        stays += [Stay(one.num_rows, end) for one, (_, end) in zip(queue, times, strict=False)]
-        return stays
+            uses.append(RowUse(one.request.num_rows, end))
+        uses += [RowUse(one.num_rows, end) for one, (_, end) in zip(queue, times, strict=False)]
+        return uses
 
     def _times(
         self, tenant: str, waiting: Iterable[GenerationRequest]
     ) -> list[tuple[float, float]]:
-        """Starts and ends of rows that still enter: of requests that have begun, then of others."""
+        """(start, end) of the tenant's rows that have not started.
+
+        First those of its running requests, then those of its waiting ones. The tenant gets an
+        equal part of the engine's rows.
+        """
         active = self._of(tenant)
-        running = [end for one in active for end in self._rows_s(one)]
+        running = [end for one in active for end in self._row_seconds(one)]
         parts = [(one.num_unstarted, one.request) for one in active if one.num_unstarted]
         parts += [(one.num_rows, one) for one in waiting]
         seconds = ((rows, self._expected_tokens(one) * self.figures.step_s) for rows, one in parts)
         tenants = len({one.request.tenant for one in self.figures.active} | {tenant})
-        return simulate(running, seconds, self._max_rows // tenants)
+        return simulate_queue(running, seconds, self._max_rows // tenants)
 
     def _of(self, tenant: str) -> list[RequestState]:
         return [one for one in self.figures.active if one.request.tenant == tenant]
 
-    def _rows_s(self, entry: RequestState) -> list[float]:
-        """Seconds that each of its rows in the engine is likely to take."""
+    def _row_seconds(self, entry: RequestState) -> list[float]:
+        """Seconds until each row of a running request ends.
+
+        A row that already has more tokens than usual is assumed to be halfway to its limit.
+        """
         request, rows = entry.request, list(entry.rows)
         limit, expected = request.sampling.max_tokens, self._expected_tokens(request)
         if entry.beams is not None:
@@ -214,13 +231,13 @@ class Forecast:
         left = []
         for made in (row.num_generated for row in rows):
             left.append(expected - made if made < expected else (limit - made) / 2)
-        # before its prompt is placed, or its source read, it has none
+        # rows whose prompt has no slot yet, or whose source is not encoded yet
         left += [expected] * (entry.num_rows - len(left))
         return [tokens * self.figures.step_s for tokens in left]
 
 
 def _nth(times: Sequence[float], count: int) -> float:
-    """The `count`th of ascending times; beyond the last as if they went on as they came."""
+    """The `count`th of ascending times; beyond the last one they go on at the same rate."""
     if not times:
         return 0.0
     if count <= len(times):

@@ -1,35 +1,31 @@
-"""Whose request starts next: the queue of requests that wait for rows, fair between tenants.
+"""Whose request starts next: the queue of waiting requests, fair between tenants.
 
-Each tenant has a virtual token counter: the cost of what it was served, divided by its weight
-(Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). The tenant with the smallest
-counter is next. A request is charged when it starts, with the new tokens that its tenant's requests
-usually get; the charge is corrected by what the request really gets. If requests were charged while
-they run, a newcomer would be given all rows.
+*Counters.* Each tenant has a virtual token counter: the cost of what it was served, divided by its
+weight (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024). The tenant with the
+smallest counter is next. A request is charged when it starts, with the tokens that its tenant's
+requests usually get, and the charge is corrected by the tokens that it really gets. (If it were
+charged only while it runs, a new tenant would get all free rows at once.) A tenant that was idle,
+or held back by a limit, gets no credit for that time: its counter is raised to that of the tenant
+that started last.
 
-*Idling earns no credit.* When a tenant with nothing waiting asks again, its counter is raised to
-that of the tenant that started last. The same holds for a tenant that a cap holds back while
-another one starts.
+*Isolation.* Rows are never taken away, so some are kept free for tenants that arrive. Only tenants
+below their fair share may use this reserve, and each leaves as much of it as it takes. A tenant is
+heavy if it wants more than twice its fair share or gets more than 1.3 times its fair share; else it
+is light. Together, heavy tenants may use the throughput that light tenants leave, and at least half
+of their own fair share. What light tenants leave is measured against their highest demand of the
+last seconds, plus a quarter. Without light tenants there is no such limit.
 
-*Isolation.* Rows are never taken away, so some must stay free for newcomers. A reserve of rows and
-of memory is left to tenants below their share, even while nobody waits, and each of these leaves as
-much of it to others as it takes itself. A tenant is heavy if it wants more than twice its fair
-share, or gets more than 1.3 times its fair share; otherwise it is light. Heavy tenants leave to
-light ones the largest part of the engine's throughput that these wanted in the last seconds, and a
-quarter more, but may always use half of their own fair share. If no tenant or every tenant is
-heavy, or a tenant is alone, this limit does not apply.
+*Several rows.* The rows of a request start one by one, each when its tenant is next. Only the beams
+of one search start together.
 
-*Wide requests.* The rows of a request enter one by one, each in its tenant's turn. Only the beams
-of a search enter together.
+*Nobody starves.* A tenant without a row is never held back. Other requests may overtake a request
+that does not fit into memory, but only until they cost as much as that request (twice as much for
+tenants without a row). From then on, everything that becomes free is kept for it. Requests that a
+limit holds back can always be overtaken. Within a tenant, the higher priority comes first, then the
+older request; so requests of high priority can starve those of low priority.
 
-*Nobody starves.* No cap holds back a tenant without a row. A request that does not fit when its
-turn comes may be overtaken: by any tenant, until these have begun as much as the request costs, and
-then up to twice its cost by tenants that have no row. After that, everything that becomes free is
-kept for it. If its tenant has no row, the tenant keeps the turn. Tenants at a cap can always be
-overtaken. Inside a tenant the higher priority always comes first, then the older request, so a
-stream of high priority starves low priority.
-
-*Prompts.* Prompts are computed a tenant at a time. The tenant for which the fewest prompt tokens
-were computed, divided by its weight, comes first. Time without prompts earns it little credit.
+*Prompts.* Prompt tokens are counted per tenant in the same way: the tenant for which the fewest
+were computed, divided by its weight, is first.
 """
 
 from __future__ import annotations
@@ -46,28 +42,28 @@ from app.engine.request import GenerationRequest
 from app.engine.request_state import RequestState
 
 _HEAVY_DEMAND, _HEAVY_RATE = 2.0, 1.3
-"""Times its fair share that a tenant wants, or gets, from which on it is heavy."""
+"""A tenant is heavy that wants, or gets, more than so many times its fair share."""
 _NEVER_HEAVY = 1 / 8
-"""Part of the engine up to which a tenant is light, however many there are."""
+"""A tenant that uses less than this part of the engine is always light."""
 _MARGIN = 1.25
-"""Times what light tenants wanted at most: the next peak may be higher."""
+"""Factor on the highest recent demand of light tenants: their next peak may be higher."""
 _LEAST_FOR_HEAVY = 0.5
-"""Part of their own fair share that heavy tenants may use in any case."""
+"""The part of their own fair share that heavy tenants may always use."""
 _PATIENCE = 2.0
-"""Times its own cost by which a request that does not fit is overtaken at most."""
+"""Tenants without a row may overtake a request up to so many times its cost."""
 _PROMPT_CREDIT = 512.0
-"""Prompt tokens that a newcomer may be ahead of tenants that have prompts all the time."""
+"""Prompt tokens by which a new tenant may be ahead of those that send prompts all the time."""
 _REBASE = 2.0**20
-"""Counters are made small again from here on."""
+"""When counters exceed this, all are reduced, so that they stay exact."""
 _MAX_IDLE = 256
-"""Idle tenants that are remembered, for `MEMORY_S` at most."""
+"""The most idle tenants that are remembered, each for `MEMORY_S` seconds."""
 
 
 class FairQueue:
-    """The requests that wait, by id and by tenant; one tenant's are in its own order.
+    """Requests with rows that have not started.
 
-    A request of which some rows have entered and others wait is no longer in `waiting`. `queued`
-    are the tenants with rows that wait, by name.
+    `waiting` holds the requests of which no row has started, by id; `queued` the tenants that have
+    rows to start, by name.
     """
 
     def __init__(self) -> None:
@@ -86,7 +82,7 @@ class FairQueue:
         self._last_prompted = 0.0
 
     def debug_state(self) -> dict[str, Any]:
-        """What it remembers, as plain values, for tests and for finding faults."""
+        """Its state as plain values."""
         tenants = {
             name: {
                 "counter": tenant.counter,
@@ -105,7 +101,7 @@ class FairQueue:
         }
 
     def add(self, entry: RequestState, now: float) -> None:
-        """Queue a request that has its `share`."""
+        """Queue a request whose `share` of the engine is known."""
         self._now = max(self._now, now)
         name = entry.request.tenant
         tenant = self._tenants.get(name)
@@ -121,7 +117,7 @@ class FairQueue:
         self.waiting[entry.request.id] = entry
 
     def remove(self, request_id: str) -> bool:
-        """Forget a request that waits; False if there is none."""
+        """Remove a waiting request; False if it does not wait."""
         entry = self.waiting.get(request_id)
         if entry is None:
             return False
@@ -132,7 +128,7 @@ class FairQueue:
         return True
 
     def begin(self, now: float, speed: Speed) -> None:
-        """A step begins: forget tenants that were idle for long, and see who is heavy."""
+        """Call it before each step: forgets idle tenants and finds the heavy ones."""
         self._now, self._speed = max(self._now, now), speed
         while self._idle_since:
             name, since = next(iter(self._idle_since.items()))
@@ -156,9 +152,10 @@ class FairQueue:
         fits: Callable[[RequestState], bool],
         stocks: Callable[[], Sequence[Stock]] = lambda: (),
     ) -> Iterator[RequestState]:
-        """Requests whose next rows enter now, each tenant in its turn; they are taken as they come.
+        """Yield the requests whose next rows start now; each leaves the queue as it is yielded.
 
-        `stocks` says what there is of what a request `needs`, in the same order.
+        `fits` says whether a request's next rows fit into memory. `stocks` lists what tenants
+        share, in the order of a request's `needs`.
         """
         if not self.queued:
             return
@@ -188,15 +185,15 @@ class FairQueue:
                 yield head
 
     def serve(self, entry: RequestState, num_tokens: int) -> None:
-        """A request that runs got new tokens."""
+        """Charge a running request for new tokens."""
         self._tenants[entry.request.tenant].serve(entry, num_tokens, self._now)
 
     def end_row(self, entry: RequestState) -> None:
-        """One row of a request that goes on has ended."""
+        """One row of a request has ended; the request goes on."""
         self._tenants[entry.request.tenant].end_row(entry)
 
     def end(self, entry: RequestState) -> None:
-        """A request that ran has ended, in whatever way."""
+        """A running request has ended: it finished, failed or was cancelled."""
         tenant = self._tenants[entry.request.tenant]
         if entry.num_unstarted:
             self._take(entry, tenant)
@@ -205,25 +202,25 @@ class FairQueue:
             self._idle_since[tenant.name] = self._now
 
     def expected_tokens(self, request: GenerationRequest) -> float:
-        """New tokens that each of its rows is likely to get; from any thread."""
+        """New tokens that each row of the request usually gets. Callable from any thread."""
         tenant = self._tenants.get(request.tenant)
         if tenant is None:
             return float(request.sampling.max_tokens)
         return tenant.expected_tokens(request)
 
     def serve_prompt(self, request: GenerationRequest, num_tokens: int) -> None:
-        """Tokens of a prompt are about to be computed."""
+        """Charge the tenant for `num_tokens` tokens of a prompt."""
         tenant = self._tenants[request.tenant]
         self._last_prompted = max(self._last_prompted, tenant.prompts)
         tenant.prompts += num_tokens / tenant.weight
 
     def prompt_turn(self, request: GenerationRequest) -> tuple[bool, float]:
-        """Sorts requests that run: whose prompt is computed first."""
+        """The sort key of running requests: the prompt of the smallest is computed first."""
         tenant = self._tenants[request.tenant]
         return bool(self._heavy) and self.is_held_back(request), tenant.prompts
 
     def gives_way(self, request: GenerationRequest, others: Collection[GenerationRequest]) -> bool:
-        """Whether its tenant takes more than twice as much as one of the others', over weights."""
+        """Whether its tenant uses more than twice as much, by weight, as a tenant of `others`."""
         wide = self._tenants[request.tenant]
         for other in others:
             narrow = self._tenants[other.tenant]
@@ -232,7 +229,7 @@ class FairQueue:
         return False
 
     def is_held_back(self, request: GenerationRequest) -> bool:
-        """Whether its tenant is heavy, and there are light ones."""
+        """Whether its tenant is heavy while others are light."""
         return self._tenants[request.tenant] in self._heavy and self._room_for_heavy < math.inf
 
     # --- whose turn ------------------------------------------------------------------------
@@ -249,7 +246,7 @@ class FairQueue:
     ) -> None:
         self._last_started = tenant.counter
         if not entry.has_begun:
-            # it has a prompt to compute; the tenant keeps little credit from the time without one
+            # a tenant without prompts for a while gets at most this much credit
             least = self._last_prompted - _PROMPT_CREDIT / tenant.weight
             tenant.prompts = max(tenant.prompts, least)
         for other in passed:
@@ -266,7 +263,7 @@ class FairQueue:
             waits.overtaken += cost
 
     def _may_overtake(self, tenant: TenantShare, blocked: Collection[RequestState]) -> bool:
-        """Whether the tenant may begin something before those that do not fit."""
+        """Whether the tenant may start a request before the `blocked` ones, which do not fit."""
         patience = 1.0 if tenant.running_share else _PATIENCE
         return all(
             waits.overtaken < patience * self._tenants[waits.request.tenant].cost(waits)
@@ -274,7 +271,7 @@ class FairQueue:
         )
 
     def _take(self, entry: RequestState, tenant: TenantShare) -> None:
-        """Out of the queue."""
+        """Remove a request from the queue."""
         self.waiting.pop(entry.request.id, None)
         tenant.remove(entry)
         if tenant.head is None:
@@ -299,7 +296,7 @@ class FairQueue:
         return self._speed.worth(used / WHOLE) > self._room_for_heavy
 
     def _divide(self) -> None:
-        """Tell heavy tenants from light ones, and how much room the heavy ones have."""
+        """Find the heavy tenants, and the part of the throughput that they may use."""
         wanted, fair_for_heavy = 0, 0.0
         for tenant in self._tenants.values():
             fair = tenant.weight / self._weights

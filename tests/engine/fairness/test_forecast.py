@@ -16,11 +16,11 @@ from app.engine.config import EngineConfig
 from app.engine.fairness.forecast import (
     MAX_WAIT_S,
     Forecast,
+    Promises,
+    RowUse,
     SchedulerFigures,
-    Stay,
-    Told,
-    first_fit,
-    simulate,
+    seconds_until_free,
+    simulate_queue,
 )
 from app.engine.request import GenerationRequest
 from app.errors import Overloaded, PolyprefixError, RateLimited
@@ -179,32 +179,32 @@ def test_replies_that_end_early_are_expected_to() -> None:
 
 
 def test_rows_are_free_when_enough_requests_have_ended_and_those_before_are_served() -> None:
-    stays = [Stay(2, 3.0), Stay(1, 1.0), Stay(1, 9.0)]
-    assert first_fit(0, stays, [], 1) == 1.0
-    assert first_fit(0, stays, [], 3) == 3.0
-    assert first_fit(2, stays, [], 2) == 0.0
-    assert first_fit(0, stays, [Stay(1, 5.0)], 1) == 3.0
-    assert first_fit(0, [Stay(1, 1.0)], [Stay(1, 5.0)], 1) == 6.0
-    assert first_fit(0, stays, [], 5) is None
-    assert first_fit(0, [], [], 1) is None
+    stays = [RowUse(2, 3.0), RowUse(1, 1.0), RowUse(1, 9.0)]
+    assert seconds_until_free(0, stays, [], 1) == 1.0
+    assert seconds_until_free(0, stays, [], 3) == 3.0
+    assert seconds_until_free(2, stays, [], 2) == 0.0
+    assert seconds_until_free(0, stays, [RowUse(1, 5.0)], 1) == 3.0
+    assert seconds_until_free(0, [RowUse(1, 1.0)], [RowUse(1, 5.0)], 1) == 6.0
+    assert seconds_until_free(0, stays, [], 5) is None
+    assert seconds_until_free(0, [], [], 1) is None
 
 
 def test_requests_that_wait_take_turns_on_the_rows_that_run() -> None:
     waiting: Sequence[tuple[int, float]] = [(1, 4.0), (2, 1.0), (1, 1.0)]
-    assert simulate([1.0, 2.0], waiting, 2) == [(1.0, 5.0), (2.0, 4.0), (4.0, 5.0)]
-    assert simulate([], [(1, 2.0)], 0) == [(0.0, 2.0)]
+    assert simulate_queue([1.0, 2.0], waiting, 2) == [(1.0, 5.0), (2.0, 4.0), (4.0, 5.0)]
+    assert simulate_queue([], [(1, 2.0)], 0) == [(0.0, 2.0)]
 
 
 def test_told_waits_are_remembered_until_then_within_bounds() -> None:
-    told = Told()
-    told.add("a", 5.0, Stay(1, 2.0))
-    assert told.of("a", 4.9) == [Stay(1, 2.0)]
-    assert told.of("b", 4.9) == told.of("a", 5.0) == []
+    told = Promises()
+    told.add("a", 5.0, RowUse(1, 2.0))
+    assert told.open("a", 4.9) == [RowUse(1, 2.0)]
+    assert told.open("b", 4.9) == told.open("a", 5.0) == []
     for index in range(5000):
-        told.add(f"t{index}", 9.0, Stay(1, 0.0))
-        told.add("many", 9.0, Stay(1, 0.0))
+        told.add(f"t{index}", 9.0, RowUse(1, 0.0))
+        told.add("many", 9.0, RowUse(1, 0.0))
     assert len(told) <= 4096
-    assert len(told.of("many", 0.0)) <= 128
+    assert len(told.open("many", 0.0)) <= 128
 
 
 def test_a_wait_is_between_one_second_and_one_minute() -> None:
