@@ -5,8 +5,9 @@ The lifespan puts the parts into the state of every request; a route names those
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, ParamSpec, TypedDict, TypeVar
 
 from fastapi import Depends, Request
 
@@ -29,6 +30,9 @@ from app.tenancy.auth.principal import Principal
 from app.tenancy.limits.limiter import Limiter
 from app.tenancy.tenants import Tenants
 from app.tenancy.usage.ledger import UsageLedger
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -89,23 +93,43 @@ UsageDep = Annotated[UsageLedger, Depends(FromState("usage"))]
 UploadsDep = Annotated[ConcurrencyCap, Depends(FromState("uploads"))]
 EvaluationsDep = Annotated[EvaluationService, Depends(FromState("evaluations"))]
 GenerationsDep = Annotated[GenerationService, Depends(FromState("generations"))]
-
-
 PrincipalDep = Annotated[Principal, Depends(FromState("principal"))]
 """The caller, as authentication knows them."""
 
 
-async def get_tenant(principal: PrincipalDep) -> str:
-    """The tenant that is asking. Every route that touches a tenant's things goes through here."""
-    return principal.tenant
+@dataclass(frozen=True)
+class Caller:
+    """Who makes a request; what they ask of the catalog runs in threads, when it is their turn."""
+
+    principal: Principal
+    actor: Actor
+    workers: Workers
+
+    @property
+    def tenant(self) -> str:
+        """The tenant that is asking."""
+        return self.principal.tenant
+
+    async def read(
+        self,
+        work: Callable[Parameters, Result],
+        /,
+        *arguments: Parameters.args,
+        **named: Parameters.kwargs,
+    ) -> Result:
+        """What `work` answers, which reads the catalog."""
+        return await self.workers.catalog.run(self.tenant, work, *arguments, **named)
+
+    async def write(self, work: Callable[..., Result], /, *arguments: Any, **named: Any) -> Result:
+        """What `work` answers, which changes the catalog and is told the `actor` who wants it."""
+        pool = self.workers.writes
+        return await pool.finish(self.tenant, work, *arguments, actor=self.actor, **named)
 
 
-TenantDep = Annotated[str, Depends(get_tenant)]
+async def get_caller(request: Request) -> Caller:
+    """Every route that touches a tenant's things goes through here."""
+    state = request.state
+    return Caller(state.principal, audited_call(request.scope, state.audit), state.workers)
 
 
-async def get_actor(request: Request) -> Actor:
-    """Who makes this request, for the audit log; every route that changes something hands it on."""
-    return audited_call(request.scope, request.state.audit)
-
-
-ActorDep = Annotated[Actor, Depends(get_actor)]
+CallerDep = Annotated[Caller, Depends(get_caller)]

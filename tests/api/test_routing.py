@@ -10,7 +10,7 @@ import pytest
 from fastapi import Response
 from openapi_spec_validator import validate
 
-from app.api.dependencies import TenantDep
+from app.api.dependencies import CallerDep
 from app.api.errors import ErrorShape
 from app.api.openapi import document
 from app.api.routing import Router
@@ -43,11 +43,11 @@ class NoteReply(Reply):
     error_shape=ErrorShape.TGI,
     errors=[409],
 )
-async def create_note(body: NoteBody, tenant: TenantDep) -> Response:
+async def create_note(body: NoteBody, caller: CallerDep) -> Response:
     """A note of the caller's."""
     if body.text == "wrong":
         raise InvalidRequest("this is wrong", param="text")
-    return NoteReply(tenant=tenant, text=body.text).response(201)
+    return NoteReply(tenant=caller.tenant, text=body.text).response(201)
 
 
 @pytest.fixture(scope="module")

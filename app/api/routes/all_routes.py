@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.api.routes.administration import about, audit, docs, health, openapi, tenants, usage
+from app.api.routes.administration import about, audit, health, tenants, usage
 from app.api.routes.generation import completions, models, tgi, tokenize
 from app.api.routes.prefixes import (
     aliases,
@@ -30,8 +30,6 @@ _RESOURCES = (
     tenants,
     audit,
     usage,
-    openapi,
-    docs,
     evaluations,
     comparisons,
     quality_gates,

@@ -1,12 +1,18 @@
-"""What a server says of itself to whoever finds it: links, its version, and that it is there."""
+"""What a server says of itself: that it is there, its version, links, and its routes described."""
 
 from __future__ import annotations
 
-from fastapi import Request, Response
+from importlib.resources import files
+from pathlib import Path
 
-from app.api.dependencies import ModelDep
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse
+
+from app.api.dependencies import CallerDep, ModelDep
 from app.api.errors import ErrorShape
-from app.api.routing import Router
+from app.api.openapi import document
+from app.api.routing import JSON, TEXT, Answer, Router
+from app.api.schemas.base import StrictJSONResponse
 from app.api.schemas.server import IndexReply, PingReply, ServerVersionReply
 from app.model.frozen import FrozenModel
 
@@ -22,6 +28,19 @@ _LINKS = {
     "metrics": "/metrics",
     "openapi": "/openapi.json",
 }
+_HEADERS = {
+    "cache-control": "max-age=3600",
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; "
+        "img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
+        "frame-ancestors 'none'"
+    ),
+    "cross-origin-opener-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+}
+_OURS, _SWAGGER = "app.api", "fastapi_offline"
 
 
 @router.route("GET", "/", answers=IndexReply, error_shape=ErrorShape.TGI)
@@ -42,5 +61,36 @@ async def ping() -> Response:
     return PingReply().response()
 
 
+@router.route("GET", "/openapi.json", answers=Answer({JSON: None}), described=False)
+async def describe(request: Request, caller: CallerDep) -> Response:
+    """The OpenAPI description of all routes, for programs that have a key."""
+    app: FastAPI = request.app
+    if getattr(app.state, "description", None) is None:
+        content = await caller.workers.text.run(caller.tenant, document, app)
+        app.state.description = StrictJSONResponse(content).body
+    return Response(app.state.description, media_type=JSON)
+
+
 def _version(request: Request, model: FrozenModel) -> dict[str, str]:
     return {"version": request.app.version, "model": model.spec.model_id}
+
+
+def _serve(path: str, package: str, name: str, media_type: str) -> None:
+    """Makes an open route of a file in the folder `static` of an installed package.
+
+    These are the parts of `GET /docs`, Swagger UI, which fetches `/openapi.json` with the key that
+    one types in.
+    """
+    file = Path(str(files(package))) / "static" / name
+
+    async def docs() -> FileResponse:
+        return FileResponse(file, headers=_HEADERS, media_type=media_type)
+
+    router.route("GET", path, answers=Answer({TEXT: None}), is_open=True, described=False)(docs)
+
+
+_serve("/docs", _OURS, "docs.html", "text/html")
+_serve("/docs/page.css", _OURS, "page.css", "text/css")
+_serve("/docs/page.js", _OURS, "page.js", "text/javascript")
+_serve("/docs/swagger-ui.css", _SWAGGER, "swagger-ui.css", "text/css")
+_serve("/docs/swagger-ui-bundle.js", _SWAGGER, "swagger-ui-bundle.js", "text/javascript")

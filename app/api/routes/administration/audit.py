@@ -6,11 +6,7 @@ from typing import Annotated
 
 from fastapi import Query, Response
 
-from app.api.dependencies import (
-    RegistryDep,
-    TenantDep,
-    WorkersDep,
-)
+from app.api.dependencies import CallerDep, RegistryDep
 from app.api.routing import Router
 from app.api.schemas.tenants import AuditPage, AuditRecordReply
 from app.tenancy.audit.chain import list_records
@@ -24,8 +20,7 @@ Seconds = Annotated[int | None, Query(ge=0, le=2**40)]
 @router.route("GET", "/admin/audit", answers=AuditPage, scopes=[Scope.ADMIN])
 async def list_audit(
     registry: RegistryDep,
-    workers: WorkersDep,
-    caller: TenantDep,
+    caller: CallerDep,
     tenant: Annotated[str | None, Query(max_length=64)] = None,
     start: Seconds = None,
     end: Seconds = None,
@@ -33,8 +28,7 @@ async def list_audit(
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> Response:
     """Records of the audit log by time (seconds since 1970), a page at a time."""
-    page = await workers.catalog.run(
-        caller,
+    page = await caller.read(
         list_records,
         registry.catalog,
         tenant=tenant,

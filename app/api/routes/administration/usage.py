@@ -9,13 +9,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Response
 
-from app.api.dependencies import (
-    PrincipalDep,
-    RegistryDep,
-    TenantsDep,
-    UsageDep,
-    WorkersDep,
-)
+from app.api.dependencies import CallerDep, RegistryDep, TenantsDep, UsageDep
 from app.api.routing import Router
 from app.api.schemas.tenants import UsagePage, UsageReply
 from app.errors import InvalidRequest
@@ -36,10 +30,9 @@ _PERIODS = {"hour": HOUR, "day": 86_400}
 @router.route("GET", "/v1/usage", answers=UsagePage, errors=[403])
 async def get_usage(
     registry: RegistryDep,
-    workers: WorkersDep,
     tenants: TenantsDep,
     usage: UsageDep,
-    principal: PrincipalDep,
+    caller: CallerDep,
     start: Time = None,
     end: Time = None,
     group_by: Annotated[str | None, Query(max_length=64)] = None,
@@ -55,30 +48,22 @@ async def get_usage(
     `day`, `prefix`, `version`; without it there is one row. Another `tenant` needs an admin key;
     without one nobody sees what a tenant of the same id used that was deleted before.
     """
-    is_admin = Scope.ADMIN in principal.scopes
-    if tenant not in (None, principal.tenant) and not is_admin:
+    is_admin = Scope.ADMIN in caller.principal.scopes
+    if tenant not in (None, caller.tenant) and not is_admin:
         raise insufficient_scope([Scope.ADMIN])
     now = int(time.time())
     since = _read_time(start, "start", now - _DEFAULT_S)
     if not is_admin:
-        own = await workers.catalog.run(principal.tenant, tenants.get, principal.tenant)
+        own = await caller.read(tenants.get, caller.tenant)
         since = max(since, own.created_at)
     query = UsageQuery(
-        tenant or principal.tenant,
+        tenant or caller.tenant,
         start=since // HOUR * HOUR,
         end=_read_time(end, "end", now + HOUR),
         groups=_read_groups(group_by),
         prefix=prefix,
     )
-    page = await workers.catalog.run(
-        principal.tenant,
-        read_usage,
-        registry.catalog,
-        usage,
-        query,
-        cursor,
-        limit,
-    )
+    page = await caller.read(read_usage, registry.catalog, usage, query, cursor, limit)
     data = [_usage_reply(row) for row in page.items]
     return UsagePage.of(page, data=data).response()
 

@@ -6,13 +6,11 @@ from __future__ import annotations
 from fastapi import Response
 
 from app.api.dependencies import (
-    ActorDep,
+    CallerDep,
     GenerationsDep,
     ModelDep,
     PrefixCacheDep,
     RegistryDep,
-    TenantDep,
-    WorkersDep,
 )
 from app.api.routes.prefixes.prefixes import forget_prefix
 from app.api.routing import Router
@@ -32,17 +30,15 @@ _PAGE = 100
 
 
 @router.route("GET", "/v1/models", answers=ModelListReply, scopes=_READING)
-async def list_models(
-    model: ModelDep, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
-) -> Response:
+async def list_models(model: ModelDep, registry: RegistryDep, caller: CallerDep) -> Response:
     """The base model, the caller's prefixes by name, and those published to it, as `acme/e2e`.
 
     At most 1,000 of each; `/v1/prefixes` and `/v1/published` have all, in pages.
     """
-    mine = await workers.catalog.run(tenant, registry.list_names, tenant, MAX_LISTED)
-    others = await workers.catalog.run(tenant, _published, registry, tenant)
+    mine = await caller.read(registry.list_names, caller.tenant, MAX_LISTED)
+    others = await caller.read(_published, registry, caller.tenant)
     data = [_base_card(model.spec)]
-    data += [_card(model.spec, name, created, tenant) for name, created in mine]
+    data += [_card(model.spec, name, created, caller.tenant) for name, created in mine]
     data += [
         _card(model.spec, f"{prefix.tenant}/{prefix.name}", prefix.created_at, prefix.tenant)
         for prefix in others
@@ -53,9 +49,9 @@ async def list_models(
 @router.route(
     "GET", "/v1/models/{model_id:path}", answers=ModelReply, scopes=_READING, errors=[409]
 )
-async def get_model(model_id: str, generations: GenerationsDep, tenant: TenantDep) -> Response:
+async def get_model(model_id: str, generations: GenerationsDep, caller: CallerDep) -> Response:
     """One model: the base model, or a prefix by any form of its name."""
-    model = generations.model
+    model, tenant = generations.model, caller.tenant
     if model_id == model.spec.model_id:
         return _base_card(model.spec).response()
     selector = generations.selector
@@ -79,10 +75,8 @@ async def delete_model(
     model_id: str,
     generations: GenerationsDep,
     registry: RegistryDep,
-    workers: WorkersDep,
     prefix_cache: PrefixCacheDep,
-    tenant: TenantDep,
-    actor: ActorDep,
+    caller: CallerDep,
 ) -> Response:
     """Delete a prefix with all its versions; the base model cannot be deleted."""
     if model_id == generations.model.spec.model_id:
@@ -90,9 +84,9 @@ async def delete_model(
     reference, *more = generations.selector.parse(model_id)
     if more or reference.selector is not None:
         raise InvalidRequest("only a prefix as a whole can be deleted here", param="model")
-    if reference.tenant not in (None, tenant):
+    if reference.tenant not in (None, caller.tenant):
         raise PrefixNotFound(f"prefix '{reference}' does not exist", param="model")
-    await forget_prefix(registry, workers, prefix_cache, tenant, reference.name, actor)
+    await forget_prefix(registry, prefix_cache, caller, reference.name)
     return ModelDeleted(id=model_id).response()
 
 

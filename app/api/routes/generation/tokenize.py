@@ -7,7 +7,7 @@ from typing import Any
 
 from fastapi import Request, Response
 
-from app.api.dependencies import GenerationsDep, LimitsDep, ModelDep, TenantDep
+from app.api.dependencies import GenerationsDep, LimitsDep, ModelDep, PrincipalDep
 from app.api.generation.engine_input import encode_prompts
 from app.api.routing import Router
 from app.api.schemas.base import json_reply
@@ -33,7 +33,9 @@ router = Router("generation")
     counted=True,
     errors=GENERATION_ERRORS,
 )
-async def tokenize(body: TokenizeBody, generations: GenerationsDep, tenant: TenantDep) -> Response:
+async def tokenize(
+    body: TokenizeBody, generations: GenerationsDep, principal: PrincipalDep
+) -> Response:
     """The tokens that a prompt becomes; with `model`, through that prefix's template.
 
     A body that says `add_special_tokens` is vLLM's: special tokens in its text are parsed, unless
@@ -42,14 +44,14 @@ async def tokenize(body: TokenizeBody, generations: GenerationsDep, tenant: Tena
     prompt = body.inputs if body.inputs is not None else body.prompt
     if prompt is None:
         raise InvalidRequest("give the text as inputs (or prompt)", param="inputs")
-    selection = await generations.selector.select(tenant, body.model, user=body.user)
+    selection = await generations.selector.select(principal.tenant, body.model, user=body.user)
     model, pool = generations.model, generations.text_pool
     try:
         parses = body.parse_special
         [ids] = await encode_prompts(
             model,
             pool,
-            tenant,
+            principal.tenant,
             [prompt],
             template=None if body.raw else selection.template,
             add_special_tokens=body.add_special_tokens,
@@ -63,7 +65,7 @@ async def tokenize(body: TokenizeBody, generations: GenerationsDep, tenant: Tena
         pieces = [{"id": token, "text": text.token_text(token)} for token in ids]
         return {"count": len(ids), "tokens": list(ids), "pieces": pieces}
 
-    return await json_reply(pool, tenant, len(ids), content)
+    return await json_reply(pool, principal.tenant, len(ids), content)
 
 
 @router.route(
@@ -75,7 +77,7 @@ async def tokenize(body: TokenizeBody, generations: GenerationsDep, tenant: Tena
     counted=True,
 )
 async def detokenize(
-    body: DetokenizeBody, generations: GenerationsDep, tenant: TenantDep
+    body: DetokenizeBody, generations: GenerationsDep, principal: PrincipalDep
 ) -> Response:
     """The text of token ids; special tokens are left out."""
     text, tokens = generations.model.text, body.tokens
@@ -83,7 +85,7 @@ async def detokenize(
         raise InvalidRequest(
             f"tokens names an id outside 0 to {text.vocab_size - 1}", param="tokens"
         )
-    pool = generations.text_pool
+    pool, tenant = generations.text_pool, principal.tenant
     return await json_reply(pool, tenant, len(tokens), lambda: {"prompt": text.decode(tokens)})
 
 

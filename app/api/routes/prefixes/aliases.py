@@ -10,14 +10,7 @@ from typing import Annotated
 
 from fastapi import Header, Request, Response
 
-from app.api.dependencies import (
-    ActorDep,
-    EvaluationsDep,
-    PrincipalDep,
-    RegistryDep,
-    TenantDep,
-    WorkersDep,
-)
+from app.api.dependencies import CallerDep, EvaluationsDep, RegistryDep
 from app.api.gate_check import version_score, write_when_scored
 from app.api.routing import JSON, Answer, Router
 from app.api.schemas.prefixes import AliasBody, AliasChangeReply, AliasHistoryReply, AliasReply
@@ -34,12 +27,9 @@ IfMatch = Annotated[str | None, Header(max_length=1024)]
 
 
 @router.route("GET", "", answers=_ALIAS, scopes=_READING)
-async def get_alias(
-    name: str, alias: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
-) -> Response:
+async def get_alias(name: str, alias: str, registry: RegistryDep, caller: CallerDep) -> Response:
     """Where an alias points; its state is the ETag."""
-    found = await workers.catalog.run(tenant, registry.aliases.get, tenant, name, alias)
-    return _reply(name, found)
+    return _reply(name, await caller.read(registry.aliases.get, caller.tenant, name, alias))
 
 
 @router.route("PUT", "", answers=_ALIAS, scopes=_WRITING, errors=[409, 412, 504])
@@ -49,10 +39,8 @@ async def set_alias(
     body: AliasBody,
     request: Request,
     registry: RegistryDep,
-    workers: WorkersDep,
     evaluations: EvaluationsDep,
-    principal: PrincipalDep,
-    actor: ActorDep,
+    caller: CallerDep,
     if_match: IfMatch = None,
 ) -> Response:
     """Point an alias at a version, or split it; with `If-Match` only if nobody moved it meanwhile.
@@ -66,47 +54,29 @@ async def set_alias(
         if body.version
         else partial(book.split, split=body.split or {})
     )
-    write = partial(change, principal.tenant, name, alias, if_match=if_match, actor=actor)
+    write = partial(caller.write, change, caller.tenant, name, alias, if_match=if_match)
 
     async def score(digest: str, gate: QualityGate) -> float:
-        return await version_score(evaluations, principal, name, digest, gate)
+        return await version_score(evaluations, caller.principal, name, digest, gate)
 
-    pool = workers.writes
-    moved = await write_when_scored(
-        partial(pool.finish, principal.tenant, write), score, request.receive
-    )
-    return _reply(name, moved)
+    return _reply(name, await write_when_scored(write, score, request.receive))
 
 
 @router.route("POST", "/rollback", answers=_ALIAS, scopes=_WRITING, errors=[409, 412])
 async def rollback_alias(
-    name: str,
-    alias: str,
-    registry: RegistryDep,
-    workers: WorkersDep,
-    tenant: TenantDep,
-    actor: ActorDep,
-    if_match: IfMatch = None,
+    name: str, alias: str, registry: RegistryDep, caller: CallerDep, if_match: IfMatch = None
 ) -> Response:
     """Point an alias at the version before; again, further back."""
-    moved = await workers.writes.finish(
-        tenant,
-        registry.aliases.rollback,
-        tenant,
-        name,
-        alias,
-        if_match=if_match,
-        actor=actor,
-    )
-    return _reply(name, moved)
+    rollback = registry.aliases.rollback
+    return _reply(name, await caller.write(rollback, caller.tenant, name, alias, if_match=if_match))
 
 
 @router.route("GET", "/history", answers=AliasHistoryReply, scopes=_READING)
 async def alias_history(
-    name: str, alias: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
+    name: str, alias: str, registry: RegistryDep, caller: CallerDep
 ) -> Response:
     """The alias's last moves, at most 100, the latest first."""
-    changes = await workers.catalog.run(tenant, registry.aliases.history, tenant, name, alias)
+    changes = await caller.read(registry.aliases.history, caller.tenant, name, alias)
     data = [AliasChangeReply.of(change, version=change.digest) for change in changes]
     return AliasHistoryReply(data=data).response()
 

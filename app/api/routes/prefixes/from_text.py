@@ -12,14 +12,7 @@ import time
 
 from fastapi import Request, Response
 
-from app.api.dependencies import (
-    ActorDep,
-    EngineDep,
-    EvaluationsDep,
-    PrincipalDep,
-    PublisherDep,
-    WorkersDep,
-)
+from app.api.dependencies import CallerDep, EngineDep, EvaluationsDep, PublisherDep
 from app.api.generation.engine_input import MAX_TOKEN_CHARACTERS, SURROGATE, off_loop
 from app.api.generation.generation import cancel_on_disconnect
 from app.api.generation.prefix_selection import PrefixSelection
@@ -56,9 +49,7 @@ async def make_from_text(
     engine: EngineDep,
     evaluations: EvaluationsDep,
     publisher: PublisherDep,
-    workers: WorkersDep,
-    principal: PrincipalDep,
-    actor: ActorDep,
+    caller: CallerDep,
 ) -> Response:
     """A version made of a text; checked, probed and stored as an upload is.
 
@@ -69,14 +60,14 @@ async def make_from_text(
         check_alias(body.alias)
     if engine.progress().draining:
         raise Draining("the server is shutting down")
-    tenant, model = principal.tenant, engine.model
+    tenant, workers, model = caller.tenant, caller.workers, engine.model
     ids = await off_loop(
         workers.text, tenant, len(body.text), _encode, model, body.text, publisher.max_length
     )
     metadata = _metadata(model, body, len(ids))
     deadline = time.monotonic() + publisher.timeout
     making = evaluations.queue.run(
-        principal,
+        caller.principal,
         deadline,
         words_prefix,
         [(model, ids, metadata)],
@@ -87,7 +78,7 @@ async def make_from_text(
     async with publisher.staging(tenant) as staged:
         await workers.files.run(tenant, _write, prefix, staged)
         admitted = await publisher.publish(
-            principal, name, staged.path, body.alias, request.receive, actor
+            caller.principal, name, staged.path, body.alias, request.receive, caller.actor
         )
     return admitted.reply
 

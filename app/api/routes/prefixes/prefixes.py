@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Annotated, BinaryIO
 
-from fastapi import Query, Response
+from fastapi import Depends, Query, Response
 from fastapi.responses import StreamingResponse
 
-from app.api.dependencies import (
-    ActorDep,
-    PrefixCacheDep,
-    RegistryDep,
-    TenantDep,
-    WorkersDep,
-)
-from app.api.lengths import LengthsDep
+from app.api.dependencies import Caller, CallerDep, ModelDep, PrefixCacheDep, RegistryDep
 from app.api.routing import FILE, Answer, Router
 from app.api.schemas.prefixes import (
     PrefixDeleted,
@@ -25,10 +20,13 @@ from app.api.schemas.prefixes import (
     VersionPage,
     VersionReply,
 )
-from app.db.database import Actor
+from app.errors import PolyprefixError
+from app.prefix.header import LENGTH_BYTES, MAX_HEADER_BYTES, header_length, parse_header
+from app.prefix.spec import MODULES
 from app.registry.registry import Registry
+from app.registry.types import Version
 from app.runtime.prefix_cache import PrefixCache, PrefixKey
-from app.runtime.workers import WorkerPool, Workers
+from app.runtime.workers import WorkerPool
 from app.tenancy.auth.principal import Scope
 
 router = Router("prefixes", "/v1/prefixes")
@@ -38,43 +36,78 @@ Limit = Annotated[int, Query(ge=1, le=100)]
 
 _READING, _WRITING = [Scope.PREFIXES_READ], [Scope.PREFIXES_WRITE]
 _CONTENT = Answer({FILE: None}, ("etag", "content-disposition", "accept-ranges"))
+_VERSION = "/{name}/versions/{digest}"
 _READ_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class VersionReplies:
+    """Makes replies of the caller's versions, with the number of positions in each module.
+
+    The catalog knows those numbers for all versions but old ones. Of these only decoder
+    self-attention is known; the rest is in the header of their file, which is read if the base
+    model has other modules.
+    """
+
+    registry: Registry
+    caller: Caller
+    is_decoder_alone: bool
+
+    async def of(self, version: Version) -> VersionReply:
+        """The reply; what is known without the file is answered if that is lost or damaged."""
+        lengths = version.lengths
+        if lengths is None and not self.is_decoder_alone:
+            store = self.caller.workers.store
+            with suppress(PolyprefixError):
+                lengths = await store.run(self.caller.tenant, self._lengths_in_file, version)
+        return VersionReply.of(version, lengths=lengths or {"decoder": version.length})
+
+    def _lengths_in_file(self, version: Version) -> Mapping[str, int]:
+        most = LENGTH_BYTES + MAX_HEADER_BYTES
+        start = self.registry.content_start(self.caller.tenant, version, most)
+        length = header_length(start[:LENGTH_BYTES], most)
+        raw = start[LENGTH_BYTES : LENGTH_BYTES + length]
+        header = parse_header(raw, LENGTH_BYTES + len(raw) + version.nbytes)
+        keys = {module: header.tensors.get(f"{module}.keys") for module in MODULES}
+        return {
+            module: entry.shape[2]
+            for module, entry in keys.items()
+            if entry is not None and len(entry.shape) == 4
+        }
+
+
+async def get_version_replies(
+    registry: RegistryDep, caller: CallerDep, model: ModelDep
+) -> VersionReplies:
+    """Replies of this server's versions."""
+    return VersionReplies(registry, caller, model.spec.modules.keys() <= {"decoder"})
+
+
+RepliesDep = Annotated[VersionReplies, Depends(get_version_replies)]
 
 
 @router.route("GET", "", answers=PrefixPage, scopes=_READING)
 async def list_prefixes(
-    registry: RegistryDep,
-    workers: WorkersDep,
-    tenant: TenantDep,
-    cursor: Cursor = None,
-    limit: Limit = 20,
+    registry: RegistryDep, caller: CallerDep, cursor: Cursor = None, limit: Limit = 20
 ) -> Response:
     """The caller's prefixes by name, a page at a time."""
-    page = await workers.catalog.run(tenant, registry.list_prefixes, tenant, cursor, limit)
-    data = [PrefixReply.of(record) for record in page.items]
-    return PrefixPage.of(page, data=data).response()
+    page = await caller.read(registry.list_prefixes, caller.tenant, cursor, limit)
+    return PrefixPage.of(page, data=list(map(PrefixReply.of, page.items))).response()
 
 
 @router.route("GET", "/{name}", answers=PrefixReply, scopes=_READING)
-async def get_prefix(
-    name: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
-) -> Response:
+async def get_prefix(name: str, registry: RegistryDep, caller: CallerDep) -> Response:
     """One prefix with its aliases."""
-    record = await workers.catalog.run(tenant, registry.get_prefix, tenant, name)
+    record = await caller.read(registry.get_prefix, caller.tenant, name)
     return PrefixReply.of(record).response()
 
 
 @router.route("DELETE", "/{name}", answers=PrefixDeleted, scopes=_WRITING)
 async def delete_prefix(
-    name: str,
-    registry: RegistryDep,
-    workers: WorkersDep,
-    prefix_cache: PrefixCacheDep,
-    tenant: TenantDep,
-    actor: ActorDep,
+    name: str, registry: RegistryDep, prefix_cache: PrefixCacheDep, caller: CallerDep
 ) -> Response:
     """Delete a prefix with all its versions and aliases; rows that run finish with it."""
-    await forget_prefix(registry, workers, prefix_cache, tenant, name, actor)
+    await forget_prefix(registry, prefix_cache, caller, name)
     return PrefixDeleted(name=name).response()
 
 
@@ -82,41 +115,33 @@ async def delete_prefix(
 async def list_versions(
     name: str,
     registry: RegistryDep,
-    workers: WorkersDep,
-    lengths: LengthsDep,
-    tenant: TenantDep,
+    replies: RepliesDep,
+    caller: CallerDep,
     cursor: Cursor = None,
     limit: Limit = 20,
 ) -> Response:
     """A prefix's versions, the newest first, a page at a time."""
-    page = await workers.catalog.run(tenant, registry.list_versions, tenant, name, cursor, limit)
-    data = [
-        VersionReply.of(version, lengths=await lengths.of(tenant, version))
-        for version in page.items
-    ]
+    page = await caller.read(registry.list_versions, caller.tenant, name, cursor, limit)
+    data = [await replies.of(version) for version in page.items]
     return VersionPage.of(page, data=data).response()
 
 
-@router.route("GET", "/{name}/versions/{digest}", answers=VersionReply, scopes=_READING)
+@router.route("GET", _VERSION, answers=VersionReply, scopes=_READING)
 async def get_version(
-    name: str,
-    digest: str,
-    registry: RegistryDep,
-    workers: WorkersDep,
-    lengths: LengthsDep,
-    tenant: TenantDep,
+    name: str, digest: str, registry: RegistryDep, replies: RepliesDep, caller: CallerDep
 ) -> Response:
     """One version by its digest or a unique start of it."""
-    version = await workers.catalog.run(tenant, registry.get_version, tenant, name, digest)
-    return VersionReply.of(version, lengths=await lengths.of(tenant, version)).response()
+    version = await caller.read(registry.get_version, caller.tenant, name, digest)
+    return (await replies.of(version)).response()
 
 
-@router.route("GET", "/{name}/versions/{digest}/content", answers=_CONTENT, scopes=_READING)
+@router.route("GET", f"{_VERSION}/content", answers=_CONTENT, scopes=_READING)
 async def download_version(
-    name: str, digest: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
+    name: str, digest: str, registry: RegistryDep, caller: CallerDep
 ) -> Response:
     """The version's file, as it was uploaded; always whole."""
-    version = await workers.catalog.run(tenant, registry.get_version, tenant, name, digest)
+    tenant, workers = caller.tenant, caller.workers
+    version = await caller.read(registry.get_version, tenant, name, digest)
     file = await workers.store.run(tenant, registry.open_content, tenant, version)
     headers = {
         "content-disposition": f'attachment; filename="{name}-{version.digest[:12]}.safetensors"',
@@ -126,71 +151,43 @@ async def download_version(
     return StreamingResponse(_pieces(workers.files, tenant, file), 200, headers, FILE)
 
 
-@router.route(
-    "DELETE",
-    "/{name}/versions/{digest}",
-    answers=VersionDeleted,
-    scopes=_WRITING,
-    errors=[409],
-)
+@router.route("DELETE", _VERSION, answers=VersionDeleted, scopes=_WRITING, errors=[409])
 async def delete_version(
     name: str,
     digest: str,
     registry: RegistryDep,
-    workers: WorkersDep,
     prefix_cache: PrefixCacheDep,
-    tenant: TenantDep,
-    actor: ActorDep,
+    caller: CallerDep,
 ) -> Response:
     """Delete one version; `latest` falls back to the newest that is left."""
-    version = await workers.writes.finish(
-        tenant, registry.delete_version, tenant, name, digest, actor=actor
-    )
+    version = await caller.write(registry.delete_version, caller.tenant, name, digest)
     prefix_cache.evict(PrefixKey(version.owner, version.digest))
     return VersionDeleted(name=name, digest=version.digest).response()
 
 
-@router.route("POST", "/{name}/versions/{digest}/pin", answers=VersionReply, scopes=_WRITING)
+@router.route("POST", f"{_VERSION}/pin", answers=VersionReply, scopes=_WRITING)
 async def pin_version(
-    name: str,
-    digest: str,
-    registry: RegistryDep,
-    workers: WorkersDep,
-    lengths: LengthsDep,
-    tenant: TenantDep,
-    actor: ActorDep,
+    name: str, digest: str, registry: RegistryDep, replies: RepliesDep, caller: CallerDep
 ) -> Response:
     """Keep the version in memory once it has been used."""
-    version = await workers.writes.finish(tenant, registry.pin, tenant, name, digest, actor=actor)
-    return VersionReply.of(version, lengths=await lengths.of(tenant, version)).response()
+    version = await caller.write(registry.pin, caller.tenant, name, digest)
+    return (await replies.of(version)).response()
 
 
-@router.route("DELETE", "/{name}/versions/{digest}/pin", answers=VersionReply, scopes=_WRITING)
+@router.route("DELETE", f"{_VERSION}/pin", answers=VersionReply, scopes=_WRITING)
 async def unpin_version(
-    name: str,
-    digest: str,
-    registry: RegistryDep,
-    workers: WorkersDep,
-    lengths: LengthsDep,
-    tenant: TenantDep,
-    actor: ActorDep,
+    name: str, digest: str, registry: RegistryDep, replies: RepliesDep, caller: CallerDep
 ) -> Response:
     """Let the version be evicted from memory again."""
-    version = await workers.writes.finish(tenant, registry.unpin, tenant, name, digest, actor=actor)
-    return VersionReply.of(version, lengths=await lengths.of(tenant, version)).response()
+    version = await caller.write(registry.unpin, caller.tenant, name, digest)
+    return (await replies.of(version)).response()
 
 
 async def forget_prefix(
-    registry: Registry,
-    workers: Workers,
-    prefix_cache: PrefixCache,
-    tenant: str,
-    name: str,
-    actor: Actor,
+    registry: Registry, prefix_cache: PrefixCache, caller: Caller, name: str
 ) -> None:
     """Delete a prefix from the catalog and from memory."""
-    gone = await workers.writes.finish(tenant, registry.delete_prefix, tenant, name, actor=actor)
-    for owner, digest in gone:
+    for owner, digest in await caller.write(registry.delete_prefix, caller.tenant, name):
         prefix_cache.evict(PrefixKey(owner, digest))
 
 

@@ -8,12 +8,7 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from app.api.dependencies import (
-    ActorDep,
-    RegistryDep,
-    TenantDep,
-    WorkersDep,
-)
+from app.api.dependencies import CallerDep, RegistryDep
 from app.api.routes.prefixes.prefixes import Cursor, Limit
 from app.api.routing import Router
 from app.api.schemas.prefixes import (
@@ -31,42 +26,26 @@ _PATH = "/v1/prefixes/{name}/publication"
 
 
 @router.route("GET", _PATH, answers=PublicationReply, scopes=[Scope.PREFIXES_READ])
-async def get_publication(
-    name: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
-) -> Response:
+async def get_publication(name: str, registry: RegistryDep, caller: CallerDep) -> Response:
     """Who may use the prefix besides its owner."""
-    found = await workers.catalog.run(tenant, registry.publications.get, tenant, name)
+    found = await caller.read(registry.publications.get, caller.tenant, name)
     return PublicationReply.of(found).response()
 
 
 @router.route("PUT", _PATH, answers=PublicationReply, scopes=[Scope.PREFIXES_WRITE])
 async def set_publication(
-    name: str,
-    body: PublicationBody,
-    registry: RegistryDep,
-    workers: WorkersDep,
-    tenant: TenantDep,
-    actor: ActorDep,
+    name: str, body: PublicationBody, registry: RegistryDep, caller: CallerDep
 ) -> Response:
     """Let these tenants use the prefix, or everyone, and nobody else any more."""
-    made = await workers.writes.finish(
-        tenant,
-        registry.publications.set,
-        tenant,
-        name,
-        body.tenants,
-        everyone=body.everyone,
-        actor=actor,
-    )
+    publish = registry.publications.set
+    made = await caller.write(publish, caller.tenant, name, body.tenants, everyone=body.everyone)
     return PublicationReply.of(made).response()
 
 
 @router.route("DELETE", _PATH, answers=PublicationDeleted, scopes=[Scope.PREFIXES_WRITE])
-async def delete_publication(
-    name: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep, actor: ActorDep
-) -> Response:
+async def delete_publication(name: str, registry: RegistryDep, caller: CallerDep) -> Response:
     """Let nobody else use the prefix any more; rows that run finish with it."""
-    await workers.writes.finish(tenant, registry.publications.withdraw, tenant, name, actor=actor)
+    await caller.write(registry.publications.withdraw, caller.tenant, name)
     return PublicationDeleted(name=name).response()
 
 
@@ -78,13 +57,9 @@ async def delete_publication(
     errors=[404],
 )
 async def list_published(
-    registry: RegistryDep,
-    workers: WorkersDep,
-    tenant: TenantDep,
-    cursor: Cursor = None,
-    limit: Limit = 20,
+    registry: RegistryDep, caller: CallerDep, cursor: Cursor = None, limit: Limit = 20
 ) -> Response:
     """What others publish to the caller, in the order in which it was made, a page at a time."""
-    page = await workers.catalog.run(tenant, registry.publications.offered, tenant, cursor, limit)
+    page = await caller.read(registry.publications.offered, caller.tenant, cursor, limit)
     data = [PublishedReply.of(prefix, id=f"{prefix.tenant}/{prefix.name}") for prefix in page.items]
     return PublishedPage.of(page, data=data).response()

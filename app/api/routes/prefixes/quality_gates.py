@@ -9,12 +9,7 @@ from __future__ import annotations
 
 from fastapi import Response
 
-from app.api.dependencies import (
-    ActorDep,
-    RegistryDep,
-    TenantDep,
-    WorkersDep,
-)
+from app.api.dependencies import CallerDep, RegistryDep
 from app.api.routing import Router
 from app.api.schemas.evaluations import AliasGateDeleted, AliasGateReply, GateBody
 from app.errors import InvalidRequest
@@ -28,23 +23,15 @@ _MAX_CHARACTERS = 1 << 18
 
 
 @router.route("GET", "", answers=AliasGateReply, scopes=[Scope.PREFIXES_READ])
-async def get_gate(
-    name: str, alias: str, registry: RegistryDep, workers: WorkersDep, tenant: TenantDep
-) -> Response:
+async def get_gate(name: str, alias: str, registry: RegistryDep, caller: CallerDep) -> Response:
     """The alias's gate with its examples."""
-    found = await workers.catalog.run(tenant, registry.gates.get, tenant, name, alias)
+    found = await caller.read(registry.gates.get, caller.tenant, name, alias)
     return AliasGateReply.of(found, name=name, alias=alias).response()
 
 
 @router.route("PUT", "", answers=AliasGateReply, scopes=[Scope.PREFIXES_WRITE], errors=[409])
 async def set_gate(
-    name: str,
-    alias: str,
-    body: GateBody,
-    registry: RegistryDep,
-    workers: WorkersDep,
-    tenant: TenantDep,
-    actor: ActorDep,
+    name: str, alias: str, body: GateBody, registry: RegistryDep, caller: CallerDep
 ) -> Response:
     """Give the alias a gate, or another one; where it points now stays as it is."""
     examples = [{"input": one.input, "output": list(one.references)} for one in body.examples]
@@ -55,21 +42,12 @@ async def set_gate(
             param="examples",
         )
     gate = QualityGate(metric=body.metric, min_score=body.min_score, examples=examples)
-    made = await workers.writes.finish(
-        tenant, registry.gates.set, tenant, name, alias, gate, actor=actor
-    )
+    made = await caller.write(registry.gates.set, caller.tenant, name, alias, gate)
     return AliasGateReply.of(made, name=name, alias=alias).response()
 
 
 @router.route("DELETE", "", answers=AliasGateDeleted, scopes=[Scope.PREFIXES_WRITE])
-async def remove_gate(
-    name: str,
-    alias: str,
-    registry: RegistryDep,
-    workers: WorkersDep,
-    tenant: TenantDep,
-    actor: ActorDep,
-) -> Response:
+async def remove_gate(name: str, alias: str, registry: RegistryDep, caller: CallerDep) -> Response:
     """Take the alias's gate away."""
-    await workers.writes.finish(tenant, registry.gates.remove, tenant, name, alias, actor=actor)
+    await caller.write(registry.gates.remove, caller.tenant, name, alias)
     return AliasGateDeleted(name=name, alias=alias).response()

@@ -8,13 +8,7 @@ from typing import Annotated
 
 from fastapi import Header, Request, Response
 
-from app.api.dependencies import (
-    ActorDep,
-    PrincipalDep,
-    PublisherDep,
-    UploadsDep,
-    WorkersDep,
-)
+from app.api.dependencies import CallerDep, PublisherDep, UploadsDep
 from app.api.publish_version import NEW_VERSION
 from app.api.routing import Router
 from app.errors import (
@@ -48,9 +42,7 @@ async def upload_version(
     request: Request,
     publisher: PublisherDep,
     uploads: UploadsDep,
-    workers: WorkersDep,
-    principal: PrincipalDep,
-    actor: ActorDep,
+    caller: CallerDep,
     x_alias: Annotated[str | None, Header(max_length=64)] = None,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> Response:
@@ -64,12 +56,12 @@ async def upload_version(
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters")
     _check_type(request)
-    tenant = principal.tenant
+    tenant, files = caller.tenant, caller.workers.files
     with uploads.slot(tenant):
         async with publisher.staging(tenant) as staged:
-            await _receive(request, staged, workers.files, tenant, publisher.max_file_bytes)
+            await _receive(request, staged, files, tenant, publisher.max_file_bytes)
             admitted = await publisher.publish(
-                principal, name, staged.path, x_alias, request.receive, actor
+                caller.principal, name, staged.path, x_alias, request.receive, caller.actor
             )
     return admitted.reply
 
