@@ -25,8 +25,7 @@ from app.api.publish_version import VersionPublisher
 from app.api.routes.all_routes import ALL_ROUTES
 from app.api.routing import no_route, open_paths
 from app.api.schemas.base import StrictJSONResponse
-from app.api.side_work.metered import MeteredQueue
-from app.api.side_work.turns import ConcurrencyCap, SideQueue
+from app.api.side_work import ConcurrencyCap, MeteredQueue, SideQueue
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.probe import probe
@@ -37,11 +36,10 @@ from app.model.threads import run_in_fresh_thread
 from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
 from app.registry.shipped.import_ import DEMO_TENANT, seed
-from app.runtime.periodic import PeriodicThread
 from app.runtime.pinning import follow_pins
 from app.runtime.prefix_cache import PrefixCache
 from app.runtime.prefix_loader import stored_prefixes
-from app.runtime.workers import Workers
+from app.runtime.workers import PeriodicThread, Workers
 from app.settings import Settings
 from app.tenancy.audit.log import AuditLog
 from app.tenancy.auth.authenticator import Anonymous, Authentication, KeyAuthenticator

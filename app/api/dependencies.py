@@ -16,7 +16,7 @@ from app.api.generation.generation import GenerationService
 from app.api.metrics import Metrics
 from app.api.middleware.audit import audited_call
 from app.api.publish_version import VersionPublisher
-from app.api.side_work.turns import ConcurrencyCap
+from app.api.side_work import ConcurrencyCap
 from app.db.database import Actor
 from app.engine.engine import Engine
 from app.model.frozen import FrozenModel

@@ -64,9 +64,9 @@ class ErrorResponse(StrictJSONResponse):
 
 def install_error_handlers(app: FastAPI) -> None:
     """Map what routes raise on purpose to a response; `RequestMiddleware` answers the rest."""
-    app.add_exception_handler(PolyprefixError, _on_error)
-    app.add_exception_handler(RequestValidationError, _on_validation)
-    app.add_exception_handler(HTTPException, _on_http)
+    app.exception_handler(PolyprefixError)(_on_error)
+    app.exception_handler(RequestValidationError)(_on_validation)
+    app.exception_handler(HTTPException)(_on_http)
 
 
 def error_body(error: PolyprefixError, scope: Scope) -> dict[str, Any]:
@@ -112,25 +112,19 @@ def internal_error(error: Exception, scope: Scope) -> Response:
     return error_response(PolyprefixError("internal error"), scope)
 
 
-async def _on_error(request: Request, error: Exception) -> Response:
-    if not isinstance(error, PolyprefixError):
-        return internal_error(error, request.scope)
+async def _on_error(request: Request, error: PolyprefixError) -> Response:
     return error_response(error, request.scope)
 
 
-async def _on_validation(request: Request, error: Exception) -> Response:
+async def _on_validation(request: Request, error: RequestValidationError) -> Response:
     """The first thing that is wrong with a body, by the name of its field."""
-    if not isinstance(error, RequestValidationError):
-        return internal_error(error, request.scope)
     is_openai = _shape_of(request.scope) is ErrorShape.OPENAI
     status = InvalidRequest.status if is_openai else Unprocessable.status
     return error_response(validation_error(error.errors(), status=status), request.scope)
 
 
-async def _on_http(request: Request, error: Exception) -> Response:
+async def _on_http(request: Request, error: HTTPException) -> Response:
     """What the framework itself refuses: unknown methods, and bodies that its parser gave up."""
-    if not isinstance(error, HTTPException):
-        return internal_error(error, request.scope)
     path, headers = request.scope["path"], dict(error.headers or {})
     ours: PolyprefixError
     if error.status_code == 405:

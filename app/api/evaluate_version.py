@@ -13,20 +13,22 @@ from app.api.generation.engine_input import check_text, encode_prompts, off_loop
 from app.api.generation.generation import GenerationService
 from app.api.generation.prefix_selection import PrefixSelection
 from app.api.schemas.evaluations import DecodingFields, ExampleBody
-from app.api.side_work.metered import MeteredQueue
-from app.api.side_work.turns import ConcurrencyCap
+from app.api.side_work import ConcurrencyCap, MeteredQueue
 from app.engine.offline import CompletedRequest
 from app.engine.request import GenerationRequest
 from app.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest
 from app.evaluation.evaluator import Evaluation, Evaluator
 from app.evaluation.text_pairs import TokenPair, answered_target, continued_target
 from app.prefix.prefix import Prefix
+from app.registry.quality_gates import QualityGate
 from app.tenancy.auth.principal import Principal
 
 Result = TypeVar("Result")
 
 _MAX_WAVE_ROWS = 32
 """Rows that one evaluation has in the engine: it takes longer, and its tenant can do more."""
+_MEAN_LOGPROB = "mean_logprob"
+"""A gate's metric that is minus the loss: more is better, as of every other."""
 _NO_OPTIONS = {"timeout", "raw", "truncate"}
 """Fields of `DecodingFields` that say nothing about how an answer is searched for."""
 
@@ -71,6 +73,13 @@ class VersionEvaluation:
         if "loss" in metrics:
             pairs = await self.off_loop(size, self._pairs, prompts, references)
         return await evaluator.evaluate(prompts, references, metrics, pairs)
+
+    async def gate_score(self, gate: QualityGate) -> float:
+        """The version's score by a gate."""
+        examples = [ExampleBody(input=one["input"], output=one["output"]) for one in gate.examples]
+        if gate.metric == _MEAN_LOGPROB:
+            return -(await self.evaluate(examples, ["loss"])).loss
+        return (await self.evaluate(examples, [gate.metric])).score(gate.metric)
 
     async def prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of the examples' inputs, exactly as a completion would read them.
@@ -227,6 +236,13 @@ class EvaluationService:
             yield self.begin(principal, selection, options)
         finally:
             selection.release()
+
+    async def gate_score(
+        self, principal: Principal, name: str, digest: str, gate: QualityGate
+    ) -> float:
+        """As of `VersionEvaluation`, of the version `digest` with its own decoding defaults."""
+        async with self.version(principal, name, digest, DecodingFields()) as evaluation:
+            return await evaluation.gate_score(gate)
 
 
 @contextmanager

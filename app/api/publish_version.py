@@ -17,12 +17,12 @@ from fastapi import Response
 from starlette.types import Receive
 
 from app.api.evaluate_version import EvaluationService
-from app.api.gate_check import gate_score, write_when_scored
+from app.api.generation.generation import cancel_on_disconnect
 from app.api.generation.prefix_selection import PrefixSelection, SelectedPrefix
 from app.api.routing import JSON, Answer
 from app.api.schemas.evaluations import DecodingFields
 from app.api.schemas.prefixes import VersionReply
-from app.api.side_work.turns import SideQueue
+from app.api.side_work import SideQueue
 from app.db.database import Actor
 from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
@@ -32,7 +32,7 @@ from app.model.frozen import FrozenModel
 from app.model.text import Text
 from app.prefix.codec import decode, max_file_bytes
 from app.prefix.prefix import Prefix
-from app.registry.quality_gates import QualityGate
+from app.registry.quality_gates import QualityGate, write_when_scored
 from app.registry.registry import Registry
 from app.registry.storage.store import StagedFile
 from app.registry.types import Quota, Version
@@ -134,10 +134,10 @@ class VersionPublisher:
         async def score(_: str, gate: QualityGate) -> float:
             selection = PrefixSelection([SelectedPrefix(name, prefix.digest, on_device)])
             evaluation = self.evaluations.begin(principal, selection, DecodingFields())
-            return await gate_score(evaluation, gate)
+            return await cancel_on_disconnect(receive, evaluation.gate_score(gate))
 
         write = partial(self.workers.store.finish, tenant, commit)
-        version, created = await write_when_scored(write, score, receive)
+        version, created = await write_when_scored(write, score)
         return PublishedVersion(version, prefix, created, warnings)
 
     async def _is_served(self, tenant: str, name: str, digest: str) -> bool:

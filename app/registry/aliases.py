@@ -52,39 +52,37 @@ class Aliases:
         tenant: str,
         name: str,
         alias: str,
-        digest: str,
+        target: str | Weights,
         *,
         if_match: str | None = None,
         scores: Scores = NO_SCORES,
         actor: Actor | None = None,
     ) -> Alias:
-        """Points an alias at a version, named by its digest or a unique start of it.
+        """Points an alias at a version, or splits it over several by integer weights.
 
-        `if_match` lists etags, or is `*`: PreconditionFailed unless the alias is in that state.
-        `scores` are those by the alias's gate, if it has one: GateNotPassed, Unscored.
-        InvalidRequest if the alias breaks the rules; PrefixNotFound.
-        """
-        return self._point(tenant, name, alias, {digest: 1}, if_match, scores, actor)
-
-    def split(
-        self,
-        tenant: str,
-        name: str,
-        alias: str,
-        split: Weights,
-        *,
-        if_match: str | None = None,
-        scores: Scores = NO_SCORES,
-        actor: Actor | None = None,
-    ) -> Alias:
-        """Splits an alias over versions, digests or unique starts of them, by integer weights.
-
-        As `set`; also InvalidRequest if there are too few or too many versions, if two starts name
-        the same one, or if a weight is out of bounds. An upload ends a split of `latest`.
+        Versions are named by their digests or unique starts of them. An upload ends a split of
+        `latest`. `if_match` lists etags, or is `*`: PreconditionFailed unless the alias is in that
+        state. `scores` are those by the alias's gate, if it has one: GateNotPassed, Unscored.
+        InvalidRequest if the alias breaks the rules, or a split has too few or too many versions,
+        a weight out of bounds, or two starts that name the same version; PrefixNotFound.
         """
         scope.check_names(name, alias)
-        check_split(split)
-        return self._point(tenant, name, alias, split, if_match, scores, actor)
+        starts = {target: 1} if isinstance(target, str) else target
+        if not isinstance(target, str):
+            check_split(target)
+        with scope.changing(self._catalog, tenant, name, actor) as (connection, epoch):
+            prefix_id = scope.get_prefix_id(connection, tenant, name)
+            _check_match(connection, prefix_id, alias, if_match)
+            weights = {
+                versions.get_row(connection, tenant, name, start).digest: weight
+                for start, weight in starts.items()
+            }
+            if len(weights) < len(starts):
+                raise InvalidRequest("the split names a version twice", param="split")
+            check_gate(connection, prefix_id, alias, weights, scores, keep=True)
+            now = int(self._clock())
+            move(connection, epoch, prefix_id, alias, weights, reason="set", now=now)
+            return get(connection, prefix_id, alias)
 
     def rollback(
         self,
@@ -123,41 +121,20 @@ class Aliases:
                 for row in connection.execute(query)
             )
 
-    def _point(
-        self,
-        tenant: str,
-        name: str,
-        alias: str,
-        starts: Weights,
-        if_match: str | None,
-        scores: Scores,
-        actor: Actor | None,
-    ) -> Alias:
-        """Points or splits an alias, given starts of digests with their weights."""
-        scope.check_names(name, alias)
-        with scope.changing(self._catalog, tenant, name, actor) as (connection, epoch):
-            prefix_id = scope.get_prefix_id(connection, tenant, name)
-            _check_match(connection, prefix_id, alias, if_match)
-            weights = {
-                versions.get_row(connection, tenant, name, start).digest: weight
-                for start, weight in starts.items()
-            }
-            if len(weights) < len(starts):
-                raise InvalidRequest("the split names a version twice", param="split")
-            check_gate(connection, prefix_id, alias, weights, scores)
-            quality_gates.remember(connection, prefix_id, alias, weights, scores)
-            now = int(self._clock())
-            move(connection, epoch, prefix_id, alias, weights, reason="set", now=now)
-            return get(connection, prefix_id, alias)
-
 
 def check_gate(
-    connection: Connection, prefix_id: int, alias: str, weights: Weights, scores: Scores
+    connection: Connection,
+    prefix_id: int,
+    alias: str,
+    weights: Weights,
+    scores: Scores,
+    *,
+    keep: bool,
 ) -> None:
     """As `quality_gates.check`, if the alias would move."""
     row = find_alias(connection, prefix_id, alias)
     if row is None or _weights(connection, row) != weights:
-        quality_gates.check(connection, prefix_id, alias, weights, scores)
+        quality_gates.check(connection, prefix_id, alias, weights, scores, keep=keep)
 
 
 def find_alias(connection: Connection, prefix_id: int, alias: str) -> Row[Any] | None:

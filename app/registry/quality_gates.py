@@ -1,16 +1,16 @@
 """What a version must score before an alias may be pointed at it.
 
-Scores are computed elsewhere, before the write. The functions check, inside the write, that they
-are the scores of this gate and of this version.
+Scores are computed elsewhere, before the write. `check` sees, inside the write, that they are the
+scores of this gate and of this version: either may change meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, insert, select
 
@@ -21,8 +21,11 @@ from app.errors import Conflict, GateNotPassed, InvalidRequest, NotFound
 from app.registry import scope, versions
 from app.registry.types import LATEST, Weights
 
+Result = TypeVar("Result")
+
 MAX_GATES = 10
 """Gates that the aliases of one prefix may have."""
+_TRIES = 4
 
 Scores = Mapping[tuple[str, str], float]
 """What is known: (`Gate.measure`, digest of a version) → score."""
@@ -157,18 +160,22 @@ def check(
     alias: str,
     weights: Weights,
     scores: Scores,
+    *,
+    keep: bool,
 ) -> None:
     """GateNotPassed unless the alias may be moved to `weights`; Unscored if a score is not known.
 
     Every version needs a score by this gate, also one that the alias serves already: it may have
-    come before the gate. Besides `scores`, those with which versions have passed before are known.
+    come before the gate. Besides `scores`, those with which versions have passed before are known;
+    with `keep`, for versions that exist, the new ones are remembered too.
     """
     gate = find(connection, prefix_id, alias)
     if gate is None:
         return
     measure = gate.measure
-    known = _remembered(connection, prefix_id, alias, measure)
-    known |= {digest: scores[measure, digest] for digest in weights if (measure, digest) in scores}
+    before = _remembered(connection, prefix_id, alias, measure)
+    given = {digest: scores[measure, digest] for digest in weights if (measure, digest) in scores}
+    known = before | given
     unknown = sorted(set(weights) - known.keys())
     if unknown:
         raise Unscored(alias, gate, unknown)
@@ -179,35 +186,33 @@ def check(
                 f"'{alias}' takes {gate.min_score:.6g} or more",
                 param="version",
             )
-
-
-def remember(
-    connection: Connection,
-    prefix_id: int,
-    alias: str,
-    weights: Weights,
-    scores: Scores,
-) -> None:
-    """Keeps the scores with which versions that exist have passed the alias's gate."""
-    gate = find(connection, prefix_id, alias)
-    if gate is None:
-        return
-    measure = gate.measure
-    known = _remembered(connection, prefix_id, alias, measure)
-    ids = versions.ids_of(connection, prefix_id, weights)
+    ids = versions.ids_of(connection, prefix_id, given.keys() - before.keys()) if keep else {}
+    common = {"prefix_id": prefix_id, "alias": alias, "measure": measure}
     rows = [
-        {
-            "prefix_id": prefix_id,
-            "alias": alias,
-            "version_id": number,
-            "measure": measure,
-            "score": scores[measure, digest],
-        }
-        for digest, number in ids.items()
-        if digest not in known and (measure, digest) in scores
+        {**common, "version_id": number, "score": given[digest]} for digest, number in ids.items()
     ]
     if rows:
         connection.execute(insert(gate_scores), rows)
+
+
+async def write_when_scored(
+    write: Callable[..., Awaitable[Result]],
+    score_of: Callable[[str, QualityGate], Awaitable[float]],
+) -> Result:
+    """What `write(scores=…)` answers, once it has the scores that it asks for.
+
+    `score_of` computes the score of a version, named by its digest. Raises what both raise, and
+    Conflict if the gate changes again and again meanwhile.
+    """
+    scores: dict[tuple[str, str], float] = {}
+    for _ in range(_TRIES):
+        try:
+            return await write(scores=dict(scores))
+        except Unscored as missing:
+            gate, digests = missing.gate, missing.digests
+        for digest in digests:
+            scores[gate.measure, digest] = await score_of(digest, gate)
+    raise Conflict("the alias's gate is being changed; try again", param="alias")
 
 
 def _remembered(

@@ -17,11 +17,11 @@ from sqlalchemy import Connection
 
 from app.db.change_log import ChangeKind, note
 from app.db.database import Actor, Database
-from app.db.paging import Page
 from app.errors import Conflict, InUse, PolyprefixError
 from app.prefix.reference import check_alias, check_name
-from app.registry import aliases, listing, quality_gates, scope, versions
+from app.registry import aliases, scope, versions
 from app.registry.aliases import Aliases
+from app.registry.listing import Listing
 from app.registry.publications import Publications
 from app.registry.quality_gates import NO_SCORES, QualityGates, Scores, Unscored
 from app.registry.resolver import Resolver
@@ -31,7 +31,6 @@ from app.registry.storage.store import ObjectStore, StagedFile
 from app.registry.types import (
     LATEST,
     ContentKey,
-    PrefixRecord,
     Quota,
     Version,
     VersionInfo,
@@ -47,7 +46,8 @@ class Registry:
     the writing ones InsufficientStorage; then nothing has changed. The writing ones take the
     `actor` of the change, for the audit log. `aliases` moves names, `publications` shares prefixes
     with other tenants, `gates` says which versions aliases refuse. `resolve` and `resolve_cached`
-    are those of `Resolver`.
+    are those of `Resolver`; `list_names`, `list_prefixes`, `get_prefix` and `list_versions` those
+    of `Listing`.
     """
 
     def __init__(
@@ -66,6 +66,9 @@ class Registry:
         self.gates = QualityGates(catalog, clock)
         resolver = resolver or Resolver(catalog)
         self.resolve, self.resolve_cached = resolver.resolve, resolver.resolve_cached
+        listing = Listing(catalog)
+        self.list_names, self.list_prefixes = listing.list_names, listing.list_prefixes
+        self.get_prefix, self.list_versions = listing.get_prefix, listing.list_versions
         self._clock = clock
 
     def close(self) -> None:
@@ -139,8 +142,6 @@ class Registry:
             versions.check_quota(connection, tenant, quota, before)
             self._check_gate(connection, row.prefix_id, alias, info.digest, scores, late=True)
             weights = {info.digest: 1}
-            if alias is not None:
-                quality_gates.remember(connection, row.prefix_id, alias, weights, scores)
             for moved in (LATEST,) if alias is None else (LATEST, alias):
                 aliases.move(
                     connection, epoch, row.prefix_id, moved, weights, reason="upload", now=now
@@ -161,39 +162,13 @@ class Registry:
         if prefix_id is None or alias is None:
             return
         try:
-            aliases.check_gate(connection, prefix_id, alias, {digest: 1}, scores)
+            aliases.check_gate(connection, prefix_id, alias, {digest: 1}, scores, keep=late)
         except Unscored as error:
             if not late:
                 raise
             raise Conflict("the alias's gate was changed meanwhile; send it again") from error
 
     # Reading
-
-    def list_names(self, tenant: str, limit: int) -> list[tuple[str, int]]:
-        """The first of the tenant's prefixes by name, each with when it was made."""
-        with self.catalog.read() as connection:
-            return listing.list_names(connection, tenant, limit)
-
-    def list_prefixes(
-        self, tenant: str, cursor: str | None = None, limit: int = 20
-    ) -> Page[PrefixRecord]:
-        """The tenant's prefixes by name. InvalidRequest if the cursor or the limit is wrong."""
-        with self.catalog.read() as connection:
-            return listing.list_prefixes(connection, tenant, cursor, limit)
-
-    def get_prefix(self, tenant: str, name: str) -> PrefixRecord:
-        """One prefix; PrefixNotFound."""
-        check_name(name)
-        with self.catalog.read() as connection:
-            return listing.get_prefix(connection, tenant, name)
-
-    def list_versions(
-        self, tenant: str, name: str, cursor: str | None = None, limit: int = 20
-    ) -> Page[Version]:
-        """A prefix's versions, the newest first; PrefixNotFound, InvalidRequest."""
-        check_name(name)
-        with self.catalog.read() as connection:
-            return listing.list_versions(connection, tenant, name, cursor, limit)
 
     def get_version(self, tenant: str, name: str, digest: str) -> Version:
         """A version by its digest or a unique start of it; PrefixNotFound, InvalidRequest."""

@@ -6,12 +6,14 @@ if two uploads fit one by one, but not together, only one of them is taken.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, func, insert, select, update
 
+from app.db.change_log import Change, ChangeKind, read_epoch
+from app.db.database import Database
 from app.db.schema import aliases, prefixes, tenants, versions
 from app.errors import InvalidRequest, QuotaExceeded
 from app.prefix.reference import check_name, looks_hexadecimal
@@ -20,6 +22,7 @@ from app.registry.types import SHIPPED_OWNER, ContentKey, Quota, Version, Versio
 
 _SAME_NAME = tuple(field.name for field in fields(Version) if field.name != "tenant")
 """The fields of a version that a row has under the same name."""
+_MAY_PIN = {ChangeKind.PREFIX, ChangeKind.TENANT}
 
 
 def to_version(row: Row[Any]) -> Version:
@@ -171,6 +174,37 @@ def pinned(connection: Connection, limit: int) -> tuple[ContentKey, ...]:
     found = connection.execute(query.limit(limit)).all()
     found = sorted(found, key=lambda row: (row.pinned_epoch, row.id))
     return tuple(ContentKey(row.owner, row.digest) for row in found)
+
+
+class PinFollower:
+    """Knows whether pins may have changed since a look at them. Thread-safe."""
+
+    def __init__(self, catalog: Database, limit: int) -> None:
+        """`limit` bounds the pins that are told: the ones that were made last."""
+        self._catalog, self._limit = catalog, limit
+        self._changed_at = -1
+
+    def start(self, wake: Callable[[], None]) -> None:
+        """From now on `wake` is called when `look` may find something new; it must not raise."""
+
+        def notice(epoch: int, changes: Sequence[Change] | None) -> None:
+            if changes is None or any(change.kind in _MAY_PIN for change in changes):
+                self._changed_at = epoch
+                wake()
+
+        self._catalog.feed.subscribe(notice)
+
+    def look(self) -> tuple[int, tuple[ContentKey, ...]]:
+        """The epoch, and the contents to keep as of then. Raises what the catalog raises."""
+        with self._catalog.read() as connection:
+            return read_epoch(connection), pinned(connection, self._limit)
+
+    def is_outdated(self, epoch: int) -> bool:
+        """Whether pins may have changed after this epoch; then another look follows.
+
+        Other changes do not count: no look follows them, so what was found still holds.
+        """
+        return self._changed_at > epoch
 
 
 def delete_version(connection: Connection, row: Row[Any]) -> None:

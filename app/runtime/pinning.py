@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 
-from app.registry.pins import PinFollower
 from app.registry.registry import Registry
 from app.registry.types import ContentKey
-from app.runtime.periodic import PeriodicThread
+from app.registry.versions import PinFollower
 from app.runtime.prefix_cache import MAX_PINNED, PrefixCache, PrefixKey
-from app.runtime.workers import Workers
+from app.runtime.workers import PeriodicThread, Workers
 
 _RETRY_S = 0.45
 """Seconds until the next try while the catalog does not answer."""
@@ -21,8 +19,12 @@ async def follow_pins(registry: Registry, tiers: PrefixCache, workers: Workers) 
     loop = asyncio.get_running_loop()
     pins = PinFollower(registry.catalog, MAX_PINNED)
 
-    def keep(epoch: int, contents: Iterable[ContentKey]) -> None:
-        if not pins.is_outdated(epoch):
+    kept: tuple[ContentKey, ...] = ()
+
+    def keep(epoch: int, contents: tuple[ContentKey, ...]) -> None:
+        nonlocal kept
+        if contents != kept and not pins.is_outdated(epoch):
+            kept = contents
             tiers.keep_pins([PrefixKey(*content) for content in contents])
 
     def follow() -> None:

@@ -227,7 +227,7 @@ class TestSplits:
         self, registry: Registry, digests: list[str]
     ) -> None:
         one, two, three = digests
-        made = registry.aliases.split("demo", "e2e", "stable", {one[:8]: 5, two: 90, three: 5})
+        made = registry.aliases.set("demo", "e2e", "stable", {one[:8]: 5, two: 90, three: 5})
         assert (made.digest, made.split) == (two, {two: 90, one: 5, three: 5})
         assert registry.aliases.get("demo", "e2e", "stable") == made
         record = registry.get_prefix("demo", "e2e")
@@ -239,7 +239,7 @@ class TestSplits:
         self, registry: Registry, digests: list[str]
     ) -> None:
         one, two, _ = digests
-        registry.aliases.split("demo", "e2e", "stable", {one: 1, two: 1})
+        registry.aliases.set("demo", "e2e", "stable", {one: 1, two: 1})
         reference = PrefixReference("e2e", "stable")
         served = {
             user: registry.resolve("demo", reference, user).digest for user in map(str, range(60))
@@ -254,10 +254,10 @@ class TestSplits:
         self, registry: Registry, digests: list[str]
     ) -> None:
         one, two, _ = digests
-        first = registry.aliases.split("demo", "e2e", "stable", {one: 9, two: 1})
-        assert registry.aliases.split("demo", "e2e", "stable", {two: 1, one: 9}) == first
+        first = registry.aliases.set("demo", "e2e", "stable", {one: 9, two: 1})
+        assert registry.aliases.set("demo", "e2e", "stable", {two: 1, one: 9}) == first
         assert len(history(registry, "stable")) == 1
-        assert registry.aliases.split("demo", "e2e", "stable", {one: 8, two: 1}).etag != first.etag
+        assert registry.aliases.set("demo", "e2e", "stable", {one: 8, two: 1}).etag != first.etag
         assert len(history(registry, "stable")) == 2
 
     def test_only_who_knows_the_state_splits_it(
@@ -265,11 +265,9 @@ class TestSplits:
     ) -> None:
         one, two, three = digests
         etag = registry.aliases.set("demo", "e2e", "stable", one).etag
-        split = registry.aliases.split("demo", "e2e", "stable", {one: 9, two: 1}, if_match=etag)
+        split = registry.aliases.set("demo", "e2e", "stable", {one: 9, two: 1}, if_match=etag)
         for change in (
-            lambda: registry.aliases.split(
-                "demo", "e2e", "stable", {two: 9, one: 1}, if_match=etag
-            ),
+            lambda: registry.aliases.set("demo", "e2e", "stable", {two: 9, one: 1}, if_match=etag),
             lambda: registry.aliases.set("demo", "e2e", "stable", three, if_match=etag),
         ):
             with pytest.raises(PreconditionFailed):
@@ -279,8 +277,8 @@ class TestSplits:
     def test_rollback_passes_through_splits(self, registry: Registry, digests: list[str]) -> None:
         one, two, three = digests
         registry.aliases.set("demo", "e2e", "stable", one)
-        registry.aliases.split("demo", "e2e", "stable", {one: 95, two: 5})
-        registry.aliases.split("demo", "e2e", "stable", {one: 50, two: 50})
+        registry.aliases.set("demo", "e2e", "stable", {one: 95, two: 5})
+        registry.aliases.set("demo", "e2e", "stable", {one: 50, two: 50})
         registry.aliases.set("demo", "e2e", "stable", three)
         assert registry.aliases.rollback("demo", "e2e", "stable").split == {one: 50, two: 50}
         assert registry.aliases.rollback("demo", "e2e", "stable").split == {one: 95, two: 5}
@@ -303,7 +301,7 @@ class TestSplits:
         self, registry: Registry, digests: list[str]
     ) -> None:
         one, two, _ = digests
-        registry.aliases.split("demo", "e2e", "stable", {one: 9, two: 1})
+        registry.aliases.set("demo", "e2e", "stable", {one: 9, two: 1})
         assert registry.aliases.set("demo", "e2e", "stable", one).split is None
         assert registry.get_prefix("demo", "e2e").splits == {}
         registry.delete_version("demo", "e2e", two)
@@ -313,7 +311,7 @@ class TestSplits:
         self, registry: Registry, digests: list[str], alias: str
     ) -> None:
         one, two, three = digests
-        registry.aliases.split("demo", "e2e", alias, {one: 9, two: 1})
+        registry.aliases.set("demo", "e2e", alias, {one: 9, two: 1})
         for digest in (one, two):
             with pytest.raises(InUse, match=f"alias '{alias}' of 'e2e'"):
                 registry.delete_version("demo", "e2e", digest)
@@ -324,7 +322,7 @@ class TestSplits:
     ) -> None:
         one, two, three = digests
         registry.aliases.set("demo", "e2e", "stable", one)
-        registry.aliases.split("demo", "e2e", "stable", {one: 9, two: 1})
+        registry.aliases.set("demo", "e2e", "stable", {one: 9, two: 1})
         registry.aliases.set("demo", "e2e", "stable", three)
         registry.delete_version("demo", "e2e", two)
         upload("e2e", b"two")
@@ -334,7 +332,7 @@ class TestSplits:
         self, registry: Registry, digests: list[str], upload: Upload
     ) -> None:
         one, two, _ = digests
-        registry.aliases.split("demo", "e2e", "latest", {one: 9, two: 1})
+        registry.aliases.set("demo", "e2e", "latest", {one: 9, two: 1})
         new, _ = upload("e2e", b"four")
         assert registry.get_prefix("demo", "e2e").latest == new.digest
         assert registry.resolve("demo", PrefixReference("e2e")).digest == new.digest
@@ -345,16 +343,16 @@ class TestSplits:
     ) -> None:
         one, two, _ = digests
         with pytest.raises(PrefixNotFound):
-            registry.aliases.split("demo", "e2e", "stable", {one: 1, "0" * 64: 1})
+            registry.aliases.set("demo", "e2e", "stable", {one: 1, "0" * 64: 1})
         with pytest.raises(InvalidRequest, match="twice"):
-            registry.aliases.split("demo", "e2e", "stable", {one: 1, two: 1, one[:9]: 1})
+            registry.aliases.set("demo", "e2e", "stable", {one: 1, two: 1, one[:9]: 1})
         with pytest.raises(NotFound):
             registry.aliases.get("demo", "e2e", "stable")
 
     def test_a_prefix_goes_with_its_splits(
         self, registry: Registry, digests: list[str], upload: Upload
     ) -> None:
-        registry.aliases.split("demo", "e2e", "stable", {digests[0]: 1, digests[1]: 1})
+        registry.aliases.set("demo", "e2e", "stable", {digests[0]: 1, digests[1]: 1})
         registry.delete_prefix("demo", "e2e")
         upload("e2e", b"one", alias="stable")
         assert registry.aliases.get("demo", "e2e", "stable").split is None

@@ -119,7 +119,7 @@ class Contest:
             try:
                 if number % 2:
                     split = {digest: 60 + number, other: 5}
-                    made = book.split("demo", name, "stable", split, if_match=seen.etag)
+                    made = book.set("demo", name, "stable", split, if_match=seen.etag)
                 else:
                     made = book.set("demo", name, "stable", digest, if_match=seen.etag)
             except (PreconditionFailed, Unavailable):

@@ -157,7 +157,7 @@ class InterferenceMachine(RuleBasedStateMachine):
     @rule(tenant=TENANTS, name=NAMES, alias=ALIASES, weights=st.tuples(*[st.integers(1, 3)] * 2))
     def split_alias(self, tenant: str, name: str, alias: str, weights: tuple[int, int]) -> None:
         split = dict(zip(map(digest_of, (b"one", b"two")), weights, strict=True))
-        self.same(tenant, lambda registry: registry.aliases.split(tenant, name, alias, split))
+        self.same(tenant, lambda registry: registry.aliases.set(tenant, name, alias, split))
 
     @rule(tenant=TENANTS, name=NAMES, alias=ALIASES)
     def rollback(self, tenant: str, name: str, alias: str) -> None:

@@ -188,7 +188,7 @@ class RegistryMachine(RuleBasedStateMachine):
         missing = prefix is None or not wanted.keys() <= set(prefix.versions)
         moved = self.expect(
             PrefixNotFound if missing else None,
-            lambda: self.registry.aliases.split(tenant, name, alias, wanted),
+            lambda: self.registry.aliases.set(tenant, name, alias, wanted),
         )
         if moved is not None and prefix is not None:
             prefix.move(alias, frozenset(wanted.items()))

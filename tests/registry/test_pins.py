@@ -9,7 +9,7 @@ import pytest
 
 from app.db.change_log import ChangeKind, note
 from app.db.database import Database
-from app.registry.pins import PinFollower
+from app.registry.versions import PinFollower
 
 
 @pytest.fixture

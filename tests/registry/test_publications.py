@@ -83,7 +83,7 @@ class TestUsing:
     ) -> None:
         newer, _ = upload("e2e", b"two", tenant="acme")
         split = {version.digest: 1, newer.digest: 1}
-        registry.aliases.split("acme", "e2e", "stable", split)
+        registry.aliases.set("acme", "e2e", "stable", split)
         publish(registry, "demo")
         reference = ref("acme/e2e@stable")
         served = [registry.resolve("demo", reference, str(user)).digest for user in range(60)]

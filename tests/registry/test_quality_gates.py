@@ -116,18 +116,18 @@ def test_a_split_needs_a_score_of_every_version_that_is_new(
 ) -> None:
     split = {versions[0].digest: 90, versions[1].digest: 10}
     with pytest.raises(Unscored) as caught:
-        registry.aliases.split("demo", "e2e", "stable", split)
+        registry.aliases.set("demo", "e2e", "stable", split)
     assert set(caught.value.digests) == set(split)
     for low, high in (versions[:2], versions[1::-1]):
         scores = {**scored(low, 1), **scored(high, 50)}
         with pytest.raises(GateNotPassed, match=low.digest[:12]):
-            registry.aliases.split("demo", "e2e", "stable", split, scores=scores)
+            registry.aliases.set("demo", "e2e", "stable", split, scores=scores)
     assert stable(registry) == versions[0].digest
     scores = {**scored(versions[0], 20), **scored(versions[1], 50)}
-    registry.aliases.split("demo", "e2e", "stable", split, scores=scores)
+    registry.aliases.set("demo", "e2e", "stable", split, scores=scores)
     assert stable(registry) == split
     halves = {versions[0].digest: 50, versions[1].digest: 50}
-    registry.aliases.split("demo", "e2e", "stable", halves)
+    registry.aliases.set("demo", "e2e", "stable", halves)
     registry.aliases.set("demo", "e2e", "stable", versions[1].digest)
     assert stable(registry) == versions[1].digest
 
@@ -138,9 +138,9 @@ def test_a_move_that_changes_nothing_needs_no_score(
     assert registry.aliases.set("demo", "e2e", "stable", versions[0].digest)
     registry.gates.remove("demo", "e2e", "stable")
     split = {versions[0].digest: 95, versions[1].digest: 5}
-    registry.aliases.split("demo", "e2e", "stable", split)
+    registry.aliases.set("demo", "e2e", "stable", split)
     registry.gates.set("demo", "e2e", "stable", GATE)
-    assert registry.aliases.split("demo", "e2e", "stable", split)
+    assert registry.aliases.set("demo", "e2e", "stable", split)
 
 
 def test_what_an_alias_served_before_its_gate_is_scored_like_any_other(
@@ -149,7 +149,7 @@ def test_what_an_alias_served_before_its_gate_is_scored_like_any_other(
     bad, good = versions[:2]
     registry.gates.remove("demo", "e2e", "stable")
     split = {bad.digest: 95, good.digest: 5}
-    registry.aliases.split("demo", "e2e", "stable", split)
+    registry.aliases.set("demo", "e2e", "stable", split)
     registry.gates.set("demo", "e2e", "stable", GATE)
     with pytest.raises(Unscored):
         registry.aliases.set("demo", "e2e", "stable", bad.digest)
@@ -158,7 +158,7 @@ def test_what_an_alias_served_before_its_gate_is_scored_like_any_other(
     other = {bad.digest: 1, good.digest: 99}
     scores = {**scored(bad, 19), **scored(good, 99)}
     with pytest.raises(GateNotPassed):
-        registry.aliases.split("demo", "e2e", "stable", other, scores=scores)
+        registry.aliases.set("demo", "e2e", "stable", other, scores=scores)
     assert stable(registry) == split
     registry.aliases.set("demo", "e2e", "stable", good.digest, scores=scored(good, 20))
     with pytest.raises(Unscored):
@@ -204,7 +204,7 @@ def test_an_upload_of_what_the_alias_serves_part_of_is_scored(
 ) -> None:
     registry.gates.remove("demo", "e2e", "stable")
     split = {versions[0].digest: 95, versions[1].digest: 5}
-    registry.aliases.split("demo", "e2e", "stable", split)
+    registry.aliases.set("demo", "e2e", "stable", split)
     registry.gates.set("demo", "e2e", "stable", GATE)
     with pytest.raises(Unscored):
         upload("e2e", b"one", alias="stable")

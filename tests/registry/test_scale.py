@@ -108,7 +108,7 @@ class Calls:
         name = user_name(1)
         [new, old] = self.registry.list_versions("demo", name).items
         self.registry.aliases.set("demo", name, "stable", new.digest)
-        self.registry.aliases.split("demo", name, "stable", {new.digest: 95, old.digest: 5})
+        self.registry.aliases.set("demo", name, "stable", {new.digest: 95, old.digest: 5})
 
 
 @contextmanager

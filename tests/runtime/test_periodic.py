@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from app.runtime.periodic import PeriodicThread
+from app.runtime.workers import PeriodicThread
 
 
 def test_it_is_done_at_once_and_then_in_each_period() -> None:

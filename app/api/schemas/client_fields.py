@@ -23,55 +23,34 @@ IGNORED = frozenset(
 )
 """Bookkeeping of OpenAI's and vLLM's clients, and hints to caches."""
 
+_FORMS = "structured_outputs grammar guided_json guided_regex guided_choice guided_grammar"
 _ADAPTER = "name the prefix in model"
 _PLAIN_TEXT = "the form of the output cannot be constrained here"
 _NO_CHAT = "there is no chat here: write the conversation into prompt"
 
+
+def _each(names: str, *values: Any) -> dict[str, tuple[Any, ...]]:
+    return dict.fromkeys(names.split(), values)
+
+
 NEUTRAL_COMPLETION: Mapping[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_decoding_backend": (),
-    "guided_whitespace_pattern": (),
-    "grammar": (),
-    "stop_token_ids": ([],),
-    "bad_words": ([],),
-    "allowed_token_ids": (),
-    "logits_processors": ([],),
-    "use_beam_search": (False,),
-    "ignore_eos": (False,),
-    "include_stop_str_in_output": (False,),
-    "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,),
-    "truncate_prompt_tokens": (),
-    "prompt_logprobs": (),
-    "return_tokens_as_token_ids": (False,),
-    "return_token_ids": (False,),
-    "kv_transfer_params": (),
     "typical_p": (1,),
-    "watermark": (False,),
-    "top_logprobs": (),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
     "modalities": (["text"],),
-    "adapter_id": (),
-    "lora_request": (),
+    **_each("tool_choice function_call", "none", "auto"),
+    **_each("skip_special_tokens spaces_between_special_tokens", True),
+    **_each("use_beam_search ignore_eos watermark include_stop_str_in_output", False),
+    **_each("return_token_ids return_tokens_as_token_ids", False),
+    **_each("stop_token_ids bad_words logits_processors tools functions", []),
+    **_each("allowed_token_ids truncate_prompt_tokens prompt_logprobs top_logprobs"),
+    **_each("guided_decoding_backend guided_whitespace_pattern kv_transfer_params"),
+    **_each("adapter_id lora_request"),
+    **_each(_FORMS),
 }
 """Of `/v1/completions`: OpenAI's chat fields, vLLM's, TGI's and LoRAX's."""
 
 REFUSED_COMPLETION: Mapping[str, str] = {
-    "response_format": _PLAIN_TEXT,
-    "structured_outputs": _PLAIN_TEXT,
-    "guided_json": _PLAIN_TEXT,
-    "guided_regex": _PLAIN_TEXT,
-    "guided_choice": _PLAIN_TEXT,
-    "guided_grammar": _PLAIN_TEXT,
-    "grammar": _PLAIN_TEXT,
+    **dict.fromkeys(("response_format", *_FORMS.split()), _PLAIN_TEXT),
     "stop_token_ids": "give the text of the tokens as stop",
     "bad_words": "give their token ids a logit_bias of -100",
     "use_beam_search": "give num_beams",
@@ -79,11 +58,8 @@ REFUSED_COMPLETION: Mapping[str, str] = {
     "truncate_prompt_tokens": "shorten the prompt",
     "prompt_logprobs": "give echo with logprobs",
     "top_logprobs": "give logprobs",
-    "tools": _NO_CHAT,
-    "functions": _NO_CHAT,
-    "messages": _NO_CHAT,
-    "adapter_id": _ADAPTER,
-    "lora_request": _ADAPTER,
+    **dict.fromkeys(("tools", "functions", "messages"), _NO_CHAT),
+    **dict.fromkeys(("adapter_id", "lora_request"), _ADAPTER),
     "max_completion_tokens": "give max_tokens",
     "max_new_tokens": "give max_tokens",
     "inputs": "give prompt",

@@ -8,7 +8,7 @@ from pydantic import ConfigDict, Field, StrictBool, StrictInt, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.api.schemas.base import Count, Digest, Reply, Seconds, StrictBody
-from app.api.schemas.generation import MAX_TOKENS, Penalty, StopStrings, one_or_more
+from app.api.schemas.generation import MAX_TOKENS, SearchFields, StopStrings, one_or_more
 
 MAX_EXAMPLES = 256
 MAX_COMPARED = 64
@@ -79,25 +79,11 @@ class ComparedBody(_PairBody):
     output: Output | None = None
 
 
-class DecodingFields(StrictBody):
+class DecodingFields(SearchFields):
     """How outputs are searched for; nothing is drawn at random. None: as the version says."""
 
     max_tokens: Annotated[StrictInt, Field(ge=1, le=MAX_TOKENS)] | None = None
-    min_tokens: Annotated[StrictInt, Field(ge=0, le=MAX_TOKENS)] | None = None
-    repetition_penalty: (
-        Annotated[float, Field(strict=True, ge=0.01, le=10, allow_inf_nan=False)] | None
-    ) = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    num_beams: Annotated[StrictInt, Field(ge=1, le=64)] | None = None
-    length_penalty: (
-        Annotated[float, Field(strict=True, ge=-10, le=10, allow_inf_nan=False)] | None
-    ) = None
-    early_stopping: Literal[True, False, "never"] | None = None
-    no_repeat_ngram_size: Annotated[StrictInt, Field(ge=0, le=64)] | None = None
     stop: StopStrings | None = None
-    timeout: Annotated[float, Field(strict=True, gt=0, le=86400, allow_inf_nan=False)] | None = None
-    raw: StrictBool = False
     truncate: StrictBool = False
 
 

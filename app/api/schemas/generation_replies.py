@@ -50,16 +50,6 @@ class CompletionLogprobs(Reply):
     text_offset: list[Count]
 
 
-class CompletionChoice(Reply):
-    """One text."""
-
-    text: str
-    index: Count
-    logprobs: CompletionLogprobs | None
-    finish_reason: Literal["stop", "length"]
-    beam_score: float | MISSING = MISSING
-
-
 class ChunkChoice(Reply):
     """A part of one text."""
 
@@ -68,6 +58,12 @@ class ChunkChoice(Reply):
     logprobs: CompletionLogprobs | None
     finish_reason: Literal["stop", "length"] | None
     beam_score: float | MISSING = MISSING
+
+
+class CompletionChoice(ChunkChoice):
+    """One text."""
+
+    finish_reason: Literal["stop", "length"]
 
 
 class Completion(Reply):
@@ -95,11 +91,16 @@ class CompletionChunk(Reply):
     timings: TimingFields | MISSING = MISSING
 
 
-class PromptToken(Reply):
-    """A token of the prompt."""
+class TokenPiece(Reply):
+    """A token and its text."""
 
     id: Count
     text: str
+
+
+class PromptToken(TokenPiece):
+    """A token of the prompt."""
+
     logprob: float | None
 
 
@@ -165,13 +166,6 @@ class StreamedToken(Reply):
     generated_text: str | None
     details: StreamDetails | None
     top_tokens: list[GeneratedToken] | MISSING = MISSING
-
-
-class TokenPiece(Reply):
-    """A token and its text."""
-
-    id: Count
-    text: str
 
 
 class TokenizedReply(Reply):

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.api.schemas.base import UNKNOWN_FIELD
-from app.api.schemas.prompt import printable
+from app.api.schemas.generation import printable
 from app.errors import InvalidRequest, PolyprefixError, Unprocessable
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+")

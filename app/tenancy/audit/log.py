@@ -147,11 +147,12 @@ def printable(value: str) -> str:
 
     Of what looks like an API key only the public part is left.
     """
-    key = _KEY.fullmatch(value)
-    if key is not None:
-        return key[1]
-    if redact_keys(value) != value:
-        return "?"
+    if "pfx_" in value:
+        key = _KEY.fullmatch(value)
+        if key is not None:
+            return key[1]
+        if redact_keys(value) != value:
+            return "?"
     return value if len(value) <= _MAX_VALUE and _PLAIN.fullmatch(value) else "?"
 
 

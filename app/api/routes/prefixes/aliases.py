@@ -11,10 +11,10 @@ from typing import Annotated
 from fastapi import Header, Request, Response
 
 from app.api.dependencies import CallerDep, EvaluationsDep, RegistryDep
-from app.api.gate_check import version_score, write_when_scored
+from app.api.generation.generation import cancel_on_disconnect
 from app.api.routing import JSON, Answer, Router
 from app.api.schemas.prefixes import AliasBody, AliasChangeReply, AliasHistoryReply, AliasReply
-from app.registry.quality_gates import QualityGate
+from app.registry.quality_gates import QualityGate, write_when_scored
 from app.registry.types import Alias
 from app.tenancy.auth.principal import Scope
 
@@ -48,18 +48,15 @@ async def set_alias(
     A `user` of requests stays with one version of a split; without one they are drawn. Versions
     that have not passed the alias's gate, if it has one, are scored first.
     """
-    book = registry.aliases
-    change = (
-        partial(book.set, digest=body.version)
-        if body.version
-        else partial(book.split, split=body.split or {})
-    )
-    write = partial(caller.write, change, caller.tenant, name, alias, if_match=if_match)
+    target = body.version or body.split or {}
+    move = registry.aliases.set
+    write = partial(caller.write, move, caller.tenant, name, alias, target, if_match=if_match)
 
     async def score(digest: str, gate: QualityGate) -> float:
-        return await version_score(evaluations, caller.principal, name, digest, gate)
+        scoring = evaluations.gate_score(caller.principal, name, digest, gate)
+        return await cancel_on_disconnect(request.receive, scoring)
 
-    return _reply(name, await write_when_scored(write, score, request.receive))
+    return _reply(name, await write_when_scored(write, score))
 
 
 @router.route("POST", "/rollback", answers=_ALIAS, scopes=_WRITING, errors=[409, 412])

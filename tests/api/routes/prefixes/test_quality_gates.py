@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
 
-from app.api.routes.prefixes import aliases
+from app.api.evaluate_version import EvaluationService
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
 from app.registry.quality_gates import QualityGate
@@ -167,9 +168,9 @@ def test_a_gate_that_changes_during_scoring_is_checked_again(
     examples = examples_of(client, gated[1])
     registry = server.services.registry
     measured: list[str] = []
-    score = aliases.version_score
+    score = EvaluationService.gate_score
 
-    async def slow_score(*arguments: object) -> float:
+    async def slow_score(*arguments: Any) -> float:
         gate = arguments[-1]
         assert isinstance(gate, QualityGate)
         measured.append(gate.measure)
@@ -180,7 +181,7 @@ def test_a_gate_that_changes_during_scoring_is_checked_again(
         return await score(*arguments)
 
     close(client, "exact_match", 100, examples)
-    monkeypatch.setattr(aliases, "version_score", slow_score)
+    monkeypatch.setattr(EvaluationService, "gate_score", slow_score)
     message = refused(point(client, gated[1]))
     assert "scores 0 by exact_match" in message
     assert len(set(measured)) == 2
@@ -310,10 +311,10 @@ def test_a_gate_that_is_set_during_scoring_is_checked(
 ) -> None:
     good, bad = gated
     close(client, "mean_logprob", -1000, [{"input": "a", "output": "b"}])
-    version_score = aliases.version_score
+    gate_score = EvaluationService.gate_score
     closed: list[bool] = []
 
-    async def score(*arguments: object) -> float:
+    async def score(*arguments: Any) -> float:
         if not closed:
             closed.append(True)
             await asyncio.to_thread(
@@ -323,9 +324,9 @@ def test_a_gate_that_is_set_during_scoring_is_checked(
                 100,
                 await asyncio.to_thread(examples_of, client, good),
             )
-        return await version_score(*arguments)
+        return await gate_score(*arguments)
 
-    monkeypatch.setattr(aliases, "version_score", score)
+    monkeypatch.setattr(EvaluationService, "gate_score", score)
     with httpx.Client(base_url=client.base_url, timeout=60) as other:
         refused(point(other, bad))
     assert stable(client) == good

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from app.api.side_work.turns import MAX_OPEN, ConcurrencyCap
+from app.api.side_work import MAX_OPEN, ConcurrencyCap
 from app.engine.request import GenerationRequest
 from app.engine.router import RequestStream
 from app.errors import TenantQueueFull

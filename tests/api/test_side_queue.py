@@ -10,8 +10,8 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from app.api.side_work import turns as module
-from app.api.side_work.turns import SideQueue
+from app.api import side_work as module
+from app.api.side_work import SideQueue
 from app.errors import DeadlineExceeded, Overloaded, TenantQueueFull
 
 
