@@ -20,8 +20,7 @@ class Metrics:
 
     def __init__(self, engine: Engine, tiers: PrefixCache, limiter: Limiter) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_EngineCollector(engine, tiers))
-        self._registry.register(_LimiterCollector(limiter))
+        self._registry.register(_Collector(engine, tiers, limiter))
         self.http_requests = Counter(
             "polyprefix_http_requests",
             "HTTP requests by route template, method and status",
@@ -53,31 +52,11 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _LimiterCollector(Collector):
-    """Says whether limits are shared as they should be."""
+class _Collector(Collector):
+    """Reads the parts' own figures when they are scraped."""
 
-    def __init__(self, limiter: Limiter) -> None:
-        self._limiter = limiter
-
-    def collect(self) -> Iterable[Metric]:
-        """One gauge and one counter."""
-        yield GaugeMetricFamily(
-            "polyprefix_limiter_degraded",
-            "1 while Redis fails and each replica applies the limits by itself",
-            value=float(self._limiter.is_degraded),
-        )
-        yield CounterMetricFamily(
-            "polyprefix_limiter_faults",
-            "Calls of Redis and attempts to reach it that failed",
-            value=float(self._limiter.faults),
-        )
-
-
-class _EngineCollector(Collector):
-    """Reads the engine's and the tiers' own figures when they are scraped."""
-
-    def __init__(self, engine: Engine, tiers: PrefixCache) -> None:
-        self._engine, self._tiers = engine, tiers
+    def __init__(self, engine: Engine, tiers: PrefixCache, limiter: Limiter) -> None:
+        self._engine, self._tiers, self._limiter = engine, tiers, limiter
 
     def collect(self) -> Iterable[Metric]:
         """Gauges and counters, made afresh."""
@@ -94,6 +73,10 @@ class _EngineCollector(Collector):
                 self._engine.kv_bytes,
             ),
             "polyprefix_engine_alive": ("1 while the engine's thread runs", progress.alive),
+            "polyprefix_limiter_degraded": (
+                "1 while Redis fails and each replica applies the limits by itself",
+                self._limiter.is_degraded,
+            ),
         }
         for name, (text, value) in gauges.items():
             yield GaugeMetricFamily(name, text, value=float(value))
@@ -104,6 +87,10 @@ class _EngineCollector(Collector):
             "polyprefix_generated_tokens": ("Tokens sampled", counters.generated_tokens),
             "polyprefix_requests_finished": ("Requests that ended well", counters.finished),
             "polyprefix_requests_failed": ("Requests that ended with an error", counters.failed),
+            "polyprefix_limiter_faults": (
+                "Calls of Redis and attempts to reach it that failed",
+                self._limiter.faults,
+            ),
         }
         for name, (text, total) in totals.items():
             yield CounterMetricFamily(name, text, value=float(total))

@@ -210,7 +210,6 @@ class Registry:
         With its last version a prefix is gone. InUse if another alias, or a split, needs it;
         PrefixNotFound. The content follows at a later `collect_garbage`.
         """
-        check_name(name)
         with scope.changing(self.catalog, tenant, name, actor) as (connection, epoch):
             row = versions.get_row(connection, tenant, name, digest)
             pointing = aliases.pointing_at(connection, row.id)
@@ -240,17 +239,15 @@ class Registry:
 
     def delete_prefix(
         self, tenant: str, name: str, *, actor: Actor | None = None
-    ) -> list[tuple[str, str]]:
-        """Forgets a prefix with all its versions and aliases; PrefixNotFound.
+    ) -> list[ContentKey]:
+        """Forgets a prefix with its aliases and all its versions, whose keys it returns.
 
-        Returns the (owner, digest) of each version.
+        PrefixNotFound.
         """
-        check_name(name)
         with scope.changing(self.catalog, tenant, name, actor) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
-            gone = versions.contents_of(connection, prefix_id)
+            gone = versions.delete_prefix(connection, tenant, prefix_id)
             contents.release(connection, gone, int(self._clock()))
-            versions.delete_prefix(connection, tenant, prefix_id)
         return gone
 
     def collect_garbage(self, grace_s: float, is_over: Callable[[], bool] = lambda: False) -> int:

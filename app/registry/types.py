@@ -78,19 +78,6 @@ class Version(VersionInfo):
     created_at: int
     pinned: bool = False
 
-    @property
-    def resolved(self) -> Resolved:
-        """As a reference that stands for this version is answered."""
-        return Resolved(
-            tenant=self.tenant,
-            name=self.name,
-            owner=self.owner,
-            digest=self.digest,
-            base_model=self.base_model,
-            base_fingerprint=self.base_fingerprint,
-            created_at=self.created_at,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved:

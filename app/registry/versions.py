@@ -214,8 +214,8 @@ def delete_version(connection: Connection, row: Row[Any]) -> None:
         _count(connection, row.tenant_id, row.owner, nbytes=-row.file_nbytes)
 
 
-def delete_prefix(connection: Connection, tenant: str, prefix_id: int) -> None:
-    """Forgets a prefix with its aliases and versions."""
+def delete_prefix(connection: Connection, tenant: str, prefix_id: int) -> list[ContentKey]:
+    """Forgets a prefix with its aliases and versions; what they were."""
     query = select(versions.c.owner, versions.c.digest, versions.c.file_nbytes)
     contents = connection.execute(query.where(versions.c.prefix_id == prefix_id)).all()
     connection.execute(delete(aliases).where(aliases.c.prefix_id == prefix_id))
@@ -224,12 +224,7 @@ def delete_prefix(connection: Connection, tenant: str, prefix_id: int) -> None:
     for owner, digest, file_nbytes in contents:
         if not is_referenced(connection, owner, digest):
             _count(connection, tenant, owner, nbytes=-file_nbytes)
-
-
-def contents_of(connection: Connection, prefix_id: int) -> list[tuple[str, str]]:
-    """(owner, digest) of every version of a prefix."""
-    query = select(versions.c.owner, versions.c.digest).where(versions.c.prefix_id == prefix_id)
-    return [(row.owner, row.digest) for row in connection.execute(query)]
+    return [ContentKey(owner, digest) for owner, digest, _ in contents]
 
 
 def is_referenced(connection: Connection, owner: str, digest: str) -> bool:

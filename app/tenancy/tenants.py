@@ -38,12 +38,7 @@ class Tenant:
 
     def to_json(self) -> dict[str, Any]:
         """As replies and commands show it."""
-        return {
-            "id": self.id,
-            "created_at": self.created_at,
-            "disabled_at": self.disabled_at,
-            "limits": self.limits.to_json(),
-        }
+        return {**vars(self), "limits": self.limits.to_json()}
 
 
 class Tenants:

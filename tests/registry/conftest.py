@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from app.db.database import Database
 from app.prefix.reference import PrefixReference, parse_model_field
 from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
-from app.registry.types import Version, VersionInfo
+from app.registry.types import Resolved, Version, VersionInfo
 from tests.s3_server import S3Server
 
 
@@ -24,6 +25,12 @@ def stored(registry: Registry, version: Version) -> Path:
     with registry.objects.local(version.owner, version.digest) as path:
         assert path is not None, "the store has lost it"
         return path
+
+
+def resolved(version: Version) -> Resolved:
+    """A version as a reference that stands for it is answered."""
+    names = [field.name for field in fields(Resolved)]
+    return Resolved(**{name: getattr(version, name) for name in names})
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from app.prefix.reference import PrefixReference
 from app.registry.publications import MAX_GRANTEES
 from app.registry.registry import Registry
 from app.registry.types import Version
-from tests.registry.conftest import Clock, Upload, statements
+from tests.registry.conftest import Clock, Upload, resolved, statements
 
 Ref = Callable[[str], PrefixReference]
 
@@ -54,11 +54,11 @@ class TestUsing:
         newer, _ = upload("e2e", b"two", tenant="acme")
         publish(registry, "demo")
         for _ in range(2):  # from the catalog, then from the cache
-            assert registry.resolve("demo", ref("acme/e2e")) == newer.resolved
+            assert registry.resolve("demo", ref("acme/e2e")) == resolved(newer)
             for selector in ("stable", version.digest, version.digest[:6]):
                 found = registry.resolve("demo", ref(f"acme/e2e@{selector}"))
-                assert found == version.resolved
-            assert registry.resolve("acme", ref("e2e")) == newer.resolved
+                assert found == resolved(version)
+            assert registry.resolve("acme", ref("e2e")) == resolved(newer)
             assert not sees(registry, "other")
             assert not sees(registry, "demo", "e2e")
 

@@ -13,7 +13,7 @@ from app.prefix.reference import PrefixReference
 from app.registry.registry import Registry
 from app.registry.resolver import Resolver
 from app.registry.types import Version
-from tests.registry.conftest import Clock, Upload, statements
+from tests.registry.conftest import Clock, Upload, resolved, statements
 
 Ref = Callable[[str], PrefixReference]
 
@@ -22,8 +22,8 @@ class TestMeaning:
     def test_a_bare_name_is_its_latest(self, registry: Registry, upload: Upload, ref: Ref) -> None:
         for data in (b"one", b"two"):
             version, _ = upload("e2e", data)
-            assert registry.resolve("demo", ref("e2e")) == version.resolved
-            assert registry.resolve("demo", ref("e2e@latest")) == version.resolved
+            assert registry.resolve("demo", ref("e2e")) == resolved(version)
+            assert registry.resolve("demo", ref("e2e@latest")) == resolved(version)
 
     def test_an_alias_and_a_digest_and_its_start(
         self, registry: Registry, upload: Upload, ref: Ref
@@ -31,13 +31,13 @@ class TestMeaning:
         one, _ = upload("e2e", b"one", alias="stable")
         upload("e2e", b"two")
         for selector in ("stable", one.digest, one.digest[:6], one.digest[:40]):
-            assert registry.resolve("demo", ref(f"e2e@{selector}")) == one.resolved
+            assert registry.resolve("demo", ref(f"e2e@{selector}")) == resolved(one)
 
     def test_the_callers_own_tenant_may_be_named(
         self, registry: Registry, upload: Upload, ref: Ref
     ) -> None:
         version, _ = upload("e2e", b"one")
-        assert registry.resolve("demo", ref("demo/e2e")) == version.resolved
+        assert registry.resolve("demo", ref("demo/e2e")) == resolved(version)
 
     def test_not_there_and_not_yours_are_the_same(
         self, registry: Registry, upload: Upload, ref: Ref
@@ -92,7 +92,7 @@ class TestCache:
             assert frozen.resolve_cached("demo", ref("e2e")) is None
         assert seen == []
         frozen.resolve("demo", ref("e2e"))
-        assert frozen.resolve_cached("demo", ref("e2e")) == version.resolved
+        assert frozen.resolve_cached("demo", ref("e2e")) == resolved(version)
         with pytest.raises(PrefixNotFound):
             frozen.resolve("demo", ref("unknown"))
         with pytest.raises(PrefixNotFound):
@@ -106,7 +106,7 @@ class TestCache:
         clock.now += 1.0
         assert frozen.resolve_cached("demo", ref("e2e")) is None
         frozen.resolve("demo", ref("e2e"))
-        assert frozen.resolve_cached("demo", ref("e2e")) == version.resolved
+        assert frozen.resolve_cached("demo", ref("e2e")) == resolved(version)
 
     def test_every_write_of_this_process_is_seen_at_once(
         self, registry: Registry, upload: Upload, ref: Ref
@@ -114,13 +114,13 @@ class TestCache:
         with pytest.raises(PrefixNotFound):
             registry.resolve("demo", ref("e2e"))
         one, _ = upload("e2e", b"one")
-        assert registry.resolve("demo", ref("e2e")) == one.resolved
+        assert registry.resolve("demo", ref("e2e")) == resolved(one)
         two, _ = upload("e2e", b"two", alias="stable")
-        assert registry.resolve("demo", ref("e2e")) == two.resolved
+        assert registry.resolve("demo", ref("e2e")) == resolved(two)
         registry.aliases.set("demo", "e2e", "stable", one.digest)
-        assert registry.resolve("demo", ref("e2e@stable")) == one.resolved
+        assert registry.resolve("demo", ref("e2e@stable")) == resolved(one)
         registry.aliases.rollback("demo", "e2e", "stable")
-        assert registry.resolve("demo", ref("e2e@stable")) == two.resolved
+        assert registry.resolve("demo", ref("e2e@stable")) == resolved(two)
         assert registry.pin("demo", "e2e", two.digest).pinned
         registry.delete_version("demo", "e2e", one.digest)
         with pytest.raises(PrefixNotFound):
@@ -133,12 +133,12 @@ class TestCache:
         self, frozen: Registry, upload: Upload, ref: Ref, clock: Clock
     ) -> None:
         one, _ = upload("e2e", b"one")
-        assert frozen.resolve("demo", ref("e2e")) == one.resolved
+        assert frozen.resolve("demo", ref("e2e")) == resolved(one)
         two, _ = upload("e2e", b"two")  # through another registry on the same catalog
-        assert frozen.resolve("demo", ref("e2e")) == one.resolved
+        assert frozen.resolve("demo", ref("e2e")) == resolved(one)
         clock.now += 1.0
         with statements(frozen) as seen:
-            assert frozen.resolve("demo", ref("e2e")) == two.resolved
+            assert frozen.resolve("demo", ref("e2e")) == resolved(two)
         assert len(seen) > 0
         clock.now += 1.0
         with statements(frozen) as seen:
@@ -149,7 +149,7 @@ class TestCache:
         self, frozen: Registry, upload: Upload, ref: Ref
     ) -> None:
         one, _ = upload("e2e", b"one")
-        assert frozen.resolve("demo", ref("e2e")) == one.resolved
+        assert frozen.resolve("demo", ref("e2e")) == resolved(one)
         two, _ = upload("e2e", b"two")
 
         class Failing:
@@ -158,17 +158,17 @@ class TestCache:
 
         with pytest.raises(InsufficientStorage), frozen.catalog.write(Failing()):
             pass
-        assert frozen.resolve("demo", ref("e2e")) == two.resolved
+        assert frozen.resolve("demo", ref("e2e")) == resolved(two)
 
     def test_writes_that_are_refused_keep_nobody_from_the_cache(
         self, frozen: Registry, upload: Upload, ref: Ref
     ) -> None:
         one, _ = upload("e2e", b"one")
-        assert frozen.resolve("demo", ref("e2e")) == one.resolved
+        assert frozen.resolve("demo", ref("e2e")) == resolved(one)
         with pytest.raises(PrefixNotFound):
             frozen.aliases.set("demo", "nothing", "stable", one.digest)
         with statements(frozen) as seen:
-            assert frozen.resolve("demo", ref("e2e")) == one.resolved
+            assert frozen.resolve("demo", ref("e2e")) == resolved(one)
         assert seen == []
 
     def test_a_flood_of_unknown_names_is_bounded_and_displaces_nothing(
@@ -228,7 +228,7 @@ class TestRaces:
         assert frozen.resolve_cached("demo", ref("demo/a")) is None
         assert frozen.resolve_cached("demo", ref("b")) is not None
         assert frozen.resolve_cached("demo", ref("demo/b")) is not None
-        assert frozen.resolve("demo", ref("a")) == two.resolved
+        assert frozen.resolve("demo", ref("a")) == resolved(two)
 
     def test_readers_never_see_what_was_before_a_finished_write(
         self, registry: Registry, upload: Upload, ref: Ref

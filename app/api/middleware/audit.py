@@ -21,12 +21,13 @@ def audited_call(scope: Scope, log: AuditLog) -> AuditedCall:
     state = scope.setdefault("state", {})
     call: AuditedCall | None = state.get("audited_call")
     if call is None:
-        principal, client = _principal(scope), scope.get("client")
+        principal: Principal | None = state.get("principal")
+        client, endpoint = scope.get("client"), scope.get("endpoint")
         kid = None if principal is None else principal.kid
         peer = str(client[0]) if client else None
         target = scope.get("path_params", {})
         facts = {
-            "action": _action(scope),
+            "action": None if endpoint is None else endpoint.__name__,
             "kid": kid,
             "target": {name: printable(str(value)) for name, value in target.items()},
             "request_id": scope.get("request_id"),
@@ -82,14 +83,3 @@ async def record_refusal(scope: Scope, status: int) -> None:
             await state["workers"].writes.finish(call.tenant, log.refused, call, status, code)
         except PolyprefixError:  # too many wait to be recorded
             log.count(call, status, code)
-
-
-def _action(scope: Scope) -> str | None:
-    """The name of the route, None if none was reached."""
-    endpoint = scope.get("endpoint")
-    return None if endpoint is None else str(endpoint.__name__)
-
-
-def _principal(scope: Scope) -> Principal | None:
-    principal = scope["state"].get("principal")
-    return principal if isinstance(principal, Principal) else None

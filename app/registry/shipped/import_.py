@@ -8,6 +8,7 @@ they are loaded.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -122,8 +123,7 @@ def _is_stored(registry: Registry, folder: Path, name: str, version: ShippedVers
         file = shipped.open(SHIPPED_OWNER, version.digest)
     if file is not None:
         with file, registry.stage() as staged:
-            while chunk := file.read(_COPY_BYTES):
-                staged.write(chunk)
+            shutil.copyfileobj(file, staged, _COPY_BYTES)
             registry.objects.commit(SHIPPED_OWNER, version.digest, staged.path)
         return True
     _log.warning(

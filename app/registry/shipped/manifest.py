@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,11 +138,9 @@ def add_to_manifest(
 
 def _copy_content(store: FolderStore, digest: str, file: Path) -> int:
     """Stores a copy that every user of the machine may read; its bytes."""
-    copied = 0
     with store.stage() as staged, file.open("rb") as source:
-        while chunk := source.read(_COPY_BYTES):
-            staged.write(chunk)
-            copied += len(chunk)
+        shutil.copyfileobj(source, staged, _COPY_BYTES)
+        copied = source.tell()
         with _opened(staged.path) as temporary:
             os.fchmod(temporary, 0o644)
         store.commit(SHIPPED_OWNER, digest, staged.path)

@@ -12,20 +12,12 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from app.db.errors import storage_faults
-from app.errors import InvalidRequest
-from app.registry.storage.staging import (
-    FOLDER,
-    READ_FLAGS,
-    FileInTransit,
-    SafeFolder,
-    Staging,
-    regular_file,
-)
+from app.registry.storage.staging import FOLDER, READ_FLAGS, Staging, regular_file
 from app.registry.storage.store import SUFFIX, StoredObject, check_owner, object_name
 
 _UNLOCKED_S = 20 * 60.0
@@ -33,24 +25,18 @@ _UNLOCKED_S = 20 * 60.0
 _OBJECT_NAME = re.compile(r"[0-9a-f]{64}\.safetensors")
 
 
-class FolderStore:
+class FolderStore(Staging):
     """An `ObjectStore` in a folder. Uploads are readable by the server's user alone."""
 
     def __init__(self, root: Path) -> None:
         """Creates the folder (0700) if it is missing; what is there keeps its permissions."""
-        self._root = SafeFolder(root)
-        self._staging = Staging(self._root)
+        super().__init__(root)
         self.root = self._root.path
-
-    def stage(self) -> AbstractContextManager[FileInTransit]:
-        """A new staged file, removed at the end of the block unless it was committed."""
-        return self._staging.file()
 
     def commit(self, owner: str, digest: str, staged: Path) -> None:
         """Makes a staged file the content of (owner, digest), durably, replacing what is there."""
         target = object_name(owner, digest)
-        if not self._staging.holds(staged):
-            raise InvalidRequest("only a file staged in this store can be committed")
+        self.check_staged(staged)
         with storage_faults("storing the prefix file"), self._root.folder(FOLDER) as staging:
             descriptor = os.open(staged.name, READ_FLAGS, dir_fd=staging)
             try:
@@ -132,10 +118,6 @@ class FolderStore:
                 found = regular_file(name, folder)
                 if found is not None:
                     yield StoredObject(digest, found.st_size, time.time() - found.st_mtime)
-
-    def sweep_temps(self) -> int:
-        """Removes staged files whose process has ended; how many. Called at start."""
-        return self._staging.sweep()
 
     def close(self) -> None:
         """Nothing runs beside the calls."""

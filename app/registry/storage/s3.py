@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,8 +21,8 @@ from obstore.store import S3Store as Client
 
 from app.db.circuit_breaker import ProbingBreaker
 from app.db.errors import storage_faults
-from app.errors import InsufficientStorage, InvalidRequest, PolyprefixError, Unavailable
-from app.registry.storage.staging import READ_FLAGS, FileInTransit, SafeFolder, Staging
+from app.errors import InsufficientStorage, PolyprefixError, Unavailable
+from app.registry.storage.staging import READ_FLAGS, FileInTransit, Staging
 from app.registry.storage.store import StoredObject, check_owner, object_name
 from app.registry.storage.url import S3Location
 
@@ -46,7 +46,7 @@ _PATIENT_PROBES = 4
 """Of so many probes one waits as long as any call: a store may have become slow."""
 
 
-class S3Store:
+class S3Store(Staging):
     """An `ObjectStore` in a bucket. Files in transit lie in a local folder, private and swept.
 
     A call that gets no answer fails within `timeout_s`, retries included; so does a transfer that
@@ -65,7 +65,7 @@ class S3Store:
 
         Credentials are the library's to find: `AWS_…` variables, or the machine's role.
         """
-        self._staging = Staging(SafeFolder(scratch))
+        super().__init__(scratch)
         self._bucket = location.bucket
         self._clock = clock
         # Of a retry only the start is bounded, so an attempt may take up to the other half.
@@ -96,10 +96,6 @@ class S3Store:
         """Looks no longer whether a store answers that does not."""
         self._breaker.stop()
 
-    def stage(self) -> AbstractContextManager[FileInTransit]:
-        """A new staged file, removed at the end of the block."""
-        return self._staging.file()
-
     def commit(self, owner: str, digest: str, staged: Path) -> None:
         """Makes a staged file the content of (owner, digest), durably, replacing what is there.
 
@@ -107,8 +103,7 @@ class S3Store:
         what was damaged.
         """
         key = _key(owner, digest)
-        if not self._staging.holds(staged):
-            raise InvalidRequest("only a file staged in this store can be committed")
+        self.check_staged(staged)
         doing = "storing the prefix file"
         with (
             storage_faults(doing),
@@ -126,7 +121,7 @@ class S3Store:
     def local(self, owner: str, digest: str) -> Iterator[Path | None]:
         """A private copy of the content for the length of the block, None if it is not there."""
         key = _key(owner, digest)
-        with self._staging.file() as copy:
+        with self.stage() as copy:
             yield copy.path if self._fetch(key, copy) else None
 
     def open(self, owner: str, digest: str) -> BinaryIO | None:
@@ -172,10 +167,6 @@ class S3Store:
                     if name is not None:
                         age_s = max(0.0, now - meta["last_modified"].timestamp())
                         yield StoredObject(name[1], meta["size"], age_s)
-
-    def sweep_temps(self) -> int:
-        """Removes the files in transit whose process has ended; how many."""
-        return self._staging.sweep()
 
     def _fetch(self, key: str, copy: FileInTransit) -> bool:
         """Copies an object into a local file; whether it is there. Unavailable if it is cut."""

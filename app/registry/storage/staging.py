@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.db.errors import storage_faults
-from app.errors import InsufficientStorage, PolyprefixError
+from app.errors import InsufficientStorage, InvalidRequest, PolyprefixError
 
 _FOLDER_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -101,13 +101,16 @@ class FileInTransit:
 
 
 class Staging:
-    """The staging folder of a root, made when it is first needed."""
+    """What all stores do with files in transit; they lie in a folder below a local root.
 
-    def __init__(self, root: SafeFolder) -> None:
-        self._root = root
+    The folder is made when it is first needed.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = SafeFolder(root)
 
     @contextmanager
-    def file(self) -> Iterator[FileInTransit]:
+    def stage(self) -> Iterator[FileInTransit]:
         """A new empty file, removed at the end of the block unless it was moved away."""
         with storage_faults("storing the prefix file"):
             name, descriptor = self._create()
@@ -119,11 +122,12 @@ class Staging:
                 os.unlink(name, dir_fd=folder)
             os.close(descriptor)
 
-    def holds(self, path: Path) -> bool:
-        """Whether the path is that of a file of this folder."""
-        return path.parent == self._root.path / FOLDER
+    def check_staged(self, path: Path) -> None:
+        """InvalidRequest unless the path is that of a file of this folder."""
+        if path.parent != self._root.path / FOLDER:
+            raise InvalidRequest("only a file staged in this store can be committed")
 
-    def sweep(self) -> int:
+    def sweep_temps(self) -> int:
         """Removes the files whose process has ended; how many."""
         with storage_faults("sweeping temporary files"), self._root.existing(FOLDER) as folder:
             names = [] if folder is None else os.listdir(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, delete, func, insert, or_, select, update
@@ -42,17 +42,7 @@ class KeyInfo:
 
     def to_json(self) -> dict[str, Any]:
         """As replies and commands show it."""
-        return {
-            "kid": self.kid,
-            "tenant": self.tenant,
-            "label": self.label,
-            "scopes": sorted(self.scopes),
-            "created_at": self.created_at,
-            "not_before": self.not_before,
-            "expires_at": self.expires_at,
-            "revoked_at": self.revoked_at,
-            "last_used_at": self.last_used_at,
-        }
+        return {**vars(self), "scopes": sorted(self.scopes)}
 
     def state(self, now: float) -> str:
         """`revoked`, `expired`, `pending` or `live`."""
@@ -61,6 +51,10 @@ class KeyInfo:
         if self.expires_at is not None and self.expires_at <= now:
             return "expired"
         return "pending" if self.not_before is not None and self.not_before > now else "live"
+
+
+_SAME_NAME = {field.name for field in fields(KeyInfo)} - {"tenant", "scopes"}
+"""The fields that a row has under the same name and in the same form."""
 
 
 class Keyring:
@@ -211,17 +205,8 @@ def _get(connection: Connection, tenant: str, kid: str) -> KeyInfo:
 
 
 def _to_info(row: Row[Any]) -> KeyInfo:
-    return KeyInfo(
-        kid=row.kid,
-        tenant=row.tenant_id,
-        label=row.label,
-        scopes=read_scopes(row.scopes),
-        created_at=row.created_at,
-        not_before=row.not_before,
-        expires_at=row.expires_at,
-        revoked_at=row.revoked_at,
-        last_used_at=row.last_used_at,
-    )
+    values = {name: getattr(row, name) for name in _SAME_NAME}
+    return KeyInfo(**values, tenant=row.tenant_id, scopes=read_scopes(row.scopes))
 
 
 def read_scopes(names: Collection[str]) -> frozenset[Scope]:

@@ -23,8 +23,13 @@ from app.errors import InvalidRequest
 from app.tenancy.limits.decision import Cost, LimitDecision
 from app.tenancy.limits.limits import TenantLimits
 from app.tenancy.limits.local import LocalLimits
-from app.tenancy.limits.pipeline import RedisFails, ScriptFault, ScriptPipeline, done_within
-from app.tenancy.limits.script import ScriptCall
+from app.tenancy.limits.pipeline import (
+    RedisFails,
+    ScriptCall,
+    ScriptFault,
+    ScriptPipeline,
+    done_within,
+)
 
 _log = logging.getLogger(__name__)
 

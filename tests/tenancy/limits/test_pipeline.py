@@ -14,8 +14,13 @@ import pytest
 
 from app.tenancy.limits.decision import LimitDecision
 from app.tenancy.limits.limits import TenantLimits
-from app.tenancy.limits.pipeline import MAX_WAITING, RedisFails, ScriptFault, ScriptPipeline
-from app.tenancy.limits.script import ScriptCall
+from app.tenancy.limits.pipeline import (
+    MAX_WAITING,
+    RedisFails,
+    ScriptCall,
+    ScriptFault,
+    ScriptPipeline,
+)
 from tests.redis_server import RedisServer, free_port, proxied
 
 LIMITS = TenantLimits(requests_per_minute=10**9, max_rows=10**6)

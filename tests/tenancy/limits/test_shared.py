@@ -17,7 +17,7 @@ from app.errors import InvalidRequest
 from app.tenancy.limits.decision import Cost, LimitDecision
 from app.tenancy.limits.limits import TenantLimits
 from app.tenancy.limits.local import LocalLimits
-from app.tenancy.limits.script import LUA, ScriptCall, read_reply
+from app.tenancy.limits.pipeline import LUA, ScriptCall, read_reply
 from app.tenancy.limits.shared import RedisLimits
 from tests.redis_server import Proxy, RedisServer, proxied, redis_server
 from tests.tenancy.limits.test_local import STEPS

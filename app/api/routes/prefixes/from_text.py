@@ -23,9 +23,8 @@ from app.errors import ContextLengthExceeded, Draining, InvalidRequest
 from app.model.frozen import FrozenModel
 from app.model.text import INPUT_PLACEHOLDER
 from app.prefix.codec import encode
-from app.prefix.prefix import Prefix, PrefixMetadata
+from app.prefix.prefix import PrefixMetadata
 from app.prefix.reference import check_alias, check_name
-from app.registry.storage.store import StagedFile
 from app.tenancy.auth.principal import Scope
 from app.training.words import words_prefix
 
@@ -76,15 +75,11 @@ async def make_from_text(
     )
     [prefix] = await cancel_on_disconnect(request.receive, making)
     async with publisher.staging(tenant) as staged:
-        await workers.files.run(tenant, _write, prefix, staged)
+        await workers.files.run(tenant, lambda: staged.write(encode(prefix)))
         admitted = await publisher.publish(
             caller.principal, name, staged.path, body.alias, request.receive, caller.actor
         )
     return admitted.reply
-
-
-def _write(prefix: Prefix, staged: StagedFile) -> None:
-    staged.write(encode(prefix))
 
 
 def _encode(model: FrozenModel, text: str, max_length: int) -> list[int]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Header, Request, Response
+from starlette.requests import ClientDisconnect
 
 from app.api.dependencies import CallerDep, PublisherDep, UploadsDep
 from app.api.publish_version import NEW_VERSION
@@ -82,23 +82,15 @@ async def _receive(
         raise error
     size = 0
     pending = bytearray()
-    async for part in _body_parts(request):
-        size += len(part)
-        if size > limit:
-            raise error
-        pending += part
-        if len(pending) >= _WRITE_BYTES:
-            await pool.run(tenant, staged.write, bytes(pending))
-            pending.clear()
+    try:
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise error
+            pending += part
+            if len(pending) >= _WRITE_BYTES:
+                await pool.run(tenant, staged.write, bytes(pending))
+                pending.clear()
+    except ClientDisconnect as gone:
+        raise RequestCancelled("the client went away") from gone
     await pool.run(tenant, staged.write, bytes(pending))
-
-
-async def _body_parts(request: Request) -> AsyncIterator[bytes]:
-    """The body as it comes; RequestCancelled if the client goes away in its midst."""
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise RequestCancelled("the client went away")
-        yield message.get("body", b"")
-        if not message.get("more_body", False):
-            return
