@@ -33,14 +33,15 @@ ARROWS = {
         "registry": "db prefix",
         "tenancy": "addresses db prefix",
         "runtime": "addresses model prefix registry",
-        "evaluation": "engine model prefix",
-        "training": "engine evaluation model prefix registry",
+        "datasets": "prefix",
+        "evaluation": "datasets engine model prefix",
+        "training": "datasets engine evaluation model prefix registry",
         "api": "db engine evaluation model prefix registry runtime tenancy training",
         "main": "settings api db engine model prefix registry runtime tenancy",
         "bench": "db engine model prefix registry runtime",
         "demo": "evaluation model prefix training",
-        "cli": "main settings api bench db demo engine evaluation model prefix registry runtime "
-        "tenancy training",
+        "cli": "main settings api bench datasets db demo engine evaluation model prefix registry "
+        "runtime tenancy training",
     }.items()
 }
 """Layer → the layers that it may import, besides itself and `errors`."""
@@ -65,6 +66,7 @@ LIBRARIES = {
     "sacrebleu": {"evaluation"},
     "rouge_score": {"evaluation"},
     "greenlet": {"engine"},
+    "datasets": {"datasets"},
     "peft": {"bench"},
     "ctranslate2": {"bench"},
 }
@@ -83,7 +85,7 @@ TORCH_FREE = {
 }
 """Modules of torch layers that decide without tensors, so that they are tested without any."""
 
-OPTIONAL = {"peft", "ctranslate2"}
+OPTIONAL = {"peft", "ctranslate2", "datasets"}
 """Heavy extras: the only libraries that a function may import (app.cli may import all late)."""
 
 BANNED_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

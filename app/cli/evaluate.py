@@ -76,8 +76,8 @@ def evaluate(
 
     Example: `polyprefix evaluate --data valid.jsonl --store prefixes --prefix e2e`
     """
+    from app.datasets.reader import read_examples
     from app.evaluation import evaluator
-    from app.evaluation.text_pairs import read_examples
     from app.model.load import load_model
     from app.prefix.metadata import parse_decoding
 

@@ -26,7 +26,7 @@ _LOSS_MEMORY = 0.95
 
 
 def _file(help_text: str) -> Any:
-    return typer.Option(help=help_text, exists=True, dir_okay=False, readable=True)
+    return typer.Option(help=help_text, exists=True, readable=True)
 
 
 Model = Annotated[
@@ -39,7 +39,9 @@ Model = Annotated[
 ]
 Data = Annotated[
     Path,
-    _file('Training data: JSON lines with `"input"` and `"target"` (or `"targets"`, a list).'),
+    _file(
+        "Training data: JSON lines, CSV, TSV, a `datasets` folder; E2E, WebNLG, DART, XSum files."
+    ),
 ]
 Valid = Annotated[
     Path | None,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from app.datasets.example import Example
 from app.engine.config import EngineConfig
 from app.engine.decoding.beam_search import beam_params
 from app.engine.engine import Engine
@@ -19,7 +20,7 @@ from app.engine.request import GenerationRequest, SamplingParams
 from app.errors import GenerationFault, InvalidRequest
 from app.evaluation.likelihood import target_loss
 from app.evaluation.metrics import Rouge, corpus_bleu, mean_rouge
-from app.evaluation.text_pairs import Example, TokenPair, default_template
+from app.evaluation.text_pairs import TokenPair, default_template
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
 

@@ -1,41 +1,18 @@
-"""Training and evaluation data: JSON lines with `input` and `target`, checked line by line.
-
-Token ids come from the model's `Text`.
-"""
+"""Examples as token ids: how a prompt presents an input, and how a target ends."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
+from app.datasets.example import Example
 from app.errors import InvalidRequest
 from app.model.text import INPUT_PLACEHOLDER, Text
-from app.prefix.strict_json import parse_object
 
 _SPACED = " {input} "
 """How Li & Liang (2021) present an input to GPT-2, and a target; `<|endoftext|>` follows both."""
 _PROBE = "a"
-
-_TARGETS = ("target", "targets", "output", "outputs")
-"""What targets are called: the first two, and the same two in the words of `/evaluate`."""
-_BOM = b"\xef\xbb\xbf"
-
-MAX_LINES = 1_000_000
-MAX_LINE_BYTES = 1 << 20
-MAX_TARGETS = 1_000
-
-
-@dataclass(frozen=True)
-class Example:
-    """An input and all the targets that are right for it; `line` says where it stands."""
-
-    input: str
-    targets: tuple[str, ...]
-    line: int
 
 
 @dataclass(frozen=True)
@@ -50,23 +27,6 @@ class TokenPair:
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.target_ids)
-
-
-def read_examples(path: Path) -> list[Example]:
-    """All examples of a file. InvalidRequest names file and line of what is wrong."""
-    examples = list(_examples(path))
-    if not examples:
-        raise InvalidRequest(f"{path}: there is no example in it")
-    return examples
-
-
-def data_digest(path: Path) -> str:
-    """SHA-256, hex, of the file's bytes."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def token_pairs(
@@ -187,59 +147,3 @@ def _at_line(source: str, example: Example) -> Iterator[None]:
         yield
     except InvalidRequest as error:
         raise InvalidRequest(f"{source}:{example.line}: {error.message}") from error
-
-
-def _examples(path: Path) -> Iterator[Example]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(_bounded_lines(file, path), start=1):
-                if number == 1:
-                    line = line.removeprefix(_BOM)
-                if line.strip():
-                    yield _example(line, number, path)
-    except OSError as error:
-        raise InvalidRequest(f"{path}: cannot be read: {error.strerror}") from error
-
-
-def _bounded_lines(file: Any, path: Path) -> Iterator[bytes]:
-    for number in range(1, MAX_LINES + 2):
-        line: bytes = file.readline(MAX_LINE_BYTES + 1)
-        if not line:
-            return
-        if len(line) > MAX_LINE_BYTES:
-            raise InvalidRequest(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES} bytes")
-        if number > MAX_LINES:
-            raise InvalidRequest(f"{path}: more than {MAX_LINES} lines")
-        yield line
-
-
-def _example(line: bytes, number: int, path: Path) -> Example:
-    where = f"{path}:{number}"
-    try:
-        record = parse_object(line.decode("utf-8"), floats=True)
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(
-            f"{where}: not UTF-8 at byte {error.start + 1} of the line; save the file as UTF-8"
-        ) from error
-    except ValueError as error:
-        raise InvalidRequest(f"{where}: the line {error}") from error
-    source = record.get("input")
-    if not isinstance(source, str) or not source.strip():
-        raise InvalidRequest(f"{where}: `input` must be a text that is not empty")
-    return Example(source, _targets(record, where), number)
-
-
-def _targets(record: dict[str, Any], where: str) -> tuple[str, ...]:
-    given = [name for name in _TARGETS if name in record]
-    if len(given) != 1:
-        found = f", not both `{given[0]}` and `{given[1]}`" if given else ""
-        raise InvalidRequest(
-            f"{where}: give `target` (a text; `output` is the same) or `targets` (a list){found}"
-        )
-    (name,) = given
-    targets = record[name] if name.endswith("s") else [record[name]]
-    if not isinstance(targets, list) or not 0 < len(targets) <= MAX_TARGETS:
-        raise InvalidRequest(f"{where}: `{name}` must be a list of 1 to {MAX_TARGETS} texts")
-    if not all(isinstance(target, str) and target.strip() for target in targets):
-        raise InvalidRequest(f"{where}: `{name}`: every target must be a text that is not empty")
-    return tuple(target.strip() for target in targets)

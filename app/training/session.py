@@ -9,14 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from app.datasets.example import Example
+from app.datasets.reader import data_digest, read_examples
 from app.errors import InvalidRequest
 from app.evaluation.evaluator import Evaluation, evaluate, running_engine
 from app.evaluation.text_pairs import (
-    Example,
     TokenPair,
-    data_digest,
     default_template,
-    read_examples,
     source_pairs,
     token_pairs,
 )

@@ -11,12 +11,13 @@ import pytest
 import torch
 from transformers import BartForConditionalGeneration
 
+from app.datasets.example import Example
 from app.engine.decoding.beam_search import BeamParams
 from app.engine.request import GenerationRequest
 from app.evaluation import evaluator
 from app.evaluation.evaluator import EngineRunner, Evaluator, evaluate, running_engine
 from app.evaluation.likelihood import target_loss
-from app.evaluation.text_pairs import Example, TokenPair
+from app.evaluation.text_pairs import TokenPair
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from tests.tiny import CONTEXT, random_prefix

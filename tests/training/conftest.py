@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from app.evaluation.text_pairs import Example, TokenPair, token_pairs
+from app.datasets.example import Example
+from app.evaluation.text_pairs import TokenPair, token_pairs
 from app.model.frozen import FrozenModel
 
 TEMPLATE = " {input} <|endoftext|>"

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from app.datasets.example import Example
 from app.errors import InvalidRequest
-from app.evaluation.text_pairs import Example, continued_target, default_template, token_pairs
+from app.evaluation.text_pairs import continued_target, default_template, token_pairs
 from app.model.load import load_model
 from app.model.text import Text, TokenizerFacts
 from app.training.recipe import Recipe
