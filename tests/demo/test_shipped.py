@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from app.datasets.reader import read_examples
 from app.evaluation.evaluator import evaluate, running_engine
-from app.evaluation.text_pairs import read_examples
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.codec import decode
