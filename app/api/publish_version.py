@@ -26,7 +26,7 @@ from app.api.side_work import SideQueue
 from app.db.database import Actor
 from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
-from app.errors import GenerationFault, InvalidPrefix, InvalidRequest, PolyprefixError
+from app.errors import GenerationFault, InvalidPrefix, InvalidRequest
 from app.model.dense import check_finite
 from app.model.frozen import FrozenModel
 from app.model.text import Text
@@ -184,12 +184,8 @@ async def _probe(engine: Engine, prefix: Prefix, principal: Principal) -> None:
     )
     async for event in engine.submit(request):
         if isinstance(event, RequestFailed):
-            raise _refusal(event.error)
-
-
-def _refusal(error: PolyprefixError) -> PolyprefixError:
-    if isinstance(error, GenerationFault):
-        return InvalidPrefix(
-            "not a usable prefix: with it the model's next-token logits are not finite"
-        )
-    return error
+            if isinstance(event.error, GenerationFault):
+                raise InvalidPrefix(
+                    "not a usable prefix: with it the model's next-token logits are not finite"
+                )
+            raise event.error

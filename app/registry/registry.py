@@ -268,26 +268,25 @@ class Registry:
 
     # Pins
 
-    def pin(self, tenant: str, name: str, digest: str, *, actor: Actor | None = None) -> Version:
-        """Marks a version as one that caches keep; PrefixNotFound."""
-        return self._set_pinned(tenant, name, digest, True, actor)
-
-    def unpin(self, tenant: str, name: str, digest: str, *, actor: Actor | None = None) -> Version:
-        """Takes the mark away; PrefixNotFound."""
-        return self._set_pinned(tenant, name, digest, False, actor)
+    def pin(
+        self,
+        tenant: str,
+        name: str,
+        digest: str,
+        *,
+        pinned: bool = True,
+        actor: Actor | None = None,
+    ) -> Version:
+        """Marks a version as one that caches keep, or takes the mark away; PrefixNotFound."""
+        with scope.changing(self.catalog, tenant, name, actor) as (connection, epoch):
+            row = versions.get_row(connection, tenant, name, digest)
+            versions.set_pinned(connection, row.id, epoch, pinned)
+            return versions.to_version(versions.get_row(connection, tenant, name, row.digest))
 
     def pinned(self, limit: int = 1000) -> tuple[ContentKey, ...]:
         """The contents that caches keep: those that were pinned last, the oldest pin first."""
         with self.catalog.read() as connection:
             return versions.pinned(connection, limit)
-
-    def _set_pinned(
-        self, tenant: str, name: str, digest: str, pinned: bool, actor: Actor | None
-    ) -> Version:
-        with scope.changing(self.catalog, tenant, name, actor) as (connection, epoch):
-            row = versions.get_row(connection, tenant, name, digest)
-            versions.set_pinned(connection, row.id, epoch, pinned)
-            return versions.to_version(versions.get_row(connection, tenant, name, row.digest))
 
 
 def _check_owned(tenant: str, version: Version) -> None:

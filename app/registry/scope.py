@@ -71,11 +71,6 @@ def make_tenant(connection: Connection, tenant: str, now: int) -> str:
     return owner
 
 
-def owners(connection: Connection) -> list[str]:
-    """The owner keys of this catalog's tenants."""
-    return list(connection.scalars(select(tenants.c.owner)))
-
-
 def find_prefix_id(connection: Connection, tenant: str, name: str) -> int | None:
     """The number of the tenant's prefix, None if it has none of that name."""
     return connection.scalar(prefixes_of(tenant, prefixes.c.id).where(prefixes.c.name == name))

@@ -187,7 +187,7 @@ class TestTenants:
             lambda tenant: registry.aliases.rollback(tenant, "e2e", "stable"),
             lambda tenant: registry.aliases.history(tenant, "e2e", "stable"),
             lambda tenant: registry.pin(tenant, "e2e", digest),
-            lambda tenant: registry.unpin(tenant, "e2e", digest),
+            lambda tenant: registry.pin(tenant, "e2e", digest, pinned=False),
             lambda tenant: registry.content_start(tenant, version, 8),
             lambda tenant: registry.open_content(tenant, version),
         ]
@@ -258,7 +258,7 @@ def test_pinning_is_a_mark_on_a_version(registry: Registry, upload: Upload) -> N
     assert registry.pin("demo", "e2e", version.digest[:6]).pinned
     assert [pinned.digest for pinned in registry.pinned()] == [version.digest]
     assert registry.get_version("demo", "e2e", version.digest).pinned
-    assert not registry.unpin("demo", "e2e", version.digest).pinned
+    assert not registry.pin("demo", "e2e", version.digest, pinned=False).pinned
     assert registry.pinned() == ()
 
 

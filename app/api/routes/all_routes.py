@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from app.api.routes.administration import about, audit, health, tenants, usage
+from app.api.routes.administration import audit, operations, tenants, usage
 from app.api.routes.generation import completions, models, tgi, tokenize
 from app.api.routes.prefixes import (
     aliases,
-    comparisons,
     evaluations,
     from_text,
     prefixes,
     publications,
-    quality_gates,
     versions,
 )
 from app.api.routing import Route
@@ -25,14 +23,11 @@ _RESOURCES = (
     versions,
     aliases,
     publications,
-    health,
-    about,
+    operations,
     tenants,
     audit,
     usage,
     evaluations,
-    comparisons,
-    quality_gates,
     from_text,
 )
 

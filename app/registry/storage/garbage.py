@@ -18,8 +18,7 @@ from sqlalchemy import Connection, delete, select
 
 from app.db.change_log import ChangeKind, note
 from app.db.database import Database
-from app.db.schema import retired_owners
-from app.registry import scope
+from app.db.schema import retired_owners, tenants
 from app.registry.storage import contents
 from app.registry.storage.contents import Content
 from app.registry.storage.store import ObjectStore
@@ -137,7 +136,7 @@ class GarbageCollector:
 
     def _owners(self) -> list[str]:
         with self.catalog.read() as connection:
-            return [*scope.owners(connection), *self._retired(connection)]
+            return [*connection.scalars(select(tenants.c.owner)), *self._retired(connection)]
 
     def _retired(self, connection: Connection) -> list[str]:
         before = int(self.clock() - self.grace_s)

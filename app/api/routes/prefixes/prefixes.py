@@ -179,7 +179,7 @@ async def unpin_version(
     name: str, digest: str, registry: RegistryDep, replies: RepliesDep, caller: CallerDep
 ) -> Response:
     """Let the version be evicted from memory again."""
-    version = await caller.write(registry.unpin, caller.tenant, name, digest)
+    version = await caller.write(registry.pin, caller.tenant, name, digest, pinned=False)
     return (await replies.of(version)).response()
 
 

@@ -242,7 +242,7 @@ HOSTILE: dict[str, tuple[int, Json]] = {
 def test_hostile_gates_are_refused(
     client: httpx.Client, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.api.routes.prefixes.quality_gates._MAX_CHARACTERS", 1000)
+    monkeypatch.setattr("app.api.routes.prefixes.aliases._MAX_CHARACTERS", 1000)
     status, fields = HOSTILE[case]
     body = {"metric": "bleu", "min_score": 1, "examples": ONE, **fields}
     reply = client.put(GATE_URL, json=body)

@@ -1,4 +1,7 @@
-"""What a server says of itself: that it is there, its version, links, and its routes described."""
+"""What a server says of itself: its version, links, health, metrics, and its routes described.
+
+Health is that of the engine's progress, not of the web server.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,17 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from app.api.dependencies import CallerDep, ModelDep
+from app.api.dependencies import CallerDep, EngineDep, Limits, LimitsDep, MetricsDep, ModelDep
 from app.api.errors import ErrorShape
 from app.api.openapi import document
 from app.api.routing import JSON, TEXT, Answer, Router
 from app.api.schemas.base import StrictJSONResponse
-from app.api.schemas.server import IndexReply, PingReply, ServerVersionReply
+from app.api.schemas.server import HealthReply, IndexReply, PingReply, ServerVersionReply
+from app.engine.engine import Engine
 from app.model.frozen import FrozenModel
+from app.tenancy.auth.principal import Scope
 
 router = Router("operations")
 
@@ -40,6 +46,7 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
 }
+_HEALTH = Answer({JSON: HealthReply})
 _OURS, _SWAGGER = "app.api", "fastapi_offline"
 
 
@@ -61,6 +68,32 @@ async def ping() -> Response:
     return PingReply().response()
 
 
+@router.route("GET", "/health/live", answers=_HEALTH, statuses=[200, 503], is_open=True)
+async def live(engine: EngineDep, limits: LimitsDep) -> Response:
+    """503 once the engine's loop has ended or hangs: the process should be replaced."""
+    return _answer(_is_live(engine, limits), engine)
+
+
+@router.route("GET", "/health/ready", answers=_HEALTH, statuses=[200, 503], is_open=True)
+async def ready(engine: EngineDep, limits: LimitsDep) -> Response:
+    """503 while new requests would be refused: draining, hanging, ended or full."""
+    progress = engine.progress()
+    full = progress.waiting >= engine.config.max_waiting > 0
+    return _answer(_is_live(engine, limits) and not progress.draining and not full, engine)
+
+
+@router.route("GET", "/health", answers=_HEALTH, statuses=[200, 503])
+async def health(engine: EngineDep, limits: LimitsDep) -> Response:
+    """TGI's name for readiness."""
+    return _answer(_is_live(engine, limits) and not engine.progress().draining, engine)
+
+
+@router.route("GET", "/metrics", answers=Answer({TEXT: None}), scopes=[Scope.ADMIN])
+async def metrics(collected: MetricsDep) -> Response:
+    """Prometheus' text format."""
+    return Response(collected.render(), media_type=CONTENT_TYPE_LATEST)
+
+
 @router.route("GET", "/openapi.json", answers=Answer({JSON: None}), described=False)
 async def describe(request: Request, caller: CallerDep) -> Response:
     """The OpenAPI description of all routes, for programs that have a key."""
@@ -69,6 +102,17 @@ async def describe(request: Request, caller: CallerDep) -> Response:
         content = await caller.workers.text.run(caller.tenant, document, app)
         app.state.description = StrictJSONResponse(content).body
     return Response(app.state.description, media_type=JSON)
+
+
+def _is_live(engine: Engine, limits: Limits) -> bool:
+    progress = engine.progress()
+    return progress.alive and progress.last_step_age < limits.stall_timeout
+
+
+def _answer(good: bool, engine: Engine) -> Response:
+    progress = engine.progress()
+    reply = HealthReply.of(progress, status="ok" if good else "unavailable")
+    return reply.response(200 if good else 503)
 
 
 def _version(request: Request, model: FrozenModel) -> dict[str, str]:
