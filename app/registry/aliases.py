@@ -101,9 +101,23 @@ class Aliases:
         scope.check_names(name, alias)
         with scope.changing(self._catalog, tenant, name, actor) as (connection, epoch):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
-            get(connection, prefix_id, alias)
+            present = get(connection, prefix_id, alias)
             _check_match(connection, prefix_id, alias, if_match)
-            _undo(connection, epoch, prefix_id, alias, now=int(self._clock()))
+            weights, mine = present.split or {present.digest: 1}, _history_of(prefix_id, alias)
+            query = select(alias_history).where(mine, alias_history.c.undoable)
+            for target in connection.execute(query.order_by(alias_history.c.id.desc())).all():
+                before = _weights_of(target)
+                there = versions.ids_of(connection, prefix_id, before)
+                if before != weights and len(there) == len(before):
+                    break
+            else:
+                raise Conflict(
+                    f"alias '{alias}' has no earlier version to return to", param="alias"
+                )
+            undone = update(alias_history).where(mine, alias_history.c.id > target.id)
+            connection.execute(undone.values(undoable=False))
+            now = int(self._clock())
+            _write(connection, epoch, prefix_id, alias, before, _ROLLBACK, now)
             return get(connection, prefix_id, alias)
 
     def history(self, tenant: str, name: str, alias: str) -> tuple[AliasChange, ...]:
@@ -199,26 +213,6 @@ def move(
     elif _weights(connection, present) == weights:
         return
     _write(connection, epoch, prefix_id, alias, weights, reason, now)
-
-
-def _undo(connection: Connection, epoch: int, prefix_id: int, alias: str, *, now: int) -> None:
-    """Points an alias at where it pointed before; repeated, it goes further back.
-
-    Conflict if there is nothing before that still exists.
-    """
-    present = find_alias(connection, prefix_id, alias)
-    weights = {} if present is None else _weights(connection, present)
-    mine = _history_of(prefix_id, alias)
-    query = select(alias_history).where(mine, alias_history.c.undoable)
-    for target in connection.execute(query.order_by(alias_history.c.id.desc())).all():
-        before = _weights_of(target)
-        if before != weights and len(versions.ids_of(connection, prefix_id, before)) == len(before):
-            break
-    else:
-        raise Conflict(f"alias '{alias}' has no earlier version to return to", param="alias")
-    undone = update(alias_history).where(mine, alias_history.c.id > target.id)
-    connection.execute(undone.values(undoable=False))
-    _write(connection, epoch, prefix_id, alias, before, _ROLLBACK, now)
 
 
 def pointing_at(connection: Connection, version_id: int) -> list[str]:

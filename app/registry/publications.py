@@ -64,10 +64,6 @@ class Publications:
                 connection.execute(insert(publications), added)
             return _read(connection, prefix_id, name)
 
-    def withdraw(self, tenant: str, name: str, *, actor: Actor | None = None) -> None:
-        """Publishes the prefix to nobody; PrefixNotFound."""
-        self.set(tenant, name, (), everyone=False, actor=actor)
-
     def offered(
         self, tenant: str, cursor: str | None = None, limit: int = 20
     ) -> Page[PublishedPrefix]:

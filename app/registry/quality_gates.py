@@ -85,7 +85,8 @@ class QualityGates:
     ) -> QualityGate:
         """Gives the alias a gate, for its next moves; where it points now is left as it is.
 
-        `latest` takes none: InvalidRequest. PrefixNotFound; Conflict if there are too many.
+        The alias need not exist. `latest` takes none: InvalidRequest. PrefixNotFound; Conflict if
+        there are too many.
         """
         scope.check_names(name, alias)
         if alias == LATEST:
@@ -95,7 +96,21 @@ class QualityGates:
             )
         with scope.changing(self._catalog, tenant, name, actor) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
-            _put(connection, prefix_id, alias, gate, now=int(self._clock()))
+            connection.execute(delete(alias_gates).where(_of(alias_gates, prefix_id, alias)))
+            other = gate_scores.c.measure != gate.measure
+            connection.execute(delete(gate_scores).where(_of(gate_scores, prefix_id, alias), other))
+            mine = select(func.count()).where(alias_gates.c.prefix_id == prefix_id)
+            if connection.execute(mine).scalar_one() >= MAX_GATES:
+                raise Conflict(f"a prefix has at most {MAX_GATES} gates", param="alias")
+            row = {
+                "prefix_id": prefix_id,
+                "alias": alias,
+                "metric": gate.metric,
+                "min_score": gate.min_score,
+                "examples": [dict(example) for example in gate.examples],
+                "updated_at": int(self._clock()),
+            }
+            connection.execute(insert(alias_gates).values(row))
             return _get(connection, prefix_id, alias)
 
     def remove(self, tenant: str, name: str, alias: str, *, actor: Actor | None = None) -> None:
@@ -128,30 +143,6 @@ def find(connection: Connection, prefix_id: int, alias: str) -> QualityGate | No
         examples=row.examples,
         updated_at=row.updated_at,
     )
-
-
-def _put(
-    connection: Connection, prefix_id: int, alias: str, gate: QualityGate, *, now: int
-) -> None:
-    """Gives the alias this gate, instead of one that it may have; Conflict if there are too many.
-
-    The alias need not exist.
-    """
-    connection.execute(delete(alias_gates).where(_of(alias_gates, prefix_id, alias)))
-    other = gate_scores.c.measure != gate.measure
-    connection.execute(delete(gate_scores).where(_of(gate_scores, prefix_id, alias), other))
-    mine = select(func.count()).where(alias_gates.c.prefix_id == prefix_id)
-    if connection.execute(mine).scalar_one() >= MAX_GATES:
-        raise Conflict(f"a prefix has at most {MAX_GATES} gates", param="alias")
-    row = {
-        "prefix_id": prefix_id,
-        "alias": alias,
-        "metric": gate.metric,
-        "min_score": gate.min_score,
-        "examples": [dict(example) for example in gate.examples],
-        "updated_at": now,
-    }
-    connection.execute(insert(alias_gates).values(row))
 
 
 def check(

@@ -120,7 +120,8 @@ def publish(
         prefix_id = scope.find_prefix_id(connection, tenant, name)
         made_prefix = prefix_id is None
         if prefix_id is None:
-            prefix_id = _insert_prefix(connection, tenant, name, now)
+            made = insert(prefixes).values(tenant_id=tenant, name=name, created_at=now)
+            prefix_id = connection.execute(made.returning(prefixes.c.id)).scalar_one()
         _insert_version(connection, prefix_id, owner, info, described, now)
     if not is_described:
         same = (versions.c.owner == owner) & (versions.c.digest == info.digest)
@@ -128,11 +129,6 @@ def publish(
     grown = _content_nbytes(connection, owner, info.digest) - before
     _count(connection, tenant, owner, prefixes=int(made_prefix), nbytes=grown)
     return get_row(connection, tenant, name, info.digest), created
-
-
-def _insert_prefix(connection: Connection, tenant: str, name: str, now: int) -> int:
-    row = {"tenant_id": tenant, "name": name, "created_at": now}
-    return connection.execute(insert(prefixes).values(row).returning(prefixes.c.id)).scalar_one()
 
 
 def _insert_version(

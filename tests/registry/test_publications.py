@@ -128,7 +128,7 @@ class TestWithdrawing:
         publish(registry, "demo", everyone=everyone)
         assert sees(registry, "demo")
         assert sees(frozen, "demo")
-        registry.publications.withdraw("acme", "e2e")
+        registry.publications.set("acme", "e2e", (), everyone=False)
         assert not sees(registry, "demo")
         assert sees(frozen, "demo")
         clock.now += 1.0
@@ -272,7 +272,7 @@ class TestChecks:
         for call in (
             lambda: registry.publications.get("demo", "nothing"),
             lambda: registry.publications.set("demo", "nothing", [], everyone=True),
-            lambda: registry.publications.withdraw("demo", "nothing"),
+            lambda: registry.publications.set("demo", "nothing", (), everyone=False),
         ):
             with pytest.raises(PrefixNotFound):
                 call()

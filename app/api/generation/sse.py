@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.api.errors import error_body, error_response
-from app.api.generation.generation import wait_for_disconnect
-from app.errors import PolyprefixError
+from app.api.generation.generation import cancel_on_disconnect
+from app.errors import PolyprefixError, RequestCancelled
 
 _log = logging.getLogger(__name__)
 
@@ -37,17 +37,11 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        pump = asyncio.ensure_future(self._pump(scope, receive, send))
-        watcher = asyncio.ensure_future(wait_for_disconnect(receive))
         try:
-            await asyncio.wait({pump, watcher}, return_when=asyncio.FIRST_COMPLETED)
-            if pump.done():
-                pump.result()
+            with suppress(RequestCancelled):
+                await cancel_on_disconnect(receive, self._pump(scope, receive, send))
         finally:
             self._close()
-            for task in (pump, watcher):
-                task.cancel()
-            await asyncio.gather(pump, watcher, return_exceptions=True)
 
     async def _pump(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

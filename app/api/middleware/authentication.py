@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.errors import error_response
+from app.api.routing import READING
 from app.errors import PolyprefixError, Unavailable
 
-_READING = ("GET", "HEAD")
 _SCHEME = b"bearer "
 _POLICY_VIOLATION = 1008
 _MAX_PRESENTED = 512
@@ -33,7 +33,7 @@ class AuthenticationMiddleware:
             await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
             return
         is_open = scope["type"] != "http" or (
-            scope["path"] in self._open and scope["method"] in _READING
+            scope["path"] in self._open and scope["method"] in READING
         )
         if not is_open:
             try:

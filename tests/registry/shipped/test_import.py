@@ -305,7 +305,7 @@ class TestImport:
     ) -> None:
         ship("e2e", b"one")
         seed(registry, store)
-        registry.publications.withdraw("demo", "e2e")
+        registry.publications.set("demo", "e2e", (), everyone=False)
         ship("e2e", b"two")
         assert seed(registry, store) == 1
         assert not registry.publications.get("demo", "e2e").everyone
@@ -319,7 +319,7 @@ class TestImport:
         seed(registry, store)
         assert registry.publications.get("demo", "e2e").tenants == ("acme",)
         assert not registry.publications.get("demo", "e2e").everyone
-        registry.publications.withdraw("demo", "e2e")
+        registry.publications.set("demo", "e2e", (), everyone=False)
         seed(registry, store)
         assert not registry.publications.get("demo", "e2e").everyone
 

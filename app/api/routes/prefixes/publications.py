@@ -45,7 +45,7 @@ async def set_publication(
 @router.route("DELETE", _PATH, answers=PublicationDeleted, scopes=[Scope.PREFIXES_WRITE])
 async def delete_publication(name: str, registry: RegistryDep, caller: CallerDep) -> Response:
     """Let nobody else use the prefix any more; rows that run finish with it."""
-    await caller.write(registry.publications.withdraw, caller.tenant, name)
+    await caller.write(registry.publications.set, caller.tenant, name, (), everyone=False)
     return PublicationDeleted(name=name).response()
 
 
