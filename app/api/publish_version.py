@@ -30,8 +30,10 @@ from app.errors import GenerationFault, InvalidPrefix, InvalidRequest
 from app.model.dense import check_finite
 from app.model.frozen import FrozenModel
 from app.model.text import Text
-from app.prefix.codec import decode, max_file_bytes
-from app.prefix.prefix import Prefix
+from app.prefix.codec import decode, encode, max_file_bytes
+from app.prefix.formats.peft import read_peft
+from app.prefix.prefix import Prefix, PrefixMetadata
+from app.prefix.spec import BaseModelSpec
 from app.registry.quality_gates import QualityGate, write_when_scored
 from app.registry.registry import Registry
 from app.registry.storage.store import StagedFile
@@ -140,6 +142,27 @@ class VersionPublisher:
         version, created = await write_when_scored(write, score)
         return PublishedVersion(version, prefix, created, warnings)
 
+    async def publish_adapter(
+        self,
+        principal: Principal,
+        name: str,
+        path: Path,
+        config: str,
+        alias: str | None,
+        receive: Receive,
+        actor: Actor,
+    ) -> PublishedVersion:
+        """As `publish`, of a PEFT adapter: its tensors at `path`, the text of its `config`.
+
+        Also raises BaseModelMismatch if the adapter is for another base model.
+        """
+        spec = self.engine.model.spec
+        async with self.staging(principal.tenant) as staged:
+            await self.workers.files.run(
+                principal.tenant, _convert, path, config, spec, self.max_length, staged
+            )
+            return await self.publish(principal, name, staged.path, alias, receive, actor)
+
     async def _is_served(self, tenant: str, name: str, digest: str) -> bool:
         """Whether the tenant has this content already, and the model computes with it now."""
         find = self.registry.find_content
@@ -147,11 +170,31 @@ class VersionPublisher:
         return content is not None and self.prefix_cache.contains(PrefixKey(*content)) == "device"
 
 
+def _convert(
+    path: Path, config: str, spec: BaseModelSpec, max_length: int, staged: StagedFile
+) -> None:
+    staged.write(encode(read_peft(path, config, spec, max_length)))
+
+
 def _decode(model: FrozenModel, path: Path, max_length: int) -> tuple[Prefix, Prefix, list[str]]:
-    """The prefix as the file has it, and on the device, and what is odd about its template."""
+    """The prefix as the file has it, and on the device, and what is odd about its metadata."""
     prefix = decode(path, model.spec, model.dtype, max_length=max_length)
     on_device = prefix.to(model.device, model.dtype)
-    return prefix, on_device, _check_template(model.text, prefix.metadata.input_template)
+    warnings = _check_template(model.text, prefix.metadata.input_template)
+    return prefix, on_device, [*_check_base_name(model.spec, prefix.metadata), *warnings]
+
+
+def _check_base_name(spec: BaseModelSpec, metadata: PrefixMetadata) -> list[str]:
+    """What is odd about the name of a base model that no fingerprint identifies."""
+    named = metadata.base_model
+    if named is None or metadata.base_fingerprint is not None:
+        return []
+    if named.rpartition("/")[2].lower() == spec.model_id.rpartition("/")[2].lower():
+        return []
+    return [
+        f"base_model: the file names {ascii(named)} and this server serves {spec.model_id!r}; the "
+        "shapes fit, but a prefix is of use only with the weights that it was trained on"
+    ]
 
 
 def _check_template(text: Text, template: str | None) -> list[str]:

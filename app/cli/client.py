@@ -78,6 +78,10 @@ class Client:
         ) as reply:
             return {**_json(reply), "created": reply.status_code == 201}
 
+    def info(self) -> Json:
+        """The server's base model: shapes, family, fingerprint, limits."""
+        return self._get("/info")
+
     def list_prefixes(self) -> list[Json]:
         """All prefixes of the caller."""
         return self._pages("/v1/prefixes")

@@ -22,7 +22,7 @@ from app.prefix.foreign import START_BYTES, looks_like
 from app.prefix.header import LENGTH_BYTES, Header, header_length, parse_header
 from app.prefix.metadata import parse_metadata, render_metadata
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
-from app.prefix.spec import MODULES, BaseModelSpec
+from app.prefix.spec import MODULES, BaseModelSpec, ModuleShape
 
 _DTYPES = {"F16", "BF16", "F32"}
 _PARTS = ("keys", "values")
@@ -81,6 +81,30 @@ def decode(
     if expect_digest is not None and prefix.digest != expect_digest:
         _refuse(f"its content is version {prefix.digest[:12]}, not {expect_digest[:12]}")
     return prefix
+
+
+def spec_of_file(path: Path) -> BaseModelSpec:
+    """The base model that a prefix file is for, by the file alone: its own shapes and fingerprint.
+
+    Positions are not limited. Raises InvalidPrefix.
+    """
+    with path.open("rb") as file, _named_by_its_look(file):
+        size = os.fstat(file.fileno()).st_size
+        header = parse_header(file.read(header_length(file.read(LENGTH_BYTES), size)), size)
+    shapes = {
+        module: ModuleShape(entry.shape[0], entry.shape[1], entry.shape[3])
+        for module in MODULES
+        if (entry := header.tensors.get(f"{module}.keys")) and len(entry.shape) == 4
+    }
+    if "decoder" not in shapes:
+        _refuse("it has no tensor decoder.keys of four dimensions")
+    metadata = header.metadata
+    return BaseModelSpec(
+        model_id=metadata.get("base_model", "unknown"),
+        fingerprint=metadata.get("base_fingerprint", ""),
+        modules=shapes,
+        context_limit=size,
+    )
 
 
 @contextmanager
@@ -150,23 +174,30 @@ def _check_shapes(header: Header, spec: BaseModelSpec, module: str, max_length: 
 
 
 def _load_modules(data: bytes, size: int) -> Mapping[str, KeyValues]:
-    """Hand the checked bytes to the library; whatever it raises is the file's fault."""
-    if len(data) != size:
-        _refuse(f"the file changed while it was read ({len(data)} of {size} bytes)")
-    try:
-        tensors = load_tensors(data)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # a panic of the library is no Exception
-        raise InvalidPrefix(
-            f"{_NOT_VALID}: the safetensors library refuses it ({type(error).__name__})"
-        ) from error
+    tensors = load_checked(data, size)
     names = {name.partition(".")[0] for name in tensors}
     return {
         module: KeyValues(tensors[f"{module}.keys"], tensors[f"{module}.values"])
         for module in MODULES
         if module in names
     }
+
+
+def load_checked(data: bytes, size: int) -> dict[str, torch.Tensor]:
+    """The tensors in the bytes of a file whose header has been checked and said `size`.
+
+    Whatever the library raises is the file's fault: InvalidPrefix.
+    """
+    if len(data) != size:
+        _refuse(f"the file changed while it was read ({len(data)} of {size} bytes)")
+    try:
+        return load_tensors(data)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of the library is no Exception
+        raise InvalidPrefix(
+            f"{_NOT_VALID}: the safetensors library refuses it ({type(error).__name__})"
+        ) from error
 
 
 def _check_values(prefix: Prefix, dtype: torch.dtype) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 START_BYTES = 64 * 1024
@@ -16,7 +17,15 @@ _OWN = "What is taken: a safetensors file of format polyprefix/1, as `polyprefix
 _MODEL = "a base model is served with `polyprefix serve --model FOLDER`"
 _UNPACK = "unpack it and send the file that is in it"
 _PICKLE = "pickles are never read, since they can run code"
-_NOT_YET = "it cannot be imported yet; convert it to decoder.keys and decoder.values"
+_PEFT_PREFIX = (
+    "push its folder with `polyprefix prefix push`, or upload adapter_model.safetensors with the "
+    "text of adapter_config.json, in one line, as the header x-adapter-config"
+)
+_PUSH = "the server does not convert it; `polyprefix prefix push` does, from its folder"
+_PUSH_PROMPT = (
+    "it holds embeddings, not keys and values; `polyprefix prefix push --model BASE` runs the base "
+    "model once to make a prefix of them"
+)
 _LAYERS = "it changes the model's layers, which a prefix does not do; train a prefix instead"
 
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
@@ -37,12 +46,13 @@ _NAME = re.compile(rb'"([^"\\]{1,300})"\s{0,8}:\s{0,8}\{\s{0,8}"(?:dtype|shape|d
 _PICKLED = re.compile(rb"\x80[\x02-\x05]")
 
 _PEFT_TYPES = {
-    "PREFIX_TUNING": ("a PEFT prefix-tuning adapter", _NOT_YET),
-    "PROMPT_TUNING": ("a PEFT prompt-tuning adapter", "it holds embeddings, not keys and values"),
-    "P_TUNING": ("a PEFT P-tuning adapter", "it holds embeddings, not keys and values"),
+    "PREFIX_TUNING": ("a PEFT prefix-tuning adapter", _PEFT_PREFIX),
+    "CARTRIDGE": ("a PEFT cartridge", _PEFT_PREFIX),
+    "PROMPT_TUNING": ("a PEFT prompt-tuning adapter", _PUSH_PROMPT),
+    "P_TUNING": ("a PEFT P-tuning adapter", _PUSH_PROMPT),
     "LORA": ("a PEFT LoRA adapter", _LAYERS),
 }
-_PROMPT = ("a PEFT adapter of prefix tuning or prompt tuning", _NOT_YET)
+_PROMPT = ("a PEFT adapter of prefix tuning or prompt tuning", _PEFT_PREFIX)
 
 _PARTS: tuple[tuple[str, tuple[str, str]], ...] = (
     (
@@ -52,14 +62,14 @@ _PARTS: tuple[tuple[str, tuple[str, str]], ...] = (
             "the same train command goes on from it",
         ),
     ),
-    (r"prefix_tunings\.", ("an AdapterHub prefix-tuning adapter", _NOT_YET)),
+    (r"prefix_tunings\.", ("an AdapterHub prefix-tuning adapter", _PUSH)),
     (
         r"\.(adapters|loras|prompt_tunings|invertible_adapters)\.\w+\.",
         ("an AdapterHub adapter", _LAYERS),
     ),
     (
         r"(^|\.)(decoder_)?control_trans",
-        ("a checkpoint of the authors' prefix-tuning code", _NOT_YET),
+        ("a checkpoint of the authors' prefix-tuning code", _PUSH),
     ),
     (r"^prompt_embeddings|^prompt_encoder\.|^prefix_task_", _PROMPT),
     (r"lora_(A|B|embedding_A|magnitude)|lora_(up|down)\.", ("a LoRA adapter", _LAYERS)),
@@ -102,6 +112,21 @@ def looks_like_file(path: Path) -> str | None:
     except OSError:
         return None
     return None if found is None else _sentence(*found)
+
+
+def adapter_look(kind: str) -> str:
+    """What PEFT's `peft_type` stands for, and what to do with such an adapter."""
+    return _sentence(*_by_kind(kind))
+
+
+def names_look(names: Iterable[str]) -> str | None:
+    """What a checkpoint is whose tensors have these names; None if nothing is recognised."""
+    found = _by_names(list(names))
+    return None if found is None else _sentence(*found)
+
+
+def _by_kind(kind: str) -> tuple[str, str]:
+    return _PEFT_TYPES.get(kind, (f"a PEFT adapter ({ascii(kind[:40])})", _LAYERS))
 
 
 def _sentence(what: str, advice: str) -> str:
@@ -181,10 +206,10 @@ def _by_config(path: Path) -> tuple[str, str] | None:
         return None
     kind = str(config.get("peft_type", ""))
     if kind:
-        return _PEFT_TYPES.get(kind, (f"a PEFT adapter ({kind[:40]})", _LAYERS))
+        return _by_kind(kind)
     inner = config.get("config")
     if isinstance(inner, dict) and inner.get("architecture") == "prefix_tuning":
-        return "an AdapterHub prefix-tuning adapter", _NOT_YET
+        return "an AdapterHub prefix-tuning adapter", _PUSH
     return None
 
 

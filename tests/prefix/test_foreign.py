@@ -58,7 +58,7 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\
 PREFIX_TUNINGS = "transformer.prefix_tuning.prefix_tunings.e2e.self_prefix.wte.weight"
 
 FILES = {
-    "PEFT prefix": (tensors("prompt_embeddings"), ("PEFT", "prefix tuning", "imported yet")),
+    "PEFT prefix": (tensors("prompt_embeddings"), ("PEFT", "prefix tuning", "x-adapter-config")),
     "LoRA": (tensors("base_model.model.h.0.c_attn.lora_A.weight"), ("LoRA",)),
     "kohya LoRA": (tensors("lora_unet_down_0.lora_up.weight"), ("LoRA",)),
     "IA3": (tensors("base_model.model.h.0.c_attn.ia3_l"), ("PEFT adapter",)),

@@ -17,6 +17,7 @@ from app.errors import (
     RequestCancelled,
     UnsupportedMediaType,
 )
+from app.prefix.formats.peft import MAX_CONFIG_BYTES
 from app.prefix.reference import check_alias, check_name
 from app.registry.storage.store import StagedFile
 from app.runtime.workers import WorkerPool
@@ -44,11 +45,14 @@ async def upload_version(
     uploads: UploadsDep,
     caller: CallerDep,
     x_alias: Annotated[str | None, Header(max_length=64)] = None,
+    x_adapter_config: Annotated[str | None, Header(max_length=MAX_CONFIG_BYTES)] = None,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
 ) -> Response:
     """A new version of a prefix from its raw file; the same content again is the same version.
 
-    An upload is idempotent by its content, so `Idempotency-Key` is checked for its form alone.
+    With `x-adapter-config`, the text of an `adapter_config.json`, the body is a PEFT adapter of
+    prefix tuning (`adapter_model.safetensors`) and becomes a prefix file. An upload is idempotent
+    by its content, so `Idempotency-Key` is checked for its form alone.
     """
     check_name(name)
     if x_alias is not None:
@@ -60,9 +64,13 @@ async def upload_version(
     with uploads.slot(tenant):
         async with publisher.staging(tenant) as staged:
             await _receive(request, staged, files, tenant, publisher.max_file_bytes)
-            admitted = await publisher.publish(
-                caller.principal, name, staged.path, x_alias, request.receive, caller.actor
-            )
+            facts = (x_alias, request.receive, caller.actor)
+            if x_adapter_config is None:
+                admitted = await publisher.publish(caller.principal, name, staged.path, *facts)
+            else:
+                admitted = await publisher.publish_adapter(
+                    caller.principal, name, staged.path, x_adapter_config, *facts
+                )
     return admitted.reply
 
 

@@ -1,0 +1,142 @@
+"""`POST /v1/prefixes/{name}/versions` with `x-adapter-config`: PEFT's files as they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import save
+
+from app.model.frozen import FrozenModel
+from app.prefix.formats.peft import export_peft
+from app.prefix.prefix import Prefix, PrefixMetadata
+from tests.api.helpers import complete, error_of, text_of
+from tests.server import RunningServer
+from tests.tiny import random_prefix
+
+NAME = "adapter"
+URL = f"/v1/prefixes/{NAME}"
+
+
+@pytest.fixture(autouse=True)
+def clean(client: httpx.Client) -> Iterator[None]:
+    """Each test ends without the prefix that it works with."""
+    yield
+    client.delete(URL)
+
+
+@pytest.fixture(scope="module")
+def prefix(tiny_gpt2: FrozenModel) -> Prefix:
+    """A prefix that names no base model, as what PEFT saved does not."""
+    made = random_prefix(tiny_gpt2, 5, seed=90)
+    return Prefix(made.modules, PrefixMetadata(position_offset=5))
+
+
+@pytest.fixture(scope="module")
+def adapter(prefix: Prefix) -> dict[str, bytes]:
+    return export_peft(prefix, encoder_decoder=False, base_model="gpt2")
+
+
+def push(server: RunningServer, adapter: dict[str, bytes], **fields: object) -> httpx.Response:
+    """Upload the adapter with its config in one line, some fields changed."""
+    config = {**json.loads(adapter["adapter_config.json"]), **fields}
+    body = adapter["adapter_model.safetensors"]
+    return server.push(NAME, body, **{"x-adapter-config": json.dumps(config)})
+
+
+def test_an_adapter_becomes_the_version_that_its_prefix_file_is(
+    client: httpx.Client, server: RunningServer, adapter: dict[str, bytes], prefix: Prefix
+) -> None:
+    reply = push(server, adapter)
+    assert reply.status_code == 201
+    body = reply.json()
+    assert body["digest"] == prefix.digest
+    assert (body["length"], body["position_offset"], body["verified"]) == (5, 5, False)
+    assert body["provenance"] == {"imported_from": "PEFT", "peft_type": "PREFIX_TUNING"}
+    assert push(server, adapter).status_code == 200
+    adapted = text_of(complete(client, model=NAME))
+    assert server.push(NAME, prefix).status_code == 200
+    server.push("plain", prefix)
+    assert text_of(complete(client, model="plain")) == adapted
+    client.delete("/v1/prefixes/plain")
+
+
+def test_a_base_model_of_another_name_is_a_warning(
+    server: RunningServer, adapter: dict[str, bytes], tiny_gpt2: FrozenModel
+) -> None:
+    [warning] = push(server, adapter, base_model_name_or_path="other").json()["warnings"]
+    assert warning.startswith("base_model: the file names 'other'")
+    same = push(server, adapter, base_model_name_or_path=f"org/{tiny_gpt2.spec.model_id}").json()
+    assert "warnings" not in same
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "code", "words"),
+    [
+        ({"num_layers": 12}, 409, "base_model_mismatch", "num_layers 12"),
+        ({"peft_type": "LORA"}, 422, "invalid_prefix", "PEFT LoRA adapter"),
+        ({"task_type": "SEQ_CLS"}, 409, "base_model_mismatch", "SEQ_CLS"),
+        ({"num_virtual_tokens": 4}, 422, "invalid_prefix", "shape"),
+    ],
+    ids=str,
+)
+def test_a_config_that_does_not_fit_is_refused(
+    fields: dict[str, object],
+    status: int,
+    code: str,
+    words: str,
+    client: httpx.Client,
+    server: RunningServer,
+    adapter: dict[str, bytes],
+) -> None:
+    reply = push(server, adapter, **fields)
+    assert reply.status_code == status
+    error = error_of(reply)
+    assert error["code"] == code
+    assert words in error["message"]
+    assert client.get(URL).status_code == 404
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"peft_type": ["PREFIX_TUNING"]}'])
+def test_a_header_that_is_no_config_is_refused(
+    text: str, server: RunningServer, adapter: dict[str, bytes]
+) -> None:
+    body = adapter["adapter_model.safetensors"]
+    reply = server.push(NAME, body, **{"x-adapter-config": text})
+    assert (reply.status_code, error_of(reply)["code"]) == (422, "invalid_prefix")
+
+
+def test_a_config_beyond_the_limit_is_refused(
+    server: RunningServer, adapter: dict[str, bytes]
+) -> None:
+    assert push(server, adapter, revision="x" * 17_000).status_code == 422
+
+
+def test_values_and_names_of_tensors_are_checked(
+    client: httpx.Client, server: RunningServer, adapter: dict[str, bytes]
+) -> None:
+    bad = {
+        "NaN": {"prompt_embeddings": torch.full((5, 128), float("nan"))},
+        "'extra'": {"prompt_embeddings": torch.zeros(5, 128), "extra": torch.zeros(1)},
+        "positions": {"prompt_embeddings": torch.zeros(0, 128)},
+    }
+    for words, tensors in bad.items():
+        changed = {**adapter, "adapter_model.safetensors": save(tensors)}
+        length = len(tensors["prompt_embeddings"])
+        reply = push(server, changed, num_virtual_tokens=length)
+        assert (reply.status_code, error_of(reply)["code"]) == (422, "invalid_prefix")
+        assert words in error_of(reply)["message"]
+    assert client.get(URL).status_code == 404
+    assert not list((server.root / "store" / ".staging").glob("*"))
+
+
+def test_a_prefix_file_with_a_config_is_refused(
+    server: RunningServer, adapter: dict[str, bytes], prefix: Prefix
+) -> None:
+    config = json.dumps(json.loads(adapter["adapter_config.json"]))
+    reply = server.push(NAME, prefix, **{"x-adapter-config": config})
+    assert reply.status_code == 422
+    assert "prompt_embeddings" in error_of(reply)["message"]
