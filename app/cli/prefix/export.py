@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.client import Client
-from app.cli.console import plain, printable, stderr, stdout
+from app.cli.console import plain, printable, stderr
 from app.cli.prefix.checkpoints import spec_of
 from app.cli.prefix.options import LOCAL, Key, Server, split
 
@@ -65,7 +65,7 @@ def export(
     out.mkdir(parents=True)
     for name, data in files.items():
         (out / name).write_bytes(data)
-    stdout().print(f"{plain(str(out))}  {', '.join(sorted(files))}")
+    stderr().print(f"{plain(str(out))}  {', '.join(sorted(files))}")
     metadata = prefix.metadata
     if metadata.input_template is not None:
         stderr().print(f"PEFT does not apply the template: {printable(metadata.input_template)!r}")
