@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from app.errors import InvalidPrefix, UnsupportedModel
+from app.errors import BaseModelMismatch, InvalidPrefix, UnsupportedModel
 from app.model.attention import DensePlan, OverflowPlan, RecordingPlan
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix
@@ -122,3 +122,31 @@ def keys_values_of(
     # clones made outside inference mode may take part in training
     with torch.inference_mode(False):
         return KeyValues(recorded.keys.clone(), recorded.values.clone())
+
+
+@torch.inference_mode()
+def keys_values_of_embeddings(model: FrozenModel, embeddings: torch.Tensor) -> KeyValues:
+    """As `keys_values_of`, for input embeddings [positions, hidden] of prompt tuning (Lester 2021).
+
+    Of decoder-only models. On the host, in the model's dtype. Raises BaseModelMismatch if the
+    model's embeddings have another width, UnsupportedModel if it has an encoder.
+    """
+    if model.encoder_decoder is not None:
+        raise UnsupportedModel("prompt tuning of a model with an encoder has no fixed keys")
+    positions, found = embeddings.shape
+    width = int(model.hf.get_input_embeddings().weight.shape[1])
+    if found != width:
+        raise BaseModelMismatch(
+            f"the learned embeddings have {found} numbers each; those of {model.spec.model_id!r} "
+            f"have {width}"
+        )
+    plan = RecordingPlan()
+    model.hf(
+        inputs_embeds=embeddings.to(model.device, model.dtype)[None],
+        position_ids=torch.arange(positions, device=model.device)[None],
+        use_cache=False,
+        plan=plan,
+    )
+    recorded = plan.recorded()["decoder"]
+    with torch.inference_mode(False):
+        return KeyValues(recorded.keys.cpu().clone(), recorded.values.cpu().clone())

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import FileTooLarge, InvalidPrefix, PolyprefixError
+from app.errors import BaseModelMismatch, FileTooLarge, InvalidPrefix, PolyprefixError
 
 if TYPE_CHECKING:
     from app.prefix.formats.detection import ForeignCheckpoint
+    from app.prefix.formats.prompt_tuning import RunEmbeddings
     from app.prefix.prefix import Prefix
     from app.prefix.spec import BaseModelSpec
 
@@ -25,6 +27,8 @@ _ADAPTER_FILES = (
     "adapter.safetensors",
     "pytorch_adapter.bin",
 )
+_TGIS_FILES = ("encoder.pt", "decoder.pt")
+_ADAPTER_CONFIG, _MODEL_CONFIG = "adapter_config.json", "config.json"
 _MODEL_FILES = ("model.safetensors", "pytorch_model.bin")
 _MAX_CONFIG_BYTES = 1 << 20
 
@@ -39,7 +43,7 @@ def read_checkpoint(path: Path) -> ForeignCheckpoint | None:
     if path.is_dir():
         found = _in_folder(path)
     else:
-        beside = (path.with_name("adapter_config.json"), path.with_name("config.json"))
+        beside = (path.with_name(_ADAPTER_CONFIG), path.with_name(_MODEL_CONFIG))
         found = (path, next((config for config in beside if config.is_file()), None))
     if found is None:
         return None
@@ -56,16 +60,38 @@ def read_checkpoint(path: Path) -> ForeignCheckpoint | None:
     return checkpoint
 
 
-def convert(checkpoint: ForeignCheckpoint, info: Mapping[str, Any]) -> Prefix:
-    """The prefix for the base model that a server's `/info` describes."""
-    from app.prefix.formats.detection import ImportTarget, import_checkpoint
+def convert(
+    checkpoint: ForeignCheckpoint, info: Mapping[str, Any], base_model: str | None = None
+) -> Prefix:
+    """The prefix for the base model that a server's `/info` describes.
 
-    spec = spec_of(info)
+    `base_model`, a folder or hub id, is loaded for prompt tuning only; BaseModelMismatch if it is
+    not the server's.
+    """
+    from app.prefix.formats.detection import ImportTarget, import_checkpoint, is_prompt_tuning
+
+    spec, run = spec_of(info), None
+    if base_model is not None and is_prompt_tuning(checkpoint):
+        run = _runner(base_model, spec)
     try:
-        target = ImportTarget(spec, str(info["family"]), int(info["max_prefix_length"]))
+        target = ImportTarget(spec, str(info["family"]), int(info["max_prefix_length"]), run)
     except (KeyError, TypeError, ValueError) as error:
         raise _no_info() from error
     return import_checkpoint(checkpoint, target)
+
+
+def _runner(base_model: str, spec: BaseModelSpec) -> RunEmbeddings:
+    """What runs embeddings through the base model, which must be the server's."""
+    from app.model.dense import keys_values_of_embeddings
+    from app.model.load import load_model
+
+    model = load_model(base_model, device="cpu", dtype="float32", packed=False)
+    if model.spec.fingerprint != spec.fingerprint:
+        raise BaseModelMismatch(
+            f"{base_model} has fingerprint {model.spec.fingerprint[:12]}…; the server's "
+            f"{spec.model_id} has {spec.fingerprint[:12]}…. Name the same base model"
+        )
+    return partial(keys_values_of_embeddings, model)
 
 
 def spec_of(info: Mapping[str, Any]) -> BaseModelSpec:
@@ -89,17 +115,21 @@ def _no_info() -> PolyprefixError:
 
 
 def _in_folder(folder: Path) -> tuple[Path, Path | None] | None:
-    """The file of tensors and the config of a folder that may hold an adapter."""
-    config = folder / "adapter_config.json"
-    if not config.is_file():
-        return None
-    for name in _ADAPTER_FILES:
-        if (folder / name).is_file():
-            return folder / name, config
-    raise InvalidPrefix(
-        f"{folder} has an adapter_config.json and no file of tensors; one of "
-        f"{', '.join(_ADAPTER_FILES)} must be beside it"
-    )
+    """The file of tensors and the config of a folder that may hold a checkpoint."""
+    for config, names in ((_ADAPTER_CONFIG, _ADAPTER_FILES), (_MODEL_CONFIG, _MODEL_FILES)):
+        if not (folder / config).is_file():
+            continue
+        if config == _MODEL_CONFIG and "preseqlen" not in _read_config(folder / config):
+            return None  # a whole model
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name, folder / config
+        raise InvalidPrefix(
+            f"{folder} has {config} and no file of tensors; one of {', '.join(names)} must be "
+            "beside it"
+        )
+    found = [folder / name for name in _TGIS_FILES if (folder / name).is_file()]
+    return (found[0], None) if found else None
 
 
 def _may_be_imported(file: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.client import Client
+from app.cli.configuration import base_model
 from app.cli.console import human_bytes, plain, print_json, stderr, stdout
 from app.cli.prefix.checkpoints import convert, read_checkpoint
 from app.cli.prefix.options import LOCAL, AsJson, Key, Server, lengths, short, transfer
@@ -23,13 +24,19 @@ def push(
         Path,
         typer.Argument(
             metavar="FILE_OR_FOLDER",
-            help="A prefix file, or a PEFT prefix-tuning or cartridge adapter.",
+            help="A prefix file, or a checkpoint of PEFT, AdapterHub, TGIS or the authors.",
             show_default=False,
         ),
     ],
     name: Annotated[str, typer.Option(help="Name of the prefix.", show_default=False)],
     alias: Annotated[
         str | None, typer.Option(help="An alias to point at the new version, e.g. `stable`.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The server's base model, a folder or hub id; needed for prompt tuning only."
+        ),
     ] = None,
     server: Server = LOCAL,
     key: Key = None,
@@ -48,7 +55,7 @@ def push(
     with Client(server, key) as client, TemporaryDirectory() as folder:
         file = source
         if checkpoint is not None:
-            file = _converted(checkpoint, client.info(), Path(folder))
+            file = _converted(checkpoint, client.info(), model, Path(folder))
         with transfer(source.name, file.stat().st_size) as advance:
             version = client.push(file, name, alias=alias, advance=advance)
     if as_json:
@@ -64,11 +71,13 @@ def push(
         stderr().print(f"warning: {plain(warning)}")
 
 
-def _converted(checkpoint: ForeignCheckpoint, info: dict[str, Any], folder: Path) -> Path:
+def _converted(
+    checkpoint: ForeignCheckpoint, info: dict[str, Any], model: str | None, folder: Path
+) -> Path:
     """The prefix file of a foreign checkpoint, in `folder`."""
     from app.prefix.codec import encode
 
-    prefix = convert(checkpoint, info)
+    prefix = convert(checkpoint, info, None if model is None else base_model(model))
     origin = prefix.metadata.provenance["imported_from"]
     stderr().print(
         f"converted from {plain(str(origin))}: {prefix.length} positions, tokens start at "

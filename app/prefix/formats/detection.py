@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from app.errors import InvalidPrefix
 from app.prefix.foreign import adapter_look, names_look
-from app.prefix.formats import peft
+from app.prefix.formats import adapterhub, authors, peft, prompt_tuning
+from app.prefix.formats.prompt_tuning import RunEmbeddings
 from app.prefix.formats.tensors import Tensors
-from app.prefix.prefix import KeyValues, Prefix
+from app.prefix.prefix import Prefix
 from app.prefix.spec import BaseModelSpec
-
-RunEmbeddings = Callable[[torch.Tensor], KeyValues]
-"""The base model's keys and values for input embeddings [positions, hidden] from position 0."""
 
 
 @dataclass(frozen=True)
@@ -43,36 +39,59 @@ class ImportTarget:
 
 def is_importable(names: Iterable[str]) -> bool:
     """Whether tensors of these names may belong to a checkpoint that can be imported."""
-    return any(name == peft.TENSOR for name in names)
+    return any(
+        name == peft.TENSOR or "control_trans" in name or "prefix_tunings." in name
+        for name in names
+    )
 
 
 def check_config(config: Mapping[str, Any]) -> None:
     """InvalidPrefix if a config alone shows that its adapter cannot become a prefix."""
     kind = config.get("peft_type")
-    if kind is not None and kind not in peft.KINDS:
+    if kind is not None and kind not in (*peft.KINDS, *prompt_tuning.PEFT_KINDS):
         raise InvalidPrefix(adapter_look(str(kind)))
+
+
+def is_prompt_tuning(checkpoint: ForeignCheckpoint) -> bool:
+    """Whether it holds embeddings, so that the base model itself is needed."""
+    tensors = checkpoint.tensors
+    of_peft = peft.TENSOR in tensors and checkpoint.config.get("peft_type") not in peft.KINDS
+    return of_peft or _is_tgis(tensors)
 
 
 def check_importable(checkpoint: ForeignCheckpoint) -> None:
     """InvalidPrefix if a checkpoint cannot become a prefix of any base model."""
+    tensors = checkpoint.tensors
     check_config(checkpoint.config)
-    if peft.TENSOR in checkpoint.tensors:
-        if "peft_type" not in checkpoint.config:
-            raise InvalidPrefix(
-                "this looks like a PEFT adapter without its adapter_config.json, which says what "
-                "the tensor means; put it into the same folder"
-            )
-        return
-    raise InvalidPrefix(
-        names_look(checkpoint.tensors) or "its tensors are those of no known format"
-    )
+    if peft.TENSOR in tensors and "peft_type" not in checkpoint.config:
+        raise InvalidPrefix(
+            "this looks like a PEFT adapter without its adapter_config.json, which says what the "
+            "tensor means; put it into the same folder"
+        )
+    known = peft.TENSOR in tensors or _is_tgis(tensors)
+    if not known and not authors.is_authors(tensors) and not adapterhub.is_adapterhub(tensors):
+        raise InvalidPrefix(names_look(tensors) or "its tensors are those of no known format")
 
 
 def import_checkpoint(checkpoint: ForeignCheckpoint, target: ImportTarget) -> Prefix:
     """The prefix that a checkpoint stands for.
 
-    Raises InvalidPrefix (what it looks like, what is wrong) or BaseModelMismatch.
+    Raises InvalidPrefix (what it looks like, what is wrong), BaseModelMismatch, or InvalidRequest
+    if the base model must be named.
     """
     check_importable(checkpoint)
     tensors, config = checkpoint.tensors, checkpoint.config
-    return peft.import_peft(tensors, config, target.spec, target.max_length)
+    spec, limit = target.spec, target.max_length
+    if is_prompt_tuning(checkpoint):
+        return prompt_tuning.import_prompt_tuning(
+            tensors, config, spec, max_length=limit, run_embeddings=target.run_embeddings
+        )
+    if peft.TENSOR in tensors:
+        return peft.import_peft(tensors, config, spec, limit)
+    hub = adapterhub.is_adapterhub(tensors)
+    read = adapterhub.import_adapterhub if hub else authors.import_authors
+    return read(tensors, config, spec, family=target.family, max_length=limit)
+
+
+def _is_tgis(tensors: Tensors) -> bool:
+    return bool(tensors) and set(tensors) <= prompt_tuning.TGIS_NAMES

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +123,48 @@ def base_name(text: object) -> str | None:
     is_hub_id = len(parts) == 2 and text == "/".join(parts)
     name = "/".join(parts) if is_hub_id else "".join(parts[-1:])
     return name[:128] if name.isprintable() and name else None
+
+
+def mlp_rows(
+    parts: Tensors,
+    activation: Callable[[torch.Tensor], torch.Tensor],
+    what: str,
+    *,
+    outputs: int,
+    max_length: int,
+) -> torch.Tensor:
+    """`rows` for `keys_values` by the MLP of the reparametrisation, in float32.
+
+    `parts` are `wte.weight` [positions, width] and `control_trans.N.weight` and `.bias` for N = 0,
+    2 and in deep ones 4; `activation` is between the layers. Raises InvalidPrefix for other
+    tensors or shapes, BaseModelMismatch unless the last layer has `outputs` outputs.
+    """
+    steps = [step for step in (0, 2, 4) if f"control_trans.{step}.weight" in parts]
+    expected = {"wte.weight"} | {
+        f"control_trans.{step}.{part}" for step in steps for part in ("weight", "bias")
+    }
+    if len(steps) < 2 or steps[-1] != 2 * len(steps) - 2 or set(parts) != expected:
+        found = ", ".join(sorted(parts)[:8])
+        raise InvalidPrefix(
+            f"not a usable {what}: its tensors are {ascii(found)}; wte.weight and two or three "
+            "linear layers control_trans.0, .2, .4 are needed"
+        )
+    rows = parts["wte.weight"].float()
+    check_length(rows.shape[0] if rows.dim() == 2 else 0, max_length, what)
+    last = parts[f"control_trans.{steps[-1]}.weight"]
+    if last.dim() == 2 and last.shape[0] != outputs:
+        raise BaseModelMismatch(
+            f"the MLP of this {what} makes {last.shape[0]} numbers for each position; a prefix of "
+            f"this model has {outputs} (layers × 2 × heads × head size)"
+        )
+    for step in steps:
+        weight, bias = parts[f"control_trans.{step}.weight"], parts[f"control_trans.{step}.bias"]
+        fits = rows.dim() == weight.dim() == 2 and rows.shape[1] == weight.shape[1]
+        if not fits or tuple(bias.shape) != tuple(weight.shape[:1]):
+            raise InvalidPrefix(
+                f"not a usable {what}: layer control_trans.{step} of shape {list(weight.shape)} "
+                "does not fit what is before it"
+            )
+        rows = torch.nn.functional.linear(rows, weight.float(), bias.float())
+        rows = rows if step == steps[-1] else activation(rows)
+    return rows

@@ -154,3 +154,47 @@ def test_a_file_is_exported_without_a_server(prefix: Prefix, tmp_path: Path) -> 
         ran = run("export", wrong, "--out", tmp_path / "b", server=NOBODY)
         assert ran.exit_code == 1
         assert not (tmp_path / "b").exists()
+
+
+def test_a_checkpoint_of_the_authors_is_pushed_from_its_folder(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    torch.save({"control_trans": torch.randn(3 * 128)}, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "preseqlen": 3}')
+    version = json.loads(push(tmp_path, server.url, "--json").stdout)
+    assert (version["length"], version["position_offset"]) == (3, 3)
+    assert version["provenance"]["imported_from"] == "the authors' code"
+    (tmp_path / "config.json").write_text('{"model_type": "bart", "preseqlen": 3}')
+    assert "type 'bart'" in push(tmp_path, server.url).stderr
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert "whole model" in push(tmp_path, NOBODY).stderr
+
+
+def test_an_adapter_of_adapterhub_is_pushed_from_its_folder(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    name = "transformer.prefix_tuning.prefix_tunings.x.self_prefix.control_trans"
+    copy = "transformer.h.0.attn.prefix_tuning.pool.prefix_tunings.x.self_prefix.control_trans"
+    flat = torch.randn(2 * 128)
+    torch.save({name: flat, copy: flat}, tmp_path / "pytorch_adapter.bin")
+    facts = {"config": {"architecture": "prefix_tuning", "prefix_length": 2}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(facts))
+    version = json.loads(push(tmp_path, server.url, "--json").stdout)
+    assert (version["length"], version["position_offset"]) == (2, 0)
+
+
+def test_prompt_tuning_needs_the_servers_base_model(
+    server: RunningServer, tiny_gpt2_folder: Path, tiny_gpt2: FrozenModel, tmp_path: Path
+) -> None:
+    embeddings = torch.randn(3, 32)
+    torch.save(embeddings, tmp_path / "decoder.pt")
+    assert "--model" in push(tmp_path, server.url).stderr
+    ran = push(tmp_path, server.url, "--json", "--model", tiny_gpt2_folder)
+    assert ran.exit_code == 0, ran.stderr
+    version = json.loads(ran.stdout)
+    assert (version["length"], version["position_offset"], version["verified"]) == (3, 3, True)
+    assert version["base_fingerprint"] == tiny_gpt2.spec.fingerprint
+    assert "fingerprint" in push(tmp_path, server.url, "--model", "demo-gpt2").stderr
+    (tmp_path / "encoder.pt").write_bytes((tmp_path / "decoder.pt").read_bytes())
+    assert "encoder-decoder" in push(tmp_path, server.url).stderr
