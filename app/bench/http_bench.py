@@ -156,7 +156,6 @@ class _LoadClient:
         self._figures: list[ClientFigures] = []
 
     def __call__(self) -> None:
-        """One round."""
         self._figures.append(self._loop.run(self._round()))
 
     def figures(self) -> list[ClientFigures]:
@@ -191,7 +190,6 @@ class _Connection:
         return cls(*await asyncio.open_connection(parts.hostname, parts.port))
 
     def close(self) -> None:
-        """End the connection."""
         self._writer.close()
 
     async def complete(self, request: bytes, num_new: int) -> TokenTimes:

@@ -47,7 +47,6 @@ class Contender(Generic[Kind]):
             yield self._process.submit(_keep, self._prepare, self._arguments)
 
     def play(self) -> None:
-        """Run a round."""
         self._seconds.append(self._there.submit(_seconds_of_round).result())
 
     def ask(self, question: Callable[[Kind], Result]) -> Result:

@@ -62,7 +62,6 @@ class Ours:
         self.decode_step_s: list[float] = []
 
     def stop(self) -> None:
-        """End the engine's thread."""
         self.engine.stop()
 
     def __call__(self) -> None:

@@ -109,7 +109,6 @@ class _Road:
         self._sent = 0
 
     def close(self) -> None:
-        """End the engine and close the catalog."""
         self._engine.stop()
         self._registry.close()
 

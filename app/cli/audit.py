@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -100,7 +101,7 @@ def list_audit(
             left -= len(page.items)
             for record in page.items:
                 if as_json:
-                    typer.echo(_line(record))
+                    typer.echo(json.dumps(record))
                 else:
                     shown.add_row(*_row(record))
             cursor = page.next_cursor
@@ -114,9 +115,13 @@ def list_audit(
         )
 
 
-def _print(report: ChainReport) -> None:
+def _head_of(report: ChainReport) -> str | None:
     head = report.head
-    place = "no record" if head is None else f"{head.replica}:{head.sequence}:{head.hash}"
+    return None if head is None else f"{head.replica}:{head.sequence}:{head.hash}"
+
+
+def _print(report: ChainReport) -> None:
+    place = _head_of(report) or "no record"
     if report.fault is None:
         stdout().print(f"[green]sound[/green]   {plain(place)}", soft_wrap=True)
         return
@@ -125,11 +130,10 @@ def _print(report: ChainReport) -> None:
 
 
 def _as_json(report: ChainReport) -> dict[str, Any]:
-    head = report.head
     return {
         "replica": report.replica,
         "records": report.records,
-        "head": None if head is None else f"{head.replica}:{head.sequence}:{head.hash}",
+        "head": _head_of(report),
         "fault": report.fault,
     }
 
@@ -156,12 +160,6 @@ def _seconds(text: str | None) -> int | None:
             f"{text!r} is not a time; write seconds since 1970 or a date"
         ) from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    from json import dumps
-
-    return dumps(record, ensure_ascii=True)
 
 
 def _row(record: Mapping[str, Any]) -> list[str]:

@@ -83,7 +83,6 @@ class Client:
         return self._get("/info")
 
     def list_prefixes(self) -> list[Json]:
-        """All prefixes of the caller."""
         return self._pages("/v1/prefixes")
 
     def get_prefix(self, name: str) -> Json:
@@ -116,27 +115,22 @@ class Client:
         return size
 
     def delete(self, name: str, digest: str | None) -> None:
-        """Delete one version, or the prefix with all versions."""
         path = _path(name, "versions", digest) if digest else _path(name)
         with self._reply("DELETE", path):
             pass
 
     def get_alias(self, name: str, alias: str) -> Json:
-        """The alias and its version."""
         return self._get(_path(name, "aliases", alias))
 
     def set_alias(self, name: str, alias: str, version: str) -> Json:
-        """Point an alias at a version."""
         with self._reply("PUT", _path(name, "aliases", alias), json={"version": version}) as reply:
             return _json(reply)
 
     def rollback_alias(self, name: str, alias: str) -> Json:
-        """Point an alias at its previous version."""
         with self._reply("POST", _path(name, "aliases", alias, "rollback")) as reply:
             return _json(reply)
 
     def _pages(self, path: str) -> list[Json]:
-        """All items of a paged list."""
         items: list[Json] = []
         query: Json = {"limit": PAGE_ITEMS}
         while True:

@@ -23,7 +23,6 @@ class Commands(TyperGroup):
     """A group of commands that prints errors as one sentence and exits with 1."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named."""
         try:
             return super().invoke(ctx)
         except Exception as error:

@@ -32,11 +32,9 @@ class _Text(logging.Formatter):
     """Formats a record as one line of text; API keys are redacted."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, with an indented traceback below."""
         return redact_keys(super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line with the id of its request."""
         line = super().formatMessage(record).translate(_CONTROLS)
         request = current_request()
         return f"{line} [{request}]" if request else line

@@ -44,7 +44,6 @@ class ChangeFeed:
         stale_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`clock` gives seconds."""
         self.stale_s = stale_s
         self._catalog = catalog
         self._check_s = check_s

@@ -99,7 +99,6 @@ class ProbingBreaker(CircuitBreaker):
             raise
 
     def stop(self) -> None:
-        """Stops probing."""
         self._stopped.set()
 
     def _probe_until_answered(self) -> None:

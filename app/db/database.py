@@ -131,7 +131,6 @@ class Database:
             return read_epoch(connection)
 
     def close(self) -> None:
-        """Closes every connection."""
         self._breaker.stop()
         self.engine.dispose()
 

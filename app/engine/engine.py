@@ -1,11 +1,6 @@
 """The engine: one thread that schedules, runs, commits and delivers, step after step.
 
-    plan = scheduler.schedule()        # queues, budgets; no torch
-    result = runner.run(plan)          # the only code that touches the device
-    events = scheduler.commit(result)
-    router.deliver(events)             # one wake-up per step, not per token
-
-Everything else talks to it by `submit`, `cancel`, `drain` and `stop`.
+Other threads reach it only through `submit`, `cancel`, `drain` and `stop`.
 """
 
 from __future__ import annotations
@@ -123,7 +118,6 @@ class Engine:
     # --- called from any thread -------------------------------------------------------------
 
     def start(self) -> None:
-        """Start the engine's thread."""
         self._thread.start()
 
     def submit(self, request: GenerationRequest) -> RequestStream:

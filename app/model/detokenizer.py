@@ -106,7 +106,6 @@ class WindowDetokenizer:
         self._run_is_bad = False
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now."""
         self.start = max(self.start, self._length)
         value = self._vocabulary.bytes_of.get(token_id)
         if value is not None:
@@ -125,7 +124,6 @@ class WindowDetokenizer:
         return text
 
     def flush(self) -> str:
-        """What was held back."""
         return self._end_run() + self._show(len(self._text))
 
     def _push_byte(self, token_id: int, value: int) -> str:
@@ -207,7 +205,6 @@ class CleanedDetokenizer:
         self._length = 0
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now."""
         held = len(clean_up(self._raw)) - len(self._shown)
         self.start = max(self.start, self._length + held)
         self._raw += self._plain.push(token_id)
@@ -218,7 +215,6 @@ class CleanedDetokenizer:
         return text
 
     def flush(self) -> str:
-        """What was held back."""
         self._raw += self._plain.flush()
         return self._show(len(self._raw))
 

@@ -69,7 +69,7 @@ class EncoderDecoder:
                 use_cache=True,
                 plan=plan,
             ).last_hidden_state
-        return self._logits(hidden if isinstance(keep, int) else hidden[:, keep])
+        return self._logits(hidden, keep)
 
     def teach(
         self,
@@ -90,10 +90,11 @@ class EncoderDecoder:
             hidden = self._decoder(
                 input_ids=decoder_ids, encoder_hidden_states=encoded, use_cache=False, plan=plan
             ).last_hidden_state
-        return self._logits(hidden if isinstance(keep, int) else hidden[:, keep])
+        return self._logits(hidden, keep)
 
-    def _logits(self, hidden: Tensor) -> Tensor:
-        logits = self._hf.get_output_embeddings()(hidden)
+    def _logits(self, hidden: Tensor, keep: Tensor | int) -> Tensor:
+        kept = hidden if isinstance(keep, int) else hidden[:, keep]
+        logits = self._hf.get_output_embeddings()(kept)
         return logits if self._bias is None else logits + self._bias.to(logits.dtype)
 
 
@@ -146,5 +147,4 @@ class _PassThroughCache(EncoderDecoderCache):
         self.is_updated = dict.fromkeys(range(num_layers), True)
 
     def get_seq_length(self, *_: Any) -> int:
-        """Nothing is stored."""
         return 0

@@ -56,12 +56,9 @@ class FewRowsKernel:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.max_rows = ctypes.c_int64.in_dll(library, "polyprefix_few_rows_most").value
-        self._function = library.polyprefix_few_rows
-        self._function.argtypes, self._function.restype = (ctypes.POINTER(ProductCall),), None
-
-    def run(self, call: ProductCall) -> None:
-        """Compute what `call` describes; other Python threads run meanwhile."""
-        self._function(ctypes.byref(call))
+        self.run = library.polyprefix_few_rows
+        """Computes what a `ProductCall` describes; other Python threads run meanwhile."""
+        self.run.argtypes, self.run.restype = (ctypes.POINTER(ProductCall),), None
 
 
 class FewRowsProduct:

@@ -6,7 +6,9 @@ import hashlib
 import json
 
 import torch
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
+
+from app.model.families import is_encoder_decoder
 
 _CONFIG_FIELDS = (
     "model_type",
@@ -41,7 +43,10 @@ def fingerprint_of(module: PreTrainedModel) -> str:
 
     Tied weights count once. Take it before any cast: it does not depend on the serving dtype.
     """
-    digest = hashlib.sha256(_config_facts(module.config).encode())
+    config = module.config
+    names = _CONFIG_FIELDS + (_ENCODER_DECODER_FIELDS if is_encoder_decoder(config) else ())
+    facts = {name: getattr(config, name, None) for name in names}
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
     seen: set[int] = set()
     for name, tensor in sorted(module.state_dict().items()):
         if tensor.data_ptr() in seen:
@@ -50,11 +55,3 @@ def fingerprint_of(module: PreTrainedModel) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _config_facts(config: PretrainedConfig) -> str:
-    names: tuple[str, ...] = _CONFIG_FIELDS
-    if getattr(config, "is_encoder_decoder", False):
-        names += _ENCODER_DECODER_FIELDS
-    facts = {name: getattr(config, name, None) for name in names}
-    return json.dumps(facts, sort_keys=True, default=str)

@@ -230,7 +230,6 @@ class ByteDetokenizer:
         self._owed = self._is_incomplete
 
     def push(self, token_id: int) -> str:
-        """The text that is certain now."""
         data = self._table[token_id] if token_id < len(self._table) else b""
         if not data:
             self.start = max(self.start, self._length)
@@ -244,7 +243,6 @@ class ByteDetokenizer:
         return first + self._decode(data[1:])
 
     def flush(self) -> str:
-        """The incomplete character at the end, as a broken one."""
         return self._decode(b"", final=True) if self._is_incomplete else ""
 
     def _decode(self, data: bytes, *, final: bool = False) -> str:

@@ -211,7 +211,6 @@ class Workers:
         """What encodes or decodes text."""
 
     async def close(self) -> None:
-        """Waits for what runs, and ends all threads."""
         pools = (self.keys, self.catalog, self.writes, self.store, self.files, self.text)
         await asyncio.gather(*(pool.close() for pool in pools))
 

@@ -57,7 +57,6 @@ class GroupedAttention:
     def attend(
         self, layer: int, queries: Tensor, new: tuple[Tensor, Tensor] | None, scaling: float
     ) -> Tensor:
-        """See `NativeAttention.attend`."""
         if new is not None:
             self._write(layer, *new)
         if self._shared:

@@ -26,7 +26,6 @@ class TokenHistory:
 
     @property
     def tokens(self) -> TokenIds:
-        """All tokens in their order."""
         return self._tokens[: self._num_tokens]
 
     @property

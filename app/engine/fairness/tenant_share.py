@@ -80,7 +80,6 @@ class TenantShare:
         return not self._queues and not self.running
 
     def add(self, entry: RequestState, now: float) -> None:
-        """Queue a request."""
         self.weight = entry.request.weight
         queue = self._queues.setdefault(entry.request.priority, OrderedDict())
         queue[entry.request.id] = entry
@@ -159,7 +158,6 @@ class TenantShare:
 
     @property
     def num_rows(self) -> int:
-        """Rows that it holds."""
         return sum([entry.num_rows for entry in self.running.values()])
 
     @property

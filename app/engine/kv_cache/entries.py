@@ -58,7 +58,6 @@ class SharedPrefix:
 
     @property
     def num_cached(self) -> int:
-        """Columns in use."""
         return columns_of(self.prefixes, self.role)
 
     @property
@@ -89,7 +88,6 @@ class Source:
 
     @property
     def prefixes(self) -> Sequence[Prefix]:
-        """Prefixes at the front of its own slot."""
         return () if self.segments else self.request.prefixes
 
     @property

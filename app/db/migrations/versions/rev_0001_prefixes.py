@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from app.db.migrations.columns import NAME, NUMBER, ROW_ID, WORD, columns, keys, parent
+from app.db.columns import NAME, NUMBER, ROW_ID, WORD, columns, keys, parent
 
 revision = "0001"
 down_revision = None
@@ -33,7 +33,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "seeded",
-        parent("tenants", NAME, is_key=True),
+        parent("tenants", NAME, primary_key=True),
         *keys(name=NAME, digest=NAME, added_at=NUMBER, autoincrement=False),
     )
     op.create_table(
@@ -55,7 +55,7 @@ def upgrade() -> None:
     op.create_index("versions_by_content", "versions", ["owner", "digest"])
     op.create_table(
         "aliases",
-        parent("prefixes", is_key=True),
+        parent("prefixes", primary_key=True),
         *keys(name=NAME),
         sa.Column("version_id", ROW_ID, sa.ForeignKey("versions.id"), nullable=False),
         *columns(revision=NUMBER, updated_at=NUMBER),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from app.db.migrations.columns import NAME, NUMBER, ROW_ID, WORD, columns, keys, parent
+from app.db.columns import NAME, NUMBER, ROW_ID, WORD, columns, keys, parent
 
 revision = "0002"
 down_revision = "0001"
@@ -55,7 +55,7 @@ def _create_publications() -> None:
     """What tenants publish; the order of versions and of pins."""
     op.create_table(
         "publications",
-        parent("prefixes", is_key=True),
+        parent("prefixes", primary_key=True),
         *keys(grantee=NAME),
         *columns(created_at=NUMBER),
     )
@@ -86,7 +86,7 @@ def _create_splits() -> None:
     op.create_index("ix_alias_targets_version_id", "alias_targets", ["version_id"])
     op.create_table(
         "alias_gates",
-        parent("prefixes", is_key=True),
+        parent("prefixes", primary_key=True),
         *keys(alias=NAME),
         *columns(metric=sa.String(32), min_score=sa.Float()),
         *columns(examples=sa.JSON(), updated_at=NUMBER),

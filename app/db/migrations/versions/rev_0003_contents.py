@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-from app.db.migrations.columns import NAME, NUMBER, WORD, columns, keys, parent
+from app.db.columns import NAME, NUMBER, WORD, columns, keys, parent
 
 revision = "0003"
 down_revision = "0002"
@@ -29,9 +29,9 @@ def upgrade() -> None:
     op.execute(_NOTE)
     op.create_table(
         "gate_scores",
-        parent("prefixes", is_key=True),
+        parent("prefixes", primary_key=True),
         *keys(alias=NAME),
-        parent("versions", is_key=True),
+        parent("versions", primary_key=True),
         *keys(measure=NAME),
         *columns(score=sa.Float()),
     )

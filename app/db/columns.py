@@ -1,4 +1,4 @@
-"""Short forms for the columns of revisions. Old revisions use them, so they never change."""
+"""Short forms for columns, by name and type. Old revisions use them, so they never change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+# SQLite numbers rows by itself only if the key is declared as INTEGER
 ROW_ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 NUMBER, NAME, WORD = sa.BigInteger(), sa.String(64), sa.String(16)
 
@@ -23,8 +24,8 @@ def keys(*, autoincrement: Any = "auto", **types: Any) -> list[sa.Column[Any]]:
     ]
 
 
-def parent(table: str, kind: Any = ROW_ID, *, is_key: bool = False) -> sa.Column[Any]:
+def parent(table: str, kind: Any = ROW_ID, **options: Any) -> sa.Column[Any]:
     """The column that names a row's parent in `table`; the row is deleted with it."""
     name = {"prefixes": "prefix_id", "tenants": "tenant_id", "versions": "version_id"}[table]
     target = sa.ForeignKey(f"{table}.id", ondelete="CASCADE")
-    return sa.Column(name, kind, target, primary_key=is_key, nullable=False)
+    return sa.Column(name, kind, target, nullable=False, **options)
