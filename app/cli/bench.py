@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -62,6 +63,19 @@ _USUAL = {
 }
 
 
+def _measure(
+    run: Callable[..., dict[str, Any]],
+    settings: tuple[str, str, int, int],
+    *arguments: Any,
+    **options: Any,
+) -> None:
+    """Print the result of a benchmark; `settings` are a model, dtype, rounds and threads."""
+    from app.bench.report import print_result
+    from app.bench.settings import make_settings
+
+    print_result(run(make_settings(*settings), *arguments, **options))
+
+
 def _usual(family: str) -> _Usual:
     if family not in _USUAL:
         raise typer.BadParameter(
@@ -105,8 +119,6 @@ def engine(
     from app.bench.engine_bench import run_engine
     from app.bench.load import parse_sampling, uniform_load
     from app.bench.peers import expand_peers
-    from app.bench.report import print_result
-    from app.bench.settings import make_settings
 
     usual = _usual(family)
     given = [f"temperature={temperature}", f"top_p={top_p}", *(sampling or [])]
@@ -114,21 +126,16 @@ def engine(
     if family == "bart":
         # PEFT supports prefixes in BART's decoder only
         names = [name for name in names if name != "peft"]
-    print_result(
-        run_engine(
-            make_settings(model or usual.model, dtype, rounds, threads),
-            names,
-            uniform_load(
-                rows=rows or usual.rows,
-                prefixes=prefixes,
-                prefix_length=prefix_length,
-                prompt=prompt or usual.prompt,
-                new=new,
-                num_beams=beams,
-                sampling=parse_sampling(given),
-            ),
-        )
+    load = uniform_load(
+        rows=rows or usual.rows,
+        prefixes=prefixes,
+        prefix_length=prefix_length,
+        prompt=prompt or usual.prompt,
+        new=new,
+        num_beams=beams,
+        sampling=parse_sampling(given),
     )
+    _measure(run_engine, (model or usual.model, dtype, rounds, threads), names, load)
 
 
 @app.command()
@@ -145,17 +152,14 @@ def continuous(
     """Compare continuous batching at saturation (Poisson arrivals) with static batches."""
     from app.bench.engine_bench import run_continuous
     from app.bench.peers import expand_peers
-    from app.bench.report import print_result
-    from app.bench.settings import make_settings
 
-    print_result(
-        run_continuous(
-            make_settings(model, dtype, rounds, threads),
-            expand_peers(peers),
-            requests=requests,
-            per_second=per_second,
-            max_rows=rows,
-        )
+    _measure(
+        run_continuous,
+        (model, dtype, rounds, threads),
+        expand_peers(peers),
+        requests=requests,
+        per_second=per_second,
+        max_rows=rows,
     )
 
 
@@ -172,12 +176,10 @@ def stall(
 ) -> None:
     """Measure how prompts of 900 tokens slow 16 decoding sequences (p99 time between tokens)."""
     from app.bench.engine_bench import run_stall
-    from app.bench.report import print_result
-    from app.bench.settings import make_settings
 
     usual = _usual(family)
-    settings = make_settings(model or usual.model, dtype, 1, threads)
-    print_result(run_stall(settings, prompts or usual.long_prompts))
+    settings = (model or usual.model, dtype, 1, threads)
+    _measure(run_stall, settings, prompts or usual.long_prompts)
 
 
 @app.command()
@@ -195,21 +197,11 @@ def http(
     """Measure the load of `engine` through a server on loopback, streamed to another process."""
     from app.bench.http_bench import run_http
     from app.bench.load import uniform_load
-    from app.bench.report import print_result
-    from app.bench.settings import make_settings
 
-    print_result(
-        run_http(
-            make_settings(model, dtype, rounds, threads),
-            uniform_load(
-                rows=rows,
-                prefixes=prefixes,
-                prefix_length=prefix_length,
-                prompt=prompt,
-                new=new,
-            ),
-        )
+    load = uniform_load(
+        rows=rows, prefixes=prefixes, prefix_length=prefix_length, prompt=prompt, new=new
     )
+    _measure(run_http, (model, dtype, rounds, threads), load)
 
 
 @app.command()
@@ -226,18 +218,10 @@ def prefixes(
 ) -> None:
     """Measure throughput with growing numbers of prefixes, when the device tier holds 100."""
     from app.bench.prefixes_bench import run_prefixes
-    from app.bench.report import print_result
-    from app.bench.settings import make_settings
 
-    print_result(
-        run_prefixes(
-            make_settings(model, dtype, 1, threads),
-            counts=[int(count) for count in counts.split(",")],
-            length=length,
-            rows=rows,
-            new=new,
-        )
-    )
+    numbers = [int(count) for count in counts.split(",")]
+    settings = (model, dtype, 1, threads)
+    _measure(run_prefixes, settings, counts=numbers, length=length, rows=rows, new=new)
 
 
 @app.command()
