@@ -49,7 +49,6 @@ class _TaskAttention:
         scaling: float | None = None,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """transformers' AttentionInterface."""
         prefix = self.modules.get(role_of(module))
         is_causal = attention_mask is None and query.shape[2] > 1 and role_of(module) == "decoder"
         if prefix is not None:

@@ -60,7 +60,6 @@ class Load:
 
     @property
     def num_new(self) -> int:
-        """Number of tokens that the requests ask for."""
         return sum(item.num_new for item in self.items)
 
 

@@ -30,7 +30,6 @@ class TokenTimes:
 
     @property
     def gaps(self) -> list[float]:
-        """The times between tokens."""
         return [after - before for before, after in zip(self.tokens, self.tokens[1:], strict=False)]
 
 

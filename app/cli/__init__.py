@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from app.cli import audit, bench, key, tenant
+from app.cli.catalog import migrate
 from app.cli.console import command_group
 from app.cli.evaluate import evaluate
-from app.cli.migrate import migrate
 from app.cli.prefix import commands as prefix
 from app.cli.serve import serve
 from app.cli.train import train

@@ -1,4 +1,4 @@
-"""The options of commands that work on the catalog itself, and how they open it."""
+"""Commands on the catalog itself: their options, how they open it, and `polyprefix migrate`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from app.cli.configuration import check_folder, read_settings
+from app.cli.console import stdout
 
 if TYPE_CHECKING:
     from app.db.database import Actor, Database
@@ -87,3 +88,21 @@ def tenancy(
         facts = {"action": command, "by": "command line"}
         actor = AuditedCall(AuditLog(catalog, settings.replica), facts)
         yield Tenancy(Tenants(catalog), Keyring(catalog, settings.pepper), actor)
+
+
+def migrate(data_dir: DataDir = None, database_url: DatabaseUrl = None) -> None:
+    """Bring the catalog's tables up to date. Run it once before servers of a new version start.
+
+    A server updates a catalog in a local file itself when it starts. It does not update a catalog
+    that several servers share. Make a copy first: this cannot be undone.
+
+    Example: `POLYPREFIX_DATABASE_URL=postgresql://polyprefix@db/polyprefix polyprefix migrate`
+    """
+    from app.db import database
+
+    settings = catalog_settings(data_dir, database_url)
+    before, after = database.migrate(settings.catalog_url)
+    if before == after:
+        stdout().print(f"revision {after}: up to date")
+    else:
+        stdout().print(f"revision {before or 'none'} → {after}")

@@ -102,7 +102,6 @@ class RequestState:
 
     @property
     def has_begun(self) -> bool:
-        """Whether any of its rows has entered."""
         return self.num_unstarted < self.request.num_rows
 
     @property
@@ -117,7 +116,6 @@ class RequestState:
 
     @property
     def work(self) -> Work:
-        """What it has cost so far."""
         return Work(self.prompt_tokens, self.new_tokens)
 
     def note_first_token(self, now: float) -> list[Event]:

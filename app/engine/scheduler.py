@@ -64,7 +64,6 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to do."""
         return not self._queue.waiting and not self._active
 
     def figures(self) -> SchedulerFigures:

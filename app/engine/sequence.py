@@ -204,7 +204,6 @@ class TokenSequence:
 
     @property
     def num_generated(self) -> int:
-        """Tokens sampled so far."""
         return len(self.token_ids) - self.num_prompt
 
     @property

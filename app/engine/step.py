@@ -42,7 +42,6 @@ class Encoding:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing to do."""
         return self.seconds is None and not self.operations
 
 

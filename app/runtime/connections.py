@@ -70,7 +70,6 @@ class Connections:
 
     @property
     def count(self) -> int:
-        """Connections that are open."""
         return len(self._open)
 
     def debug_state(self) -> dict[str, int]:

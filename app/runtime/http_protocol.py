@@ -79,7 +79,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
         self._tell_running()  # uvicorn tells the request that was parsed last
 
     def shed(self) -> None:
-        """End at once, since another connection needs the room."""
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
@@ -163,7 +162,6 @@ class BoundedHttpProtocol(HttpToolsProtocol):
             self._open.rest(self)
 
     def timeout_keep_alive_handler(self) -> None:
-        """The connection was idle for long enough."""
         self._close()
 
     def pause_writing(self) -> None:

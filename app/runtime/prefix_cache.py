@@ -216,7 +216,6 @@ class PrefixCache:
         self._pinned = frozenset(keys[-MAX_PINNED:])
 
     def stats(self) -> dict[Tier, TierStats]:
-        """Figures of both tiers, for metrics."""
         return {"device": self._device.stats, "host": self._host.stats}
 
     def debug_state(self) -> dict[str, Any]:
@@ -234,7 +233,6 @@ class PrefixCache:
                 raise RuntimeError(f"a tier of {lru.max_bytes} bytes counts {figures}: {sizes}")
 
     async def close(self) -> None:
-        """Wait for loads under way and end the threads."""
         flights = [flight.task for flight in self._flights.values()]
         await asyncio.gather(*flights, return_exceptions=True)
         await self._loaders.close()

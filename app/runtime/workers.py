@@ -174,7 +174,6 @@ class WorkerPool:
         return {"running": dict(self._turns.running), "waiting": self._turns.waiting}
 
     async def close(self) -> None:
-        """Waits for what runs, and ends the threads."""
         await asyncio.to_thread(self._executor.shutdown)
 
     async def _start(self, tenant: str, work: Callable[[], Result]) -> asyncio.Future[Result]:

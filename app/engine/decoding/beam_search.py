@@ -67,7 +67,6 @@ class Hypothesis:
 
     @property
     def cumulative_logprob(self) -> float:
-        """Log-probability of all tokens together."""
         return sum(self.logprobs)
 
 

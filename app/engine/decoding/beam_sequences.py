@@ -8,6 +8,7 @@ beam that goes on twice is copied.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from app.engine.decoding.beam_search import BeamSearch, Hypothesis
 from app.engine.kv_cache.slots import SlotTable
@@ -58,19 +59,15 @@ class BeamSequences:
     def _branch(self, index: int, table: SlotTable) -> TokenSequence:
         """A beam that attends to the trunk and has no columns of its own yet."""
         trunk = self._trunk
-        row = TokenSequence(
-            trunk.request,
-            index,
-            list(trunk.token_ids),
-            trunk.request.sampling.max_tokens,
-            trunk.seed,
-            trunk.output,
-            num_computed=trunk.num_computed,
+        row = replace(
+            trunk,
+            index=index,
+            token_ids=list(trunk.token_ids),
+            max_columns=trunk.request.sampling.max_tokens,
+            slot=None,
             num_elsewhere=trunk.num_computed,
             segments=(*trunk.segments, trunk),
-            source=trunk.source,
-            forced_first=trunk.forced_first,
-            forced_last=trunk.forced_last,
+            history=None,
         )
         table.place(row, min(_FIRST_ROOM, row.max_columns))
         return row

@@ -62,7 +62,6 @@ class KVPool:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are allocated now."""
         return sum(tensor.nbytes for tensor in self._classes)
 
     def capacity(self, length_class: int) -> int:
@@ -85,7 +84,6 @@ class KVPool:
         return Part(keys, keys + halves * tensor.itemsize, layer, head, columns)
 
     def apply(self, operation: PoolOperation) -> None:
-        """Carry out one operation of the slot table."""
         self.ensure(operation.target)
         target = self._classes[operation.target.length_class][:, :, operation.target.index]
         if isinstance(operation, CopyColumns):
