@@ -54,7 +54,7 @@ def load_native(source: Path, constants: Mapping[str, int], folder: Path) -> cty
         _make_private(folder)
         compiler = _find_compiler()
         options = [*_FLAGS, *(f"-D{name}={value}" for name, value in sorted(constants.items()))]
-        parts = (source.read_text(), *options, _run([compiler, "--version"]), processor_facts())
+        parts = (source.read_text(), *options, _version_of(compiler), processor_facts())
         name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
         path = folder / f"{source.stem}-{name}.so"
         if not _is_own(path):
@@ -92,6 +92,10 @@ def _find_compiler() -> str:
         if found := shutil.which(name):
             return found
     raise NoNativeCode(f"no C compiler ({' or '.join(_COMPILERS)}) is installed")
+
+
+def _version_of(compiler: str) -> str:
+    return _run([compiler, "--version"])
 
 
 def processor_facts() -> str:
