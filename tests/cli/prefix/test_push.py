@@ -127,6 +127,13 @@ def test_a_pickle_builds_tensors_only(adapter: Path, tmp_path: Path) -> None:
         assert not made.exists()
 
 
+def test_a_pickled_tensor_larger_than_its_file_is_refused(adapter: Path) -> None:
+    (adapter / "adapter_model.safetensors").unlink()
+    huge = torch.zeros(1).expand(1 << 40)
+    torch.save({"prompt_embeddings": huge}, adapter / "adapter_model.bin")
+    assert "bytes of tensors; at most" in push(adapter, NOBODY).stderr
+
+
 def test_a_prefix_of_the_server_is_exported(
     prefix: Prefix, server: RunningServer, tmp_path: Path
 ) -> None:
