@@ -77,6 +77,8 @@ LIBRARIES = {
     "rouge_score": {"evaluation"},
     "greenlet": {"engine"},
     "datasets": {"datasets"},
+    "pycocoevalcap": {"evaluation"},
+    "bert_score": {"evaluation"},
     "peft": {"bench"},
     "ctranslate2": {"bench"},
 }
@@ -95,7 +97,7 @@ TORCH_FREE = {
 }
 """Modules of torch layers that decide without tensors, so that they are tested without any."""
 
-OPTIONAL = {"peft", "ctranslate2", "datasets"}
+OPTIONAL = {"peft", "ctranslate2", "datasets", "pycocoevalcap", "bert_score"}
 """Heavy extras: the only libraries that a function may import (app.cli may import all late)."""
 
 BANNED_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

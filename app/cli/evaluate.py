@@ -1,22 +1,16 @@
-"""`polyprefix evaluate`: scores of a base model, alone and with prefixes, on held-out data."""
+"""`polyprefix evaluate`: scores of a base model, prefixes and baselines on held-out data."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from app.cli.configuration import base_model, check_output
-from app.cli.console import print_json, stderr, stdout
-from app.errors import PrefixNotFound
-
-if TYPE_CHECKING:
-    from app.evaluation.evaluator import Evaluation
-    from app.model.frozen import FrozenModel
-    from app.prefix.prefix import Prefix
+from app.cli.console import print_json
+from app.cli.evaluation import data_options as given
+from app.cli.evaluation.report import print_tables, report
 
 Model = Annotated[
     str | None,
@@ -28,9 +22,9 @@ Model = Annotated[
 Data = Annotated[
     Path,
     typer.Option(
-        help='JSON lines with `"input"` and `"target"`, or `"targets"` (all references).',
+        help="Inputs with all their references: JSON lines, CSV, TSV, a `datasets` folder, or files"
+        " of E2E, WebNLG, DART or XSum.",
         exists=True,
-        dir_okay=False,
         readable=True,
     ),
 ]
@@ -38,10 +32,44 @@ Prefixes = Annotated[
     list[str] | None,
     typer.Option("--prefix", help="A file, or a name in `--store`; may be repeated."),
 ]
+Baselines = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--baseline",
+        help="`e2e-template` or `summary-regex`, which need no model; may be repeated.",
+    ),
+]
 Store = Annotated[Path | None, typer.Option(help="Store of the names.")]
-Base = Annotated[bool, typer.Option(help="Score the base model alone as well.")]
+Base = Annotated[
+    bool | None,
+    typer.Option(
+        "--base/--no-base",
+        help="Score the base model alone as well; by default unless there are only baselines.",
+    ),
+]
+Metrics = Annotated[
+    str | None,
+    typer.Option(
+        help="A task of the paper (e2e, webnlg, dart, xsum), `all`, or names such as `bleu,ter`. A"
+        " task also sets its beams, 5 or 6, where prefix and options say nothing."
+    ),
+]
+Beams = Annotated[int | None, typer.Option(help="Beams of all systems.", min=1, max=64)]
+Compare = Annotated[
+    str | None,
+    typer.Option(
+        help="Compare with this system by paired bootstrap: `base`, a prefix, a baseline, or a file"
+        " with one output a line."
+    ),
+]
+Samples = Annotated[int, typer.Option(help="Samples of the bootstrap.", min=10, max=100_000)]
+Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)]
+BertModel = Annotated[Path | None, typer.Option(help="Folder of BERTScore's model.")]
 Limit = Annotated[int, typer.Option(help="Use only the first inputs (0: all).", min=0)]
-Texts = Annotated[Path | None, typer.Option(help="File for the answers to each input.")]
+Outputs = Annotated[
+    Path | None,
+    typer.Option("--texts", "--outputs", help="File for the outputs of each input."),
+]
 MaxTokens = Annotated[int, typer.Option(help="Length limit for the base model alone.", min=1)]
 Template = Annotated[
     str | None,
@@ -59,10 +87,24 @@ def evaluate(
     data: Data,
     model: Model = None,
     prefix: Prefixes = None,
+    baseline: Baselines = None,
     store: Store = None,
-    base: Base = True,
+    base: Base = None,
+    metrics: Metrics = None,
+    beams: Beams = None,
+    compare: Compare = None,
+    samples: Samples = 1000,
+    seed: Seed = 12345,
+    bertscore_model: BertModel = None,
     limit: Limit = 0,
-    texts: Texts = None,
+    data_format: given.Format = None,
+    input_column: given.InputColumn = None,
+    target_column: given.TargetColumns = None,
+    split: given.Split = None,
+    subset: given.Subset = None,
+    subset_seed: given.SubsetSeed = 101,
+    hold_out: given.HoldOutOption = None,
+    texts: Outputs = None,
     max_tokens: MaxTokens = 128,
     template: Template = None,
     decoding: Decoding = "{}",
@@ -74,69 +116,29 @@ def evaluate(
     BLEU is sacrebleu's, lower-cased, with 13a tokens and all references of an input. ROUGE is
     rouge-score's: mean F1 of stemmed words, against the best reference.
 
-    Example: `polyprefix evaluate --data valid.jsonl --store prefixes --prefix e2e`
+    Example: `polyprefix evaluate --data valid.jsonl --store prefixes --prefix e2e --metrics e2e`
     """
-    from app.datasets.reader import read_examples
-    from app.evaluation import evaluator
-    from app.model.load import load_model
+    from app.cli.evaluation.run import Decoder, Systems, compared, hold_out_parts, score
+    from app.evaluation.scores import BEAMS, DEFAULT, metric_names
+    from app.evaluation.systems import write_outputs
     from app.prefix.metadata import parse_decoding
 
     check_output(texts, "--texts")
+    names = metric_names(metrics) if metrics else DEFAULT
     alone = {"max_tokens": max_tokens, **parse_decoding(decoding)}
-    examples = read_examples(data)[: limit or None]
-    frozen = load_model(base_model(model), device=device, dtype="float32")
-    prefixes = {name: _prefix(name, store, frozen) for name in prefix or []}
-    results: list[dict[str, object]] = []
-    said: dict[str, tuple[str, ...]] = {}
-    with evaluator.running_engine(frozen) as engine:
-        for name, tuned in {**({"base alone": None} if base else {}), **prefixes}.items():
-            with stderr().status(f"decoding {len(examples)} inputs: {name}"):
-                done = evaluator.evaluate(
-                    engine,
-                    examples,
-                    prefix=tuned,
-                    template=None if tuned else template,
-                    decoding=None if tuned else alone,
-                )
-            said[name] = done.texts
-            results.append(_result(name, tuned.length if tuned else 0, done))
+    columns = tuple(target_column or ())
+    selection = given.DataSelection(data_format, input_column, columns, split, subset, subset_seed)
+    examples = selection.read(data)[: limit or None]
+    parts = hold_out_parts(hold_out, examples)
+    systems = Systems.named(prefix or [], baseline or [], base, compare)
+    decoder = Decoder(examples, template, alone, beams, BEAMS.get(metrics or ""))
+    said = decoder.texts(systems, base_model(model), store, device)
+    results = [score(one, examples, names, bertscore_model, parts) for one in said]
+    if systems.other is not None:
+        results = compared(results, systems.other, samples=samples, seed=seed)
     if texts is not None:
-        _write_texts(texts, [example.input for example in examples], said)
+        write_outputs(texts, examples, results)
     if as_json:
-        print_json({"inputs": len(examples), "signature": done.signature, "results": results})
-        return
-    columns = ("prefix", "length", "BLEU", "ROUGE-1", "ROUGE-2", "ROUGE-L")
-    table = Table(*columns, title=f"{data.name}: {len(examples)} inputs")
-    for label, length, *scores in (result.values() for result in results):
-        table.add_row(str(label), str(length), *(f"{score:.1f}" for score in scores))
-    stdout().print(table)
-
-
-def _result(name: str, length: int, done: Evaluation) -> dict[str, object]:
-    return {"prefix": name, "length": length, "bleu": round(done.bleu, 2), **done.rouge.rounded()}
-
-
-def _prefix(name: str, store: Path | None, model: FrozenModel) -> Prefix:
-    """The prefix in a file or under a name in the store, on the model's device."""
-    from app.prefix.codec import decode
-    from app.registry.shipped.manifest import read_manifest
-
-    path = Path(name)
-    if store is not None and not path.is_file():
-        versions = read_manifest(store).prefixes.get(name)
-        if versions is None:
-            raise PrefixNotFound(f"the store {store} has no prefix '{name}'")
-        path = store / "shipped" / f"{versions.versions[-1].digest}.safetensors"
-    limit = model.spec.context_limit
-    # `decode` refuses links, but the user may name one
-    return decode(path.resolve(), model.spec, model.dtype, max_length=limit).to(
-        model.device, model.dtype
-    )
-
-
-def _write_texts(path: Path, inputs: list[str], said: dict[str, tuple[str, ...]]) -> None:
-    lines = [
-        json.dumps({"input": source, **{name: texts[number] for name, texts in said.items()}})
-        for number, source in enumerate(inputs)
-    ]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        print_json(report(examples, results, names))
+    else:
+        print_tables(data.name, examples, results)

@@ -269,14 +269,34 @@ def evaluate(
     Template and decoding defaults are the prefix's own unless they are given. Texts are no longer
     than the context, and sources are cut to what an encoder reads.
     """
+    evaluator = Evaluator(engine.model, prefix, EngineRunner(engine), decoding or {})
+    references = [example.targets for example in examples]
+    prompts = _prompts(engine, examples, prefix, template)
+    return asyncio.run(evaluator.evaluate(prompts, references, ("bleu", "rouge_l")))
+
+
+def decode_texts(
+    engine: Engine,
+    examples: Sequence[Example],
+    *,
+    prefix: Prefix | None = None,
+    template: str | None = None,
+    decoding: Mapping[str, Any] | None = None,
+) -> tuple[str, ...]:
+    """What the model says to each example, as in `evaluate`, which scores it too."""
+    evaluator = Evaluator(engine.model, prefix, EngineRunner(engine), decoding or {})
+    answers = asyncio.run(evaluator.answers(_prompts(engine, examples, prefix, template)))
+    return tuple(answer.text for answer in answers)
+
+
+def _prompts(
+    engine: Engine, examples: Sequence[Example], prefix: Prefix | None, template: str | None
+) -> list[tuple[int, ...]]:
     model, text = engine.model, engine.model.text
     own_template = prefix.metadata.input_template if prefix is not None else None
     has_encoder = model.encoder_decoder is not None
     used = template or own_template or default_template(text, has_encoder=has_encoder)
-    prompts = [
+    return [
         text.cut_source(text.render(used, example.input), model.spec.source_limit)
         for example in examples
     ]
-    references = [example.targets for example in examples]
-    evaluator = Evaluator(model, prefix, EngineRunner(engine), decoding or {})
-    return asyncio.run(evaluator.evaluate(prompts, references, ("bleu", "rouge_l")))

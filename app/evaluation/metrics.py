@@ -33,14 +33,23 @@ def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> tu
     The number of references may differ from text to text.
     """
     _check(texts, references)
+    metric = BLEU(lowercase=True, tokenize="13a")
+    score = metric.corpus_score(list(texts), _streams(references))
+    return float(score.score), str(metric.get_signature())
+
+
+def bleu_signature(references: Sequence[Sequence[str]]) -> str:
+    """sacrebleu's signature of BLEU with these references."""
+    return corpus_bleu([of_text[0] for of_text in references], references)[1]
+
+
+def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """The first references of all texts, then the second ones, as sacrebleu takes them."""
     most = max(len(of_text) for of_text in references)
-    streams = [
+    return [
         [of_text[number] if number < len(of_text) else None for of_text in references]
         for number in range(most)
     ]
-    metric = BLEU(lowercase=True, tokenize="13a")
-    score = metric.corpus_score(list(texts), streams)
-    return float(score.score), str(metric.get_signature())
 
 
 def mean_rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Rouge:

@@ -1,0 +1,70 @@
+"""The options of commands that read data: format, columns, parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from app.datasets.example import Example
+    from app.datasets.reader import ReadOptions
+
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="Format of the data: jsonl, csv, tsv, e2e, json, xml, parallel or datasets; by default"
+        " name and content decide.",
+    ),
+]
+InputColumn = Annotated[str | None, typer.Option(help="Column of the input (default `input`).")]
+TargetColumns = Annotated[
+    list[str] | None,
+    typer.Option("--target-column", help="Column of a target; may be repeated."),
+]
+Split = Annotated[str | None, typer.Option(help="Split of a `datasets` folder with several.")]
+Subset = Annotated[
+    int | None, typer.Option(help="Use so many pairs, drawn at random; smaller ones are nested.")
+]
+SubsetSeed = Annotated[int, typer.Option(help="Seed of the subset.")]
+HoldOutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--hold-out",
+        help="`category=Astronaut,Airport` or `webnlg-unseen`: which examples are unseen.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class DataSelection:
+    """What the options say about a data set."""
+
+    format: str | None = None
+    input_column: str | None = None
+    target_columns: tuple[str, ...] = ()
+    split: str | None = None
+    subset: int | None = None
+    subset_seed: int = 101
+
+    def read(self, path: Path) -> list[Example]:
+        """The examples, or the subset of them. InvalidRequest says what is wrong with them."""
+        from app.datasets.reader import read_examples
+        from app.datasets.splits import subset
+
+        examples = read_examples(path, self.options)
+        if self.subset is None:
+            return examples
+        return subset(examples, self.subset, self.subset_seed)
+
+    @property
+    def options(self) -> ReadOptions:
+        """How the file is read."""
+        from app.datasets.reader import ReadOptions
+        from app.datasets.records import Columns
+
+        columns = Columns(self.input_column or "input", self.target_columns)
+        return ReadOptions(self.format, columns, self.split)
