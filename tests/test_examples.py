@@ -186,6 +186,12 @@ def test_a_prefix_is_trained_and_pushed_as_it_is_printed(served: Served) -> None
     assert httpx.post(f"{url}/v1/completions", json=body, timeout=60).status_code == 200
 
 
+def test_outputs_are_evaluated_as_it_is_printed(served: Served) -> None:
+    said = served.shell.run(block("app/evaluation/README.md", "polyprefix evaluate").text)
+    for words in ("base alone", "e2e-template", "NIST", "slot errors", "95 % interval"):
+        assert words in said
+
+
 def test_new_tenants_may_use_the_shipped_prefixes(served_with_keys: Served) -> None:
     key = (served_with_keys.shell.folder / "acme.key").read_text().strip()
     headers = {"authorization": f"Bearer {key}"}
