@@ -40,8 +40,9 @@ ARROWS = {
         "main": "settings api db engine model prefix registry runtime tenancy",
         "bench": "db engine model prefix registry runtime",
         "demo": "evaluation model prefix training",
-        "cli": "main settings api bench datasets db demo engine evaluation model prefix registry "
-        "runtime tenancy training",
+        "experiments": "datasets engine evaluation model prefix training",
+        "cli": "main settings api bench datasets db demo engine evaluation experiments model "
+        "prefix registry runtime tenancy training",
     }.items()
 }
 """Layer → the layers that it may import, besides itself and `errors`."""
@@ -79,6 +80,7 @@ LIBRARIES = {
     "datasets": {"datasets"},
     "pycocoevalcap": {"evaluation"},
     "bert_score": {"evaluation"},
+    "matplotlib": {"experiments"},
     "peft": {"bench"},
     "ctranslate2": {"bench"},
 }
@@ -97,7 +99,7 @@ TORCH_FREE = {
 }
 """Modules of torch layers that decide without tensors, so that they are tested without any."""
 
-OPTIONAL = {"peft", "ctranslate2", "datasets", "pycocoevalcap", "bert_score"}
+OPTIONAL = {"peft", "ctranslate2", "datasets", "pycocoevalcap", "bert_score", "matplotlib"}
 """Heavy extras: the only libraries that a function may import (app.cli may import all late)."""
 
 BANNED_IMPORTS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

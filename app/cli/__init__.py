@@ -13,6 +13,7 @@ from app.cli import audit, bench, key, tenant
 from app.cli.catalog import migrate
 from app.cli.console import command_group
 from app.cli.evaluate import evaluate
+from app.cli.experiment import experiment
 from app.cli.prefix import commands as prefix
 from app.cli.serve import serve
 from app.cli.train import train
@@ -27,6 +28,7 @@ app = command_group(
 app.command()(serve)
 app.command()(train)
 app.command()(evaluate)
+app.command()(experiment)
 app.command()(migrate)
 app.add_typer(prefix.app, name="prefix")
 app.add_typer(tenant.app, name="tenant")

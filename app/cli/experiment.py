@@ -1,0 +1,215 @@
+"""`polyprefix experiment`: the paper's experiments as grids of runs, with figures and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from app.cli.configuration import base_model, check_folder
+from app.cli.console import plain, print_warning, stderr, stdout, table
+
+if TYPE_CHECKING:
+    from app.experiments.execution import Executor
+    from app.experiments.grids import Experiment, GridOptions
+    from app.experiments.plan import RunSettings
+    from app.experiments.results import ResultsFile, RunResult
+    from app.training.trainer import Report
+
+_SMALL_TEST_INPUTS = 60
+_INTERRUPTED = 130
+
+Name = Annotated[
+    str,
+    typer.Argument(help="`prefix-length`, `data-size`, `initialisation` or `low-data`."),
+]
+Data = Annotated[
+    Path,
+    typer.Option(
+        help="A data file, of which inputs are held out, or a folder with files whose names contain"
+        " `train` and `test` (or `dev`, `valid`)."
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        envvar="POLYPREFIX_MODEL",
+        help="Base model: a folder, a hub id, `demo-gpt2` (the default) or `demo-bart`.",
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder; each experiment has a folder of its own in it.")]
+ScaleOption = Annotated[
+    str,
+    typer.Option(
+        "--scale",
+        help="`small`: about an hour on two cores with a demo model. `paper`: the paper's grid and"
+        " settings.",
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(
+        help="`e2e`, `webnlg`, `dart` or `xsum`: decoding, metrics and the paper's numbers. By"
+        " default the one that the data's path names."
+    ),
+]
+Seeds = Annotated[int, typer.Option(help="Seeds of each setting (0: as the scale says).", min=0)]
+Steps = Annotated[int, typer.Option(help="Steps of each run (0: as the scale says).", min=0)]
+TestInputs = Annotated[
+    int | None,
+    typer.Option(help="Inputs to test on (0: all); by default 60 small, else all.", min=0),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="List the runs and estimate their time; do nothing else.")
+]
+
+
+def experiment(
+    name: Name,
+    data: Data,
+    model: Model = None,
+    out: Out = Path("experiments"),
+    scale: ScaleOption = "small",
+    task: Task = None,
+    seeds: Seeds = 0,
+    steps: Steps = 0,
+    test_inputs: TestInputs = None,
+    device: Device = "auto",
+    dry_run: DryRun = False,
+) -> None:
+    """Run one of the paper's experiments: a grid of runs, one row of a CSV file for each.
+
+    You can interrupt it at any time. The same command goes on where it was and never repeats a
+    finished run; failed runs have a row with their error and are tried again. At the end, the
+    folder has `results.csv`, `table.md`, `figure.png` and `figure.svg`.
+
+    Example: `polyprefix experiment prefix-length --data e2e/dev.jsonl`
+    """
+    from app.experiments.data import load_data
+    from app.experiments.execution import executor
+    from app.experiments.grids import GridOptions, experiment_named, scale_named
+    from app.experiments.results import ResultsFile, sole_use
+    from app.experiments.tasks import task_named
+    from app.model.load import hide_progress_bars
+
+    chosen, size = experiment_named(name), scale_named(scale)
+    used = task_named(task, data.absolute().parts)
+    folder = out / name
+    check_folder(folder, "--out")
+    hide_progress_bars()
+    if test_inputs is None:
+        test_inputs = _SMALL_TEST_INPUTS if size.value == "small" else 0
+    read = load_data(data, test_inputs=test_inputs)
+    results = ResultsFile(folder / "results.csv")
+    with (
+        sole_use(folder),
+        executor(base_model(model), read, folder, decoding=used.decoding, device=device) as running,
+    ):
+        options = GridOptions(size, used, read.num_pairs, running.default_lr(), seeds, steps)
+        runs = chosen.runs(options)
+        if dry_run:
+            _list_runs(running, results, runs)
+            return
+        _run(running, results, runs)
+        _show(running, chosen, options, results, runs, folder, read.name)
+
+
+def _list_runs(running: Executor, results: ResultsFile, runs: Sequence[RunSettings]) -> None:
+    """Print the runs that are left, with an estimate of their time from a short trial."""
+    from app.experiments.runner import remaining_runs
+
+    left = remaining_runs(running, results, runs)
+    done = len(runs) - len(left)
+    if left:
+        with stderr().status("timing a few steps"):
+            pace = running.measure_pace(left[0])
+        listed = table("run", "settings", "about")
+        seconds = [running.estimate(each, pace) for each in left]
+        for each, took in zip(left, seconds, strict=True):
+            listed.add_row(running.run_digest(each), plain(each.label()), _duration(took))
+        stdout().print(listed)
+        stdout().print(f"{len(left)} runs, about {_duration(sum(seconds))} on this machine")
+    if done:
+        stdout().print(f"{done} runs are done already")
+
+
+def _run(running: Executor, results: ResultsFile, runs: Sequence[RunSettings]) -> None:
+    """Do the runs that are left, under a progress bar of runs and one of steps."""
+    from app.experiments.runner import Observer, remaining_runs, run_grid
+
+    left = remaining_runs(running, results, runs)
+    if len(left) < len(runs):
+        stderr().print(f"{len(runs) - len(left)} of {len(runs)} runs are done already")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=stderr()) as progress:
+        whole = progress.add_task("runs", total=len(left))
+        steps = progress.add_task("steps", total=None)
+
+        def starts(_: int, settings: RunSettings) -> None:
+            progress.reset(steps, total=None, description=plain(settings.label()))
+
+        def step(report: Report) -> None:
+            progress.update(steps, completed=report.step, total=report.total)
+
+        def ends(result: RunResult) -> None:
+            progress.advance(whole)
+            if result.error:
+                progress.print(f"failed: {plain(result.run)}: {plain(result.error)}")
+
+        try:
+            run_grid(running, results, left, Observer(starts, step, ends))
+        except KeyboardInterrupt:
+            progress.stop()
+            print_warning("interrupted; the same command goes on where it was")
+            raise typer.Exit(_INTERRUPTED) from None
+
+
+def _show(
+    running: Executor,
+    chosen: Experiment,
+    options: GridOptions,
+    results: ResultsFile,
+    runs: Sequence[RunSettings],
+    folder: Path,
+    data: str,
+) -> None:
+    """Write and print the table, draw the figure, keep the choice."""
+    from app.experiments.choice import CHOSEN_FILE, write_choice
+    from app.experiments.figures import draw
+    from app.experiments.paper import FINDINGS
+    from app.experiments.runner import grid_results
+    from app.experiments.tables import markdown, table_cells
+
+    rows = grid_results(running, results, runs)
+    head, cells = table_cells(options, rows)
+    shown = table(*head)
+    for line in cells:
+        shown.add_row(*map(plain, line))
+    stdout().print(shown)
+    stdout().print(FINDINGS[chosen.name], soft_wrap=True)
+    written = folder / "table.md"
+    written.write_text(markdown(chosen, options, rows, data), encoding="utf-8")
+    if chosen.name == "prefix-length":
+        best = write_choice(folder.parent, rows, options.task.shown[0])
+        if best is not None:
+            stdout().print(
+                f"best: length {best['length']}, rate {best['lr']:g} (in"
+                f" {plain(str(folder.parent / CHOSEN_FILE))})",
+                soft_wrap=True,
+            )
+    for path in [results.path, written, *draw(chosen, options, rows, folder)]:
+        stdout().print(f"wrote {plain(str(path))}", soft_wrap=True)
+    failed = sum(bool(row.error) for row in rows)
+    if failed:
+        print_warning(f"{failed} of {len(rows)} runs have failed; {results.path} has the errors")
+        raise typer.Exit(1)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

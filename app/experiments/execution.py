@@ -1,0 +1,241 @@
+"""Runs one training run of an experiment and scores it on the test inputs, with one engine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from app.datasets.example import Example
+from app.engine.engine import Engine
+from app.errors import InvalidRequest
+from app.evaluation.evaluator import evaluate, running_engine
+from app.experiments.data import ExperimentData, low_data_split, write_examples
+from app.experiments.plan import RunSettings
+from app.experiments.results import RunResult
+from app.model.frozen import FrozenModel
+from app.model.load import load_model
+from app.prefix.prefix import Prefix
+from app.training.recipe import Recipe
+from app.training.session import Session, TrainingJob
+from app.training.trainer import Report
+
+_log = logging.getLogger(__name__)
+
+_CHECKPOINT_EVERY = 50
+_TRIAL_STEPS = 3
+_TRIAL_INPUTS = 4
+_TRIAL = "trial"
+
+
+@dataclass(frozen=True)
+class RunPace:
+    """How long work takes on this machine, in seconds: a trained pair, a decoded input, a load."""
+
+    pair: float
+    decoded: float
+    load: float
+
+
+class Executor:
+    """Does the runs of one experiment: a model, its data and a folder for files of the work."""
+
+    def __init__(
+        self,
+        model: str,
+        data: ExperimentData,
+        folder: Path,
+        *,
+        engine: Engine,
+        decoding: Mapping[str, Any],
+        device: str,
+        parameters: int,
+    ) -> None:
+        self._name = model
+        self._data = data
+        self._digest = data.digest()
+        self._folder = folder
+        self._engine = engine
+        self._decoding = dict(decoding)
+        self._device = device
+        # packed layers hold their weights elsewhere, so the plain model says how many there are
+        self._size = parameters
+
+    @property
+    def model(self) -> FrozenModel:
+        """The base model as the engine runs it."""
+        return self._engine.model
+
+    def default_lr(self) -> float:
+        """The rate that training takes for this model if nobody gives one."""
+        recipe = Recipe().for_model(self.model.spec.modules, self._size, self._data.num_pairs)
+        return recipe.lr or 0.0
+
+    def run_digest(self, settings: RunSettings) -> str:
+        """The name of a run on this model and these data; the version of the code is no part."""
+        return settings.digest(
+            {
+                "model": self.model.spec.fingerprint,
+                "data": self._digest,
+                "decoding": self._decoding,
+            }
+        )
+
+    def run(self, settings: RunSettings, report: Callable[[Report], None]) -> RunResult:
+        """Train and score. A run that was interrupted continues from its checkpoint."""
+        session = self._session(settings, self.run_digest(settings))
+        _resume(session)
+        began = time.monotonic()
+        session.train(report)
+        trained = time.monotonic()
+        prefix = session.prefix({})
+        scores = self._scores(prefix)
+        decoded = time.monotonic()
+        progress = session.trainer.progress()
+        recipe = session.recipe
+        result = replace(
+            self.unfinished(settings),
+            lr=recipe.lr,
+            batch_size=recipe.batch_size,
+            steps=session.trainer.total,
+            trained=sum(
+                part.keys.numel() + part.values.numel() for part in prefix.modules.values()
+            ),
+            train_seconds=trained - began,
+            decode_seconds=decoded - trained,
+            base_loss=progress.base,
+            first_loss=progress.first,
+            last_loss=progress.last,
+            development_loss=session.trainer.best_loss,
+            scores=scores,
+        )
+        session.trainer.discard_checkpoint()
+        return result
+
+    def unfinished(self, settings: RunSettings, error: str = "") -> RunResult:
+        """The row of a run without measurements; `error` says why it failed."""
+        spec = self.model.spec
+        return RunResult(
+            run=self.run_digest(settings),
+            experiment=settings.experiment,
+            model=spec.model_id,
+            fingerprint=spec.fingerprint,
+            method=settings.method,
+            length=settings.length,
+            words=settings.words or "",
+            data_size=settings.data_size or self._data.num_pairs,
+            subset_seed=settings.subset_seed,
+            seed=settings.seed,
+            lr=settings.lr,
+            test_inputs=len(self._data.test) + len(self._data.unseen),
+            version=version("polyprefix"),
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
+            error=error,
+        )
+
+    def measure_pace(self, settings: RunSettings) -> RunPace:
+        """Time a few steps of a run and a few decoded inputs, for an estimate."""
+        began = time.monotonic()
+        session = self._session(settings, _TRIAL)
+        loaded = time.monotonic()
+        ends: list[float] = []
+        steps = min(_TRIAL_STEPS, session.trainer.total)
+        session.trainer.run(lambda _: ends.append(time.monotonic()), until=steps)
+        session.trainer.discard_checkpoint()
+        per_step = (ends[-1] - ends[0]) / (steps - 1) if steps > 1 else ends[0] - loaded
+        few = self._data.test[:_TRIAL_INPUTS]
+        before = time.monotonic()
+        evaluate(self._engine, few, prefix=session.prefix({}))
+        return RunPace(
+            pair=per_step / (session.recipe.batch_size or 1),
+            decoded=(time.monotonic() - before) / len(few),
+            load=loaded - began,
+        )
+
+    def estimate(self, settings: RunSettings, pace: RunPace) -> float:
+        """About how many seconds a run takes at that pace."""
+        pairs = settings.data_size or self._data.num_pairs
+        recipe = settings.recipe().for_model(self.model.spec.modules, self._size, pairs)
+        trained = recipe.total_steps(pairs) * (recipe.batch_size or 1) * pace.pair
+        inputs = len(self._data.test) + len(self._data.unseen)
+        return trained + inputs * pace.decoded + pace.load
+
+    def _session(self, settings: RunSettings, name: str) -> Session:
+        train, development = self._split(settings)
+        job = TrainingJob(
+            self._name,
+            train,
+            settings.recipe(),
+            self._folder / f"{name}.checkpoint",
+            development,
+            decoding=self._decoding,
+            device=self._device,
+            checkpoint_every=_CHECKPOINT_EVERY,
+        )
+        return Session(job)
+
+    def _split(self, settings: RunSettings) -> tuple[Path, Path | None]:
+        """The files of the run's training pairs and of its development pairs."""
+        if not settings.data_size and not settings.development:
+            return self._written("all", self._data.train), None
+        size, held = settings.data_size, settings.development
+        train, development = low_data_split(self._data.train, size, held, settings.subset_seed)
+        name = f"{size}-{held}-{settings.subset_seed}"
+        valid = self._written(f"{name}-development", development) if development else None
+        return self._written(name, train), valid
+
+    def _written(self, name: str, examples: Sequence[Example]) -> Path:
+        path = self._folder / "data" / f"{self._digest[:8]}-{name}.jsonl"
+        return path if path.exists() else write_examples(path, examples)
+
+    def _scores(self, prefix: Prefix) -> dict[str, float]:
+        scores = self._scored(self._data.test, prefix)
+        if self._data.unseen:
+            unseen = self._scored(self._data.unseen, prefix)
+            scores |= {f"unseen_{name}": value for name, value in unseen.items()}
+        return scores
+
+    def _scored(self, examples: Sequence[Example], prefix: Prefix) -> dict[str, float]:
+        used = prefix.to(self.model.device, self.model.dtype)
+        done = evaluate(self._engine, examples, prefix=used)
+        rouge = done.rouge
+        return {
+            "bleu": done.bleu,
+            "rouge_l": rouge.rougeL,
+            "rouge1": rouge.rouge1,
+            "rouge2": rouge.rouge2,
+        }
+
+
+@contextmanager
+def executor(
+    model: str, data: ExperimentData, folder: Path, *, decoding: Mapping[str, Any], device: str
+) -> Iterator[Executor]:
+    """An executor with a started engine, until the end of the block."""
+    plain = load_model(model, device=device, dtype="float32", packed=False)
+    parameters = sum(weight.numel() for weight in plain.hf.parameters())
+    with running_engine(load_model(model, device=device, dtype="float32")) as engine:
+        yield Executor(
+            model,
+            data,
+            folder,
+            engine=engine,
+            decoding=decoding,
+            device=device,
+            parameters=parameters,
+        )
+
+
+def _resume(session: Session) -> None:
+    """Continue from the checkpoint if it is of this run; one of an older version is dropped."""
+    try:
+        session.trainer.resume()
+    except InvalidRequest as error:
+        _log.warning("the run starts again: %s", error.message)
+        session.trainer.discard_checkpoint()

@@ -1,0 +1,215 @@
+"""The experiments: which runs each one consists of, small or as large as the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from app.errors import InvalidRequest
+from app.experiments.plan import RunSettings
+from app.experiments.tasks import ExperimentTask, LowData
+
+
+class Scale(StrEnum):
+    """How large the grid is: `small` fits about an hour on two cores with the demo models."""
+
+    SMALL = "small"
+    PAPER = "paper"
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """What a grid depends on.
+
+    `num_pairs`: pairs to train on. `default_lr`: the rate that `train` would use for this model.
+    `seeds` and `steps` replace the number of seeds and of steps of a run where they are not 0.
+    """
+
+    scale: Scale
+    task: ExperimentTask
+    num_pairs: int
+    default_lr: float
+    seeds: int = 0
+    steps: int = 0
+
+    @property
+    def small(self) -> bool:
+        """Whether this is the small scale."""
+        return self.scale is Scale.SMALL
+
+    def usual_length(self) -> int:
+        """The length of the prefix where the experiment does not vary it."""
+        return SMALL_LENGTH if self.small else self.task.paper("prefix").length
+
+    def run(self, experiment: str, method: str, **changes: object) -> RunSettings:
+        """A run with the scale's settings for the method, and with `changes`."""
+        if self.small:
+            settings = RunSettings(experiment, method, length=SMALL_LENGTH, max_steps=SMALL_STEPS)
+        else:
+            paper = self.task.paper(method)
+            settings = RunSettings(
+                experiment,
+                method,
+                length=paper.length,
+                lr=paper.lr,
+                epochs=paper.epochs,
+                batch_size=paper.batch_size,
+                warmup_steps=0,
+            )
+        return replace(settings, **changes)  # type: ignore[arg-type]
+
+    def finished(self, runs: Sequence[RunSettings], seeds: int) -> list[RunSettings]:
+        """`runs` with each of the seeds; the option `steps` applies to all of them."""
+        if self.steps:
+            runs = [replace(run, max_steps=self.steps, epochs=None) for run in runs]
+        count = self.seeds or seeds
+        return [replace(run, seed=FIRST_SEED + number) for number in range(count) for run in runs]
+
+
+SMALL_LENGTH = 10
+SMALL_STEPS = 200
+FIRST_SEED = 101
+LOW_DATA_SIZES = (50, 100, 200, 500)
+DATA_SHARES = (10, 20, 40, 60, 80, 100)
+"""Percent of the training data."""
+INITIAL_WORDS = (
+    *(None, "active", "elephant", "summarize", "table-to-text:"),
+    *("banana", "beautiful", "divide", "keep"),
+)
+"""None: random values."""
+_INITIALISATION_SIZE = 100
+_DEVELOPMENT_SHARE = 0.3
+_SMALL_RATES = (1 / 3, 1.0)
+"""Of the model's default rate."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment of the paper. `title` heads its figure and table."""
+
+    name: str
+    title: str
+    build: Callable[[GridOptions], list[RunSettings]]
+    unseen: bool = False
+
+    def runs(self, options: GridOptions) -> list[RunSettings]:
+        """The grid, in the order in which it is run: all of it once before a second seed."""
+        return self.build(options)
+
+
+def _prefix_length(options: GridOptions) -> list[RunSettings]:
+    task = options.task
+    lengths = [length for length in task.lengths if length <= 40 or not options.small]
+    rates: list[float | None] = [None]
+    if options.small:
+        rates = [float(f"{options.default_lr * share:.1g}") for share in _SMALL_RATES]
+    else:
+        rates = [task.paper("prefix").lr]
+    runs = [
+        options.run("prefix-length", "prefix", length=length, lr=rate)
+        for rate in rates
+        for length in lengths
+    ]
+    return options.finished(runs, 2 if options.small else 3)
+
+
+def _data_size(options: GridOptions) -> list[RunSettings]:
+    sizes = [max(1, options.num_pairs * share // 100) for share in DATA_SHARES]
+    runs = [
+        options.run("data-size", method, data_size=size)
+        for size in sizes
+        for method in _compared(options)
+    ]
+    return _own_subsets(options.finished(runs, 2 if options.small else 3))
+
+
+def _initialisation(options: GridOptions) -> list[RunSettings]:
+    runs = [
+        replace(
+            _low_data_run(options, "initialisation", "prefix", _INITIALISATION_SIZE), words=words
+        )
+        for words in INITIAL_WORDS
+    ]
+    return _drawn(options, runs)
+
+
+def _low_data(options: GridOptions) -> list[RunSettings]:
+    runs = [
+        _low_data_run(options, "low-data", method, size)
+        for size in LOW_DATA_SIZES
+        for method in _compared(options)
+    ]
+    return _drawn(options, runs)
+
+
+def _compared(_: GridOptions) -> tuple[str, ...]:
+    """The methods that the figures over data sizes compare."""
+    return ("prefix",)
+
+
+def _low_data_run(options: GridOptions, experiment: str, method: str, size: int) -> RunSettings:
+    recipe: LowData = options.task.low_data
+    size = min(size, int(options.num_pairs / (1 + _DEVELOPMENT_SHARE)))
+    development = max(1, round(_DEVELOPMENT_SHARE * size))
+    common = {
+        "length": recipe.length,
+        "words": recipe.words if method == "prefix" else None,
+        "data_size": size,
+        "development": development,
+    }
+    if options.small:
+        return options.run(experiment, method, **common, max_steps=100 if size < 200 else 200)
+    return options.run(
+        experiment,
+        method,
+        **common,
+        lr=recipe.lr,
+        batch_size=recipe.batch_size[method],
+        warmup_steps=recipe.warmup_steps,
+        max_steps=recipe.steps.get(method, {}).get(size, 0),
+        epochs=recipe.epochs.get(method, {}).get(size),
+    )
+
+
+def _drawn(options: GridOptions, runs: Sequence[RunSettings]) -> list[RunSettings]:
+    """Runs with several subsets of the data: 3 small, else 5 with 2 seeds each, as in the paper."""
+    if options.small:
+        return _own_subsets(options.finished(runs, 3))
+    return [
+        replace(run, subset_seed=subset) for subset in range(5) for run in options.finished(runs, 2)
+    ]
+
+
+def _own_subsets(runs: Sequence[RunSettings]) -> list[RunSettings]:
+    """Runs whose seed chooses the subset of the data too."""
+    return [replace(run, subset_seed=run.seed - FIRST_SEED) for run in runs]
+
+
+EXPERIMENTS = {
+    each.name: each
+    for each in (
+        Experiment("prefix-length", "Prefix length", _prefix_length),
+        Experiment("data-size", "Size of the training data", _data_size),
+        Experiment("initialisation", "Initialisation with little data", _initialisation),
+        Experiment("low-data", "Little data", _low_data),
+    )
+}
+"""The experiments by name."""
+
+
+def experiment_named(name: str) -> Experiment:
+    """The experiment `name`. InvalidRequest names the known ones if there is no such experiment."""
+    if name not in EXPERIMENTS:
+        raise InvalidRequest(
+            f"there is no experiment '{name}'; the experiments are {', '.join(EXPERIMENTS)}"
+        )
+    return EXPERIMENTS[name]
+
+
+def scale_named(name: str) -> Scale:
+    """The scale `name`. InvalidRequest if there is no such scale."""
+    try:
+        return Scale(name)
+    except ValueError as error:
+        raise InvalidRequest(f"there is no scale '{name}'; give `small` or `paper`") from error

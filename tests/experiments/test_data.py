@@ -1,0 +1,85 @@
+"""The data of an experiment: no input is trained on and tested, and seeds give the same subsets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from app.datasets.reader import read_examples
+from app.datasets.splits import HoldOut
+from app.errors import InvalidRequest
+from app.experiments.data import default_hold_out, load_data, low_data_split, write_examples
+
+CATEGORIES = ("Food", "Airport", "Monument")
+
+
+def lines(count: int, first: int = 0) -> str:
+    rows = [
+        {
+            "input": f"name : n{number}",
+            "targets": [f"It is n{number}.", f"n{number} it is."],
+            "category": CATEGORIES[number % 3],
+        }
+        for number in range(first, first + count)
+    ]
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "all.jsonl"
+    path.write_text(lines(30), encoding="utf-8")
+    return path
+
+
+def test_inputs_of_one_file_are_held_out_by_a_fixed_draw(file: Path) -> None:
+    data = load_data(file, test_inputs=6)
+    trained, tested = ({each.input for each in part} for part in (data.train, data.test))
+    assert (len(trained), len(tested), data.num_pairs) == (24, 6, 48)
+    assert not trained & tested
+    assert load_data(file, test_inputs=6).digest() == data.digest()
+    assert load_data(file, test_inputs=5).digest() != data.digest()
+
+
+def test_a_folder_has_its_own_test_and_shared_inputs_are_not_trained_on(tmp_path: Path) -> None:
+    (tmp_path / "trainset.jsonl").write_text(lines(10), encoding="utf-8")
+    (tmp_path / "testset.jsonl").write_text(lines(6, first=8), encoding="utf-8")
+    data = load_data(tmp_path)
+    assert [each.input for each in data.train] == [f"name : n{number}" for number in range(8)]
+    assert len(data.test) == 6
+
+
+def test_held_out_categories_make_a_second_test(file: Path) -> None:
+    hold_out = default_hold_out(file)
+    assert hold_out.values == ("Astronaut", "Monument", "University")
+    data = load_data(file, test_inputs=5, hold_out=HoldOut("category", ("Monument",)))
+    assert {each.attributes["category"] for each in data.unseen} == {("Monument",)}
+    seen = [*data.train, *data.test]
+    assert {each.attributes["category"] for each in seen} == {("Food",), ("Airport",)}
+    assert len(data.unseen) == 5
+
+
+def test_subsets_and_development_pairs_are_drawn_by_seed_and_disjoint(file: Path) -> None:
+    examples = read_examples(file)
+    train, development = low_data_split(examples, 20, 6, seed=1)
+    assert (len(train), len(development)) == (20, 6)
+    assert not {each.targets for each in train} & {each.targets for each in development}
+    assert low_data_split(examples, 20, 6, seed=1) == (train, development)
+    assert low_data_split(examples, 20, 6, seed=2)[0] != train
+    everything, none = low_data_split(examples, 0, 0, seed=1)
+    assert (len(everything), none) == (60, [])
+
+
+def test_written_examples_are_read_back(file: Path, tmp_path: Path) -> None:
+    examples = read_examples(file)
+    written = read_examples(write_examples(tmp_path / "made" / "copy.jsonl", examples))
+    assert [(e.input, e.targets) for e in written] == [(e.input, e.targets) for e in examples]
+
+
+def test_too_few_examples_are_refused(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="smaller --test-inputs"):
+        load_data(file, test_inputs=30)
+    with pytest.raises(InvalidRequest, match="does not exist"):
+        load_data(tmp_path / "missing")
