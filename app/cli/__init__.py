@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import audit, bench, key, tenant
+from app.cli import audit, bench, key, model, tenant
 from app.cli.catalog import migrate
 from app.cli.console import command_group
 from app.cli.evaluate import evaluate
@@ -31,6 +31,7 @@ app.command()(evaluate)
 app.command()(experiment)
 app.command()(migrate)
 app.add_typer(prefix.app, name="prefix")
+app.add_typer(model.app, name="model")
 app.add_typer(tenant.app, name="tenant")
 app.add_typer(key.app, name="key")
 app.add_typer(audit.app, name="audit")
