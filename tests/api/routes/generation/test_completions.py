@@ -517,7 +517,6 @@ def test_a_body_without_a_declared_length_is_counted_as_it_comes(
     headers = {"content-type": "application/json"}
     reply = client.post("/v1/completions", content=pieces, headers=headers)
     assert (reply.status_code, error_of(reply)["code"]) == (413, "file_too_large")
-    assert reply.headers["connection"] == "close"
 
 
 def test_a_body_without_an_end_is_answered_and_cut(server: RunningServer, limit: int) -> None:
@@ -526,7 +525,9 @@ def test_a_body_without_an_end_is_answered_and_cut(server: RunningServer, limit:
     piece = b"2000\r\n" + b"x" * 0x2000 + b"\r\n"
     with socket.create_connection((url.host, url.port), timeout=20) as connection:
         connection.sendall(head + piece * (limit // 0x2000 + 1))
-        assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
+        head = connection.recv(4096)
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert b"\r\nconnection: close\r\n" in head
         with pytest.raises(ConnectionError):
             connection.sendall(piece * 10_000)
 
