@@ -24,7 +24,9 @@ _INTERRUPTED = 130
 
 Name = Annotated[
     str,
-    typer.Argument(help="`prefix-length`, `data-size`, `initialisation` or `low-data`."),
+    typer.Argument(
+        help="`prefix-length`, `data-size`, `initialisation`, `low-data` or `extrapolation`."
+    ),
 ]
 Data = Annotated[
     Path,
@@ -62,6 +64,18 @@ TestInputs = Annotated[
     int | None,
     typer.Option(help="Inputs to test on (0: all); by default 60 small, else all.", min=0),
 ]
+Metrics = Annotated[
+    str | None,
+    typer.Option(help="Metrics with commas between, or a task's; by default those of the task."),
+]
+HoldOutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--hold-out",
+        help="`extrapolation`: what is never trained on, as `category=Astronaut,City`; by default"
+        " the WebNLG challenge's unseen categories, or three others if the data lack these.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List the runs and estimate their time; do nothing else.")
@@ -78,6 +92,8 @@ def experiment(
     seeds: Seeds = 0,
     steps: Steps = 0,
     test_inputs: TestInputs = None,
+    metrics: Metrics = None,
+    hold_out: HoldOutOption = None,
     device: Device = "auto",
     dry_run: DryRun = False,
 ) -> None:
@@ -89,7 +105,9 @@ def experiment(
 
     Example: `polyprefix experiment prefix-length --data e2e/dev.jsonl`
     """
-    from app.experiments.data import load_data
+    from app.datasets.splits import HoldOut
+    from app.evaluation.scores import metric_names
+    from app.experiments.data import default_hold_out, load_data
     from app.experiments.execution import executor
     from app.experiments.grids import GridOptions, experiment_named, scale_named
     from app.experiments.results import ResultsFile, sole_use
@@ -103,13 +121,21 @@ def experiment(
     hide_progress_bars()
     if test_inputs is None:
         test_inputs = _SMALL_TEST_INPUTS if size.value == "small" else 0
-    read = load_data(data, test_inputs=test_inputs)
+    apart = None
+    if chosen.unseen:
+        apart = default_hold_out(data) if hold_out is None else HoldOut.parse(hold_out)
+    scored = used.metrics if metrics is None else metric_names(metrics)
+    read = load_data(data, test_inputs=test_inputs, hold_out=apart)
     results = ResultsFile(folder / "results.csv")
     with (
         sole_use(folder),
-        executor(base_model(model), read, folder, decoding=used.decoding, device=device) as running,
+        executor(
+            base_model(model), read, folder, decoding=used.decoding, metrics=scored, device=device
+        ) as running,
     ):
-        options = GridOptions(size, used, read.num_pairs, running.default_lr(), seeds, steps)
+        options = GridOptions(
+            size, used, read.num_pairs, running.default_lr(), scored, seeds, steps
+        )
         runs = chosen.runs(options)
         if dry_run:
             _list_runs(running, results, runs)
@@ -194,7 +220,7 @@ def _show(
     written = folder / "table.md"
     written.write_text(markdown(chosen, options, rows, data), encoding="utf-8")
     if chosen.name == "prefix-length":
-        best = write_choice(folder.parent, rows, options.task.shown[0])
+        best = write_choice(folder.parent, rows, options.shown()[0])
         if best is not None:
             stdout().print(
                 f"best: length {best['length']}, rate {best['lr']:g} (in"

@@ -15,7 +15,9 @@ from typing import Any
 from app.datasets.example import Example
 from app.engine.engine import Engine
 from app.errors import InvalidRequest
-from app.evaluation.evaluator import evaluate, running_engine
+from app.evaluation.evaluator import decode_texts, running_engine
+from app.evaluation.scores import score_texts
+from app.evaluation.systems import table_slots
 from app.experiments.data import ExperimentData, low_data_split, write_examples
 from app.experiments.plan import RunSettings
 from app.experiments.results import RunResult
@@ -54,6 +56,7 @@ class Executor:
         *,
         engine: Engine,
         decoding: Mapping[str, Any],
+        metrics: Sequence[str],
         device: str,
         parameters: int,
     ) -> None:
@@ -64,6 +67,7 @@ class Executor:
         self._engine = engine
         self._decoding = dict(decoding)
         self._device = device
+        self._metrics = tuple(metrics)
         # packed layers hold their weights elsewhere, so the plain model says how many there are
         self._size = parameters
 
@@ -84,6 +88,7 @@ class Executor:
                 "model": self.model.spec.fingerprint,
                 "data": self._digest,
                 "decoding": self._decoding,
+                "metrics": self._metrics,
             }
         )
 
@@ -151,7 +156,7 @@ class Executor:
         per_step = (ends[-1] - ends[0]) / (steps - 1) if steps > 1 else ends[0] - loaded
         few = self._data.test[:_TRIAL_INPUTS]
         before = time.monotonic()
-        evaluate(self._engine, few, prefix=session.prefix({}))
+        decode_texts(self._engine, few, prefix=session.prefix({}))
         return RunPace(
             pair=per_step / (session.recipe.batch_size or 1),
             decoded=(time.monotonic() - before) / len(few),
@@ -203,19 +208,29 @@ class Executor:
 
     def _scored(self, examples: Sequence[Example], prefix: Prefix) -> dict[str, float]:
         used = prefix.to(self.model.device, self.model.dtype)
-        done = evaluate(self._engine, examples, prefix=used)
-        rouge = done.rouge
-        return {
-            "bleu": done.bleu,
-            "rouge_l": rouge.rougeL,
-            "rouge1": rouge.rouge1,
-            "rouge2": rouge.rouge2,
-        }
+        texts = decode_texts(self._engine, examples, prefix=used)
+        scored = score_texts(texts, [each.targets for each in examples], self._metrics)
+        for name, reason in scored.left_out.items():
+            _log.warning("%s is left out: %s", name, reason)
+        found = {name: each.score for name, each in scored.statistics.items()}
+        slots = table_slots(examples, texts)
+        if slots is not None:
+            found |= {
+                "slot_errors": slots.error_rate,
+                "slots_all_right": slots.share_all_right,
+            }
+        return found
 
 
 @contextmanager
 def executor(
-    model: str, data: ExperimentData, folder: Path, *, decoding: Mapping[str, Any], device: str
+    model: str,
+    data: ExperimentData,
+    folder: Path,
+    *,
+    decoding: Mapping[str, Any],
+    metrics: Sequence[str],
+    device: str,
 ) -> Iterator[Executor]:
     """An executor with a started engine, until the end of the block."""
     plain = load_model(model, device=device, dtype="float32", packed=False)
@@ -227,6 +242,7 @@ def executor(
             folder,
             engine=engine,
             decoding=decoding,
+            metrics=metrics,
             device=device,
             parameters=parameters,
         )

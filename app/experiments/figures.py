@@ -22,7 +22,7 @@ _DPI = 150
 _PANEL = (4.4, 3.6)
 """Width and height of a panel in inches."""
 _STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}
-_SHARES = frozenset({"nist", "cider"})
+_UNBOUNDED = frozenset({"nist", "cider"})
 """Metrics that do not go from 0 to 100."""
 
 
@@ -68,7 +68,7 @@ Panel = Callable[[Any], None]
 def _panels(
     experiment: Experiment, options: GridOptions, settings: Sequence[Setting]
 ) -> list[Panel]:
-    shown = [name for name in options.task.shown if any(each.spread(name) for each in settings)]
+    shown = [name for name in options.shown() if any(each.spread(name) for each in settings)]
     if experiment.name == "prefix-length":
         names = [(name, _unit(name)) for name in shown]
         names.append(("last_loss", "training loss (nats)"))
@@ -87,7 +87,7 @@ def _panels(
 
 
 def _unit(metric: str) -> str:
-    return metric_name(metric) + ("" if metric in _SHARES else " (0 to 100)")
+    return metric_name(metric) + ("" if metric in _UNBOUNDED else " (0 to 100)")
 
 
 def _length(setting: Setting) -> int:

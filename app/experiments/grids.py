@@ -30,8 +30,13 @@ class GridOptions:
     task: ExperimentTask
     num_pairs: int
     default_lr: float
+    metrics: tuple[str, ...]
     seeds: int = 0
     steps: int = 0
+
+    def shown(self) -> tuple[str, ...]:
+        """The metrics of the figure: the task's, as far as they are computed, or the first two."""
+        return tuple(name for name in self.task.shown if name in self.metrics) or self.metrics[:2]
 
     @property
     def small(self) -> bool:
@@ -143,6 +148,11 @@ def _low_data(options: GridOptions) -> list[RunSettings]:
     return _drawn(options, runs)
 
 
+def _extrapolation(options: GridOptions) -> list[RunSettings]:
+    runs = [options.run("extrapolation", method) for method in _compared(options)]
+    return options.finished(runs, 3)
+
+
 def _compared(_: GridOptions) -> tuple[str, ...]:
     """The methods that the figures over data sizes compare."""
     return ("prefix",)
@@ -193,6 +203,7 @@ EXPERIMENTS = {
         Experiment("data-size", "Size of the training data", _data_size),
         Experiment("initialisation", "Initialisation with little data", _initialisation),
         Experiment("low-data", "Little data", _low_data),
+        Experiment("extrapolation", "Unseen categories", _extrapolation, unseen=True),
     )
 }
 """The experiments by name."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from app.evaluation.scores import TASKS
+
 SOURCE = "Li & Liang 2021 (ACL), GPT-2 medium; BART large on XSUM"
 
-_E2E = ("bleu", "nist", "meteor", "rouge_l", "cider")
-_WEBNLG = tuple(
-    prefix + name for name in ("bleu", "meteor", "ter") for prefix in ("", "unseen_", "all_")
-)
-_DART = ("bleu", "meteor", "ter")
-_XSUM = ("rouge1", "rouge2", "rouge_l")
+_E2E = TASKS["e2e"]
+_WEBNLG = tuple(prefix + name for name in TASKS["webnlg"] for prefix in ("", "unseen_", "all_"))
+_DART = TASKS["dart"]
+_XSUM = TASKS["xsum"]
 
 Scores = Mapping[str, float]
 

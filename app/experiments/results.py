@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import Conflict, InvalidRequest
+from app.evaluation.scores import LABELS
 
-METRICS = (
-    *("bleu", "nist", "meteor", "rouge_l", "cider", "ter", "rouge1", "rouge2"),
-    *("slots_missing", "slots_invented", "slots_all_right"),
-)
+SLOT_METRICS = ("slot_errors", "slots_all_right")
+"""Percent of slots that are wrong, and of inputs whose slots are all right."""
+METRICS = (*(name for name in LABELS if name != "bertscore"), *SLOT_METRICS)
 """Names of scores in the file; each stands a second time, with `unseen_`, for held-out values."""
 SCORES = (*METRICS, *(f"unseen_{name}" for name in METRICS))
 

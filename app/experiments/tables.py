@@ -5,22 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+from app.evaluation.scores import LABELS
 from app.experiments.grids import Experiment, GridOptions
 from app.experiments.paper import FINDINGS, SOURCE, paper_scores
-from app.experiments.results import METRICS, RunResult
+from app.experiments.results import SLOT_METRICS, RunResult
 from app.experiments.summary import Setting, settings_of
 
 NAMES = {
-    "bleu": "BLEU",
-    "nist": "NIST",
-    "meteor": "METEOR",
-    "rouge_l": "ROUGE-L",
-    "cider": "CIDEr",
-    "ter": "TER",
-    "rouge1": "ROUGE-1",
-    "rouge2": "ROUGE-2",
-    "slots_missing": "slots missing, %",
-    "slots_invented": "slots invented, %",
+    **LABELS,
+    "slot_errors": "slot errors, %",
     "slots_all_right": "inputs with all slots right, %",
 }
 """What a metric is called in tables and figures."""
@@ -69,9 +62,9 @@ def markdown(
         "",
         FINDINGS[experiment.name],
     ]
-    gap = average_gap(settings_of(results), options.task.shown[0])
+    gap = average_gap(settings_of(results), options.shown()[0])
     if gap is not None:
-        metric = metric_name(options.task.shown[0])
+        metric = metric_name(options.shown()[0])
         lines += ["", f"Here: prefix minus fine-tuning is {gap:+.1f} {metric} on average."]
     failed = [result for result in results if result.error]
     if failed:
@@ -93,8 +86,8 @@ def average_gap(settings: Sequence[Setting], metric: str) -> float | None:
 
 
 def _metrics(options: GridOptions, settings: Sequence[Setting]) -> list[str]:
-    names = [*options.task.metrics, *(f"unseen_{name}" for name in options.task.metrics)]
-    names += [name for name in METRICS if name.startswith("slots_")]
+    known = (*options.metrics, *SLOT_METRICS)
+    names = [*known, *(f"unseen_{name}" for name in known)]
     return [name for name in names if any(each.spread(name) for each in settings)]
 
 

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import InvalidRequest
+from app.evaluation.scores import BEAMS, TASKS
 
-TABLE_DECODING = {"num_beams": 5, "max_tokens": 100}
-SUMMARY_DECODING = {"num_beams": 6, "max_tokens": 62, "length_penalty": 0.8}
+TABLE_DECODING = {"num_beams": BEAMS["e2e"], "max_tokens": 100}
+SUMMARY_DECODING = {"num_beams": BEAMS["xsum"], "max_tokens": 62, "length_penalty": 0.8}
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,15 @@ class ExperimentTask:
 
     name: str
     shown: tuple[str, str]
-    metrics: tuple[str, ...]
     decoding: Mapping[str, Any]
     lengths: tuple[int, ...]
     settings: Mapping[str, PaperSettings]
     low_data: LowData
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that the paper reports for it."""
+        return TASKS[self.name]
 
     def paper(self, method: str) -> PaperSettings:
         """The paper's settings of a method; its defaults where the table has no row."""
@@ -76,13 +81,12 @@ _LOW_SUMMARY = LowData(
     },
 )
 
-TASKS = {
+EXPERIMENT_TASKS = {
     task.name: task
     for task in (
         ExperimentTask(
             "e2e",
-            shown=("bleu", "rouge_l"),
-            metrics=("bleu", "nist", "meteor", "rouge_l", "cider"),
+            shown=("bleu", "rouge_l_coco"),
             decoding=TABLE_DECODING,
             lengths=_TABLE_LENGTHS,
             settings={
@@ -97,7 +101,6 @@ TASKS = {
         ExperimentTask(
             "webnlg",
             shown=("bleu", "ter"),
-            metrics=("bleu", "meteor", "ter"),
             decoding=TABLE_DECODING,
             lengths=_TABLE_LENGTHS,
             settings={
@@ -112,7 +115,6 @@ TASKS = {
         ExperimentTask(
             "dart",
             shown=("bleu", "ter"),
-            metrics=("bleu", "meteor", "ter"),
             decoding=TABLE_DECODING,
             lengths=_TABLE_LENGTHS,
             settings={
@@ -126,8 +128,7 @@ TASKS = {
         ),
         ExperimentTask(
             "xsum",
-            shown=("rouge2", "rouge_l"),
-            metrics=("rouge1", "rouge2", "rouge_l"),
+            shown=("rouge2", "rougeL"),
             decoding=SUMMARY_DECODING,
             lengths=_SUMMARY_LENGTHS,
             settings={
@@ -149,8 +150,8 @@ def task_named(name: str | None, path_parts: tuple[str, ...]) -> ExperimentTask:
     """
     if name is None:
         words = " ".join(path_parts[-2:]).lower()
-        name = next((known for known in TASKS if known in words), None)
-    if name not in TASKS:
+        name = next((known for known in EXPERIMENT_TASKS if known in words), None)
+    if name not in EXPERIMENT_TASKS:
         what = "the data's path names no task" if name is None else f"there is no task '{name}'"
-        raise InvalidRequest(f"{what}; give --task with one of {', '.join(TASKS)}")
-    return TASKS[name]
+        raise InvalidRequest(f"{what}; give --task with one of {', '.join(EXPERIMENT_TASKS)}")
+    return EXPERIMENT_TASKS[name]

@@ -30,13 +30,16 @@ def out(tmp_path: Path) -> Path:
 def run(tiny_gpt2_folder: Path, tmp_path: Path, out: Path) -> Run:
     """`polyprefix experiment NAME` with one step a run; by default a grid of two lengths."""
     data = tmp_path / "e2e.jsonl"
-    rows = [{"input": f"name : {w}", "targets": [f"the {w}", f"a {w}"]} for w in WORDS]
+    rows = [
+        {"input": f"name : {w}", "targets": [f"the {w}", f"a {w}"], "category": w[-1]}
+        for w in WORDS
+    ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def running(name: str = "prefix-length", *more: str) -> Result:
         arguments = ["experiment", name, "--model", str(tiny_gpt2_folder), "--data", str(data)]
         arguments += ["--out", str(out), "--seeds", "1", "--steps", "2", "--test-inputs", "2"]
-        arguments += ["--device", "cpu", *more]
+        arguments += ["--device", "cpu", "--metrics", "bleu,rougeL", *more]
         return CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
 
     return running
@@ -159,6 +162,16 @@ def test_little_data_draw_lines_and_first_values_draw_bars(run: Run, out: Path) 
         assert (out / name / "figure.svg").stat().st_size > 1000
         assert len(ResultsFile(out / name / "results.csv").read()) == 2
     assert not (out / "chosen.json").exists()
+
+
+def test_held_out_categories_are_scored_apart(run: Run, out: Path) -> None:
+    done = run("extrapolation", "--task", "webnlg", "--hold-out", "category=t,x,g")
+    assert done.exit_code == 0, done.output
+    (row,) = ResultsFile(out / "extrapolation" / "results.csv").read()
+    assert {"bleu", "rougeL", "unseen_bleu", "unseen_slot_errors"} <= row.scores.keys()
+    page = (out / "extrapolation" / "table.md").read_text(encoding="utf-8")
+    assert "| BLEU, unseen | BLEU, unseen (paper) |" in page
+    assert "| 45.3 |" in page
 
 
 def test_a_dry_run_lists_the_runs_with_their_time(run: Run, out: Path) -> None:
