@@ -31,9 +31,7 @@ def dense_logits(
     """
     rows, num_tokens = input_ids.shape
     positions = torch.arange(num_tokens, device=input_ids.device) + position_offset
-    plan = DensePlan(
-        {} if prefix is None else {"decoder": prefix}, dropout=_attention_dropout(model)
-    )
+    plan = DensePlan({} if prefix is None else {"decoder": prefix}, dropout=model.attention_dropout)
     return model.forward(input_ids, positions.expand(rows, -1), plan, keep)
 
 
@@ -56,19 +54,10 @@ def dense_pair_logits(
     """
     if model.encoder_decoder is None:
         raise UnsupportedModel(f"base model of type {model.family!r} has no encoder")
-    plan = DensePlan(modules, source_mask, _attention_dropout(model))
+    plan = DensePlan(modules, source_mask, model.attention_dropout)
     return model.encoder_decoder.teach(
         source_ids, decoder_ids, plan, position_offset=position_offset, keep=keep
     )
-
-
-def _attention_dropout(model: FrozenModel) -> float:
-    """The share that the model's config names (BART's, GPT-2's word for it) while it trains."""
-    if not model.hf.training:
-        return 0.0
-    config = model.hf.config
-    share = getattr(config, "attention_dropout", None)
-    return float(getattr(config, "attn_pdrop", 0.0) if share is None else share)
 
 
 _CHECKED_TOKENS = 8

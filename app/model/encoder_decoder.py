@@ -84,11 +84,29 @@ class EncoderDecoder:
 
         The decoder's positions count from `position_offset`, the encoder's from 0.
         """
-        encoded = self._encoder(input_ids=source_ids, plan=plan).last_hidden_state
-        places = torch.arange(decoder_ids.shape[1], device=decoder_ids.device) + position_offset
-        with _at(places.expand(decoder_ids.shape)):
+        places = [
+            torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+            for ids in (source_ids, decoder_ids)
+        ]
+        return self.teach_at(
+            (source_ids, places[0]), (decoder_ids, places[1] + position_offset), plan, keep
+        )
+
+    def teach_at(
+        self,
+        source: tuple[torch.Tensor, torch.Tensor],
+        target: tuple[torch.Tensor, torch.Tensor],
+        plan: AttentionPlan,
+        keep: torch.Tensor | int = 0,
+    ) -> torch.Tensor:
+        """The same for given positions: `source` and `target` are ids and positions.
+
+        They are [rows, tokens] each, with the same positions in every row.
+        """
+        encoded = self.encode(*source, plan)
+        with _at(target[1]):
             hidden = self._decoder(
-                input_ids=decoder_ids, encoder_hidden_states=encoded, use_cache=False, plan=plan
+                input_ids=target[0], encoder_hidden_states=encoded, use_cache=False, plan=plan
             ).last_hidden_state
         return self._logits(hidden, keep)
 

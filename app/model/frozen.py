@@ -55,6 +55,16 @@ class FrozenModel:
         """transformers' name of the model's type, `gpt2` for example."""
         return str(self.hf.config.model_type)
 
+    @property
+    def attention_dropout(self) -> float:
+        """The share of attention weights that is dropped: the config's while the model trains."""
+        if not self.hf.training:
+            return 0.0
+        config = self.hf.config
+        # BART's word for it, then GPT-2's
+        share = getattr(config, "attention_dropout", None)
+        return float(getattr(config, "attn_pdrop", 0.0) if share is None else share)
+
     def min_tokens(self, num_prompt: int) -> int:
         """New tokens before a reply to a prompt of `num_prompt` tokens may end, by default."""
         defaults = self.generation

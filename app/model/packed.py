@@ -3,15 +3,17 @@
 At 1 to 64 rows the packed product is 1.5 to 2.4 times faster than `nn.Linear` or `Conv1D` on a
 CPU, and where there is native code for few rows that is faster still. The operators are private to
 torch, so each layer's results are checked against the plain layer before it takes its place; if
-one differs or fails, the plain layer stays.
+one differs or fails, the plain layer stays. Gradients flow through a packed layer to its input.
 """
 
 from __future__ import annotations
 
 import logging
 from functools import cache
+from typing import Any
 
 import torch
+from torch.nn.functional import gelu as apply_gelu
 from transformers.activations import GELUActivation, GELUTanh, NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
@@ -31,6 +33,8 @@ _LAYOUT_ROWS = 64
 _ROW_STEPS = ((16, 1), (64, 4), (128, 8), (512, 16), (1024, 32), (2048, 64), (1 << 62, 256))
 """(most rows, step): up to as many rows, row counts are rounded up to multiples of the step."""
 
+_GELU_ROWS = 32
+
 _Failures = dict[str, list[tuple[str, Exception]]]
 """Layers that could not be replaced as they should, and why, by what they do instead. They are told
 once a kind: a model has dozens."""
@@ -42,7 +46,7 @@ class PackedLinear(torch.nn.Module):
     """`x @ weight.T + bias`, then GELU if asked (exact: none, or tanh), on a blocked weight.
 
     `weight` is [out, in]; `x` is [..., in]. With `few_rows` that takes the rows that it can.
-    Inference only: no gradient flows through it.
+    Gradients flow to `x` alone. For them the first backward pass packs the transposed weight too.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class PackedLinear(torch.nn.Module):
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _LAYOUT_ROWS)
         self._bias = None if bias is None else bias.detach()
         self._activation = ("none", "") if gelu is None else ("gelu", gelu)
+        self._transposed: torch.Tensor | None = None
         self._few_rows = None
         if few_rows is not None:
             outputs, inputs = weight.shape
@@ -71,15 +76,82 @@ class PackedLinear(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layer's output, [..., out]."""
+        if x.requires_grad and torch.is_grad_enabled():
+            return self._differentiable(x)
         if self._few_rows is not None and self._few_rows.takes(x):
             return self._few_rows(x)
+        return _product(x, self._weight, self._bias, *self._activation)
+
+    def _differentiable(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
         kind, algorithm = self._activation
-        rows = x.shape[-2] if x.dim() > 1 else 1
-        extra = padded_rows(rows) - rows
-        if extra:
-            x = torch.nn.functional.pad(x, (0, 0, 0, extra))
-        y = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, kind, [], algorithm)
-        return y[..., :rows, :] if extra else y
+        if kind == "gelu":
+            output = _Gelu.apply(output, algorithm)  # type: ignore[no-untyped-call]
+        return output
+
+    def linear(self, x: torch.Tensor) -> torch.Tensor:
+        """`x @ weight.T + bias`, without the activation and without gradients."""
+        return _product(x, self._weight, self._bias)
+
+    def input_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
+        """`gradient @ weight`: the gradient of `linear`'s input, given that of its output."""
+        if self._transposed is None:
+            transposed = self._weight.to_dense().t().contiguous()
+            self._transposed = torch.ops.mkldnn._reorder_linear_weight(transposed, _LAYOUT_ROWS)
+        return _product(gradient, self._transposed)
+
+
+def _product(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    kind: str = "none",
+    algorithm: str = "",
+) -> torch.Tensor:
+    """oneDNN's product with a packed weight, at one of the row counts that it keeps code for."""
+    rows = x.shape[-2] if x.dim() > 1 else 1
+    extra = padded_rows(rows) - rows
+    if extra:
+        x = torch.nn.functional.pad(x, (0, 0, 0, extra))
+    y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, kind, [], algorithm)
+    return y[..., :rows, :] if extra else y
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """A packed layer's product: nothing is saved, since its weight needs no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: PackedLinear) -> torch.Tensor:
+        ctx.layer = layer
+        return layer.linear(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return ctx.layer.input_gradient(gradients[0].contiguous()), None
+
+
+class _Gelu(torch.autograd.Function):
+    """GELU whose slope is computed in fp32: torch's own in bfloat16 takes five times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, approximate: str) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.approximate = approximate
+        return apply_gelu(x, approximate=approximate)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        [x] = ctx.saved_tensors
+        width = x.shape[-1]
+        flat, slopes = x.reshape(-1, width), gradients[0].reshape(-1, width)
+        result = torch.empty_like(flat)
+        # a few rows at a time stay in the processor's cache
+        for start in range(0, len(flat), _GELU_ROWS):
+            rows = slice(start, start + _GELU_ROWS)
+            result[rows] = torch.ops.aten.gelu_backward(
+                slopes[rows].float(), flat[rows].float(), approximate=ctx.approximate
+            )
+        return result.view(x.shape), None
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Batches of token pairs as tensors, and the losses on their targets.
+"""Batches of token pairs as tensors.
 
 Step `n` of a run always sees the same pairs, so a resumed run continues exactly.
 """
@@ -8,41 +8,32 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from app.evaluation.text_pairs import TokenPair
+from app.model.packed import padded_rows
+from app.model.sequences.packed_tokens import PackedTokens, pack_tokens
 
 IGNORED = -100
+"""The label of a token that does not count."""
 _BATCHES_SORTED_TOGETHER = 32
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded rows: `input_ids` and `labels`, [rows, tokens].
+    """Sequences end to end, and the targets among their tokens.
 
-    `labels[r, t]` is the token after token t of row r if it belongs to the target (including the
-    end-of-text token), and `IGNORED` otherwise.
+    `keep` [kept] holds the indices of the tokens that are followed by a target token (including the
+    end-of-text token), and `labels` [kept] that target token. The last few may be `IGNORED`: they
+    keep the number of row counts small. `sources` is for a model with an encoder.
     """
 
-    input_ids: torch.Tensor
+    tokens: PackedTokens
+    keep: torch.Tensor
     labels: torch.Tensor
-
-
-@dataclass(frozen=True)
-class SourceBatch:
-    """Right-padded rows for an encoder and a decoder.
-
-    `source_ids` and `source_mask` (True at real tokens) are [rows, source tokens]. `decoder_ids`
-    and `labels` are [rows, target tokens]; `decoder_ids` are the labels, shifted right behind the
-    start token.
-    """
-
-    source_ids: torch.Tensor
-    source_mask: torch.Tensor
-    decoder_ids: torch.Tensor
-    labels: torch.Tensor
+    sources: PackedTokens | None = None
 
 
 class Batches:
@@ -82,49 +73,37 @@ def sample(pairs: Sequence[TokenPair], size: int, seed: int) -> list[TokenPair]:
     return random.Random(f"{seed}:sample").sample(list(pairs), min(size, len(pairs)))
 
 
-def collate(pairs: Sequence[TokenPair], device: torch.device | None = None) -> Batch:
-    """Pad pairs to one rectangle. The last token of a row is only a label, never an input."""
-    width = max(len(pair) for pair in pairs) - 1
-    input_ids = torch.zeros(len(pairs), width, dtype=torch.long)
-    labels = torch.full((len(pairs), width), IGNORED, dtype=torch.long)
-    for row, pair in enumerate(pairs):
-        tokens = torch.tensor(pair.prompt_ids + pair.target_ids)
-        input_ids[row, : len(pair) - 1] = tokens[:-1]
-        labels[row, len(pair.prompt_ids) - 1 : len(pair) - 1] = tokens[len(pair.prompt_ids) :]
-    return Batch(input_ids.to(device), labels.to(device))
+def collate(
+    pairs: Sequence[TokenPair], *, position_offset: int = 0, device: torch.device | None = None
+) -> Batch:
+    """Lay pairs end to end for a decoder alone. A row's last token is only a label."""
+    ordered = sorted(pairs, key=len)
+    rows = [(*pair.prompt_ids, *pair.target_ids) for pair in ordered]
+    tokens = pack_tokens([row[:-1] for row in rows], position_offset=position_offset, device=device)
+    starts = accumulate((len(row) - 1 for row in rows), initial=0)
+    keep = [
+        start + place
+        for start, row, pair in zip(starts, rows, ordered, strict=False)
+        for place in range(len(pair.prompt_ids) - 1, len(row) - 1)
+    ]
+    labels = [token for pair in ordered for token in pair.target_ids]
+    return Batch(tokens, *_kept(keep, labels, device))
 
 
 def collate_sources(
     pairs: Sequence[TokenPair], start: int, device: torch.device | None = None
-) -> SourceBatch:
-    """Pad pairs to two rectangles. The decoder's input begins with the token `start`."""
-    wide, long = max(len(pair.prompt_ids) for pair in pairs), max(len(p.target_ids) for p in pairs)
-    source_ids = torch.zeros(len(pairs), wide, dtype=torch.long)
-    mask = torch.zeros(len(pairs), wide, dtype=torch.bool)
-    decoder_ids = torch.full((len(pairs), long), start, dtype=torch.long)
-    labels = torch.full((len(pairs), long), IGNORED, dtype=torch.long)
-    for row, pair in enumerate(pairs):
-        source_ids[row, : len(pair.prompt_ids)] = torch.tensor(pair.prompt_ids)
-        mask[row, : len(pair.prompt_ids)] = True
-        target = torch.tensor(pair.target_ids)
-        labels[row, : len(target)] = target
-        decoder_ids[row, 1 : len(target)] = target[:-1]
-    return SourceBatch(*(part.to(device) for part in (source_ids, mask, decoder_ids, labels)))
+) -> Batch:
+    """Lay pairs end to end for an encoder and a decoder, whose input begins with token `start`."""
+    ordered = sorted(pairs, key=lambda pair: (len(pair.prompt_ids), len(pair.target_ids)))
+    tokens = pack_tokens([(start, *pair.target_ids[:-1]) for pair in ordered], device=device)
+    labels = [token for pair in ordered for token in pair.target_ids]
+    sources = pack_tokens([pair.prompt_ids for pair in ordered], device=device)
+    return Batch(tokens, *_kept(list(range(len(labels))), labels, device), sources)
 
 
-def mean_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The authors' loss on BART: the mean over all target tokens of the batch.
-
-    `logits` is [rows, tokens, vocabulary], `labels` [rows, tokens].
-    """
-    chosen = labels != IGNORED
-    return cross_entropy(logits[chosen].float(), labels[chosen])
-
-
-def summed_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The authors' loss on GPT-2: the sum of a sentence's token losses, averaged over sentences.
-
-    `logits` is [rows, tokens, vocabulary], `labels` [rows, tokens].
-    """
-    chosen = labels != IGNORED
-    return cross_entropy(logits[chosen].float(), labels[chosen], reduction="sum") / len(labels)
+def _kept(
+    keep: list[int], labels: list[int], device: torch.device | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    extra = padded_rows(len(keep)) - len(keep)
+    made = torch.tensor([keep + [0] * extra, labels + [IGNORED] * extra], device=device)
+    return made[0], made[1]

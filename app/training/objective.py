@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from app.evaluation.text_pairs import TokenPair
-from app.model.dense import dense_logits, dense_pair_logits
 from app.model.frozen import FrozenModel
+from app.model.sequences.packed_tokens import packed_logits
 from app.prefix.prefix import KeyValues
-from app.training.batches import collate, collate_sources, mean_loss, summed_loss
+from app.training.batches import IGNORED, collate, collate_sources
+from app.training.cross_entropy import summed_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -27,32 +28,33 @@ class Loss:
 
 
 def loss_of(
-    model: FrozenModel, prefix: Mapping[str, KeyValues], pairs: Sequence[TokenPair]
+    model: FrozenModel,
+    prefix: Mapping[str, KeyValues],
+    pairs: Sequence[TokenPair],
+    *,
+    label_smoothing: float = 0.0,
 ) -> Loss:
     """The loss of `pairs` behind `prefix`, with gradients into the prefix.
 
-    `prefix` maps modules to keys and values; an empty one means the base model alone.
+    `prefix` maps modules to keys and values of any dtype, best fp32; an empty one means the base
+    model alone. Logits are computed at target tokens only. `label_smoothing` is the share of a
+    target that is spread over the vocabulary.
     """
     if (start := model.generation.frame.start) is not None:
-        return _answer_loss(model, prefix, pairs, start)
-    batch = collate(pairs, model.device)
-    decoder = prefix.get("decoder")
-    offset = position_offset(model, decoder.length) if decoder is not None else 0
-    logits = dense_logits(model, batch.input_ids, decoder, position_offset=offset)
-    return Loss(summed_loss(logits, batch.labels), len(pairs))
+        batch = collate_sources(pairs, start, model.device)
+        count = sum(len(pair.target_ids) for pair in pairs)
+    else:
+        decoder = prefix.get("decoder")
+        offset = position_offset(model, decoder.length) if decoder is not None else 0
+        batch = collate(pairs, position_offset=offset, device=model.device)
+        count = len(pairs)
+    logits = packed_logits(model, batch.tokens, prefix, batch.keep, sources=batch.sources)
+    loss = summed_cross_entropy(
+        logits[0], batch.labels, divisor=count, label_smoothing=label_smoothing, ignored=IGNORED
+    )
+    return Loss(loss, count)
 
 
 def position_offset(model: FrozenModel, length: int) -> int:
     """How many positions a prefix of `length` shifts the tokens, as in the authors' code."""
     return length if model.encoder_decoder is None else 0
-
-
-def _answer_loss(
-    model: FrozenModel, prefix: Mapping[str, KeyValues], pairs: Sequence[TokenPair], start: int
-) -> Loss:
-    batch = collate_sources(pairs, start, model.device)
-    logits = dense_pair_logits(
-        model, batch.source_ids, batch.source_mask, batch.decoder_ids, prefix
-    )
-    count = sum(len(pair.target_ids) for pair in pairs)
-    return Loss(mean_loss(logits, batch.labels), count)
