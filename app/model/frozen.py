@@ -47,6 +47,7 @@ class FrozenModel:
     num_heads: int
     notes: Mapping[str, Any]
     references: tuple[ReferenceRun, ...]
+    num_parameters: int
     encoder_decoder: EncoderDecoder | None = None
     generation: GenerationDefaults = field(default_factory=GenerationDefaults)
 

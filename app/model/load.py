@@ -46,7 +46,7 @@ def load_model(
 
     `name_or_path` is a Hugging Face id or a local folder; `device` is auto, cpu or cuda (or
     cuda:N); `dtype` is auto, float32 or bfloat16. With `packed`, linear layers on a CPU are
-    reordered for inference (no gradients flow through them): training loads without.
+    reordered; gradients flow through them to their inputs. What changes weights loads without.
     Raises UnsupportedModel when the model needs something that the engine does not do.
     """
     check_place(name_or_path)
@@ -59,6 +59,7 @@ def load_model(
     module = _load_module(name_or_path, config)
     fingerprint = fingerprint_of(module)
     target = resolve_dtype(dtype, where)
+    num_parameters = sum(weight.numel() for weight in module.parameters())
     module.requires_grad_(False).eval().to(device=where, dtype=target)
     references = reference_runs(module, int(config.vocab_size))
     _use_our_attention(module)
@@ -85,6 +86,7 @@ def load_model(
         ),
         notes=notes,
         references=references,
+        num_parameters=num_parameters,
         encoder_decoder=encoder_decoder,
         generation=generation_defaults(module),
     )

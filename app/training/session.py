@@ -58,7 +58,7 @@ class Session:
         self._job = job
         self.examples = read_examples(job.data)
         self.validation = read_examples(job.valid) if job.valid is not None else []
-        self.model = load_model(job.model, device=job.device, dtype="float32", packed=False)
+        self.model = load_model(job.model, device=job.device, dtype="float32")
         has_encoder = self.model.encoder_decoder is not None
         self.template = job.template or default_template(self.model.text, has_encoder=has_encoder)
         _warn_of_specials(self.model.text, self.template)

@@ -104,8 +104,9 @@ class Trainer:
         if not pairs:
             raise InvalidRequest("there are no pairs to train on; the data needs at least one")
         self.model = model
-        size = sum(weight.numel() for weight in model.hf.parameters())
-        self.recipe = recipe = recipe.for_model(model.spec.modules, size, len(pairs))
+        self.recipe = recipe = recipe.for_model(
+            model.spec.modules, model.num_parameters, len(pairs)
+        )
         self._validation = validation
         self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
         self._identity = f"{model.spec.fingerprint}:{identity}"
@@ -186,7 +187,7 @@ class Trainer:
 
     def loss_on(self, pairs: Sequence[TokenPair]) -> Loss:
         """The loss of a batch, with gradients into the prefix's parameters."""
-        return loss_of(self.model, self._cast(self.parameters()), pairs)
+        return loss_of(self.model, self.parameters(), pairs)
 
     def save(self) -> None:
         """Write the checkpoint if the run has a path for it."""
@@ -293,13 +294,6 @@ class Trainer:
         finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
         self._check("prefix", 0.0 if finite else math.nan)
 
-    def _cast(self, prefix: Mapping[str, KeyValues]) -> dict[str, KeyValues]:
-        dtype = self.model.dtype
-        return {
-            name: KeyValues(made.keys.to(dtype), made.values.to(dtype))
-            for name, made in prefix.items()
-        }
-
     @torch.no_grad()
     def _loss_over(
         self, pairs: Sequence[TokenPair], prefix: Mapping[str, KeyValues] | None = None
@@ -309,10 +303,7 @@ class Trainer:
         total, count = 0.0, 0
         for start in range(0, len(ordered), _VALIDATION_ROWS):
             rows = ordered[start : start + _VALIDATION_ROWS]
-            if prefix is None:
-                part = self.loss_on(rows)
-            else:
-                part = loss_of(self.model, self._cast(prefix), rows)
+            part = self.loss_on(rows) if prefix is None else loss_of(self.model, prefix, rows)
             total += part.mean.item() * part.count
             count += part.count
         return total / count

@@ -57,7 +57,7 @@ def plain_bart(folder: Path, dtype: torch.dtype = torch.float32) -> BartForCondi
 
 
 @contextmanager
-def _carrying(model: BartForConditionalGeneration, prefixes: Sequence[Prefix]) -> Iterator[None]:
+def carrying(model: BartForConditionalGeneration, prefixes: Sequence[Prefix]) -> Iterator[None]:
     """Hang the prefixes' columns, in order, on the attention modules they belong to."""
     encoder, decoder = model.get_encoder(), model.get_decoder()
     modules = {
@@ -93,7 +93,7 @@ def decoder_logits(
 ) -> torch.Tensor:
     """Logits [len(forced), vocabulary], fp32, from which each `forced` token was chosen."""
     started = [model.generation_config.decoder_start_token_id, *forced[:-1]]
-    with _carrying(model, prefixes):
+    with carrying(model, prefixes):
         output = model(
             input_ids=torch.tensor([list(source_ids)]),
             decoder_input_ids=torch.tensor([started]),
@@ -107,7 +107,7 @@ def encoded(
     model: BartForConditionalGeneration, prefixes: Sequence[Prefix], source_ids: Sequence[int]
 ) -> torch.Tensor:
     """What the decoder attends to of a source: [2, layers, heads, tokens, head_dim]."""
-    with _carrying(model, prefixes):
+    with carrying(model, prefixes):
         hidden = model.get_encoder()(input_ids=torch.tensor([list(source_ids)])).last_hidden_state
     found = []
     for layer in model.get_decoder().layers:
@@ -127,7 +127,7 @@ def generate(
 ) -> Any:
     """transformers' own `generate` of one source, with scores."""
     ids = torch.tensor([list(source_ids)])
-    with _carrying(model, prefixes):
+    with carrying(model, prefixes):
         return model.generate(
             ids,
             attention_mask=None,

@@ -298,3 +298,19 @@ def test_memory_does_not_grow_with_the_row_counts_that_were_met() -> None:
 
     grown_mb(range(padded_rows(1), 700, 16))
     assert grown_mb(range(257, 513)) < 10
+
+
+@BOTH
+@pytest.mark.parametrize("rows", [5, 70])
+@pytest.mark.parametrize("activation", ["gelu_new", "relu", "gelu"])
+def test_the_gradient_of_a_packed_blocks_input_is_the_plain_ones(
+    dtype: torch.dtype, rows: int, activation: str
+) -> None:
+    torch.manual_seed(0)
+    block = Block(activation).to(dtype).requires_grad_(False)
+    x = random_input(rows, 32, dtype).requires_grad_()
+    slopes = random_input(rows + 1, 32, dtype)[:, :rows]
+    [expected] = torch.autograd.grad(block(x), x, slopes)
+    pack_linear_layers(block)
+    [got] = torch.autograd.grad(block(x), x, slopes)
+    assert relative_difference(got, expected) <= TOLERANCE[dtype]

@@ -1,38 +1,32 @@
-"""Labels cover the target alone, and the loss is the authors'."""
+"""Rows lie end to end, and labels cover the target alone."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 
-import torch
-
 from app.evaluation.text_pairs import TokenPair
-from app.training.batches import IGNORED, Batches, collate, summed_loss
+from app.training.batches import IGNORED, Batches, collate
 
 SHORT = TokenPair((5, 6, 0), (7, 0))
 LONG = TokenPair((1, 0), (2, 3, 4, 0))
 
 
-def test_only_target_tokens_count() -> None:
-    batch = collate([SHORT, LONG])
-    assert batch.input_ids.tolist() == [[5, 6, 0, 7, 0], [1, 0, 2, 3, 4]]
-    assert batch.labels.tolist() == [
-        [IGNORED, IGNORED, 7, 0, IGNORED],
-        [IGNORED, 2, 3, 4, 0],
-    ]
+def test_rows_lie_end_to_end_and_only_target_tokens_count() -> None:
+    batch = collate([SHORT, LONG], position_offset=3)
+    assert batch.tokens.ids.tolist() == [[5, 6, 0, 7, 1, 0, 2, 3, 4]]
+    assert batch.tokens.positions.tolist() == [[3, 4, 5, 6, 3, 4, 5, 6, 7]]
+    assert batch.tokens.lengths == (4, 5)
+    assert batch.keep.tolist() == [2, 3, 5, 6, 7, 8]
+    assert batch.labels.tolist() == [7, 0, 2, 3, 4, 0]
+    assert batch.sources is None
 
 
-def test_loss_is_summed_per_sentence_and_averaged_over_sentences() -> None:
-    batch = collate([SHORT, LONG])
-    logits = torch.randn(2, 5, 10, generator=torch.Generator().manual_seed(0))
-    by_hand = 0.0
-    for row, places in ((0, (2, 3)), (1, (1, 2, 3, 4))):
-        for place in places:
-            scores = logits[row, place].tolist()
-            normal = math.log(sum(math.exp(score) for score in scores))
-            by_hand += normal - scores[int(batch.labels[row, place])]
-    assert math.isclose(summed_loss(logits, batch.labels).item(), by_hand / 2, rel_tol=1e-5)
+def test_what_fills_a_batch_up_to_a_usual_row_count_does_not_count() -> None:
+    pairs = [TokenPair((1, 2), (3,) * length) for length in range(2, 12)]
+    batch = collate(pairs)
+    counted = batch.labels != IGNORED
+    assert int(counted.sum()) == sum(len(pair.target_ids) for pair in pairs) < len(batch.labels)
+    assert sum(batch.tokens.lengths) < batch.tokens.ids.shape[1]
 
 
 def test_an_epoch_sees_every_pair_once_in_an_order_that_the_seed_decides() -> None:

@@ -16,7 +16,7 @@ from app.model.dense import dense_pair_logits
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.prefix import KeyValues
-from app.training.batches import IGNORED, collate_sources
+from app.training.batches import collate_sources
 from app.training.objective import position_offset
 from app.training.recipe import Recipe
 from app.training.trainer import Report, Trainer
@@ -129,9 +129,14 @@ def test_special_tokens_in_the_data_stay_text(bart: FrozenModel) -> None:
 
 def test_the_decoder_reads_the_labels_one_late() -> None:
     batch = collate_sources([TokenPair((5, 6, 7), (0, 8, 2)), TokenPair((5,), (0, 2))], start=2)
-    assert batch.source_mask.tolist() == [[True] * 3, [True, False, False]]
-    assert batch.labels.tolist() == [[0, 8, 2], [0, 2, IGNORED]]
-    assert batch.decoder_ids.tolist() == [[2, 0, 8], [2, 0, 2]]
+    assert batch.sources is not None
+    assert batch.sources.lengths == (1, 3)
+    assert batch.sources.ids.tolist() == [[5, 5, 6, 7]]
+    assert batch.sources.positions.tolist() == [[0, 0, 1, 2]]
+    assert batch.tokens.lengths == (2, 3)
+    assert batch.tokens.ids.tolist() == [[2, 0, 2, 0, 8]]
+    assert batch.keep.tolist() == [0, 1, 2, 3, 4]
+    assert batch.labels.tolist() == [0, 2, 0, 8, 2]
 
 
 def test_loss_is_the_mean_over_tokens_whatever_the_padding(

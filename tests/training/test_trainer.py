@@ -12,6 +12,7 @@ from app.errors import InsufficientStorage, InvalidRequest
 from app.evaluation.text_pairs import TokenPair
 from app.model.dense import dense_logits
 from app.model.frozen import FrozenModel
+from app.model.sequences.packed_tokens import packed_logits
 from app.prefix.prefix import KeyValues
 from app.training.batches import IGNORED, collate
 from app.training.checkpoint import load_checkpoint, save_checkpoint
@@ -69,10 +70,8 @@ def test_four_pairs_are_learned_by_heart(trainable: FrozenModel, pairs: list[Tok
     losses: list[float] = []
     trainer.run(lambda report: losses.append(report.loss))
     assert losses[-1] < 0.1 * losses[0]
-    batch = collate(pairs[:1])
-    logits = dense_logits(
-        trainable, batch.input_ids, trainer.result()["decoder"], position_offset=8
-    )
+    batch = collate(pairs[:1], position_offset=8)
+    logits = packed_logits(trainable, batch.tokens, trainer.result(), batch.keep)[0]
     chosen = batch.labels != IGNORED
     assert torch.equal(logits.argmax(-1)[chosen], batch.labels[chosen])
 
