@@ -13,6 +13,7 @@ from app.cli.configuration import base_model, check_folder
 from app.cli.console import plain, print_warning, stderr, stdout, table
 
 if TYPE_CHECKING:
+    from app.experiments.data import ExperimentData
     from app.experiments.execution import Executor
     from app.experiments.grids import Experiment, GridOptions
     from app.experiments.plan import RunSettings
@@ -105,9 +106,7 @@ def experiment(
 
     Example: `polyprefix experiment prefix-length --data e2e/dev.jsonl`
     """
-    from app.datasets.splits import HoldOut
     from app.evaluation.scores import metric_names
-    from app.experiments.data import default_hold_out, load_data
     from app.experiments.execution import executor
     from app.experiments.grids import GridOptions, experiment_named, scale_named
     from app.experiments.results import ResultsFile, sole_use
@@ -119,13 +118,10 @@ def experiment(
     folder = out / name
     check_folder(folder, "--out")
     hide_progress_bars()
+    scored = used.metrics if metrics is None else metric_names(metrics)
     if test_inputs is None:
         test_inputs = _SMALL_TEST_INPUTS if size.value == "small" else 0
-    apart = None
-    if chosen.unseen:
-        apart = default_hold_out(data) if hold_out is None else HoldOut.parse(hold_out)
-    scored = used.metrics if metrics is None else metric_names(metrics)
-    read = load_data(data, test_inputs=test_inputs, hold_out=apart)
+    read = _read(chosen, data, test_inputs, hold_out)
     results = ResultsFile(folder / "results.csv")
     with (
         sole_use(folder),
@@ -140,8 +136,21 @@ def experiment(
         if dry_run:
             _list_runs(running, results, runs)
             return
-        _run(running, results, runs)
+        whole = _run(running, results, runs)
         _show(running, chosen, options, results, runs, folder, read.name)
+    if not whole:
+        raise typer.Exit(_INTERRUPTED)
+
+
+def _read(chosen: Experiment, path: Path, tested: int, hold_out: str | None) -> ExperimentData:
+    """The data; with a second test on what is held out, if the experiment has one."""
+    from app.datasets.splits import HoldOut
+    from app.experiments.data import default_hold_out, load_data
+
+    apart = None
+    if chosen.unseen:
+        apart = default_hold_out(path) if hold_out is None else HoldOut.parse(hold_out)
+    return load_data(path, test_inputs=tested, hold_out=apart)
 
 
 def _list_runs(running: Executor, results: ResultsFile, runs: Sequence[RunSettings]) -> None:
@@ -163,8 +172,8 @@ def _list_runs(running: Executor, results: ResultsFile, runs: Sequence[RunSettin
         stdout().print(f"{done} runs are done already")
 
 
-def _run(running: Executor, results: ResultsFile, runs: Sequence[RunSettings]) -> None:
-    """Do the runs that are left, under a progress bar of runs and one of steps."""
+def _run(running: Executor, results: ResultsFile, runs: Sequence[RunSettings]) -> bool:
+    """Do the runs that are left, under two progress bars; False if the user interrupted them."""
     from app.experiments.runner import Observer, remaining_runs, run_grid
 
     left = remaining_runs(running, results, runs)
@@ -191,7 +200,8 @@ def _run(running: Executor, results: ResultsFile, runs: Sequence[RunSettings]) -
         except KeyboardInterrupt:
             progress.stop()
             print_warning("interrupted; the same command goes on where it was")
-            raise typer.Exit(_INTERRUPTED) from None
+            return False
+    return True
 
 
 def _show(
@@ -211,6 +221,8 @@ def _show(
     from app.experiments.tables import markdown, table_cells
 
     rows = grid_results(running, results, runs)
+    if not rows:
+        return
     head, cells = table_cells(options, rows)
     shown = table(*head)
     for line in cells:
@@ -219,7 +231,7 @@ def _show(
     stdout().print(FINDINGS[chosen.name], soft_wrap=True)
     written = folder / "table.md"
     written.write_text(markdown(chosen, options, rows, data), encoding="utf-8")
-    if chosen.name == "prefix-length":
+    if chosen.name == "prefix-length" and len(rows) == len(runs):
         best = write_choice(folder.parent, rows, options.shown()[0])
         if best is not None:
             stdout().print(

@@ -48,12 +48,13 @@ def draw(
     paths = [folder / "figure.png", folder / "figure.svg"]
     with rc_context({**_STYLE, "svg.hashsalt": experiment.name}):
         width, height = _PANEL
-        figure = Figure(figsize=(width * len(panels), height + 0.4), layout="constrained")
+        figure = Figure(figsize=(width * len(panels), height + 0.5), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for place, panel in zip(axes, panels, strict=True):
             panel(place)
         tested = max(result.test_inputs or 0 for each in settings for result in each.results)
-        figure.suptitle(f"{experiment.title}: {results[0].model}, {tested} test inputs")
+        caption = f"{experiment.title}\n{results[0].model}, {tested} test inputs"
+        figure.suptitle(caption, fontsize="large")
         for path in paths:
             staged = path.with_name(f"{path.stem}.tmp{path.suffix}")
             metadata = {"Date": None} if path.suffix == ".svg" else None
@@ -169,7 +170,7 @@ def _bars(settings: Sequence[Setting], metrics: Sequence[str], label: str) -> Pa
         axes.set_xlabel(label)
         axes.grid(axis="x", alpha=0.3)
         if len(metrics) > 1:
-            axes.legend(frameon=False)
+            axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(metrics))
 
     return panel
 

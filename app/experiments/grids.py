@@ -35,8 +35,9 @@ class GridOptions:
     steps: int = 0
 
     def shown(self) -> tuple[str, ...]:
-        """The metrics of the figure: the task's, as far as they are computed, or the first two."""
-        return tuple(name for name in self.task.shown if name in self.metrics) or self.metrics[:2]
+        """The two metrics of the figure: the task's, or others where these are not computed."""
+        usual = [name for name in self.task.shown if name in self.metrics]
+        return tuple(dict.fromkeys([*usual, *self.metrics]))[:2]
 
     @property
     def small(self) -> bool:

@@ -94,6 +94,8 @@ def test_an_interrupted_grid_goes_on_and_repeats_nothing(
         stopped = run()
     assert stopped.exit_code == 130, stopped.output
     assert "the same command goes on" in stopped.output
+    assert "| prefix | 1 |" in (out / "prefix-length" / "table.md").read_text(encoding="utf-8")
+    assert not (out / "chosen.json").exists()
     results = ResultsFile(out / "prefix-length" / "results.csv")
     first = results.read()
     assert ran == [1]
