@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 SHOWN_PREFIXES = 12
 _COFFEE_SHOP = "name : Blue Spice | eatType : coffee shop | priceRange : cheap | area : city centre"
-EXAMPLES = {"e2e": _COFFEE_SHOP, "describe": _COFFEE_SHOP}
+EXAMPLES = {"e2e": _COFFEE_SHOP, "describe": _COFFEE_SHOP, "restaurants": _COFFEE_SHOP}
 """Inputs for a first request to the shipped prefixes."""
 
 
