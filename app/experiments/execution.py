@@ -233,8 +233,7 @@ def executor(
     device: str,
 ) -> Iterator[Executor]:
     """An executor with a started engine, until the end of the block."""
-    plain = load_model(model, device=device, dtype="float32", packed=False)
-    parameters = sum(weight.numel() for weight in plain.hf.parameters())
+    parameters = _count_parameters(model, device)
     with running_engine(load_model(model, device=device, dtype="float32")) as engine:
         yield Executor(
             model,
@@ -246,6 +245,12 @@ def executor(
             device=device,
             parameters=parameters,
         )
+
+
+def _count_parameters(model: str, device: str) -> int:
+    """Of the plain model, which is freed again."""
+    plain = load_model(model, device=device, dtype="float32", packed=False)
+    return sum(weight.numel() for weight in plain.hf.parameters())
 
 
 def _resume(session: Session) -> None:
