@@ -81,7 +81,7 @@ LIBRARIES = {
     "pycocoevalcap": {"evaluation"},
     "bert_score": {"evaluation"},
     "matplotlib": {"experiments"},
-    "peft": {"bench"},
+    "peft": {"bench", "training"},
     "ctranslate2": {"bench"},
 }
 """Library → the only layers that may write its name."""

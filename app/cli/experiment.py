@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from app.experiments.grids import Experiment, GridOptions
     from app.experiments.plan import RunSettings
     from app.experiments.results import ResultsFile, RunResult
-    from app.training.trainer import Report
+    from app.training.progress import Report
 
 _SMALL_TEST_INPUTS = 60
 _INTERRUPTED = 130

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.cli.configuration import base_model, check_folder, check_output
-from app.cli.console import human_bytes, plain, print_warning, stderr, stdout, this_program
+from app.cli.training.options import MethodOptions, with_method_options
+from app.cli.training.progress_bar import train_visibly
+from app.cli.training.result import announce, finish, next_commands, publish, publish_trained
+from app.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from app.evaluation.metrics import Rouge
-    from app.prefix.prefix import Prefix
     from app.training.recipe import Recipe
-    from app.training.session import Session
-    from app.training.trainer import Report
-
-_LOSS_MEMORY = 0.95
-"""Weight of the past in the displayed loss, which smooths single batches."""
 
 
 def _file(help_text: str) -> Any:
@@ -62,7 +56,11 @@ Out = Annotated[
     ),
 ]
 Length = Annotated[
-    int, typer.Option(help="Length of the prefix: 5 to 40 for data-to-text, 100 for summaries.")
+    int | None,
+    typer.Option(
+        help="Length of the prefix: 5 to 40 for data-to-text, 100 for summaries; by default 10."
+        " With 0 it is as long as `--words`."
+    ),
 ]
 Epochs = Annotated[
     int | None,
@@ -93,7 +91,8 @@ Warmup = Annotated[
 Words = Annotated[
     str | None,
     typer.Option(
-        help="Initialise with the keys and values of these words; helps with little data."
+        help="Initialise with the keys and values of this text; helps with little data. It is cut"
+        " or repeated to the length."
     ),
 ]
 Hidden = Annotated[
@@ -149,14 +148,16 @@ Resume = Annotated[bool, typer.Option(help="Continue from the checkpoint, if the
 Note = Annotated[str | None, typer.Option(help="A note to store with the prefix.")]
 
 
+@with_method_options
 def train(
+    chosen: MethodOptions,
     data: Data,
     name: Name,
     model: Model = None,
     valid: Valid = None,
     store: Store = None,
     out: Out = None,
-    length: Length = 10,
+    length: Length = None,
     epochs: Epochs = None,
     steps: Steps = 0,
     batch_size: BatchSize = None,
@@ -182,32 +183,32 @@ def train(
 ) -> None:
     """Train a prefix: a few key/value vectors per layer, while the base model stays frozen.
 
-    A line of the data looks like `{"input": "name : Aromi", "target": "It is called Aromi."}`
-    (`"output"` means the same as `"target"`). You can interrupt a run at any time; the same command
-    continues from the last checkpoint, which a finished run removes. The result goes to `--out` for
-    an upload, to `--store` for the next start of a server, or to both.
+    A line of the data looks like `{"input": "name : Aromi", "target": "It is called Aromi."}`. If a
+    run is interrupted, the same command continues from its last checkpoint. The result goes to
+    `--out` for an upload, to `--store` for the next start of a server, or to both.
 
     Example: `polyprefix train --data train.jsonl --valid valid.jsonl --name shop --length 20`
     """
     from app.prefix.metadata import parse_decoding
     from app.training.session import Session, TrainingJob
 
-    # the only local names so far are the parameters and the imports
-    recipe = _recipe(locals())
+    recipe = _recipe({**locals(), **chosen.settings()})
     _check_names(name, alias)
     base, place = base_model(model), checkpoint or Path(f"{name}.checkpoint")
     if store is None and out is None:
         out = Path(f"{name}.safetensors")
-    _check_places(store, out, place)
+    _check_places(store, out, place, chosen.method)
     limits = {"max_tokens": max_tokens, **parse_decoding(decoding)}
-    options = (template, limits, device, checkpoint_every, note)
-    session = Session(TrainingJob(base, data, recipe, place, valid, *options))
-    _train(session, fresh=not resume)
-    _publish(_finish(session), name, store=store, out=out, alias=alias)
+    rest = (valid, template, limits, device, checkpoint_every, note)
+    session = Session(TrainingJob(base, data, recipe, place, *rest))
+    train_visibly(session, fresh=not resume, log_dir=chosen.log_dir)
+    if not session.gives_prefix:
+        publish_trained(session, out or Path(f"{name}.safetensors"))
+        return
+    publish(session.prefix(finish(session)), name, store=store, out=out, alias=alias)
     session.trainer.discard_checkpoint()
     evaluated = ["--model", model] if model is not None else []
-    for line in _next(name, valid or data, evaluated, store=store, out=out, alias=alias):
-        stdout().print(f"next: {plain(line)}", soft_wrap=True)
+    announce(next_commands(name, valid or data, evaluated, store=store, out=out, alias=alias))
 
 
 def _recipe(options: Mapping[str, Any]) -> Recipe:
@@ -228,6 +229,16 @@ def _recipe(options: Mapping[str, Any]) -> Recipe:
     )
 
 
+def _check_store(method: str, store: Path | None) -> None:
+    from app.training.methods.names import PREFIX_METHODS, check_method
+
+    check_method(method)
+    if store is not None and method not in PREFIX_METHODS:
+        raise InvalidRequest(
+            f"--store: a store holds prefixes, and --method {method} gives none; use --out"
+        )
+
+
 def _check_names(name: str, alias: str | None) -> None:
     from app.prefix.reference import check_alias, check_name
 
@@ -236,115 +247,9 @@ def _check_names(name: str, alias: str | None) -> None:
         check_alias(alias)
 
 
-def _check_places(store: Path | None, out: Path | None, checkpoint: Path) -> None:
+def _check_places(store: Path | None, out: Path | None, checkpoint: Path, method: str) -> None:
+    _check_store(method, store)
     check_output(out, "--out")
     check_output(checkpoint, "--checkpoint")
     if store is not None:
         check_folder(store, "--store")
-
-
-def _train(session: Session, *, fresh: bool) -> None:
-    """Run the session under a progress bar."""
-    notes = stderr()
-    trainer = session.trainer
-    if not fresh and trainer.resume():
-        notes.print(f"continues from step {trainer.step}")
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=notes) as progress:
-        task = progress.add_task("training", total=trainer.total, completed=trainer.step)
-        shown: float | None = None
-
-        def report(done: Report) -> None:
-            nonlocal shown
-            past = done.loss if shown is None else shown
-            shown = _LOSS_MEMORY * past + (1 - _LOSS_MEMORY) * done.loss
-            progress.update(task, completed=done.step, description=f"loss {shown:.2f}")
-            if done.validation_loss is not None:
-                progress.print(f"step {done.step}: validation loss {done.validation_loss:.3f}")
-
-        session.train(report)
-
-
-def _finish(session: Session) -> Prefix:
-    """Score the result on held-out data, if there is any, and make the prefix."""
-    scores: dict[str, Any] = {}
-    if session.trainer.best_loss is not None:
-        scores["validation_loss"] = round(session.trainer.best_loss, 4)
-    progress = session.trainer.progress()
-    on = "held-out" if session.validation else "training"
-    unit = "a token" if session.model.encoder_decoder is not None else "a target"
-    stdout().print(
-        f"loss {unit} on {progress.pairs} {on} pairs: first {progress.first:.2f}, last"
-        f" {progress.last:.2f}, base model alone {progress.base:.2f}"
-    )
-    faults = [progress.fault] if progress.fault else []
-    scores["loss"] = {"first": progress.first, "last": progress.last, "base": progress.base}
-    with stderr().status("decoding the held-out inputs"):
-        measured = session.score()
-    if measured is not None:
-        base, tuned = measured
-        scores |= {"bleu": round(tuned.bleu, 2), "bleu_of_base_alone": round(base.bleu, 2)}
-        scores["bleu_signature"] = tuned.signature
-        scores["rouge"] = tuned.rouge.rounded()
-        scores["rouge_of_base_alone"] = base.rouge.rounded()
-        stdout().print(f"BLEU on held-out inputs: base {base.bleu:.1f}, prefix {tuned.bleu:.1f}")
-        stdout().print(f"ROUGE-1, -2, -L: base {_shown(base.rouge)}, prefix {_shown(tuned.rouge)}")
-        if not tuned.bleu > base.bleu:
-            faults.append(
-                f"its answers to held-out inputs are no better than the base model's own"
-                f" (BLEU {tuned.bleu:.1f} and {base.bleu:.1f})"
-            )
-    if faults:
-        recipe = session.recipe
-        print_warning(
-            f"this prefix has not learned its task: {'; '.join(faults)}. Look at the data, or try"
-            f" another learning rate than {recipe.lr:g} (--lr) or more than"
-            f" {session.trainer.total} steps (--steps)"
-        )
-    return session.prefix(scores)
-
-
-def _shown(rouge: Rouge) -> str:
-    return " / ".join(f"{value:.1f}" for value in rouge.rounded().values())
-
-
-def _publish(
-    prefix: Prefix, name: str, *, store: Path | None, out: Path | None, alias: str | None
-) -> None:
-    from app.training.publish import add_to_store, write_prefix
-
-    if out is not None:
-        write_prefix(prefix, out)
-        stdout().print(f"wrote {out}")
-    if store is not None:
-        add_to_store(prefix, store, name, alias=alias)
-    stdout().print(
-        f"{name}@{prefix.digest[:12]}  length {prefix.length}, {human_bytes(prefix.nbytes)}"
-        + (f", in {store}" if store is not None else "")
-    )
-
-
-def _next(
-    name: str,
-    data: Path,
-    model: list[str],
-    *,
-    store: Path | None,
-    out: Path | None,
-    alias: str | None,
-) -> list[str]:
-    """The commands that a user may want to run next."""
-    program = this_program()
-    scored = ["--prefix", str(out)] if out else ["--store", str(store), "--prefix", name]
-    lines = [[program, "evaluate", *model, "--data", str(data), *scored]]
-    if out is not None:
-        pointed = ["--alias", alias] if alias else []
-        lines.append([program, "prefix", "push", str(out), "--name", name, *pointed])
-    if store is not None:
-        lines.append([program, "serve", *model, "--store", str(store)])
-    return [shlex.join(line) for line in lines]

@@ -24,9 +24,9 @@ from app.experiments.results import RunResult
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.prefix import Prefix
+from app.training.progress import Report
 from app.training.recipe import Recipe
 from app.training.session import Session, TrainingJob
-from app.training.trainer import Report
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from app.errors import PolyprefixError
 from app.experiments.execution import Executor
 from app.experiments.plan import RunSettings
 from app.experiments.results import ResultsFile, RunResult
-from app.training.trainer import Report
+from app.training.progress import Report
 
 _log = logging.getLogger(__name__)
 _MAX_ERROR = 500

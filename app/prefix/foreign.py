@@ -56,6 +56,15 @@ _PROMPT = ("a PEFT adapter of prefix tuning or prompt tuning", _PEFT_PREFIX)
 
 _PARTS: tuple[tuple[str, tuple[str, str]], ...] = (
     (
+        r"^trained\.",
+        (
+            "what `polyprefix train` wrote for a method that gives no prefix (infix, fine-tuning, "
+            "adapters or LoRA)",
+            "it needs weights or computations of its own, so its requests cannot share a batch; "
+            "train the task with --method prefix to serve it",
+        ),
+    ),
+    (
         r"(^|\b)optimizer\.\d+\.|^parameters\.(decoder|encoder|cross)\.",
         (
             "a checkpoint of an unfinished `polyprefix train`",
@@ -141,7 +150,8 @@ def _by_first_bytes(start: bytes) -> tuple[str, str] | None:
         return "a tar archive", _UNPACK
     if start.startswith(b"PK\x03\x04"):
         return _by_zip(start)
-    if _PICKLED.match(start):
+    # the length of a safetensors header may begin with the same two bytes
+    if _PICKLED.match(start) and start[8:9] != b"{":
         return _pickled(start)
     if _PAGE.match(start):
         return "a web page", "download the file itself, not the page about it"

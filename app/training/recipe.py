@@ -12,8 +12,11 @@ from typing import Any
 
 from app.errors import InvalidRequest
 from app.prefix.spec import MODULES
+from app.training.methods.names import WEIGHT_METHODS, check_family, check_method
 
 MAX_LENGTH = 1024
+LENGTH = 10
+"""Length of a prefix if none is given: the authors' default."""
 HIDDEN = 512
 """Width of the reparameterisation that the authors used for table-to-text on GPT-2."""
 HIDDEN_WITH_ENCODER = 800
@@ -46,6 +49,16 @@ PACES = (
 the authors' for GPT-2 medium, GPT-2 large and BART large. The middle one is an interpolation."""
 
 
+RATE_SHARES = {"finetune": 0.1, "finetune-top2": 0.3, "prefix-direct": 3.0, "lora": 1.0}
+"""How many times the rate of `PACES` a method starts with on models of up to 250 million
+parameters. Above, all methods have the authors' rate."""
+
+METRICS = ("loss", "bleu")
+PRESETS = ("full-data", "low-data")
+LOW_DATA_STEPS = ((200, 200), (math.inf, 400))
+"""(most pairs, steps) of the authors' low-data runs on E2E (Li & Liang 2021, appendix A.2)."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Settings of one training run.
@@ -57,29 +70,59 @@ class Recipe:
     `max_source`: tokens of a source that an encoder reads (0: as many as it can); the rest is cut.
     `max_steps`: 0 means all steps of `epochs`. The learning rate rises over `warmup_steps`, then
     falls linearly to 0. `initial_words`: the prefix starts from the keys and values of this text.
-    `keep`: "best" (lowest validation loss) or "last". `validate_every`: steps (0: each epoch).
+    `initial_prefix`: a prefix file to start from instead. `length` 0: as many as the words have.
+    `keep`: "best" (by `metric` on the validation data) or "last". `validate_every`: steps (0: each
+    epoch). `early_stopping`: the run ends after so many validations without a better one (0: off).
+    `accumulate`: batches whose gradients make one step. `depth`: hidden layers of the networks.
+    `preset`: "low-data" chooses the authors' settings for 50 to 500 pairs where none are given.
     """
 
-    length: int = 10
+    method: str = "prefix"
+    preset: str = "full-data"
+    length: int | None = None
     modules: tuple[str, ...] = ()
     hidden: int | None = None
+    depth: int = 1
     model_dropout: bool | None = None
+    prefix_dropout: float = 0.0
+    label_smoothing: float = 0.0
+    dtype: str = "fp32"
+    gradient_checkpointing: bool = False
+    adapter_share: float = 0.03
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ()
     max_source: int = 0
     epochs: int | None = None
     max_steps: int = 0
     batch_size: int | None = None
+    accumulate: int = 1
     lr: float | None = None
     warmup_steps: int | None = None
     clip_norm: float = 1.0
     initial_words: str | None = None
+    initial_prefix: str | None = None
     keep: str = "best"
+    metric: str = "loss"
+    early_stopping: int = 0
     validate_every: int = 0
     seed: int = 101
 
+    @property
+    def positions(self) -> int:
+        """The length, if one is given or known, else the default."""
+        return self.length or LENGTH
+
     def check(self) -> None:
         """Raise InvalidRequest for the first setting that is out of bounds."""
-        _between("length", self.length, 1, MAX_LENGTH)
+        check_method(self.method)
+        with_words = self.initial_words is not None
+        _between("length", self.length, 0 if with_words else 1, MAX_LENGTH)
         _between("hidden", self.hidden, 1, 65_536)
+        _between("depth", self.depth, 1, 2)
+        _between("accumulate", self.accumulate, 1, 4096)
+        _between("early_stopping", self.early_stopping, 0, 100_000)
+        _between("lora_rank", self.lora_rank, 1, 1024)
         _between("max_source", self.max_source, 0, 1 << 20)
         _between("epochs", self.epochs, 1, 100_000)
         _between("max_steps", self.max_steps, 0, 100_000_000)
@@ -87,12 +130,28 @@ class Recipe:
         _between("warmup_steps", self.warmup_steps, 0, 100_000_000)
         _between("validate_every", self.validate_every, 0, 100_000_000)
         _between("seed", self.seed, 0, 2**63 - 1)
-        for name in ("lr", "clip_norm"):
+        for name in ("lr", "clip_norm", "lora_alpha", "adapter_share"):
             value = getattr(self, name)
             if value is not None and (not math.isfinite(value) or value <= 0):
                 raise InvalidRequest(f"{name} must be a positive number, not {value}")
-        if self.keep not in ("best", "last"):
-            raise InvalidRequest(f"keep must be `best` or `last`, not {self.keep!r}")
+        for name in ("prefix_dropout", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidRequest(f"{name} must be at least 0 and below 1")
+        if self.adapter_share > 1:
+            raise InvalidRequest("adapter_share must be at most 1; 0.03 means 3 % of the model")
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                said = " or ".join(f"`{each}`" for each in known)
+                raise InvalidRequest(f"{name} must be {said}, not {getattr(self, name)!r}")
+        self._check_start()
+
+    def _check_start(self) -> None:
+        """Raise InvalidRequest unless the method can start as asked."""
+        if self.initial_words is not None and self.initial_prefix is not None:
+            raise InvalidRequest("initial_words and initial_prefix: give one of them")
+        for name, methods in _STARTS.items():
+            if getattr(self, name) is not None and self.method not in methods:
+                raise InvalidRequest(f"{name}: --method {self.method} cannot start from it")
 
     def for_model(self, available: Collection[str], parameters: int, num_pairs: int) -> Recipe:
         """The complete recipe for a model with these modules and parameters.
@@ -102,16 +161,45 @@ class Recipe:
         Raises InvalidRequest for settings that such a model does not have.
         """
         pace = next(pace for pace in PACES if parameters <= pace.parameters)
+        share = RATE_SHARES.get(self.method, 1.0) if pace is not PACES[-1] else 1.0
+        preset = self._with_preset(num_pairs, with_encoder="encoder" in available)
         paced = replace(
-            self,
-            batch_size=self.batch_size or pace.batch_size,
-            lr=self.lr or pace.lr,
-            warmup_steps=pace.warmup_steps if self.warmup_steps is None else self.warmup_steps,
+            preset,
+            length=LENGTH if preset.length is None else preset.length,
+            batch_size=preset.batch_size or pace.batch_size,
+            lr=preset.lr or pace.lr * share,
+            warmup_steps=pace.warmup_steps if preset.warmup_steps is None else preset.warmup_steps,
         )
-        if self.epochs is None and not self.max_steps:
+        if paced.epochs is None and not paced.max_steps:
             steps = max(pace.min_steps, paced.total_steps(num_pairs))
             paced = replace(paced, max_steps=min(steps, pace.max_steps or steps))
         return paced.for_modules(available)
+
+    def _with_preset(self, num_pairs: int, *, with_encoder: bool) -> Recipe:
+        """The authors' low-data settings where none are given (Li & Liang 2021, appendix A.2).
+
+        Their rate of 5e-5 for GPT-2 medium and BART large is that of `PACES`.
+        """
+        if self.preset != "low-data":
+            return self
+        can_start = self.method in _STARTS["initial_words"] and self.initial_prefix is None
+        words = "summarize" if with_encoder else "table-to-text:"
+        steps, epochs = self.max_steps, self.epochs
+        if not steps and epochs is None:
+            if with_encoder:
+                epochs = 30 if num_pairs <= 50 else 20
+            else:
+                steps = next(count for most, count in LOW_DATA_STEPS if num_pairs <= most)
+        return replace(
+            self,
+            initial_words=(self.initial_words or words) if can_start else None,
+            length=(0 if can_start else None) if self.length is None else self.length,
+            batch_size=self.batch_size or (5 if with_encoder else 10),
+            warmup_steps=100 if self.warmup_steps is None else self.warmup_steps,
+            max_steps=steps,
+            epochs=epochs,
+            early_stopping=self.early_stopping or 5,
+        )
 
     def for_modules(self, available: Collection[str]) -> Recipe:
         """The recipe for a model with these modules. Rate, batch size and steps do not change."""
@@ -123,19 +211,16 @@ class Recipe:
                 raise InvalidRequest(f"modules: this base model has no {name!r}; it has {known}")
         if "decoder" not in modules:
             raise InvalidRequest("modules: every prefix needs the module decoder; add it")
-        if with_encoder and self.initial_words is not None:
-            raise InvalidRequest(
-                "initial_words: a model with an encoder cannot start from words, because they have"
-                " no keys and values in all three modules; leave the option out"
-            )
+        check_family(self.method, with_encoder=with_encoder)
         if not with_encoder and self.max_source:
             raise InvalidRequest("max_source: this base model has no encoder; leave the option out")
+        drops = with_encoder or self.method in WEIGHT_METHODS
         hidden = HIDDEN_WITH_ENCODER if with_encoder else HIDDEN
         return replace(
             self,
             modules=tuple(name for name in MODULES if name in modules),
             hidden=self.hidden or hidden,
-            model_dropout=with_encoder if self.model_dropout is None else self.model_dropout,
+            model_dropout=drops if self.model_dropout is None else self.model_dropout,
         )
 
     def total_steps(self, num_pairs: int) -> int:
@@ -144,7 +229,7 @@ class Recipe:
 
     def steps_per_epoch(self, num_pairs: int) -> int:
         """Number of batches in one pass over the data; the last may be smaller."""
-        return math.ceil(num_pairs / (self.batch_size or 1))
+        return math.ceil(num_pairs / ((self.batch_size or 1) * self.accumulate))
 
     def lr_at(self, step: int, total: int) -> float:
         """Learning rate of step `step`, counted from 0."""
@@ -155,7 +240,24 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as JSON values, for checkpoints and provenance."""
-        return {**asdict(self), "modules": list(self.modules)}
+        return {
+            **asdict(self),
+            "modules": list(self.modules),
+            "lora_targets": list(self.lora_targets),
+        }
+
+
+_CHOICES = {
+    "keep": ("best", "last"),
+    "metric": METRICS,
+    "dtype": ("fp32", "bf16"),
+    "preset": PRESETS,
+}
+_STARTS = {
+    "initial_words": ("prefix", "prefix-direct", "embedding"),
+    "initial_prefix": ("prefix", "prefix-direct"),
+}
+"""Which methods can start from words or from a prefix file."""
 
 
 def _between(name: str, value: int | None, low: int, high: int) -> None:

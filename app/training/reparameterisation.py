@@ -1,5 +1,7 @@
 """The authors' reparameterisation of a prefix: Embedding → Linear → Tanh → Linear.
 
+With depth 2 another Linear → Tanh of the same width comes between (their `deep_param`).
+
 Training the keys and values directly is unstable (Li & Liang 2021, §4.3). This network is trained
 instead; its final output is the prefix.
 """
@@ -7,16 +9,13 @@ instead; its final output is the prefix.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import cycle, islice
 
 import torch
 from torch import nn
 
-from app.errors import InvalidRequest
-from app.model.dense import keys_values_of
-from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues
 from app.prefix.spec import ModuleShape
+from app.training.methods.embedding import VirtualTokens
 
 FIT_STEPS = 500
 FIT_LR = 1e-4
@@ -29,13 +28,17 @@ class Reparameterisation(nn.Module):
     of layer l, slice 2l + 1 its value. Weights start with torch's default initialisation.
     """
 
-    def __init__(self, shape: ModuleShape, *, length: int, width: int, hidden: int) -> None:
+    def __init__(
+        self, shape: ModuleShape, *, length: int, width: int, hidden: int, depth: int = 1
+    ) -> None:
         super().__init__()
         self._shape = shape
         self.embedding = nn.Embedding(length, width)
+        deeper = [part for _ in range(depth - 1) for part in (nn.Linear(hidden, hidden), nn.Tanh())]
         self.network = nn.Sequential(
             nn.Linear(width, hidden),
             nn.Tanh(),
+            *deeper,
             nn.Linear(hidden, 2 * shape.layers * shape.kv_heads * shape.head_dim),
         )
 
@@ -68,10 +71,13 @@ class Reparameterisations(nn.Module):
         length: int,
         width: int,
         hidden: int,
+        depth: int = 1,
     ) -> None:
         super().__init__()
         self._networks = {
-            name: Reparameterisation(shapes[name], length=length, width=width, hidden=hidden)
+            name: Reparameterisation(
+                shapes[name], length=length, width=width, hidden=hidden, depth=depth
+            )
             for name in modules
         }
         for name, network in self._networks.items():
@@ -87,14 +93,6 @@ class Reparameterisations(nn.Module):
     def result(self) -> dict[str, KeyValues]:
         """The present prefix, detached and contiguous."""
         return {name: network.result() for name, network in self._networks.items()}
-
-
-def words_as_prefix(model: FrozenModel, words: str, length: int) -> KeyValues:
-    """The model's keys and values for the tokens of ` words`, repeated or cut to `length`."""
-    token_ids = model.text.render(" {input}", words)
-    if not token_ids:
-        raise InvalidRequest("initial_words has no tokens; give some words")
-    return keys_values_of(model, list(islice(cycle(token_ids), length)))
 
 
 def fit_to(
@@ -118,6 +116,21 @@ def fit_to(
     reparameterisation.zero_grad(set_to_none=True)
     with torch.no_grad():
         return float(_squared_error(reparameterisation(), keys, values))
+
+
+def fit_to_tensor(
+    tokens: VirtualTokens, goal: torch.Tensor, *, steps: int = FIT_STEPS, lr: float = FIT_LR
+) -> float:
+    """As `fit_to`, for virtual tokens and the embeddings [length, width] of real ones."""
+    optimizer = torch.optim.Adam(tokens.network.parameters(), lr=lr)
+    wanted = goal.detach().float()
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward((tokens.embeddings() - wanted).square().mean())
+        optimizer.step()
+    tokens.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        return float((tokens.embeddings() - wanted).square().mean())
 
 
 def _squared_error(made: KeyValues, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -22,10 +22,16 @@ from app.evaluation.text_pairs import (
 from app.model.load import load_model
 from app.model.text import Text
 from app.prefix.prefix import Prefix
+from app.training.initial import complete_recipe
+from app.training.methods.files import TrainedFile
+from app.training.methods.method import State
+from app.training.methods.names import METHOD_TITLES, PREFIX_METHODS, WEIGHT_METHODS
+from app.training.methods.tuned import TunedModel, tuned_model
 from app.training.objective import position_offset
+from app.training.progress import Report
 from app.training.publish import as_prefix
 from app.training.recipe import Recipe
-from app.training.trainer import Report, Trainer
+from app.training.trainer import Trainer
 
 _log = logging.getLogger(__name__)
 
@@ -58,10 +64,15 @@ class Session:
         self._job = job
         self.examples = read_examples(job.data)
         self.validation = read_examples(job.valid) if job.valid is not None else []
-        self.model = load_model(job.model, device=job.device, dtype="float32")
+        frozen = job.recipe.method not in WEIGHT_METHODS
+        dtype = "bfloat16" if job.recipe.dtype == "bf16" and frozen else "float32"
+        self.model = load_model(job.model, device=job.device, dtype=dtype, packed=frozen)
         has_encoder = self.model.encoder_decoder is not None
         self.template = job.template or default_template(self.model.text, has_encoder=has_encoder)
         _warn_of_specials(self.model.text, self.template)
+        num_pairs = sum(len(example.targets) for example in self.examples)
+        recipe = complete_recipe(self.model, job.recipe, num_pairs)
+        self._length = 0 if recipe.method in WEIGHT_METHODS else recipe.length or 0
         self.pairs = self._pairs(self.examples, job.data)
         valid_pairs = self._pairs(self.validation, job.valid) if job.valid is not None else []
         self._digests = {
@@ -71,11 +82,12 @@ class Session:
         self.trainer = Trainer(
             self.model,
             self.pairs,
-            job.recipe,
+            recipe,
             validation=valid_pairs,
             checkpoint=job.checkpoint,
             checkpoint_every=job.checkpoint_every,
             identity=f"{self._digests['data']}:{self._digests['valid']}:{self.template}",
+            score=self._bleu if recipe.metric == "bleu" and self.validation else None,
         )
 
     @property
@@ -93,30 +105,54 @@ class Session:
         return as_prefix(
             self.trainer.result(),
             self.model,
-            position_offset=position_offset(self.model, self.recipe.length),
+            position_offset=position_offset(self.model, self._length),
             template=self.template,
             decoding=self._job.decoding,
             provenance=self._provenance(scores),
         )
 
+    @property
+    def gives_prefix(self) -> bool:
+        """Whether the method's result is a prefix, which `prefix` returns; else `trained` does."""
+        return self.recipe.method in PREFIX_METHODS
+
+    def trained(self, scores: Mapping[str, Any]) -> TrainedFile:
+        """What a method that gives no prefix has learned; its provenance includes `scores`."""
+        return TrainedFile(
+            self.recipe.method,
+            self.trainer.state(),
+            base_fingerprint=self.model.spec.fingerprint,
+            base_model=self.model.spec.model_id,
+            input_template=self.template,
+            decoding=self._job.decoding,
+            recipe=self.recipe.as_dict(),
+            provenance=self._provenance(scores),
+        )
+
+    def _bleu(self, state: State) -> float:
+        """BLEU of the held-out inputs in the middle of the run; weights are the model's own."""
+        tuned = TunedModel(self.model, self.recipe.method, state, self.template, self._job.decoding)
+        return tuned.evaluate(self.validation, ("bleu",)).bleu
+
     def score(self) -> tuple[Evaluation, Evaluation] | None:
         """Scores of the base model alone and with the prefix; None without validation data."""
         if not self.validation:
             return None
-        plain = load_model(self._job.model, device=self._job.device, dtype="float32")
-        prefix = self.prefix({}).to(plain.device, plain.dtype)
+        job = self._job
+        plain = load_model(job.model, device=job.device, dtype="float32")
         with running_engine(plain) as engine:
-            base = evaluate(
-                engine,
-                self.validation,
-                template=self.template,
-                decoding=self._job.decoding,
-            )
-            return base, evaluate(engine, self.validation, prefix=prefix)
+            base = evaluate(engine, self.validation, template=self.template, decoding=job.decoding)
+            if self.gives_prefix:
+                prefix = self.prefix({}).to(plain.device, plain.dtype)
+                return base, evaluate(engine, self.validation, prefix=prefix)
+        if self.recipe.method in WEIGHT_METHODS:
+            plain = load_model(job.model, device=job.device, dtype="float32", packed=False)
+        tuned = tuned_model(plain, self.trained({}), job.checkpoint)
+        return base, tuned.evaluate(self.validation)
 
     def _pairs(self, examples: list[Example], source: Path | None) -> list[TokenPair]:
         spec = self.model.spec
-        offset = position_offset(self.model, self._job.recipe.length)
+        offset = position_offset(self.model, self._length)
         room = spec.context_limit - offset
         if room < 2:
             raise InvalidRequest(
@@ -139,9 +175,10 @@ class Session:
     def _provenance(self, scores: Mapping[str, Any]) -> dict[str, Any]:
         job = self._job
         provenance = {
-            "method": "prefix-tuning (Li & Liang 2021), reparameterised",
+            "method": METHOD_TITLES[self.recipe.method],
             "recipe": self.recipe.as_dict(),
-            "steps": self.trainer.total,
+            "steps": self.trainer.step,
+            "trained_parameters": sum(p.numel() for p in self.trainer.parameters.values()),
             "data": {
                 "name": job.data.name,
                 "sha256": self._digests["data"],

@@ -1,4 +1,4 @@
-"""The training loop: a prefix is trained, the base model is not changed.
+"""The training loop, for every method: steps, validation, checkpoints.
 
 The model uses the same attention function as in serving. It is in eval mode, except during the
 steps of a recipe with `model_dropout`.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from app.errors import InvalidRequest
 from app.evaluation.text_pairs import TokenPair
@@ -20,73 +21,33 @@ from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues
 from app.training.batches import Batches, sample
 from app.training.checkpoint import (
-    Checkpoint,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
 )
-from app.training.objective import Loss, loss_of
-from app.training.recipe import HIDDEN, Recipe
-from app.training.reparameterisation import Reparameterisations, fit_to, words_as_prefix
+from app.training.initial import complete_recipe
+from app.training.layer_checkpoints import checkpointed_layers
+from app.training.methods.choose import make_method
+from app.training.methods.method import State
+from app.training.methods.names import PREFIX_METHODS
+from app.training.methods.prefix_method import modules_of
+from app.training.objective import Loss
+from app.training.progress import Report, RunState, TrainingProgress
+from app.training.recipe import Recipe
 
 _VALIDATION_ROWS = 32
 _SAMPLED = 64
 """Number of pairs on which the progress of a run is measured."""
-_LEARNED = 0.98
-"""A run has learned something if its last loss is below this share of the first loss."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """The state of a run after a step. `validation_loss` is set if the step measured it."""
-
-    step: int
-    total: int
-    loss: float
-    lr: float
-    validation_loss: float | None = None
-
-
-@dataclass
-class _RunState:
-    """The state of a run, except its tensors."""
-
-    step: int = 0
-    best_loss: float | None = None
-    best_step: int = 0
-    first_loss: float | None = None
-    base_loss: float | None = None
-
-
-@dataclass(frozen=True)
-class TrainingProgress:
-    """The result of a run: losses on the same `pairs` pairs.
-
-    `base` is the loss of the base model alone, `first` that of the prefix before its first step.
-    """
-
-    base: float
-    first: float
-    last: float
-    pairs: int
-
-    @property
-    def fault(self) -> str | None:
-        """Why the run has failed; None if it has not."""
-        if not self.last < _LEARNED * self.first:
-            return f"the loss did not fall ({self.first:.2f} at first, {self.last:.2f} at last)"
-        if not self.last < self.base:
-            return f"the base model alone has a lower loss ({self.base:.2f}, not {self.last:.2f})"
-        return None
 
 
 class Trainer:
-    """Trains one prefix on `pairs`; `validation` decides which state is the best.
+    """Trains one method on `pairs`; `validation` decides which state is the best.
 
     With `checkpoint`, the state is written there every `checkpoint_every` steps. `resume` continues
     from it with bit-identical results. `identity` names the data; a checkpoint of other data,
-    another model or another recipe is refused.
+    another model or another recipe is refused. `score` measures the recipe's metric for a state if
+    that is not the loss; higher is better.
     """
 
     def __init__(
@@ -99,26 +60,27 @@ class Trainer:
         checkpoint: Path | None = None,
         checkpoint_every: int = 200,
         identity: str = "",
+        score: Callable[[State], float] | None = None,
     ) -> None:
         recipe.check()
         if not pairs:
             raise InvalidRequest("there are no pairs to train on; the data needs at least one")
         self.model = model
-        self.recipe = recipe = recipe.for_model(
-            model.spec.modules, model.num_parameters, len(pairs)
-        )
-        self._validation = validation
+        self.recipe = recipe = complete_recipe(model, recipe, len(pairs))
+        _check_validation(recipe, bool(validation), score is not None)
+        self._validation, self._score = validation, score
         self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
         self._identity = f"{model.spec.fingerprint}:{identity}"
         self._sample = sample(validation or pairs, _SAMPLED, recipe.seed)
-        self._batches = Batches(pairs, recipe.batch_size or 1, recipe.seed)
+        rows = (recipe.batch_size or 1) * recipe.accumulate
+        self._batches = Batches(pairs, rows, recipe.seed)
         self.total = recipe.total_steps(len(pairs))
         self._validate_every = recipe.validate_every or recipe.steps_per_epoch(len(pairs))
-        self._state = _RunState()
-        self._best: Mapping[str, KeyValues] | None = None
-        self.parameters = self._new_parameters()
+        self._state = RunState()
+        self._best: State | None = None
+        self._method = make_method(model, recipe)
         self._optimizer = torch.optim.AdamW(
-            self.parameters.parameters(),
+            self.parameters.values(),
             recipe.lr or 0.0,
             betas=(0.9, 0.999),
             eps=1e-8,
@@ -126,8 +88,13 @@ class Trainer:
         )
 
     @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What the optimiser changes, by name."""
+        return self._method.parameters
+
+    @property
     def best_loss(self) -> float | None:
-        """Lowest validation loss so far: the mean over all held-out pairs."""
+        """Validation loss of the best state so far: the mean over all held-out pairs."""
         return self._state.best_loss
 
     @property
@@ -135,33 +102,35 @@ class Trainer:
         """Number of steps done."""
         return self._state.step
 
+    @property
+    def stopped_early(self) -> bool:
+        """Whether the run has ended because validations no longer improved."""
+        return self._state.stopped
+
     def initialise(self) -> float | None:
-        """Start from the recipe's words, if there are any; return the remaining squared error."""
-        words = self.recipe.initial_words
-        if words is None or self.step:
-            return None
-        goal = words_as_prefix(self.model, words, self.recipe.length)
-        return fit_to(self.parameters["decoder"], goal)
+        """Start from the recipe's words or file, if any; return the remaining squared error."""
+        return None if self.step else self._method.initialise()
 
     def run(self, report: Callable[[Report], None], *, until: int | None = None) -> None:
         """Train to the end, or to step `until`.
 
-        Raises InvalidRequest, which names the step, if a loss, a gradient or the prefix is not
-        finite. Nothing of that step is kept or written.
+        Raises InvalidRequest, which names the step, if a loss, a gradient or a trained value is
+        not finite. Nothing of that step is kept or written.
         """
         last = min(self.total, until if until is not None else self.total)
         if self._state.first_loss is None:
-            self._state.base_loss = self._loss_over(self._sample, {})
-            self._state.first_loss = self._loss_over(self._sample, self.parameters())
+            self._state.base_loss = self._loss_over(self._method.base_loss, self._sample)
+            self._state.first_loss = self._loss_over(self._method.loss, self._sample)
             self._check("loss", self._state.base_loss + self._state.first_loss)
-        while self.step < last:
+        while self.step < last and not self._state.stopped:
             loss, lr = self._step()
+            tokens = sum(map(len, self._batches.at(self.step)))
             self._state.step += 1
             due = self.step % self._validate_every == 0 or self.step == self.total
-            measured = self.validate() if due else None
-            if self.step % self._checkpoint_every == 0 or self.step == last:
+            measured, score = self.validate() if due else (None, None)
+            if self.step % self._checkpoint_every == 0 or self.step == last or self._state.stopped:
                 self.save()
-            report(Report(self.step, self.total, loss, lr, measured))
+            report(Report(self.step, self.total, loss, lr, measured, score, tokens))
 
     def progress(self) -> TrainingProgress:
         """The losses of the run so far, on a sample of the held-out pairs or of the training pairs.
@@ -171,7 +140,8 @@ class Trainer:
         base, first = self._state.base_loss, self._state.first_loss
         if base is None or first is None:
             raise InvalidRequest("the run has not begun, so there is no progress to report")
-        last = self._loss_over(self._sample, self.result())
+        state = self.state()
+        last = self._loss_over(lambda rows: self._method.loss_with(state, rows), self._sample)
         return TrainingProgress(base, first, last, len(self._sample))
 
     def discard_checkpoint(self) -> None:
@@ -179,25 +149,37 @@ class Trainer:
         if self._checkpoint is not None:
             self._checkpoint.unlink(missing_ok=True)
 
-    def result(self) -> Mapping[str, KeyValues]:
-        """The prefix by module: the best state if `keep` is "best" and there was validation."""
+    def state(self) -> State:
+        """What was learned: the best state if `keep` is "best" and there was validation."""
         if self.recipe.keep == "best" and self._best is not None:
             return self._best
-        return self.parameters.result()
+        return self._method.state()
 
-    def loss_on(self, pairs: Sequence[TokenPair]) -> Loss:
-        """The loss of a batch, with gradients into the prefix's parameters."""
-        return loss_of(self.model, self.parameters(), pairs)
+    def result(self) -> Mapping[str, KeyValues]:
+        """The same as a prefix, by module. Raises InvalidRequest if the method gives none."""
+        return self._as_prefix(self.state())
+
+    def present(self) -> Mapping[str, KeyValues]:
+        """The prefix after the last step, by module."""
+        return self._as_prefix(self._method.state())
+
+    def loss_on(self, pairs: Sequence[TokenPair], *, in_step: bool = False) -> Loss:
+        """The loss of a batch, with gradients into the trained parameters.
+
+        `in_step`: with the recipe's dropout of the prefix and its label smoothing.
+        """
+        return self._method.loss(pairs, in_step=in_step)
 
     def save(self) -> None:
         """Write the checkpoint if the run has a path for it."""
         if self._checkpoint is None:
             return
-        self._check_parameters()
-        tensors = {f"parameters.{k}": v for k, v in self.parameters.state_dict().items()}
+        finite = all(bool(torch.isfinite(value).all()) for value in self.parameters.values())
+        self._check("prefix", 0.0 if finite else math.nan)
+        tensors: dict[str, torch.Tensor] = {}
+        tensors |= {f"parameters.{name}": value for name, value in self.parameters.items()}
         tensors |= optimizer_tensors(self._optimizer, "optimizer")
-        for name, best in (self._best or {}).items():
-            tensors |= {f"best.{name}.keys": best.keys, f"best.{name}.values": best.values}
+        tensors |= {f"best.{name}": value for name, value in (self._best or {}).items()}
         state = {
             "identity": self._identity,
             "recipe": self.recipe.as_dict(),
@@ -216,48 +198,40 @@ class Trainer:
                 f"{self._checkpoint} belongs to another run (base model, data or settings differ);"
                 " remove it or start again with --no-resume"
             )
-        own = self.parameters.state_dict()
         if not all(bool(torch.isfinite(tensor).all()) for tensor in saved.tensors.values()):
             raise InvalidRequest(
                 f"{self._checkpoint} holds values that are not finite; remove it or start again"
                 " with --no-resume"
             )
         with torch.no_grad():
-            for name, tensor in own.items():
-                tensor.copy_(saved.tensors[f"parameters.{name}"])
+            for name, parameter in self.parameters.items():
+                parameter.copy_(saved.tensors[f"parameters.{name}"])
         restore_optimizer(self._optimizer, "optimizer", saved.tensors)
-        if "best.decoder.keys" in saved.tensors:
-            self._best = {name: self._saved_best(saved, name) for name in self.recipe.modules}
-        self._state = _RunState(**saved.state["standing"])
+        best = {
+            name.removeprefix("best."): tensor.to(self.model.device)
+            for name, tensor in saved.tensors.items()
+            if name.startswith("best.")
+        }
+        self._best = best or None
+        self._state = RunState(**saved.state["standing"])
         return True
 
-    def _saved_best(self, saved: Checkpoint, module: str) -> KeyValues:
-        keys, values = (saved.tensors[f"best.{module}.{part}"] for part in ("keys", "values"))
-        return KeyValues(keys.to(self.model.device), values.to(self.model.device))
-
-    def _new_parameters(self) -> Reparameterisations:
-        width = self.model.num_heads * self.model.spec.decoder.head_dim
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.recipe.seed)
-            parameters = Reparameterisations(
-                self.model.spec.modules,
-                self.recipe.modules,
-                length=self.recipe.length,
-                width=width,
-                hidden=self.recipe.hidden or HIDDEN,
-            )
-        return parameters.to(self.model.device)
+    def _as_prefix(self, state: State) -> Mapping[str, KeyValues]:
+        if self.recipe.method not in PREFIX_METHODS:
+            raise InvalidRequest(f"--method {self.recipe.method} does not give a prefix")
+        return modules_of(state)
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:
-        """Turn the model's dropout on if the recipe asks for it; its noise depends on the step."""
-        if not self.recipe.model_dropout:
+        """Turn dropout on if the recipe asks for it; its noise depends on the step."""
+        recipe, device = self.recipe, self.model.device
+        if not recipe.model_dropout and not recipe.prefix_dropout:
             yield
             return
-        device = self.model.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed((self.recipe.seed << 32) + self.step & (1 << 63) - 1)
-            self.model.hf.train()
+            torch.manual_seed((recipe.seed << 32) + self.step & (1 << 63) - 1)
+            if recipe.model_dropout:
+                self.model.hf.train()
             try:
                 yield
             finally:
@@ -268,15 +242,32 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         self._optimizer.zero_grad(set_to_none=True)
-        with self._dropping():
-            loss = self.loss_on(self._batches.at(self.step)).mean
-            torch.autograd.backward(loss)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.parameters(), self.recipe.clip_norm)
-        value = loss.item()
+        keeps_all = not self.recipe.gradient_checkpointing
+        with self._dropping(), nullcontext() if keeps_all else checkpointed_layers(self.model):
+            value = self._backward(self._batches.at(self.step))
+        parameters = list(self.parameters.values())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
         self._check("loss", value)
         self._check("gradient", norm.item())
         self._optimizer.step()
         return value, lr
+
+    def _backward(self, pairs: Sequence[TokenPair]) -> float:
+        """Add the gradient of the mean loss of `pairs`, part by part; return that loss."""
+        size = self.recipe.batch_size or 1
+        parts = [pairs[start : start + size] for start in range(0, len(pairs), size)]
+        total, count = 0.0, 0
+        for part in parts:
+            loss = self.loss_on(part, in_step=True)
+            weight = loss.count if len(parts) > 1 else 1
+            torch.autograd.backward(loss.mean * weight if len(parts) > 1 else loss.mean)
+            total += loss.mean.item() * weight
+            count += weight
+        if len(parts) > 1:
+            for parameter in self.parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad /= count
+        return total / count
 
     def _check(self, what: str, value: float) -> None:
         """Raise InvalidRequest unless the value is finite, before anything is changed."""
@@ -289,34 +280,39 @@ class Trainer:
             f" learning rate than {self.recipe.lr}"
         )
 
-    def _check_parameters(self) -> None:
-        tensors = self.parameters.state_dict().values()
-        finite = all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-        self._check("prefix", 0.0 if finite else math.nan)
-
     @torch.no_grad()
     def _loss_over(
-        self, pairs: Sequence[TokenPair], prefix: Mapping[str, KeyValues] | None = None
+        self, loss_of_rows: Callable[[Sequence[TokenPair]], Loss], pairs: Sequence[TokenPair]
     ) -> float:
-        """The mean loss of `pairs` behind `prefix`, or behind the present prefix if it is None."""
+        """The mean loss over `pairs`, a few at a time."""
         ordered = sorted(pairs, key=len)
         total, count = 0.0, 0
         for start in range(0, len(ordered), _VALIDATION_ROWS):
-            rows = ordered[start : start + _VALIDATION_ROWS]
-            part = self.loss_on(rows) if prefix is None else loss_of(self.model, prefix, rows)
+            part = loss_of_rows(ordered[start : start + _VALIDATION_ROWS])
             total += part.mean.item() * part.count
             count += part.count
         return total / count
 
-    @torch.no_grad()
-    def validate(self) -> float | None:
-        """The mean loss of all validation pairs; keeps the prefix if it is the best so far."""
+    def validate(self) -> tuple[float | None, float | None]:
+        """The loss of the validation pairs and the metric; keeps the state if it is the best."""
         if not self._validation:
-            return None
-        loss = self._loss_over(self._validation)
+            return None, None
+        loss = self._loss_over(self.loss_on, self._validation)
         self._check("validation loss", loss)
-        best = self._state.best_loss
-        if best is None or loss < best:
-            self._state.best_loss, self._state.best_step = loss, self.step
-            self._best = self.parameters.result()
-        return loss
+        now, state = self._method.state(), self._state
+        by_loss = self.recipe.metric == "loss" or self._score is None
+        score = -loss if by_loss or self._score is None else self._score(now)
+        if state.best_score is None or score > state.best_score:
+            state.best_loss, state.best_score, state.best_step = loss, score, self.step
+            state.stale, self._best = 0, now
+        else:
+            state.stale += 1
+            state.stopped = 0 < self.recipe.early_stopping <= state.stale
+        return loss, None if by_loss else score
+
+
+def _check_validation(recipe: Recipe, has_validation: bool, has_score: bool) -> None:
+    if recipe.metric != "loss" and not (has_validation and has_score):
+        raise InvalidRequest(f"metric: {recipe.metric} needs validation data; give --valid")
+    if recipe.early_stopping and not has_validation and recipe.preset != "low-data":
+        raise InvalidRequest("early_stopping needs validation data; give --valid")

@@ -18,8 +18,9 @@ from app.model.load import load_model
 from app.prefix.prefix import KeyValues
 from app.training.batches import collate_sources
 from app.training.objective import position_offset
+from app.training.progress import Report
 from app.training.recipe import Recipe
-from app.training.trainer import Report, Trainer
+from app.training.trainer import Trainer
 from tests.tiny import bart_config, save_model
 from tests.training.conftest import EXAMPLES
 
@@ -72,7 +73,8 @@ def test_for_model_gives_bart_the_recipe_of_the_authors(bart: FrozenModel) -> No
     [
         ({"modules": ("decoder", "memory")}, "has no 'memory'"),
         ({"modules": ("encoder",)}, "every prefix needs the module decoder"),
-        ({"initial_words": "summarize"}, "initial_words"),
+        ({"method": "infix"}, "infix is not defined for a model with an encoder"),
+        ({"method": "embedding"}, "embedding is not defined for a model with an encoder"),
     ],
 )
 def test_for_model_refuses_settings_that_bart_does_not_have(
@@ -143,7 +145,7 @@ def test_loss_is_the_mean_over_tokens_whatever_the_padding(
     bart: FrozenModel, pairs: list[TokenPair]
 ) -> None:
     trainer = Trainer(bart, pairs, RECIPE)
-    prefix = trainer.parameters.result()
+    prefix = trainer.present()
     total, count = 0.0, 0
     for pair in pairs:
         source = torch.tensor([pair.prompt_ids])
@@ -162,7 +164,7 @@ def test_gradient_reaches_every_parameter_of_every_module_and_no_weight_of_the_m
 ) -> None:
     trainer = Trainer(bart, pairs, RECIPE)
     trainer.loss_on(pairs).mean.backward()
-    named = dict(trainer.parameters.named_parameters())
+    named = dict(trainer.parameters.items())
     assert {name.partition(".")[0] for name in named} == set(MODULES)
     for name, parameter in named.items():
         assert parameter.grad is not None, name
@@ -179,7 +181,7 @@ def test_each_module_has_its_own_network_of_its_own_shape(
     for name, made in result.items():
         shape = bart.spec.modules[name]
         assert made.keys.shape == (shape.layers, shape.kv_heads, 3, shape.head_dim)
-        assert trainer.parameters[name].embedding.weight.shape == (3, 32)
+        assert trainer.parameters[f"{name}.embedding.weight"].shape == (3, 32)
     assert position_offset(bart, 3) == 0
     alone = Trainer(bart, pairs, replace(RECIPE, modules=("decoder",)))
     assert tuple(alone.result()) == ("decoder",)
@@ -208,9 +210,9 @@ def test_dropout_is_on_only_during_steps(
     modes: list[bool] = []
     plain = Trainer.loss_on
 
-    def watched(self: Trainer, rows: list[TokenPair]) -> object:
+    def watched(self: Trainer, rows: list[TokenPair], *, in_step: bool = False) -> object:
         modes.append(bart.hf.training)
-        return plain(self, rows)
+        return plain(self, rows, in_step=in_step)
 
     monkeypatch.setattr(Trainer, "loss_on", watched)
     losses: list[list[float]] = [[], []]
@@ -235,7 +237,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_run(
     assert second.resume()
     second.run(quiet)
     for module in MODULES:
-        assert equal(second.parameters.result()[module], whole.parameters.result()[module])
+        assert equal(second.present()[module], whole.present()[module])
         assert equal(second.result()[module], whole.result()[module])
     other = replace(RECIPE, modules=("decoder", "cross"))
     with pytest.raises(InvalidRequest, match="another run"):

@@ -8,7 +8,8 @@ from torch import nn
 from app.model.dense import dense_logits, keys_values_of
 from app.model.frozen import FrozenModel
 from app.prefix.spec import ModuleShape
-from app.training.reparameterisation import Reparameterisation, fit_to, words_as_prefix
+from app.training.initial import words_keys_values
+from app.training.reparameterisation import Reparameterisation, fit_to
 
 SHAPE = ModuleShape(layers=3, kv_heads=2, head_dim=4)
 
@@ -57,7 +58,7 @@ def test_fitting_real_words_moves_the_output_to_their_keys_and_values(
 ) -> None:
     torch.manual_seed(0)
     made = Reparameterisation(trainable.spec.decoder, length=4, width=32, hidden=64)
-    goal = words_as_prefix(trainable, "the quick fox", 4)
+    goal = words_keys_values(trainable, "the quick fox", 4)["decoder"]
     before = made.embedding.weight.detach().clone()
     first = fit_to(made, goal, steps=1, lr=1e-3)
     last = fit_to(made, goal, steps=150, lr=1e-3)
@@ -67,17 +68,17 @@ def test_fitting_real_words_moves_the_output_to_their_keys_and_values(
 
 def test_words_are_repeated_or_cut_to_the_length(trainable: FrozenModel) -> None:
     ids = trainable.text.render(" {input}", "fox")
-    longer = words_as_prefix(trainable, "fox", len(ids) + 1)
+    longer = words_keys_values(trainable, "fox", len(ids) + 1)["decoder"]
     assert longer.length == len(ids) + 1
     expected = keys_values_of(trainable, [*ids, ids[0]])
     assert torch.equal(longer.keys, expected.keys)
-    assert words_as_prefix(trainable, "fox", 1).length == 1
+    assert words_keys_values(trainable, "fox", 1)["decoder"].length == 1
 
 
 def test_words_as_prefix_equal_words_prepended(trainable: FrozenModel) -> None:
     ids = trainable.text.render(" {input}", "the lazy dog")
     text = torch.tensor([trainable.text.encode(" sat on")])
-    words = words_as_prefix(trainable, "the lazy dog", len(ids))
+    words = words_keys_values(trainable, "the lazy dog", len(ids))["decoder"]
     alone = dense_logits(trainable, text, words, position_offset=len(ids))
     together = dense_logits(trainable, torch.cat([torch.tensor([ids]), text], dim=1))
     torch.testing.assert_close(alone, together[:, len(ids) :], atol=1e-4, rtol=1e-4)

@@ -17,8 +17,9 @@ from app.prefix.prefix import KeyValues
 from app.training.batches import IGNORED, collate
 from app.training.checkpoint import load_checkpoint, save_checkpoint
 from app.training.objective import Loss, loss_of
+from app.training.progress import Report, TrainingProgress
 from app.training.recipe import Recipe
-from app.training.trainer import Report, Trainer, TrainingProgress
+from app.training.trainer import Trainer
 
 RECIPE = Recipe(length=3, hidden=32, batch_size=2, max_steps=12, lr=1e-2, validate_every=4)
 
@@ -32,7 +33,7 @@ def test_gradient_reaches_every_parameter_and_no_weight_of_the_model(
 ) -> None:
     trainer = Trainer(trainable, pairs, RECIPE)
     trainer.loss_on(pairs).mean.backward()
-    for name, parameter in trainer.parameters.named_parameters():
+    for name, parameter in trainer.parameters.items():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
     assert all(parameter.grad is None for parameter in trainable.hf.parameters())
@@ -52,7 +53,7 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_rows_losses(
 ) -> None:
     """Padding changes nothing, positions start after the prefix, sums are per sentence."""
     trainer = Trainer(trainable, pairs, RECIPE)
-    prefix = trainer.parameters.result()["decoder"]
+    prefix = trainer.present()["decoder"]
     alone = 0.0
     for pair in pairs:
         tokens = torch.tensor([pair.prompt_ids + pair.target_ids])
@@ -89,7 +90,7 @@ def test_a_resumed_run_ends_bit_for_bit_like_an_uninterrupted_run(
     assert second.step == 5
     second.run(quiet)
     for mine, theirs in (
-        (second.parameters.result()["decoder"], whole.parameters.result()["decoder"]),
+        (second.present()["decoder"], whole.present()["decoder"]),
         (second.result()["decoder"], whole.result()["decoder"]),
     ):
         assert torch.equal(mine.keys, theirs.keys)
@@ -106,7 +107,7 @@ def test_the_best_state_is_kept_unless_the_last_is_asked_for(
 
     def remember(report: Report) -> None:
         assert report.validation_loss is not None
-        seen.append((report.validation_loss, trainer.parameters.result()["decoder"]))
+        seen.append((report.validation_loss, trainer.present()["decoder"]))
 
     trainer.run(remember)
     lowest, state = min(seen, key=lambda entry: entry[0])
@@ -149,13 +150,13 @@ def test_a_value_that_is_not_finite_ends_the_run_and_keeps_the_last_good_state(
     spoiled = new()
     spoiled.run(quiet, until=6)
     spoil(what, spoiled, monkeypatch)
-    before = {name: tensor.clone() for name, tensor in spoiled.parameters.state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in spoiled.parameters.items()}
     good = place.read_bytes()
     with pytest.raises(InvalidRequest, match=rf"the {what} became (nan|inf) at step [678]") as said:
         spoiled.run(quiet)
     assert "run.checkpoint has the last good state" in str(said.value)
     assert place.read_bytes() == good
-    after = spoiled.parameters.state_dict()
+    after = spoiled.parameters
     if what != "validation loss":
         assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(bool(torch.isfinite(tensor).all()) for tensor in after.values())
@@ -173,13 +174,13 @@ def spoil(what: str, trainer: Trainer, patch: pytest.MonkeyPatch) -> None:
     if what == "loss":
         loss_on = trainer.loss_on
 
-        def nan_loss(pairs: list[TokenPair]) -> Loss:
-            loss = loss_on(pairs)
+        def nan_loss(pairs: list[TokenPair], *, in_step: bool) -> Loss:
+            loss = loss_on(pairs, in_step=in_step)
             return Loss(loss.mean * float("nan"), loss.count)
 
         patch.setattr(trainer, "loss_on", nan_loss)
     elif what == "gradient":
-        first = next(trainer.parameters.parameters())
+        first = next(iter(trainer.parameters.values()))
         handle = first.register_hook(lambda gradient: gradient * float("inf"))
         patch.setattr(trainer, "_hook", handle, raising=False)
     else:
@@ -194,7 +195,7 @@ def test_a_prefix_that_overflows_is_never_written(
     trainer.run(quiet, until=2)
     good = place.read_bytes()
     with torch.no_grad():
-        next(trainer.parameters.parameters()).fill_(float("inf"))
+        next(iter(trainer.parameters.values())).fill_(float("inf"))
     with pytest.raises(InvalidRequest, match="the prefix became nan at step 2"):
         trainer.save()
     assert place.read_bytes() == good
@@ -265,10 +266,10 @@ def test_initial_words_lower_the_distance_to_them(
     trainable: FrozenModel, pairs: list[TokenPair]
 ) -> None:
     trainer = Trainer(trainable, pairs, replace(RECIPE, initial_words="the lazy fox"))
-    before = trainer.parameters.result()["decoder"]
+    before = trainer.present()["decoder"]
     left = trainer.initialise()
     assert left is not None
-    assert not torch.equal(trainer.parameters.result()["decoder"].keys, before.keys)
+    assert not torch.equal(trainer.present()["decoder"].keys, before.keys)
     assert Trainer(trainable, pairs, RECIPE).initialise() is None
 
 

@@ -127,8 +127,10 @@ class _SequenceAttention(torch.autograd.Function):
         into_tokens = any(ctx.needs_input_grad[:3])
         shape, dtype = ctx.prefix or ((kv_heads, 0, key_shape[3]), ctx.dtype)
         of_prefix = [slopes.new_zeros(shape, dtype=torch.float32) for _ in range(2)]
+        # read once: with gradient checkpointing a second reading is an error
+        saved = ctx.saved_tensors
         for index, group in enumerate(ctx.layout.groups):
-            queries, keys, values, weights = ctx.saved_tensors[4 * index : 4 * index + 4]
+            queries, keys, values, weights = saved[4 * index : 4 * index + 4]
             if not weights.numel():
                 weights = ctx.layout.weights(group, queries, keys)
             slope = _queries(slopes, group, kv_heads)

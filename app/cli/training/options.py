@@ -1,0 +1,104 @@
+"""Options of `polyprefix train` that choose the method and how it is optimised."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """The method and its settings, named as in `app.training.recipe.Recipe`."""
+
+    method: Annotated[
+        str,
+        typer.Option(
+            help="What is trained: prefix, prefix-direct, embedding, infix, finetune,"
+            " finetune-top2, adapter or lora. Only the first three give a prefix to serve."
+        ),
+    ] = "prefix"
+    preset: Annotated[
+        str,
+        typer.Option(
+            "--recipe",
+            help="`full-data`, or `low-data`: the authors' settings for 50 to 500 pairs.",
+        ),
+    ] = "full-data"
+    depth: Annotated[int, typer.Option(help="Hidden layers of the networks: 1 or 2.")] = 1
+    prefix_dropout: Annotated[
+        float, typer.Option(help="Share of the prefix's keys and values dropped in a step.")
+    ] = 0.0
+    label_smoothing: Annotated[
+        float, typer.Option(help="Share of each target spread over the vocabulary.")
+    ] = 0.0
+    accumulate: Annotated[int, typer.Option(help="Batches that make one optimiser step.")] = 1
+    dtype: Annotated[str, typer.Option(help="`fp32`, or `bf16` for the model's products.")] = "fp32"
+    gradient_checkpointing: Annotated[
+        bool, typer.Option(help="Compute layers twice to save memory.")
+    ] = False
+    initial_prefix: Annotated[
+        Path | None, typer.Option("--init-prefix", help="Start from this prefix file.")
+    ] = None
+    metric: Annotated[
+        str, typer.Option(help="What selects the best state on held-out data: `loss` or `bleu`.")
+    ] = "loss"
+    early_stopping: Annotated[
+        int, typer.Option(help="End after so many validations without a better one (0: never).")
+    ] = 0
+    adapter_share: Annotated[
+        float, typer.Option(help="Size of the adapters as a share of the model's parameters.")
+    ] = 0.03
+    lora_rank: Annotated[int, typer.Option(help="Rank of LoRA's updates.")] = 8
+    lora_alpha: Annotated[float, typer.Option(help="Scale of LoRA's updates: alpha / rank.")] = 16.0
+    lora_targets: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of the projections for LoRA, with commas; by default c_attn for GPT-2, else"
+            " q_proj,v_proj."
+        ),
+    ] = None
+    log_dir: Annotated[
+        Path | None, typer.Option(help="Folder for TensorBoard logs of loss, rate and scores.")
+    ] = None
+
+    def settings(self) -> dict[str, Any]:
+        """The settings as fields of a recipe."""
+        made = asdict(self)
+        del made["log_dir"]
+        targets = self.lora_targets.split(",") if self.lora_targets else ()
+        made["lora_targets"] = tuple(target.strip() for target in targets)
+        made["initial_prefix"] = str(self.initial_prefix) if self.initial_prefix else None
+        return made
+
+
+def with_method_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the fields of `MethodOptions` to a command, which gets them as its first argument."""
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        own = {field.name: given.pop(field.name) for field in fields(MethodOptions)}
+        command(MethodOptions(**own), **given)
+
+    _, *others = inspect.signature(command, eval_str=True).parameters.values()
+    hints = get_type_hints(MethodOptions, include_extras=True)
+    added = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(MethodOptions)
+    ]
+    others = [other.replace(kind=inspect.Parameter.KEYWORD_ONLY) for other in others]
+    parameters = [*others, *added]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {each.name: each.annotation for each in parameters}
+    del run.__wrapped__
+    return run

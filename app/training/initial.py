@@ -1,0 +1,88 @@
+"""Where a prefix may start: the keys and values of real words, or those of another prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
+
+import torch
+
+from app.errors import InvalidRequest
+from app.model.attention import RecordingPlan
+from app.model.dense import keys_values_of
+from app.model.frozen import FrozenModel
+from app.prefix.codec import decode
+from app.prefix.prefix import KeyValues
+from app.training.recipe import MAX_LENGTH, Recipe
+
+
+def complete_recipe(model: FrozenModel, recipe: Recipe, num_pairs: int) -> Recipe:
+    """The recipe with every setting that is not given, for `model` and so many training pairs."""
+    recipe.check()
+    made = recipe.for_model(model.spec.modules, model.num_parameters, num_pairs)
+    if made.length:
+        return made
+    return replace(made, length=len(words_token_ids(model, made.initial_words or "", 0)))
+
+
+def words_token_ids(model: FrozenModel, words: str, length: int) -> list[int]:
+    """The tokens of ` words`, cut to `length` or repeated. Length 0 means their own number."""
+    token_ids = model.text.render(" {input}", words)
+    if not token_ids:
+        raise InvalidRequest("initial_words has no tokens; give some words")
+    if length == 0 and len(token_ids) > MAX_LENGTH:
+        raise InvalidRequest(
+            f"initial_words has {len(token_ids)} tokens, but a prefix has at most {MAX_LENGTH}"
+            " positions; shorten the text or give --length"
+        )
+    return list(islice(cycle(token_ids), length or len(token_ids)))
+
+
+def initial_keys_values(model: FrozenModel, recipe: Recipe) -> dict[str, KeyValues]:
+    """The keys and values that the recipe names, by module: of its words or of its prefix file."""
+    if recipe.initial_prefix is not None:
+        return _of_file(model, recipe.initial_prefix, recipe)
+    words = words_keys_values(model, recipe.initial_words or "", recipe.positions)
+    return {name: words[name] for name in recipe.modules}
+
+
+def words_keys_values(model: FrozenModel, words: str, length: int) -> dict[str, KeyValues]:
+    """The model's keys and values for ` words`, by module.
+
+    Without an encoder they are those of the decoder (Li & Liang 2021, §4.3). With an encoder, the
+    encoder reads the words, framed by its tokenizer and cut or repeated to `length`: that run gives
+    the encoder's keys and values and those of cross-attention. The decoder then writes the same
+    words, which gives its own. The authors' code has no such start for BART.
+    """
+    token_ids = words_token_ids(model, words, length)
+    if model.encoder_decoder is None:
+        return {"decoder": keys_values_of(model, token_ids)}
+    source = list(islice(cycle(model.text.encode(words)), len(token_ids)))
+    plan = RecordingPlan()
+    with torch.no_grad():
+        model.encoder_decoder.teach(
+            torch.tensor([source], device=model.device),
+            torch.tensor([token_ids], device=model.device),
+            plan,
+        )
+    return plan.recorded()
+
+
+def _of_file(model: FrozenModel, name: str, recipe: Recipe) -> dict[str, KeyValues]:
+    """The keys and values of a prefix file; its positions are cut or repeated to the length."""
+    limit = model.spec.context_limit
+    prefix = decode(Path(name).resolve(), model.spec, torch.float32, max_length=limit)
+    missing = [module for module in recipe.modules if module not in prefix.modules]
+    if missing:
+        raise InvalidRequest(
+            f"{name} has no keys and values for {', '.join(missing)}; leave these out of --modules"
+        )
+    return {module: _fitted(prefix.modules, module, recipe.positions) for module in recipe.modules}
+
+
+def _fitted(modules: Mapping[str, KeyValues], name: str, length: int) -> KeyValues:
+    made = modules[name]
+    places = torch.arange(length) % made.length
+    return KeyValues(made.keys[:, :, places], made.values[:, :, places])

@@ -1,0 +1,38 @@
+"""The names of the training methods, and which of them give a prefix that can be served."""
+
+from __future__ import annotations
+
+from app.errors import InvalidRequest
+
+PREFIX_METHODS = ("prefix", "prefix-direct", "embedding")
+"""Methods whose result is a prefix file."""
+WEIGHT_METHODS = ("finetune", "finetune-top2", "adapter", "lora")
+"""Methods that change or add weights of the base model."""
+METHOD_TITLES = {
+    "prefix": "prefix-tuning (Li & Liang 2021), reparameterised",
+    "prefix-direct": "prefix-tuning (Li & Liang 2021), keys and values trained directly",
+    "embedding": "embedding-only tuning (Li & Liang 2021, ablation)",
+    "infix": "infix-tuning (Li & Liang 2021, ablation)",
+    "finetune": "fine-tuning of all weights",
+    "finetune-top2": "fine-tuning of the last two layers",
+    "adapter": "bottleneck adapters (Houlsby et al. 2019)",
+    "lora": "LoRA (Hu et al. 2022), by PEFT",
+}
+METHODS = (*PREFIX_METHODS, "infix", *WEIGHT_METHODS)
+DECODER_ONLY = ("embedding", "infix")
+"""Methods that a model with an encoder does not have."""
+
+
+def check_method(method: str) -> None:
+    """Raise InvalidRequest for an unknown method."""
+    if method not in METHODS:
+        raise InvalidRequest(f"method: there is no {method!r}; choose one of {', '.join(METHODS)}")
+
+
+def check_family(method: str, *, with_encoder: bool) -> None:
+    """Raise InvalidRequest if models with an encoder do not have this method."""
+    if with_encoder and method in DECODER_ONLY:
+        raise InvalidRequest(
+            f"method: {method} is not defined for a model with an encoder, because its encoder lets"
+            " the trained positions see the input; use --method prefix or prefix-direct"
+        )

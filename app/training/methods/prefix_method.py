@@ -1,0 +1,115 @@
+"""The methods whose result is a prefix: keys and values in front of every input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.nn.functional import dropout
+
+from app.evaluation.text_pairs import TokenPair
+from app.model.frozen import FrozenModel
+from app.prefix.prefix import KeyValues
+from app.training.initial import initial_keys_values, words_token_ids
+from app.training.methods.direct import DirectKeyValues
+from app.training.methods.embedding import VirtualTokens
+from app.training.methods.method import State
+from app.training.objective import Loss, loss_of
+from app.training.recipe import HIDDEN, Recipe
+from app.training.reparameterisation import Reparameterisations, fit_to, fit_to_tensor
+
+
+class PrefixMethod:
+    """Trains networks whose output is the prefix: `prefix`, `prefix-direct` or `embedding`.
+
+    The state is the prefix itself, as `MODULE.keys` and `MODULE.values`.
+    """
+
+    def __init__(self, model: FrozenModel, recipe: Recipe) -> None:
+        self._model, self._recipe = model, recipe
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            networks = _networks(model, recipe)
+        self._networks = networks.to(model.device)
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """The parameters of the networks."""
+        return dict(self._networks.named_parameters())
+
+    def initialise(self) -> float | None:
+        """See `Method`. The networks are fitted to the start; direct parameters are set to it."""
+        recipe, networks = self._recipe, self._networks
+        if recipe.initial_words is None and recipe.initial_prefix is None:
+            return None
+        if isinstance(networks, VirtualTokens):
+            ids = words_token_ids(self._model, recipe.initial_words or "", recipe.positions)
+            words = torch.tensor(ids, device=self._model.device)
+            return fit_to_tensor(networks, self._model.hf.get_input_embeddings()(words))
+        goals = initial_keys_values(self._model, recipe)
+        if isinstance(networks, DirectKeyValues):
+            networks.copy_from(goals)
+            return None
+        if not isinstance(networks, Reparameterisations):
+            return None
+        return max(fit_to(networks[name], goal) for name, goal in goals.items())
+
+    def base_loss(self, pairs: Sequence[TokenPair]) -> Loss:
+        """See `Method`."""
+        return loss_of(self._model, {}, pairs)
+
+    def loss(self, pairs: Sequence[TokenPair], *, in_step: bool = False) -> Loss:
+        """See `Method`. In a step, `prefix_dropout` of the keys and values is dropped."""
+        made = self._networks()
+        if not in_step:
+            return self._loss_behind(made, pairs)
+        if share := self._recipe.prefix_dropout:
+            made = {
+                name: KeyValues(dropout(part.keys, share), dropout(part.values, share))
+                for name, part in made.items()
+            }
+        return self._loss_behind(made, pairs, self._recipe.label_smoothing)
+
+    def loss_with(self, state: State, pairs: Sequence[TokenPair]) -> Loss:
+        """See `Method`."""
+        return self._loss_behind(modules_of(state), pairs)
+
+    @torch.no_grad()
+    def state(self) -> dict[str, torch.Tensor]:
+        """See `Method`."""
+        return {
+            f"{name}.{part}": getattr(made, part).detach().contiguous().clone()
+            for name, made in self._networks().items()
+            for part in ("keys", "values")
+        }
+
+    def _loss_behind(
+        self,
+        prefix: Mapping[str, KeyValues],
+        pairs: Sequence[TokenPair],
+        label_smoothing: float = 0.0,
+    ) -> Loss:
+        return loss_of(self._model, prefix, pairs, label_smoothing=label_smoothing)
+
+
+def modules_of(state: State) -> dict[str, KeyValues]:
+    """The state of a `PrefixMethod` as modules of a prefix."""
+    names = dict.fromkeys(name.partition(".")[0] for name in state)
+    return {name: KeyValues(state[f"{name}.keys"], state[f"{name}.values"]) for name in names}
+
+
+def _networks(model: FrozenModel, recipe: Recipe) -> nn.Module:
+    if recipe.method == "prefix-direct":
+        return DirectKeyValues(model.spec.modules, recipe.modules, length=recipe.positions)
+    hidden = recipe.hidden or HIDDEN
+    if recipe.method == "embedding":
+        return VirtualTokens(model, length=recipe.positions, hidden=hidden)
+    return Reparameterisations(
+        model.spec.modules,
+        recipe.modules,
+        length=recipe.positions,
+        width=model.num_heads * model.spec.decoder.head_dim,
+        hidden=hidden,
+        depth=recipe.depth,
+    )
