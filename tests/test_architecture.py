@@ -38,7 +38,7 @@ ARROWS = {
         "training": "datasets engine evaluation model prefix registry",
         "api": "db engine evaluation model prefix registry runtime tenancy training",
         "main": "settings api db engine model prefix registry runtime tenancy",
-        "bench": "db engine model prefix registry runtime",
+        "bench": "db engine evaluation model prefix registry runtime training",
         "demo": "evaluation model prefix training",
         "experiments": "datasets engine evaluation model prefix training",
         "cli": "main settings api bench datasets db demo engine evaluation experiments model "

@@ -225,6 +225,30 @@ def prefixes(
 
 
 @app.command()
+def train(
+    model: Model = "gpt2-shape",
+    rows: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 10,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the longest row.")] = 64,
+    shortest: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens of the shortest row; by default all are equally long."),
+    ] = None,
+    targets: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="The share of tokens that are targets.")
+    ] = 0.5,
+    prefix_length: Annotated[int, typer.Option(min=1, help="Positions of the prefix.")] = 10,
+    dtype: Dtype = "auto",
+    rounds: Rounds = 5,
+    threads: Threads = 0,
+) -> None:
+    """Measure a training step of a prefix (tokens/s, peak memory) beside PEFT's prefix-tuning."""
+    from app.bench.train_bench import TrainLoad, run_train
+
+    load = TrainLoad(rows, tokens, prefix_length, targets, shortest)
+    _measure(run_train, (model, dtype, rounds, threads), load)
+
+
+@app.command()
 def catalog(
     names: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="Prefixes of one tenant.")

@@ -13,6 +13,7 @@ from app.bench.load import Item, Load, parse_sampling
 from app.bench.measure import percentile
 from app.bench.peers import PEERS, expand_peers
 from app.bench.report import with_ratios
+from app.bench.train_bench import TrainLoad
 from app.cli import app
 from app.errors import InvalidRequest
 
@@ -93,6 +94,24 @@ def test_prefixes_reports_the_throughput_of_each_count(folder: Path) -> None:
     result = bench("prefixes", folder, "--dtype", "float32", "--threads", "1", *sizes)
     assert set(result["by_count"]) == {"1", "60"}
     assert 0 < result["resolve"]["warm_us"] < result["resolve"]["cold_us"]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+def test_train_compares_speed_and_memory_with_pefts_and_names_both_dtypes(folder: Path) -> None:
+    sizes = ("--rows", "3", "--tokens", "12", "--shortest", "4", "--prefix-length", "2")
+    result = bench("train", folder, *SMALL, *sizes)
+    ours, theirs = result["ours"], result["peers"]["peft float32"]
+    assert sorted(result["lengths"]) == [4, 8, 12]
+    assert set(result["ratio"]) == {"float32 / peft float32"}
+    quotient = ours["tokens_per_s"] / theirs["tokens_per_s"]
+    assert result["ratio"]["float32 / peft float32"] == pytest.approx(quotient, rel=0.05)
+    assert min(ours["peak_mb_float32"], theirs["peak_mb"]) > 50
+
+
+def test_train_gives_both_contenders_the_same_targets() -> None:
+    pairs = TrainLoad(rows=4, tokens=20, prefix_length=2, target_share=0.5, shortest=2).pairs(99)
+    assert sorted(map(len, pairs)) == [2, 8, 14, 20]
+    assert sorted(len(pair.target_ids) for pair in pairs) == [1, 4, 7, 10]
 
 
 def test_catalog_reports_the_cost_of_a_name() -> None:
