@@ -30,7 +30,10 @@ Data = Annotated[
 ]
 Prefixes = Annotated[
     list[str] | None,
-    typer.Option("--prefix", help="A file, or a name in `--store`; may be repeated."),
+    typer.Option(
+        "--prefix",
+        help="A file that `polyprefix train` wrote, or a name in `--store`; may be repeated.",
+    ),
 ]
 Baselines = Annotated[
     list[str] | None,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.status import Status
+
 from app.cli.console import stderr
 from app.datasets.example import Example
 from app.datasets.splits import HoldOut
@@ -27,6 +29,8 @@ from app.model.load import load_model
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
 from app.registry.shipped.manifest import read_manifest
+from app.training.methods.files import is_trained_file
+from app.training.methods.tuned import load_tuned_model
 
 BASE = "base alone"
 
@@ -94,7 +98,10 @@ class Decoder:
     def texts(
         self, systems: Systems, model: str, store: Path | None, device: str
     ) -> list[SystemOutputs]:
-        """The outputs of all systems; the model is loaded only if one needs it."""
+        """The outputs of all systems; the model is loaded only if one needs it.
+
+        A system may also be a file that `polyprefix train` wrote with another method.
+        """
         written = [
             SystemOutputs(name, 0, tuple(BASELINES[name](each.input) for each in self.examples))
             for name in systems.baselines
@@ -102,10 +109,13 @@ class Decoder:
         if systems.outputs is not None:
             texts = read_outputs(systems.outputs, len(self.examples))
             written.append(SystemOutputs(str(systems.outputs), 0, texts))
-        if not systems.with_base and not systems.prefixes:
+        trained = [name for name in systems.prefixes if is_trained_file(Path(name))]
+        written = [*(self._tuned(name, model, device) for name in trained), *written]
+        names = [name for name in systems.prefixes if name not in trained]
+        if not systems.with_base and not names:
             return written
         frozen = load_model(model, device=device, dtype="float32")
-        prefixes = {name: read_prefix(name, store, frozen) for name in systems.prefixes}
+        prefixes = {name: read_prefix(name, store, frozen) for name in names}
         with running_engine(frozen) as engine:
             base = [self._decoded(engine, BASE, None)] if systems.with_base else []
             return [*base, *(self._decoded(engine, *each) for each in prefixes.items()), *written]
@@ -113,11 +123,8 @@ class Decoder:
     def _decoded(self, engine: Engine, name: str, prefix: Prefix | None) -> SystemOutputs:
         own = self.alone if prefix is None else prefix.metadata.decoding
         options = {} if prefix is not None else dict(self.alone)
-        if self.beams is not None:
-            options["num_beams"] = self.beams
-        elif self.task_beams is not None and "num_beams" not in own:
-            options["num_beams"] = self.task_beams
-        with stderr().status(f"decoding {len(self.examples)} inputs: {name}"):
+        options |= self._beams(own)
+        with self._status(name):
             texts = decode_texts(
                 engine,
                 self.examples,
@@ -126,6 +133,28 @@ class Decoder:
                 decoding=options,
             )
         return SystemOutputs(name, prefix.length if prefix is not None else 0, texts)
+
+    def _tuned(self, name: str, model: str, device: str) -> SystemOutputs:
+        """The outputs with a file of a method that trains no prefix; it needs a model of its own.
+
+        A weight method changes the model's weights.
+        """
+        tuned = load_tuned_model(Path(name), model, device=device)
+        tuned = replace(tuned, decoding={**tuned.decoding, **self._beams(tuned.decoding)})
+        with self._status(name):
+            texts = tuned.texts([example.input for example in self.examples])
+        return SystemOutputs(name, 0, tuple(texts))
+
+    def _beams(self, own: Mapping[str, Any]) -> dict[str, int]:
+        """The beams that the options set, over a system's own decoding."""
+        if self.beams is not None:
+            return {"num_beams": self.beams}
+        if self.task_beams is not None and "num_beams" not in own:
+            return {"num_beams": self.task_beams}
+        return {}
+
+    def _status(self, name: str) -> Status:
+        return stderr().status(f"decoding {len(self.examples)} inputs: {name}")
 
 
 def hold_out_parts(text: str | None, examples: Sequence[Example]) -> dict[str, list[int]]:

@@ -1,0 +1,96 @@
+"""`polyprefix train`: its options reach the run, and what it writes can be evaluated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
+
+from app.cli import app
+
+ANIMALS = [
+    {"input": "cat", "target": "the small animal"},
+    {"input": "dog", "target": "the large animal"},
+    {"input": "cow", "target": "the farm animal"},
+]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "animals.jsonl"
+    path.write_text("\n".join(map(json.dumps, ANIMALS)))
+    return path
+
+
+@pytest.fixture
+def usual(data: Path, tiny_gpt2_folder: Path) -> tuple[str, ...]:
+    """The options of every run here."""
+    return (
+        *("--model", str(tiny_gpt2_folder), "--data", str(data), "--name", "animals"),
+        *("--device", "cpu", "--length", "4", "--batch-size", "3", "--lr", "0.03", "--warmup", "0"),
+    )
+
+
+def run(command: str, *arguments: str) -> str:
+    ran = CliRunner().invoke(app, [command, *arguments])
+    assert ran.exit_code == 0, ran.output
+    return ran.stdout
+
+
+def losses(path: Path) -> dict[str, float]:
+    """First and last loss and that of the base model, as the file says."""
+    with safe_open(path, framework="pt") as file:
+        provenance: dict[str, Any] = json.loads(file.metadata()["provenance"])
+    found: dict[str, float] = provenance["scores"]["loss"]
+    return found
+
+
+def test_a_run_starts_from_another_prefix(usual: tuple[str, ...], tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    direct = (*usual, "--method", "prefix-direct")
+    run("train", *direct, "--steps", "30", "--out", str(first))
+    run("train", *direct, "--steps", "1", "--out", str(second), "--init-prefix", str(first))
+    assert losses(first)["last"] < 0.98 * losses(first)["first"]
+    assert losses(second)["first"] == pytest.approx(losses(first)["last"], rel=1e-3)
+
+
+def test_bf16_training_ends_near_fp32(usual: tuple[str, ...], tmp_path: Path) -> None:
+    ends = {}
+    for dtype in ("fp32", "bf16"):
+        out = tmp_path / f"{dtype}.safetensors"
+        run("train", *usual, "--steps", "30", "--dtype", dtype, "--out", str(out))
+        ends[dtype] = losses(out)
+    assert ends["bf16"]["last"] < 0.98 * ends["bf16"]["first"]
+    assert ends["bf16"]["last"] == pytest.approx(ends["fp32"]["last"], rel=0.05)
+
+
+def test_logs_are_written_for_tensorboard(usual: tuple[str, ...], tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    out = str(tmp_path / "p.safetensors")
+    run("train", *usual, "--steps", "3", "--out", out, "--log-dir", str(logs))
+    written = EventAccumulator(str(logs)).Reload()
+    assert [event.step for event in written.Scalars("loss/training")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("method", ["lora", "infix"])
+def test_what_is_no_prefix_is_evaluated_beside_the_base_model(
+    usual: tuple[str, ...], data: Path, tmp_path: Path, method: str, tiny_gpt2_folder: Path
+) -> None:
+    out = tmp_path / f"{method}.safetensors"
+    run("train", *usual, "--method", method, "--steps", "2", "--max-tokens", "4", "--out", str(out))
+    said = json.loads(
+        run(
+            "evaluate",
+            *("--model", str(tiny_gpt2_folder), "--data", str(data), "--device", "cpu"),
+            *("--prefix", str(out), "--base", "--max-tokens", "4", "--beams", "2", "--json"),
+        )
+    )
+    base, tuned = said["results"]
+    assert base["prefix"] == "base alone"
+    assert (tuned["prefix"], tuned["length"]) == (str(out), 0)
+    assert 0 <= tuned["bleu"] <= 100
