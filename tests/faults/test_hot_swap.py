@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,8 @@ from tests.server import RunningServer, serving
 from tests.tiny import random_prefix
 
 NAMES, VERSIONS, REQUESTS = 20, 5, 15
+CHANGES = 40
+"""Readers ask until the writer has changed as much: enough versions to evict others."""
 LENGTH, MAX_TOKENS = 80, 12
 """80 positions of the tiny model are 40 KiB: 25 prefixes fit a tier of 1 MiB, 100 do not."""
 
@@ -109,7 +112,7 @@ class Clients:
         dice = random.Random(name)
         own = [item.prefix.digest for item in self.versions[name]]
         with self.server.client() as client:
-            for turn in range(REQUESTS):
+            for turn in takewhile(self.goes_on, count()):
                 asked = dice.choice(["", "@stable", f"@{own[0][:12]}"])
                 body = {
                     "model": f"p{name}{asked}",
@@ -127,6 +130,10 @@ class Clients:
                     self.seen.wrong.append(f"{body['model']} {digest[:12]}: {reply.text}")
                 self.seen.versions[digest] += 1
                 self.seen.tiers[reply.headers.get("x-prefix-tier", "")] += 1
+
+    def goes_on(self, turn: int) -> bool:
+        """Whether a reader asks once more: a slow writer is waited for."""
+        return turn < REQUESTS or (self.changes < CHANGES and turn < 20 * REQUESTS)
 
     def write(self) -> None:
         """Upload versions of the same names and move their aliases until the readers are done."""
@@ -171,9 +178,9 @@ def test_every_reply_is_that_of_the_version_it_names_while_everything_changes(
         stats: dict[str, TierStats] = server.services.prefix_cache.stats()  # type: ignore[assignment]
     seen = clients.seen
     assert seen.wrong == []
-    assert sum(seen.versions.values()) == NAMES * REQUESTS
+    assert sum(seen.versions.values()) >= NAMES * REQUESTS
     assert len(seen.versions) > NAMES
-    assert clients.changes > VERSIONS
+    assert clients.changes >= CHANGES
     assert seen.tiers["store"] > NAMES
     assert stats["device"].evictions > 0
     assert stats["host"].evictions > 0

@@ -186,7 +186,7 @@ class InterferenceMachine(RuleBasedStateMachine):
         digest = digest_of(data)
         self.same(
             tenant,
-            lambda registry: (registry.pin if pinned else registry.unpin)(tenant, name, digest),
+            lambda registry: registry.pin(tenant, name, digest, pinned=pinned),
         )
 
     @rule(

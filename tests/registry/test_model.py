@@ -255,8 +255,10 @@ class RegistryMachine(RuleBasedStateMachine):
         prefix = self.model[tenant].get(name)
         digest = digest_of(data)
         missing = prefix is None or digest not in prefix.versions
-        change = self.registry.pin if pinned else self.registry.unpin
-        self.expect(PrefixNotFound if missing else None, lambda: change(tenant, name, digest))
+        self.expect(
+            PrefixNotFound if missing else None,
+            lambda: self.registry.pin(tenant, name, digest, pinned=pinned),
+        )
         if prefix is not None and not missing:
             (prefix.pinned.add if pinned else prefix.pinned.discard)(digest)
 
