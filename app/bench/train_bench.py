@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,16 +117,16 @@ def _result(
     }
 
 
-class _Step:
+class _Step(ABC):
     """A training step; calling it takes one."""
 
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
         self._parameters = parameters
         self._optimizer = torch.optim.AdamW(parameters, _LEARNING_RATE, weight_decay=0.0)
 
+    @abstractmethod
     def loss(self) -> torch.Tensor:
         """The batch's loss, with gradients."""
-        raise NotImplementedError
 
     def __call__(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
