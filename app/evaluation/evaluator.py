@@ -263,13 +263,16 @@ def evaluate(
     prefix: Prefix | None = None,
     template: str | None = None,
     decoding: Mapping[str, Any] | None = None,
+    runner: EvaluationRunner | None = None,
 ) -> Evaluation:
     """Texts for all `examples` on a started engine, and their BLEU and ROUGE.
 
     Template and decoding defaults are the prefix's own unless they are given. Texts are no longer
-    than the context, and sources are cut to what an encoder reads.
+    than the context, and sources are cut to what an encoder reads. `runner` is how the engine is
+    used: by default it gets all requests at once.
     """
-    evaluator = Evaluator(engine.model, prefix, EngineRunner(engine), decoding or {})
+    runner = runner or EngineRunner(engine)
+    evaluator = Evaluator(engine.model, prefix, runner, decoding or {})
     references = [example.targets for example in examples]
     prompts = _prompts(engine, examples, prefix, template)
     return asyncio.run(evaluator.evaluate(prompts, references, ("bleu", "rouge_l")))

@@ -9,16 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from app.datasets.example import Example
 from app.datasets.reader import data_digest, read_examples
 from app.errors import InvalidRequest
-from app.evaluation.evaluator import Evaluation, evaluate, running_engine
+from app.evaluation.evaluator import EngineRunner, Evaluation, evaluate, running_engine
 from app.evaluation.text_pairs import (
     TokenPair,
     default_template,
     source_pairs,
     token_pairs,
 )
+from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.model.text import Text
 from app.prefix.prefix import Prefix
@@ -28,6 +31,7 @@ from app.training.methods.method import State
 from app.training.methods.names import METHOD_TITLES, PREFIX_METHODS, WEIGHT_METHODS
 from app.training.methods.tuned import TunedModel, tuned_model
 from app.training.objective import position_offset
+from app.training.outcome import Outcome
 from app.training.progress import Report
 from app.training.publish import as_prefix
 from app.training.recipe import Recipe
@@ -58,15 +62,19 @@ class TrainingJob:
 class Session:
     """A running job: call `train`, optionally `score`, then `prefix`."""
 
-    def __init__(self, job: TrainingJob) -> None:
-        """Read the data and load the model. Raises InvalidRequest if one of them is unusable."""
+    def __init__(self, job: TrainingJob, model: FrozenModel | None = None) -> None:
+        """Read the data and load the model. Raises InvalidRequest if one of them is unusable.
+
+        `model` is one that `load_base` has returned; several sessions may share it, since prefix
+        methods never change it.
+        """
         job.recipe.check()
         self._job = job
         self.examples = read_examples(job.data)
         self.validation = read_examples(job.valid) if job.valid is not None else []
-        frozen = job.recipe.method not in WEIGHT_METHODS
-        dtype = "bfloat16" if job.recipe.dtype == "bf16" and frozen else "float32"
-        self.model = load_model(job.model, device=job.device, dtype=dtype, packed=frozen)
+        if model is not None:
+            _check_shared(model, job.recipe)
+        self.model = model or load_base(job.model, job.recipe, job.device)
         has_encoder = self.model.encoder_decoder is not None
         self.template = job.template or default_template(self.model.text, has_encoder=has_encoder)
         _warn_of_specials(self.model.text, self.template)
@@ -134,11 +142,26 @@ class Session:
         tuned = TunedModel(self.model, self.recipe.method, state, self.template, self._job.decoding)
         return tuned.evaluate(self.validation, ("bleu",)).bleu
 
-    def score(self) -> tuple[Evaluation, Evaluation] | None:
-        """Scores of the base model alone and with the prefix; None without validation data."""
+    def outcome(self, runner: EngineRunner | None = None) -> Outcome:
+        """What the run has reached, with the scores of `score`."""
+        base, tuned = self.score(runner) or (None, None)
+        return Outcome(self.trainer.progress(), self.trainer.best_loss, base, tuned)
+
+    def score(self, runner: EngineRunner | None = None) -> tuple[Evaluation, Evaluation] | None:
+        """Scores of the base model alone and with the prefix; None without validation data.
+
+        `runner` is for a method that gives a prefix: it has a started engine on the session's
+        model. Without it, the model is loaded once more, in single precision.
+        """
         if not self.validation:
             return None
         job = self._job
+        if runner is not None:
+            engine, model = runner.engine, self.model
+            how: dict[str, Any] = {"template": self.template, "decoding": job.decoding}
+            base = evaluate(engine, self.validation, **how, runner=runner)
+            prefix = self.prefix({}).to(model.device, model.dtype)
+            return base, evaluate(engine, self.validation, prefix=prefix, runner=runner)
         plain = load_model(job.model, device=job.device, dtype="float32")
         with running_engine(plain) as engine:
             base = evaluate(engine, self.validation, template=self.template, decoding=job.decoding)
@@ -197,6 +220,22 @@ class Session:
         if job.note:
             provenance["note"] = job.note
         return provenance
+
+
+def load_base(model: str, recipe: Recipe, device: str) -> FrozenModel:
+    """The base model `model` as the recipe's method needs it: its dtype, and packed if frozen."""
+    frozen = recipe.method not in WEIGHT_METHODS
+    dtype = "bfloat16" if recipe.dtype == "bf16" and frozen else "float32"
+    return load_model(model, device=device, dtype=dtype, packed=frozen)
+
+
+def _check_shared(model: FrozenModel, recipe: Recipe) -> None:
+    """Raise InvalidRequest unless runs of this recipe may share `model`."""
+    if recipe.method in WEIGHT_METHODS:
+        raise InvalidRequest(f"method: {recipe.method} changes the base model, which is shared")
+    if (recipe.dtype == "bf16") != (model.dtype == torch.bfloat16):
+        has = str(model.dtype).removeprefix("torch.")
+        raise InvalidRequest(f"dtype: the shared base model is in {has}, not in {recipe.dtype}")
 
 
 def _warn_of_specials(text: Text, template: str) -> None:

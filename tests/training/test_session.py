@@ -16,6 +16,8 @@ from typer.testing import CliRunner
 from app.cli.evaluate import evaluate
 from app.cli.train import train
 from app.errors import InvalidRequest, PolyprefixError, PrefixNotFound
+from app.evaluation.evaluator import EngineRunner, running_engine
+from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.codec import decode
 from app.registry.shipped.manifest import read_manifest
@@ -277,3 +279,35 @@ def test_an_example_too_long_for_the_model_is_named(
     job = TrainingJob(str(tiny_gpt2_folder), data, Recipe(length=110), tmp_path / "c", device="cpu")
     with pytest.raises(InvalidRequest, match=r"train\.jsonl:1: .* room for 18"):
         Session(job)
+
+
+def test_sessions_share_one_model_and_score_on_an_engine_of_it(
+    tiny_gpt2: FrozenModel, tiny_gpt2_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    recipe = Recipe(length=4, max_steps=8, lr=1e-2, hidden=16)
+    settings = {"valid": data, "decoding": {"max_tokens": 8}, "device": "cpu"}
+    first, second, alone = (
+        TrainingJob(str(tiny_gpt2_folder), data, recipe, tmp_path / name, **settings)
+        for name in ("first", "second", "alone")
+    )
+    sessions = [Session(job, tiny_gpt2) for job in (first, second)]
+    for session in sessions:
+        session.train(lambda _: None)
+    expected = Session(alone)
+    expected.train(lambda _: None)
+    with running_engine(tiny_gpt2) as engine:
+        outcomes = [session.outcome(EngineRunner(engine)) for session in sessions]
+    assert outcomes[0].scores == outcomes[1].scores == expected.outcome().scores
+    digests = {session.prefix({}).digest for session in (*sessions, expected)}
+    assert len(digests) == 1
+
+
+def test_a_shared_model_refuses_a_recipe_that_would_change_it(
+    tiny_gpt2: FrozenModel, data: Path, tmp_path: Path
+) -> None:
+    for recipe, message in (
+        (Recipe(method="finetune"), "changes the base model"),
+        (Recipe(dtype="bf16"), "is in float32"),
+    ):
+        with pytest.raises(InvalidRequest, match=message):
+            Session(TrainingJob("unused", data, recipe, tmp_path / "c"), tiny_gpt2)

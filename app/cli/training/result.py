@@ -39,10 +39,9 @@ def publish_trained(session: Session, out: Path) -> None:
 
 def finish(session: Session) -> dict[str, Any]:
     """Score the result on held-out data, if there is any."""
-    scores: dict[str, Any] = {}
-    if session.trainer.best_loss is not None:
-        scores["validation_loss"] = round(session.trainer.best_loss, 4)
-    progress = session.trainer.progress()
+    with stderr().status("decoding the held-out inputs"):
+        outcome = session.outcome()
+    progress, base, tuned = outcome.progress, outcome.base, outcome.tuned
     what = "prefix" if session.gives_prefix else session.recipe.method
     on = "held-out" if session.validation else "training"
     unit = "a token" if session.model.encoder_decoder is not None else "a target"
@@ -50,31 +49,17 @@ def finish(session: Session) -> dict[str, Any]:
         f"loss {unit} on {progress.pairs} {on} pairs: first {progress.first:.2f}, last"
         f" {progress.last:.2f}, base model alone {progress.base:.2f}"
     )
-    faults = [progress.fault] if progress.fault else []
-    scores["loss"] = {"first": progress.first, "last": progress.last, "base": progress.base}
-    with stderr().status("decoding the held-out inputs"):
-        measured = session.score()
-    if measured is not None:
-        base, tuned = measured
-        scores |= {"bleu": round(tuned.bleu, 2), "bleu_of_base_alone": round(base.bleu, 2)}
-        scores["bleu_signature"] = tuned.signature
-        scores["rouge"] = tuned.rouge.rounded()
-        scores["rouge_of_base_alone"] = base.rouge.rounded()
+    if base is not None and tuned is not None:
         stdout().print(f"BLEU on held-out inputs: base {base.bleu:.1f}, {what} {tuned.bleu:.1f}")
         stdout().print(f"ROUGE-1, -2, -L: base {_shown(base.rouge)}, {what} {_shown(tuned.rouge)}")
-        if not tuned.bleu > base.bleu:
-            faults.append(
-                f"its answers to held-out inputs are no better than the base model's own"
-                f" (BLEU {tuned.bleu:.1f} and {base.bleu:.1f})"
-            )
-    if faults:
+    if outcome.faults:
         recipe = session.recipe
         print_warning(
-            f"this {what} has not learned its task: {'; '.join(faults)}. Look at the data, or try"
-            f" another learning rate than {recipe.lr:g} (--lr) or more than"
+            f"this {what} has not learned its task: {'; '.join(outcome.faults)}. Look at the data,"
+            f" or try another learning rate than {recipe.lr:g} (--lr) or more than"
             f" {session.trainer.total} steps (--steps)"
         )
-    return scores
+    return outcome.scores
 
 
 def _shown(rouge: Rouge) -> str:
