@@ -12,7 +12,14 @@ import typer
 from app.cli.configuration import base_model, check_folder, check_output
 from app.cli.training.options import MethodOptions, with_method_options
 from app.cli.training.progress_bar import train_visibly
-from app.cli.training.result import announce, finish, next_commands, publish, publish_trained
+from app.cli.training.result import (
+    NextPlaces,
+    announce,
+    finish,
+    next_commands,
+    publish,
+    publish_trained,
+)
 from app.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -200,15 +207,15 @@ def train(
     _check_places(store, out, place, chosen.method)
     limits = {"max_tokens": max_tokens, **parse_decoding(decoding)}
     rest = (valid, template, limits, device, checkpoint_every, note)
-    session = Session(TrainingJob(base, data, recipe, place, *rest))
+    session = Session(TrainingJob(base, data, recipe, place, *rest, chosen.task_file(store)))
     train_visibly(session, fresh=not resume, log_dir=chosen.log_dir)
     if not session.gives_prefix:
         publish_trained(session, out or Path(f"{name}.safetensors"))
         return
     publish(session.prefix(finish(session)), name, store=store, out=out, alias=alias)
     session.trainer.discard_checkpoint()
-    evaluated = ["--model", model] if model is not None else []
-    announce(next_commands(name, valid or data, evaluated, store=store, out=out, alias=alias))
+    places = NextPlaces(model, valid or data, chosen.on, store, out)
+    announce(next_commands(name, alias, places))
 
 
 def _recipe(options: Mapping[str, Any]) -> Recipe:

@@ -121,10 +121,13 @@ class OverflowPlan(DensePlan):
 
 
 class RecordingPlan(DensePlan):
-    """A `DensePlan` without prefix that keeps the keys and values of one row, layer by layer."""
+    """A `DensePlan` that keeps the keys and values of one row's own tokens, layer by layer.
 
-    def __init__(self) -> None:
-        super().__init__({})
+    The row attends to the prefixes in `modules`, if there are any.
+    """
+
+    def __init__(self, modules: Mapping[str, KeyValues] | None = None) -> None:
+        super().__init__(modules or {})
         self._layers: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
 
     def attend(

@@ -91,21 +91,27 @@ def check_finite(model: FrozenModel, prefix: Prefix) -> None:
 
 @torch.inference_mode()
 def keys_values_of(
-    model: FrozenModel, token_ids: Sequence[int], source_ids: Sequence[int] = ()
+    model: FrozenModel,
+    token_ids: Sequence[int],
+    source_ids: Sequence[int] = (),
+    *,
+    on: Prefix | None = None,
 ) -> KeyValues:
     """The model's own keys and values for `token_ids` at positions 0, 1, …
 
-    They are those of decoder self-attention; an encoder, if there is one, reads `source_ids`.
+    They are those of decoder self-attention; an encoder, if there is one, reads `source_ids`. With
+    the prefix `on`, the model reads them behind it, at the positions that follow.
     As a prefix with `position_offset` = their number they act exactly as if the tokens were
     prepended to the prompt (Li & Liang 2021, initialisation by real words).
     """
     input_ids = torch.tensor([list(token_ids)], device=model.device)
-    plan = RecordingPlan()
+    plan = RecordingPlan() if on is None else RecordingPlan(on.modules)
+    offset = 0 if on is None else on.metadata.position_offset
     if model.encoder_decoder is not None:
         read = torch.tensor([list(source_ids)], device=model.device)
-        model.encoder_decoder.teach(read, input_ids, plan)
+        model.encoder_decoder.teach(read, input_ids, plan, position_offset=offset)
     else:
-        positions = torch.arange(input_ids.shape[1], device=model.device)[None]
+        positions = torch.arange(input_ids.shape[1], device=model.device)[None] + offset
         model.forward(input_ids, positions, plan)
     recorded = plan.recorded()["decoder"]
     # clones made outside inference mode may take part in training

@@ -91,11 +91,19 @@ def collate(
 
 
 def collate_sources(
-    pairs: Sequence[TokenPair], start: int, device: torch.device | None = None
+    pairs: Sequence[TokenPair],
+    start: int,
+    *,
+    position_offset: int = 0,
+    device: torch.device | None = None,
 ) -> Batch:
-    """Lay pairs end to end for an encoder and a decoder, whose input begins with token `start`."""
+    """Lay pairs end to end for an encoder and a decoder, whose input begins with token `start`.
+
+    The decoder's positions count from `position_offset`, the encoder's from 0.
+    """
     ordered = sorted(pairs, key=lambda pair: (len(pair.prompt_ids), len(pair.target_ids)))
-    tokens = pack_tokens([(start, *pair.target_ids[:-1]) for pair in ordered], device=device)
+    written = [(start, *pair.target_ids[:-1]) for pair in ordered]
+    tokens = pack_tokens(written, position_offset=position_offset, device=device)
     labels = [token for pair in ordered for token in pair.target_ids]
     sources = pack_tokens([pair.prompt_ids for pair in ordered], device=device)
     return Batch(tokens, *_kept(list(range(len(labels))), labels, device), sources)

@@ -1,4 +1,4 @@
-"""Where a prefix may start: the keys and values of real words, or those of another prefix."""
+"""Where a prefix may start: real words, another prefix, or the mean of the one it stands behind."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from app.model.attention import RecordingPlan
 from app.model.dense import keys_values_of
 from app.model.frozen import FrozenModel
 from app.prefix.codec import decode
-from app.prefix.prefix import KeyValues
+from app.prefix.prefix import KeyValues, Prefix
 from app.training.recipe import MAX_LENGTH, Recipe
+
+_MEAN_NOISE = 0.1
 
 
 def complete_recipe(model: FrozenModel, recipe: Recipe, num_pairs: int) -> Recipe:
@@ -40,16 +42,26 @@ def words_token_ids(model: FrozenModel, words: str, length: int) -> list[int]:
     return list(islice(cycle(token_ids), length or len(token_ids)))
 
 
-def initial_keys_values(model: FrozenModel, recipe: Recipe) -> dict[str, KeyValues]:
-    """The keys and values that the recipe names, by module: of its words or of its prefix file."""
+def initial_keys_values(
+    model: FrozenModel, recipe: Recipe, on: Prefix | None = None
+) -> dict[str, KeyValues]:
+    """The keys and values that the recipe names, by module: of its words, its file or `on`.
+
+    Behind the prefix `on` the model reads the words there. Raises InvalidRequest if a module has no
+    such start.
+    """
+    if recipe.initial_task_mean:
+        return _task_mean(on, recipe)
     if recipe.initial_prefix is not None:
         return _of_file(model, recipe.initial_prefix, recipe)
-    words = words_keys_values(model, recipe.initial_words or "", recipe.positions)
+    words = words_keys_values(model, recipe.initial_words or "", recipe.positions, on)
     return {name: words[name] for name in recipe.modules}
 
 
-def words_keys_values(model: FrozenModel, words: str, length: int) -> dict[str, KeyValues]:
-    """The model's keys and values for ` words`, by module.
+def words_keys_values(
+    model: FrozenModel, words: str, length: int, on: Prefix | None = None
+) -> dict[str, KeyValues]:
+    """The model's keys and values for ` words`, by module; read behind the prefix `on`, if any.
 
     Without an encoder they are those of the decoder (Li & Liang 2021, §4.3). With an encoder, the
     encoder reads the words, framed by its tokenizer and cut or repeated to `length`: that run gives
@@ -58,14 +70,15 @@ def words_keys_values(model: FrozenModel, words: str, length: int) -> dict[str, 
     """
     token_ids = words_token_ids(model, words, length)
     if model.encoder_decoder is None:
-        return {"decoder": keys_values_of(model, token_ids)}
+        return {"decoder": keys_values_of(model, token_ids, on=on)}
     source = list(islice(cycle(model.text.encode(words)), len(token_ids)))
-    plan = RecordingPlan()
+    plan = RecordingPlan() if on is None else RecordingPlan(on.modules)
     with torch.no_grad():
         model.encoder_decoder.teach(
             torch.tensor([source], device=model.device),
             torch.tensor([token_ids], device=model.device),
             plan,
+            position_offset=0 if on is None else on.metadata.position_offset,
         )
     return plan.recorded()
 
@@ -74,12 +87,41 @@ def _of_file(model: FrozenModel, name: str, recipe: Recipe) -> dict[str, KeyValu
     """The keys and values of a prefix file; its positions are cut or repeated to the length."""
     limit = model.spec.context_limit
     prefix = decode(Path(name).resolve(), model.spec, torch.float32, max_length=limit)
+    _check_modules(prefix, name, recipe)
+    return {module: _fitted(prefix.modules, module, recipe.positions) for module in recipe.modules}
+
+
+def _task_mean(on: Prefix | None, recipe: Recipe) -> dict[str, KeyValues]:
+    """The mean of the task's keys and values over its positions, with a little noise.
+
+    Without noise all positions would be equal and get equal gradients. Its deviation is
+    `_MEAN_NOISE` of that over the task's positions, or of the values where there is one position.
+    """
+    if on is None:
+        raise InvalidRequest("initial_task_mean: it needs a prefix to train on; give --on")
+    _check_modules(on, "the prefix to train on", recipe)
+    generator = torch.Generator().manual_seed(recipe.seed)
+
+    def spread(task: torch.Tensor) -> torch.Tensor:
+        task = task.float()
+        mean = task.mean(dim=2, keepdim=True)
+        deviation = (task - mean if task.shape[2] > 1 else task).square().mean().sqrt()
+        size = (*task.shape[:2], recipe.positions, task.shape[3])
+        noise = torch.randn(size, generator=generator).to(task.device)
+        return mean + _MEAN_NOISE * deviation * noise
+
+    return {
+        name: KeyValues(spread(on.modules[name].keys), spread(on.modules[name].values))
+        for name in recipe.modules
+    }
+
+
+def _check_modules(prefix: Prefix, name: str, recipe: Recipe) -> None:
     missing = [module for module in recipe.modules if module not in prefix.modules]
     if missing:
         raise InvalidRequest(
             f"{name} has no keys and values for {', '.join(missing)}; leave these out of --modules"
         )
-    return {module: _fitted(prefix.modules, module, recipe.positions) for module in recipe.modules}
 
 
 def _fitted(modules: Mapping[str, KeyValues], name: str, length: int) -> KeyValues:

@@ -11,7 +11,7 @@ from app.training.progress import TrainingProgress
 
 @dataclass(frozen=True)
 class Outcome:
-    """Losses of a run, and its answers to held-out inputs beside those of the base model alone.
+    """Losses of a run, and its answers to held-out inputs beside those of its `baseline`.
 
     `base` and `tuned` are None without validation data.
     """
@@ -30,11 +30,12 @@ class Outcome:
         progress = self.progress
         scores["loss"] = {"first": progress.first, "last": progress.last, "base": progress.base}
         if self.base is not None and self.tuned is not None:
+            alone = "task_alone" if progress.on_task else "base_alone"
             scores["bleu"] = round(self.tuned.bleu, 2)
-            scores["bleu_of_base_alone"] = round(self.base.bleu, 2)
+            scores[f"bleu_of_{alone}"] = round(self.base.bleu, 2)
             scores["bleu_signature"] = self.tuned.signature
             scores["rouge"] = self.tuned.rouge.rounded()
-            scores["rouge_of_base_alone"] = self.base.rouge.rounded()
+            scores[f"rouge_of_{alone}"] = self.base.rouge.rounded()
         return scores
 
     @property
@@ -44,7 +45,7 @@ class Outcome:
         base, tuned = self.base, self.tuned
         if base is not None and tuned is not None and not tuned.bleu > base.bleu:
             faults.append(
-                "its answers to held-out inputs are no better than the base model's own"
-                f" (BLEU {tuned.bleu:.1f} and {base.bleu:.1f})"
+                "its answers to held-out inputs are no better than those of the"
+                f" {self.progress.baseline} (BLEU {tuned.bleu:.1f} and {base.bleu:.1f})"
             )
         return faults

@@ -43,13 +43,20 @@ class RunState:
 class TrainingProgress:
     """The result of a run: losses on the same `pairs` pairs.
 
-    `base` is the loss of the base model alone, `first` that before the first step.
+    `base` is the loss of `baseline`, `first` that before the first step. `on_task`: the prefix was
+    trained behind another.
     """
 
     base: float
     first: float
     last: float
     pairs: int
+    on_task: bool = False
+
+    @property
+    def baseline(self) -> str:
+        """What the result is compared with, in words."""
+        return "task's prefix alone" if self.on_task else "base model alone"
 
     @property
     def fault(self) -> str | None:
@@ -57,5 +64,5 @@ class TrainingProgress:
         if not self.last < _LEARNED * self.first:
             return f"the loss did not fall ({self.first:.2f} at first, {self.last:.2f} at last)"
         if not self.last < self.base:
-            return f"the base model alone has a lower loss ({self.base:.2f}, not {self.last:.2f})"
+            return f"the {self.baseline} has a lower loss ({self.base:.2f}, not {self.last:.2f})"
         return None

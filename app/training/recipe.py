@@ -70,7 +70,9 @@ class Recipe:
     `max_source`: tokens of a source that an encoder reads (0: as many as it can); the rest is cut.
     `max_steps`: 0 means all steps of `epochs`. The learning rate rises over `warmup_steps`, then
     falls linearly to 0. `initial_words`: the prefix starts from the keys and values of this text.
-    `initial_prefix`: a prefix file to start from instead. `length` 0: as many as the words have.
+    `initial_prefix`: a prefix file to start from instead. `initial_task_mean`: start from the mean
+    over the positions of the frozen prefix that the trained one stands behind. `length` 0: as many
+    as the words have.
     `keep`: "best" (by `metric` on the validation data) or "last". `validate_every`: steps (0: each
     epoch). `early_stopping`: the run ends after so many validations without a better one (0: off).
     `accumulate`: batches whose gradients make one step. `depth`: hidden layers of the networks.
@@ -102,6 +104,7 @@ class Recipe:
     clip_norm: float = 1.0
     initial_words: str | None = None
     initial_prefix: str | None = None
+    initial_task_mean: bool = False
     keep: str = "best"
     metric: str = "loss"
     early_stopping: int = 0
@@ -112,6 +115,14 @@ class Recipe:
     def positions(self) -> int:
         """The length, if one is given or known, else the default."""
         return self.length or LENGTH
+
+    @property
+    def has_start(self) -> bool:
+        """Whether the prefix starts from something that the recipe names, and not at random."""
+        return bool(self._starts())
+
+    def _starts(self) -> list[str]:
+        return [name for name in _STARTS if getattr(self, name) not in (None, False)]
 
     def check(self) -> None:
         """Raise InvalidRequest for the first setting that is out of bounds."""
@@ -147,10 +158,11 @@ class Recipe:
 
     def _check_start(self) -> None:
         """Raise InvalidRequest unless the method can start as asked."""
-        if self.initial_words is not None and self.initial_prefix is not None:
-            raise InvalidRequest("initial_words and initial_prefix: give one of them")
-        for name, methods in _STARTS.items():
-            if getattr(self, name) is not None and self.method not in methods:
+        starts = self._starts()
+        if len(starts) > 1:
+            raise InvalidRequest(f"{' and '.join(starts)}: give one of them")
+        for name in starts:
+            if self.method not in _STARTS[name]:
                 raise InvalidRequest(f"{name}: --method {self.method} cannot start from it")
 
     def for_model(self, available: Collection[str], parameters: int, num_pairs: int) -> Recipe:
@@ -182,7 +194,8 @@ class Recipe:
         """
         if self.preset != "low-data":
             return self
-        can_start = self.method in _STARTS["initial_words"] and self.initial_prefix is None
+        free = self._starts() in ([], ["initial_words"])
+        can_start = free and self.method in _STARTS["initial_words"]
         words = "summarize" if with_encoder else "table-to-text:"
         steps, epochs = self.max_steps, self.epochs
         if not steps and epochs is None:
@@ -256,8 +269,9 @@ _CHOICES = {
 _STARTS = {
     "initial_words": ("prefix", "prefix-direct", "embedding"),
     "initial_prefix": ("prefix", "prefix-direct"),
+    "initial_task_mean": ("prefix", "prefix-direct"),
 }
-"""Which methods can start from words or from a prefix file."""
+"""Which methods can start from words, a prefix file or the mean of a task's prefix."""
 
 
 def _between(name: str, value: int | None, low: int, high: int) -> None:

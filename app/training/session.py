@@ -24,13 +24,15 @@ from app.evaluation.text_pairs import (
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.model.text import Text
+from app.prefix.codec import decode
+from app.prefix.composition import compose
 from app.prefix.prefix import Prefix
 from app.training.initial import complete_recipe
 from app.training.methods.files import TrainedFile
 from app.training.methods.method import State
 from app.training.methods.names import METHOD_TITLES, PREFIX_METHODS, WEIGHT_METHODS
 from app.training.methods.tuned import TunedModel, tuned_model
-from app.training.objective import position_offset
+from app.training.objective import offset_behind, position_offset
 from app.training.outcome import Outcome
 from app.training.progress import Report
 from app.training.publish import as_prefix
@@ -44,7 +46,8 @@ _log = logging.getLogger(__name__)
 class TrainingJob:
     """The input of a training run. `decoding` becomes the prefix's defaults.
 
-    `template` None means the authors' template for a model of this family.
+    `template` None means the authors' template for a model of this family. `on` is the file of a
+    prefix that stands before the trained one and does not change; its template is used.
     """
 
     model: str
@@ -57,6 +60,7 @@ class TrainingJob:
     device: str = "auto"
     checkpoint_every: int = 200
     note: str | None = None
+    on: Path | None = None
 
 
 class Session:
@@ -76,7 +80,9 @@ class Session:
             _check_shared(model, job.recipe)
         self.model = model or load_base(job.model, job.recipe, job.device)
         has_encoder = self.model.encoder_decoder is not None
-        self.template = job.template or default_template(self.model.text, has_encoder=has_encoder)
+        self.on = None if job.on is None else _read(job.on, self.model)
+        given = _template(job.template, self.on)
+        self.template = given or default_template(self.model.text, has_encoder=has_encoder)
         _warn_of_specials(self.model.text, self.template)
         num_pairs = sum(len(example.targets) for example in self.examples)
         recipe = complete_recipe(self.model, job.recipe, num_pairs)
@@ -96,6 +102,7 @@ class Session:
             checkpoint_every=job.checkpoint_every,
             identity=f"{self._digests['data']}:{self._digests['valid']}:{self.template}",
             score=self._bleu if recipe.metric == "bleu" and self.validation else None,
+            on=self.on,
         )
 
     @property
@@ -137,9 +144,15 @@ class Session:
             provenance=self._provenance(scores),
         )
 
+    @property
+    def _task_decoding(self) -> Mapping[str, Any]:
+        return {} if self.on is None else self.on.metadata.decoding
+
     def _bleu(self, state: State) -> float:
         """BLEU of the held-out inputs in the middle of the run; weights are the model's own."""
-        tuned = TunedModel(self.model, self.recipe.method, state, self.template, self._job.decoding)
+        decoding = {**self._job.decoding, **self._task_decoding}
+        method = self.recipe.method
+        tuned = TunedModel(self.model, method, state, self.template, decoding, self.on)
         return tuned.evaluate(self.validation, ("bleu",)).bleu
 
     def outcome(self, runner: EngineRunner | None = None) -> Outcome:
@@ -148,7 +161,7 @@ class Session:
         return Outcome(self.trainer.progress(), self.trainer.best_loss, base, tuned)
 
     def score(self, runner: EngineRunner | None = None) -> tuple[Evaluation, Evaluation] | None:
-        """Scores of the base model alone and with the prefix; None without validation data.
+        """Scores of the progress' `baseline` and with the prefix; None without validation data.
 
         `runner` is for a method that gives a prefix: it has a started engine on the session's
         model. Without it, the model is loaded once more, in single precision.
@@ -157,29 +170,39 @@ class Session:
             return None
         job = self._job
         if runner is not None:
-            engine, model = runner.engine, self.model
-            how: dict[str, Any] = {"template": self.template, "decoding": job.decoding}
-            base = evaluate(engine, self.validation, **how, runner=runner)
-            prefix = self.prefix({}).to(model.device, model.dtype)
-            return base, evaluate(engine, self.validation, prefix=prefix, runner=runner)
+            return self._scores(runner)
         plain = load_model(job.model, device=job.device, dtype="float32")
         with running_engine(plain) as engine:
-            base = evaluate(engine, self.validation, template=self.template, decoding=job.decoding)
             if self.gives_prefix:
-                prefix = self.prefix({}).to(plain.device, plain.dtype)
-                return base, evaluate(engine, self.validation, prefix=prefix)
+                return self._scores(EngineRunner(engine))
+            base = evaluate(engine, self.validation, template=self.template, decoding=job.decoding)
         if self.recipe.method in WEIGHT_METHODS:
             plain = load_model(job.model, device=job.device, dtype="float32", packed=False)
         tuned = tuned_model(plain, self.trained({}), job.checkpoint)
         return base, tuned.evaluate(self.validation)
 
+    def _scores(self, runner: EngineRunner) -> tuple[Evaluation, Evaluation]:
+        """Scores without and with the trained prefix, on the runner's engine."""
+        model, prefix, on = runner.engine.model, self.prefix({}), self.on
+        base = evaluate(
+            runner.engine,
+            self.validation,
+            prefix=None if on is None else on.to(model.device, model.dtype),
+            template=self.template,
+            decoding={**self._job.decoding, **self._task_decoding},
+            runner=runner,
+        )
+        whole = prefix if on is None else compose([on, prefix])
+        whole = whole.to(model.device, model.dtype)
+        return base, evaluate(runner.engine, self.validation, prefix=whole, runner=runner)
+
     def _pairs(self, examples: list[Example], source: Path | None) -> list[TokenPair]:
         spec = self.model.spec
-        offset = position_offset(self.model, self._length)
+        offset = offset_behind(self.model, self.on, self._length)
         room = spec.context_limit - offset
         if room < 2:
             raise InvalidRequest(
-                f"a prefix of {offset} leaves no room for text in a model with"
+                f"prefixes of {offset} positions leave no room for text in a model with"
                 f" {spec.context_limit} positions"
             )
         text, template = self.model.text, self.template
@@ -217,6 +240,8 @@ class Session:
                 "sha256": self._digests["valid"],
                 "inputs": len(self.validation),
             }
+        if self.on is not None:
+            provenance["on"] = {"digest": self.on.digest}
         if job.note:
             provenance["note"] = job.note
         return provenance
@@ -236,6 +261,22 @@ def _check_shared(model: FrozenModel, recipe: Recipe) -> None:
     if (recipe.dtype == "bf16") != (model.dtype == torch.bfloat16):
         has = str(model.dtype).removeprefix("torch.")
         raise InvalidRequest(f"dtype: the shared base model is in {has}, not in {recipe.dtype}")
+
+
+def _read(path: Path, model: FrozenModel) -> Prefix:
+    """The prefix to train on. Raises what `decode` raises."""
+    return decode(path.resolve(), model.spec, torch.float32, max_length=model.spec.context_limit)
+
+
+def _template(given: str | None, on: Prefix | None) -> str | None:
+    """The template of the composition, which a server takes from the first prefix that has one."""
+    of_task = None if on is None else on.metadata.input_template
+    if of_task is None or given in (None, of_task):
+        return of_task or given
+    raise InvalidRequest(
+        f"template: behind the prefix to train on, requests have its own template {of_task!r};"
+        " leave the option out"
+    )
 
 
 def _warn_of_specials(text: Text, template: str) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from app.errors import InvalidRequest
 from app.evaluation.text_pairs import TokenPair
 from app.model.frozen import FrozenModel
-from app.prefix.prefix import KeyValues
+from app.prefix.prefix import KeyValues, Prefix
 from app.training.batches import Batches, sample
 from app.training.checkpoint import (
     load_checkpoint,
@@ -47,7 +47,8 @@ class Trainer:
     With `checkpoint`, the state is written there every `checkpoint_every` steps. `resume` continues
     from it with bit-identical results. `identity` names the data; a checkpoint of other data,
     another model or another recipe is refused. `score` measures the recipe's metric for a state if
-    that is not the loss; higher is better.
+    that is not the loss; higher is better. `on` is a frozen prefix that stands before the trained
+    one, as in the composition `task+user`.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Trainer:
         checkpoint_every: int = 200,
         identity: str = "",
         score: Callable[[State], float] | None = None,
+        on: Prefix | None = None,
     ) -> None:
         recipe.check()
         if not pairs:
@@ -70,7 +72,7 @@ class Trainer:
         _check_validation(recipe, bool(validation), score is not None)
         self._validation, self._score = validation, score
         self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
-        self._identity = f"{model.spec.fingerprint}:{identity}"
+        self._identity = f"{model.spec.fingerprint}:{identity}{f':{on.digest}' if on else ''}"
         self._sample = sample(validation or pairs, _SAMPLED, recipe.seed)
         rows = (recipe.batch_size or 1) * recipe.accumulate
         self._batches = Batches(pairs, rows, recipe.seed)
@@ -78,7 +80,8 @@ class Trainer:
         self._validate_every = recipe.validate_every or recipe.steps_per_epoch(len(pairs))
         self._state = RunState()
         self._best: State | None = None
-        self._method = make_method(model, recipe)
+        self.on = None if on is None else on.to(model.device, torch.float32)
+        self._method = make_method(model, recipe, self.on)
         self._optimizer = torch.optim.AdamW(
             self.parameters.values(),
             recipe.lr or 0.0,
@@ -142,7 +145,7 @@ class Trainer:
             raise InvalidRequest("the run has not begun, so there is no progress to report")
         state = self.state()
         last = self._loss_over(lambda rows: self._method.loss_with(state, rows), self._sample)
-        return TrainingProgress(base, first, last, len(self._sample))
+        return TrainingProgress(base, first, last, len(self._sample), self.on is not None)
 
     def discard_checkpoint(self) -> None:
         """Remove the checkpoint after the run has ended well."""

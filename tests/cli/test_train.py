@@ -94,3 +94,68 @@ def test_what_is_no_prefix_is_evaluated_beside_the_base_model(
     assert base["prefix"] == "base alone"
     assert (tuned["prefix"], tuned["length"]) == (str(out), 0)
     assert 0 <= tuned["bleu"] <= 100
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    return {**json.loads(metadata["provenance"]), "template": metadata["input_template"]}
+
+
+@pytest.fixture
+def task(usual: tuple[str, ...], tmp_path: Path) -> Path:
+    """A task's prefix with a template of its own, in a store and as a file."""
+    out = tmp_path / "task.safetensors"
+    store = ("--store", str(tmp_path / "store"), "--alias", "stable", "--out", str(out))
+    run("train", *usual, *store, "--steps", "5", "--template", "say {input} <|endoftext|>")
+    return out
+
+
+def test_a_users_prefix_is_trained_behind_a_tasks_prefix(
+    usual: tuple[str, ...], data: Path, task: Path, tmp_path: Path
+) -> None:
+    store, out = str(tmp_path / "store"), tmp_path / "alice.safetensors"
+    user = ("--name", "alice", *(each for each in usual if each not in ("--name", "animals")))
+    more = ("--steps", "30", "--valid", str(data), "--init-task-mean", "--out", str(out))
+    said = run("train", *user, *more, "--store", store, "--on", "animals@stable")
+    made = provenance_of(out)
+    with safe_open(task, framework="pt") as file:
+        template = file.metadata()["input_template"]
+    digest = json.loads((tmp_path / "store" / "catalog.json").read_text())["prefixes"]["animals"]
+    assert made["on"] == {"digest": digest["aliases"]["stable"]}
+    assert made["template"] == template
+    assert made["recipe"]["initial_task_mean"]
+    assert made["scores"]["loss"]["last"] < made["scores"]["loss"]["base"]
+    assert "task's prefix alone" in said
+    assert f"--prefix animals@stable+{out} --compare animals@stable" in said
+    model = ("--model", usual[1], "--data", str(data), "--store", store, "--json", "--no-base")
+    pair = ("--prefix", f"{task}+{out}", "--prefix", "animals+alice", "--compare", "animals")
+    results = json.loads(run("evaluate", *model, *pair))["results"]
+    bleu = [round(each["bleu"], 2) for each in results]
+    assert bleu[:2] == [made["scores"]["bleu"]] * 2
+    assert bleu[2] == made["scores"]["bleu_of_task_alone"]
+
+
+@pytest.mark.usefixtures("task")
+@pytest.mark.parametrize(
+    ("on", "more", "message"),
+    [
+        ("missing", (), "no prefix 'missing'"),
+        ("animals@other", (), "no prefix 'animals@other'"),
+        ("animals+animals", (), "not the composition"),
+        ("animals", ("--template", "write {input}"), "its own template"),
+        ("animals", ("--length", "200"), "leave no room"),
+    ],
+)
+def test_a_prefix_to_train_on_that_does_not_fit_is_refused(
+    usual: tuple[str, ...],
+    tmp_path: Path,
+    on: str,
+    more: tuple[str, ...],
+    message: str,
+) -> None:
+    store = ("--store", str(tmp_path / "store"))
+    ran = CliRunner().invoke(app, ["train", *usual, *store, "--on", on, *more])
+    assert message in " ".join(ran.output.split())
+    lost = CliRunner().invoke(app, ["train", *usual, "--on", "animals"])
+    assert "a name needs the store" in " ".join(lost.output.split())

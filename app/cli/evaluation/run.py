@@ -10,10 +10,11 @@ from typing import Any
 from rich.status import Status
 
 from app.cli.console import stderr
+from app.cli.prefix.named_file import prefix_file
 from app.datasets.example import Example
 from app.datasets.splits import HoldOut
 from app.engine.engine import Engine
-from app.errors import InvalidRequest, PrefixNotFound
+from app.errors import InvalidRequest
 from app.evaluation.baselines import BASELINES
 from app.evaluation.evaluator import decode_texts, running_engine
 from app.evaluation.scores import score_texts
@@ -27,8 +28,8 @@ from app.evaluation.systems import (
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.codec import decode
+from app.prefix.composition import compose
 from app.prefix.prefix import Prefix
-from app.registry.shipped.manifest import read_manifest
 from app.training.methods.files import is_trained_file
 from app.training.methods.tuned import load_tuned_model
 
@@ -204,13 +205,13 @@ def compared(
 
 
 def read_prefix(name: str, store: Path | None, model: FrozenModel) -> Prefix:
-    """The prefix in a file or under a name in the store, on the model's device."""
-    path = Path(name)
-    if store is not None and not path.is_file():
-        versions = read_manifest(store).prefixes.get(name)
-        if versions is None:
-            raise PrefixNotFound(f"the store {store} has no prefix '{name}'")
-        path = store / "shipped" / f"{versions.versions[-1].digest}.safetensors"
+    """The prefix in a file or under a name in the store, on the model's device.
+
+    `FIRST+SECOND` is the composition of several, where no file has that whole name.
+    """
+    if "+" in name and not Path(name).is_file():
+        return compose([read_prefix(part, store, model) for part in name.split("+")])
+    path = prefix_file(name, store)
     limit = model.spec.context_limit
     # `decode` refuses links, but the user may name one
     return decode(path.resolve(), model.spec, model.dtype, max_length=limit).to(

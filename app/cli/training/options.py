@@ -11,6 +11,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from app.cli.prefix.named_file import prefix_file
+
 
 @dataclass(frozen=True)
 class MethodOptions:
@@ -45,6 +47,20 @@ class MethodOptions:
     initial_prefix: Annotated[
         Path | None, typer.Option("--init-prefix", help="Start from this prefix file.")
     ] = None
+    initial_task_mean: Annotated[
+        bool,
+        typer.Option(
+            "--init-task-mean",
+            help="Start from the mean of the keys and values of the prefix that `--on` names.",
+        ),
+    ] = False
+    on: Annotated[
+        str | None,
+        typer.Option(
+            help="Train behind this prefix, which does not change: a file, or a name in `--store`"
+            " such as `support` or `support@stable`. Requests then name both: `support+alice`."
+        ),
+    ] = None
     metric: Annotated[
         str, typer.Option(help="What selects the best state on held-out data: `loss` or `bleu`.")
     ] = "loss"
@@ -67,10 +83,14 @@ class MethodOptions:
         Path | None, typer.Option(help="Folder for TensorBoard logs of loss, rate and scores.")
     ] = None
 
+    def task_file(self, store: Path | None) -> Path | None:
+        """The file of the prefix to train on, if one is named."""
+        return None if self.on is None else prefix_file(self.on, store)
+
     def settings(self) -> dict[str, Any]:
         """The settings as fields of a recipe."""
         made = asdict(self)
-        del made["log_dir"]
+        del made["log_dir"], made["on"]
         targets = self.lora_targets.split(",") if self.lora_targets else ()
         made["lora_targets"] = tuple(target.strip() for target in targets)
         made["initial_prefix"] = str(self.initial_prefix) if self.initial_prefix else None

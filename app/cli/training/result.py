@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,11 +48,13 @@ def finish(session: Session) -> dict[str, Any]:
     unit = "a token" if session.model.encoder_decoder is not None else "a target"
     stdout().print(
         f"loss {unit} on {progress.pairs} {on} pairs: first {progress.first:.2f}, last"
-        f" {progress.last:.2f}, base model alone {progress.base:.2f}"
+        f" {progress.last:.2f}, {progress.baseline} {progress.base:.2f}"
     )
     if base is not None and tuned is not None:
-        stdout().print(f"BLEU on held-out inputs: base {base.bleu:.1f}, {what} {tuned.bleu:.1f}")
-        stdout().print(f"ROUGE-1, -2, -L: base {_shown(base.rouge)}, {what} {_shown(tuned.rouge)}")
+        than = progress.baseline if progress.on_task else "base"
+        stdout().print(f"BLEU on held-out inputs: {than} {base.bleu:.1f}, {what} {tuned.bleu:.1f}")
+        rouges = f"{than} {_shown(base.rouge)}, {what} {_shown(tuned.rouge)}"
+        stdout().print(f"ROUGE-1, -2, -L: {rouges}")
     if outcome.faults:
         recipe = session.recipe
         print_warning(
@@ -83,22 +86,28 @@ def publish(
     )
 
 
-def next_commands(
-    name: str,
-    data: Path,
-    model: list[str],
-    *,
-    store: Path | None,
-    out: Path | None,
-    alias: str | None,
-) -> list[str]:
+@dataclass(frozen=True)
+class NextPlaces:
+    """What the next commands name: the base model and the prefix trained on, if given; files."""
+
+    model: str | None
+    data: Path
+    on: str | None
+    store: Path | None
+    out: Path | None
+
+
+def next_commands(name: str, alias: str | None, places: NextPlaces) -> list[str]:
     """The commands that a user may want to run next."""
-    program = this_program()
-    scored = ["--prefix", str(out)] if out else ["--store", str(store), "--prefix", name]
-    lines = [[program, "evaluate", *model, "--data", str(data), *scored]]
+    program, out, on = this_program(), places.out, places.on
+    model = ["--model", places.model] if places.model is not None else []
+    store = ["--store", str(places.store)] if places.store is not None else []
+    made = str(out) if out else name
+    scored = ["--prefix", made] if on is None else ["--prefix", f"{on}+{made}", "--compare", on]
+    lines = [[program, "evaluate", *model, "--data", str(places.data), *store, *scored]]
     if out is not None:
         pointed = ["--alias", alias] if alias else []
         lines.append([program, "prefix", "push", str(out), "--name", name, *pointed])
-    if store is not None:
-        lines.append([program, "serve", *model, "--store", str(store)])
+    if store:
+        lines.append([program, "serve", *model, *store])
     return [shlex.join(line) for line in lines]

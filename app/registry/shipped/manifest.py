@@ -20,8 +20,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.db.errors import storage_faults
-from app.errors import PolyprefixError
-from app.prefix.reference import check_alias, check_name
+from app.errors import PolyprefixError, PrefixNotFound
+from app.prefix.reference import PrefixReference, check_alias, check_name
 from app.registry.storage.local import FolderStore
 from app.registry.types import SHIPPED_OWNER, VersionInfo
 
@@ -92,6 +92,21 @@ def read_manifest(store: Path) -> Manifest:
         raise PolyprefixError(f"{path}: {where or 'the file'}: {first['msg']}") from fault
     _check_names(path, manifest)
     return manifest
+
+
+def shipped_file(store: Path, reference: PrefixReference) -> Path:
+    """The file of a version in the store: that of an alias or digest, else the newest.
+
+    Raises PrefixNotFound.
+    """
+    prefix, selector = read_manifest(store).prefixes.get(reference.name), reference.selector
+    digests = [] if prefix is None else [version.digest for version in prefix.versions]
+    if prefix is not None and selector is not None:
+        wanted = prefix.aliases.get(selector, selector if reference.selects_digest else "-")
+        digests = [digest for digest in digests if digest.startswith(wanted)]
+    if not digests:
+        raise PrefixNotFound(f"the store {store} has no prefix '{reference}'")
+    return store / SHIPPED_OWNER / f"{digests[-1]}.safetensors"
 
 
 def write_manifest(store: Path, manifest: Manifest) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from app.errors import InvalidRequest
 from app.model.frozen import FrozenModel
+from app.prefix.prefix import Prefix
 from app.training.methods.infix import InfixMethod
 from app.training.methods.method import Method
 from app.training.methods.names import PREFIX_METHODS
@@ -11,10 +13,19 @@ from app.training.methods.weights import WeightMethod
 from app.training.recipe import Recipe
 
 
-def make_method(model: FrozenModel, recipe: Recipe) -> Method:
-    """The method of a recipe that is complete for `model`; weight methods change the model."""
+def make_method(model: FrozenModel, recipe: Recipe, on: Prefix | None = None) -> Method:
+    """The method of a recipe that is complete for `model`; weight methods change the model.
+
+    `on` is the frozen prefix that stands before a trained one. InvalidRequest if the method trains
+    none.
+    """
     if recipe.method in PREFIX_METHODS:
-        return PrefixMethod(model, recipe)
+        return PrefixMethod(model, recipe, on)
+    if on is not None:
+        raise InvalidRequest(
+            f"on: --method {recipe.method} trains no prefix, so it cannot stand behind one; choose"
+            f" one of {', '.join(PREFIX_METHODS)}"
+        )
     if recipe.method == "infix":
         return InfixMethod(model, recipe)
     return WeightMethod(model, recipe)

@@ -10,20 +10,23 @@ from torch import nn
 
 from app.model.attention import RecordingPlan
 from app.model.frozen import FrozenModel
-from app.prefix.prefix import KeyValues
+from app.prefix.prefix import KeyValues, Prefix
 
 
 class VirtualTokens(nn.Module):
     """Input embeddings of `length` virtual tokens, made by Embedding → Linear → Tanh → Linear.
 
     `forward` runs them through the model, at positions 0, 1, …: the authors' `PrefixEmbTuning`.
+    With the frozen prefix `on` the model reads them behind it.
     """
 
-    def __init__(self, model: FrozenModel, *, length: int, hidden: int) -> None:
+    def __init__(
+        self, model: FrozenModel, *, length: int, hidden: int, on: Prefix | None = None
+    ) -> None:
         super().__init__()
         width = int(model.hf.get_input_embeddings().weight.shape[1])
         # a tuple keeps the base model's weights out of this module's parameters
-        self._model = (model,)
+        self._model, self._on = (model,), on
         self.embedding = nn.Embedding(length, width)
         self.network = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width))
 
@@ -34,16 +37,19 @@ class VirtualTokens(nn.Module):
 
     def forward(self) -> dict[str, KeyValues]:
         """The keys and values that the model gives the virtual tokens, with gradients."""
-        return {"decoder": keys_values_of_embeddings(self._model[0], self.embeddings())}
+        return {"decoder": keys_values_of_embeddings(self._model[0], self.embeddings(), self._on)}
 
 
-def keys_values_of_embeddings(model: FrozenModel, embeddings: torch.Tensor) -> KeyValues:
+def keys_values_of_embeddings(
+    model: FrozenModel, embeddings: torch.Tensor, on: Prefix | None = None
+) -> KeyValues:
     """The model's keys and values for input embeddings [tokens, width] at positions 0, 1, …
 
-    Gradients flow into the embeddings.
+    With the prefix `on` they are read behind it. Gradients flow into the embeddings.
     """
-    plan = RecordingPlan()
-    positions = torch.arange(len(embeddings), device=model.device)[None]
+    plan = RecordingPlan() if on is None else RecordingPlan(on.modules)
+    offset = 0 if on is None else on.metadata.position_offset
+    positions = torch.arange(len(embeddings), device=model.device)[None] + offset
     model.hf(
         inputs_embeds=embeddings[None].to(model.dtype),
         position_ids=positions,

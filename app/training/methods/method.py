@@ -28,7 +28,10 @@ class Method(Protocol):
         """
 
     def base_loss(self, pairs: Sequence[TokenPair]) -> Loss:
-        """The loss of the base model alone. Valid before the first step."""
+        """The loss without what is trained: of the base model alone, or with the frozen prefix.
+
+        Valid before the first step.
+        """
 
     def loss(self, pairs: Sequence[TokenPair], *, in_step: bool = False) -> Loss:
         """The loss with gradients into the parameters; `in_step` turns dropout and smoothing on."""

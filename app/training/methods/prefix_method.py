@@ -10,7 +10,7 @@ from torch.nn.functional import dropout
 
 from app.evaluation.text_pairs import TokenPair
 from app.model.frozen import FrozenModel
-from app.prefix.prefix import KeyValues
+from app.prefix.prefix import KeyValues, Prefix
 from app.training.initial import initial_keys_values, words_token_ids
 from app.training.methods.direct import DirectKeyValues
 from app.training.methods.embedding import VirtualTokens
@@ -23,14 +23,15 @@ from app.training.reparameterisation import Reparameterisations, fit_to, fit_to_
 class PrefixMethod:
     """Trains networks whose output is the prefix: `prefix`, `prefix-direct` or `embedding`.
 
-    The state is the prefix itself, as `MODULE.keys` and `MODULE.values`.
+    The state is the prefix itself, as `MODULE.keys` and `MODULE.values`. The frozen prefix `on`, if
+    given, stands before it.
     """
 
-    def __init__(self, model: FrozenModel, recipe: Recipe) -> None:
-        self._model, self._recipe = model, recipe
+    def __init__(self, model: FrozenModel, recipe: Recipe, on: Prefix | None = None) -> None:
+        self._model, self._recipe, self._on = model, recipe, on
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            networks = _networks(model, recipe)
+            networks = _networks(model, recipe, on)
         self._networks = networks.to(model.device)
 
     @property
@@ -41,13 +42,13 @@ class PrefixMethod:
     def initialise(self) -> float | None:
         """See `Method`. The networks are fitted to the start; direct parameters are set to it."""
         recipe, networks = self._recipe, self._networks
-        if recipe.initial_words is None and recipe.initial_prefix is None:
+        if not recipe.has_start:
             return None
         if isinstance(networks, VirtualTokens):
             ids = words_token_ids(self._model, recipe.initial_words or "", recipe.positions)
             words = torch.tensor(ids, device=self._model.device)
             return fit_to_tensor(networks, self._model.hf.get_input_embeddings()(words))
-        goals = initial_keys_values(self._model, recipe)
+        goals = initial_keys_values(self._model, recipe, self._on)
         if isinstance(networks, DirectKeyValues):
             networks.copy_from(goals)
             return None
@@ -57,7 +58,7 @@ class PrefixMethod:
 
     def base_loss(self, pairs: Sequence[TokenPair]) -> Loss:
         """See `Method`."""
-        return loss_of(self._model, {}, pairs)
+        return loss_of(self._model, {}, pairs, on=self._on)
 
     def loss(self, pairs: Sequence[TokenPair], *, in_step: bool = False) -> Loss:
         """See `Method`. In a step, `prefix_dropout` of the keys and values is dropped."""
@@ -90,7 +91,7 @@ class PrefixMethod:
         pairs: Sequence[TokenPair],
         label_smoothing: float = 0.0,
     ) -> Loss:
-        return loss_of(self._model, prefix, pairs, label_smoothing=label_smoothing)
+        return loss_of(self._model, prefix, pairs, on=self._on, label_smoothing=label_smoothing)
 
 
 def modules_of(state: State) -> dict[str, KeyValues]:
@@ -99,12 +100,12 @@ def modules_of(state: State) -> dict[str, KeyValues]:
     return {name: KeyValues(state[f"{name}.keys"], state[f"{name}.values"]) for name in names}
 
 
-def _networks(model: FrozenModel, recipe: Recipe) -> nn.Module:
+def _networks(model: FrozenModel, recipe: Recipe, on: Prefix | None) -> nn.Module:
     if recipe.method == "prefix-direct":
         return DirectKeyValues(model.spec.modules, recipe.modules, length=recipe.positions)
     hidden = recipe.hidden or HIDDEN
     if recipe.method == "embedding":
-        return VirtualTokens(model, length=recipe.positions, hidden=hidden)
+        return VirtualTokens(model, length=recipe.positions, hidden=hidden, on=on)
     return Reparameterisations(
         model.spec.modules,
         recipe.modules,

@@ -16,6 +16,7 @@ from app.errors import InvalidRequest
 from app.evaluation.evaluator import EngineRunner, Evaluation, Evaluator, running_engine
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
+from app.prefix.composition import compose
 from app.prefix.prefix import Prefix, PrefixMetadata
 from app.training.methods.files import TrainedFile, read_trained
 from app.training.methods.infix import keys_values_with_infix
@@ -63,7 +64,8 @@ class InfixRunner:
 class TunedModel:
     """A model and what a method has trained for it.
 
-    For weight methods `model` is the changed model; `state` is used by the others.
+    For weight methods `model` is the changed model; `state` is used by the others. A prefix stands
+    behind `on`, if that is given.
     """
 
     model: FrozenModel
@@ -71,6 +73,7 @@ class TunedModel:
     state: State
     template: str
     decoding: Mapping[str, Any]
+    on: Prefix | None = None
 
     def evaluate(
         self, examples: Sequence[Example], metrics: Sequence[str] = ("bleu", "rouge_l")
@@ -97,7 +100,9 @@ class TunedModel:
         prefix = None
         if modules := self._prefix_modules():
             offset = 0 if self.model.encoder_decoder is not None else modules["decoder"].length
-            prefix = Prefix(modules, PrefixMetadata(offset)).to(self.model.device, self.model.dtype)
+            prefix = Prefix(modules, PrefixMetadata(offset))
+            prefix = prefix if self.on is None else compose([self.on, prefix])
+            prefix = prefix.to(self.model.device, self.model.dtype)
         return Evaluator(self.model, prefix, EngineRunner(engine), self.decoding)
 
     def _prefix_modules(self) -> dict[str, Any]:
