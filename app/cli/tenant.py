@@ -48,6 +48,14 @@ Rows = Annotated[str | None, _limit("max-rows", "Sequences that decode or wait a
 Queue = Annotated[str | None, _limit("max-queue", "Requests that wait in one server")]
 Prefixes = Annotated[str | None, _limit("max-prefixes", "Number of prefixes")]
 Bytes = Annotated[str | None, _limit("max-bytes", "Bytes of stored prefixes")]
+QueuedJobs = Annotated[str | None, _limit("max-queued-jobs", "Training jobs that wait")]
+RunningJobs = Annotated[str | None, _limit("max-running-jobs", "Training jobs that run")]
+TrainingTokens = Annotated[
+    str | None, _limit("training-tokens-per-day", "Tokens that jobs train on, per day (UTC)")
+]
+TrainingBytes = Annotated[
+    str | None, _limit("max-training-bytes", "Bytes of files that were uploaded for training")
+]
 Weight = Annotated[
     str | None,
     typer.Option(
@@ -67,6 +75,10 @@ def create(
     max_queue: Queue = None,
     max_prefixes: Prefixes = None,
     max_bytes: Bytes = None,
+    max_queued_jobs: QueuedJobs = None,
+    max_running_jobs: RunningJobs = None,
+    training_tokens_per_day: TrainingTokens = None,
+    max_training_bytes: TrainingBytes = None,
     weight: Weight = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
@@ -130,6 +142,10 @@ def limits(
     max_queue: Queue = None,
     max_prefixes: Prefixes = None,
     max_bytes: Bytes = None,
+    max_queued_jobs: QueuedJobs = None,
+    max_running_jobs: RunningJobs = None,
+    training_tokens_per_day: TrainingTokens = None,
+    max_training_bytes: TrainingBytes = None,
     weight: Weight = None,
     data_dir: DataDir = None,
     database_url: DatabaseUrl = None,
@@ -226,8 +242,9 @@ def _state(account: Tenant) -> str:
 
 def _limits_text(limits: TenantLimits) -> str:
     shown: dict[str, object] = {**limits.to_json()}
-    if limits.max_bytes is not None:
-        shown["max_bytes"] = human_bytes(limits.max_bytes)
+    for name in ("max_bytes", "max_training_bytes"):
+        if name in shown:
+            shown[name] = human_bytes(getattr(limits, name))
     if limits.weight == 1:
         del shown["weight"]
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in shown.items()) or "-"

@@ -12,8 +12,10 @@ from app.datasets.lines import read_lines
 from app.errors import InvalidRequest
 from app.prefix.strict_json import parse_object
 
-_TARGETS = ("target", "targets", "output", "outputs")
-"""What targets are called: the first two, and the same two in the words of `/evaluate`."""
+_TARGETS = ("target", "targets", "output", "outputs", "completion")
+"""What targets are called: the first two, the same two in the words of `/evaluate`, and what
+OpenAI calls the one that follows a `prompt`."""
+_PROMPT = "prompt"
 
 MAX_TARGETS = 1_000
 """Of one record."""
@@ -21,7 +23,10 @@ MAX_TARGETS = 1_000
 
 @dataclass(frozen=True)
 class Columns:
-    """The fields that hold the input and the targets; without targets the usual names count."""
+    """The fields that hold the input and the targets; without targets the usual names count.
+
+    Where a record has no `input`, its `prompt` is the input.
+    """
 
     input: str = "input"
     targets: tuple[str, ...] = ()
@@ -41,20 +46,32 @@ def read_json_lines(path: Path, columns: Columns) -> Iterator[Example]:
 
 def from_record(record: Mapping[str, Any], columns: Columns, line: int, where: str) -> Example:
     """The example of a record; InvalidRequest says `where` and which field is wrong."""
-    source = record.get(columns.input)
+    name = _input_name(record, columns)
+    source = record.get(name)
     if not isinstance(source, str):
-        raise InvalidRequest(f"{where}: `{columns.input}` must be a text that is not empty")
+        raise InvalidRequest(f"{where}: `{name}` must be a text that is not empty{_advice(record)}")
     names = columns.targets or _target_names(record, where)
     targets = tuple(target for name in names for target in _targets(record, name, where))
     if not targets:
         raise InvalidRequest(f"{where}: there is no target in {_listed(names)}")
-    others = [name for name in record if name not in (columns.input, *names)]
+    others = [other for other in record if other not in (name, *names)]
     return Example(
-        checked_text(source, f"`{columns.input}`", where),
+        checked_text(source, f"`{name}`", where),
         targets,
         line,
-        {name: values for name in others if (values := _attribute(record[name]))},
+        {other: values for other in others if (values := _attribute(record[other]))},
     )
+
+
+def _input_name(record: Mapping[str, Any], columns: Columns) -> str:
+    is_usual = columns.input == Columns().input and columns.input not in record
+    return _PROMPT if is_usual and _PROMPT in record else columns.input
+
+
+def _advice(record: Mapping[str, Any]) -> str:
+    if "messages" in record:
+        return "; chats are not taken: give `input` and `target`, or `prompt` and `completion`"
+    return ""
 
 
 def _target_names(record: Mapping[str, Any], where: str) -> tuple[str, ...]:

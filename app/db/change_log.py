@@ -23,13 +23,15 @@ EPOCH = select(catalog_epoch.c.epoch)
 class ChangeKind(StrEnum):
     """What a note is about; `name` is the prefix's, the key's `kid`, or empty.
 
-    CONTENT is about files that no version needs: of no interest to caches.
+    CONTENT is about files that no version needs, TRAINING about training files and jobs (`name` is
+    the id): of no interest to caches.
     """
 
     PREFIX = "prefix"
     TENANT = "tenant"
     KEY = "key"
     CONTENT = "content"
+    TRAINING = "training"
     EVERYTHING = "everything"
 
 

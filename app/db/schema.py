@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-from app.db.columns import NAME, NUMBER, ROW_ID, WORD, columns, keys, parent
+from app.db.columns import NAME, NUMBER, ROW_ID, USER, WORD, columns, keys, parent
 
 metadata = MetaData()
 
@@ -57,9 +57,11 @@ tenants = Table(
     Column("limits", JSON, nullable=False, server_default="{}"),
     Column("prefix_count", NUMBER, nullable=False, server_default="0"),
     Column("stored_nbytes", NUMBER, nullable=False, server_default="0"),
+    Column("training_turn", NUMBER, nullable=False, server_default="0"),
 )
 """`prefix_count` and `stored_nbytes` (of files, a content that several prefixes share once) are
-kept by whoever adds or removes a row, so that quotas cost the same at any size."""
+kept by whoever adds or removes a row, so that quotas cost the same at any size. `training_turn` is
+the epoch in which a worker last took a job of the tenant."""
 
 retired_owners = Table(
     "retired_owners",
@@ -86,8 +88,11 @@ prefixes = Table(
     *keys(id=ROW_ID),
     parent("tenants", NAME),
     *columns(name=NAME, created_at=NUMBER),
+    *columns(nullable=True, user=USER),
     UniqueConstraint("tenant_id", "name"),
+    Index("prefixes_by_user", "tenant_id", "user"),
 )
+"""`user` is the end user of the tenant whose prefix it is, if the tenant has named one."""
 
 publications = Table(
     "publications",
@@ -212,9 +217,11 @@ usage_hours = Table(
     *keys(prefix=String(1100), version=String(600)),
     *columns(requests=NUMBER, failed=NUMBER, tokens_in=NUMBER, tokens_out=NUMBER),
     *columns(first_token_ms=NUMBER, total_ms=NUMBER),
+    Column("tokens_trained", NUMBER, nullable=False, server_default="0"),
 )
 """Sums per tenant, hour (seconds since 1970, rounded down) and what served: the prefixes' names
-joined by `+`, empty for the base model alone, and their digests joined by `,`."""
+joined by `+`, empty for the base model alone, and their digests joined by `,`. Training counts
+under the name of the prefix that is trained, which has no version yet."""
 
 usage_batches = Table(
     "usage_batches",
@@ -232,3 +239,76 @@ audit_log = Table(
     Index("audit_log_by_time", "at"),
 )
 """One chain a replica: `hash` is the SHA-256 over `previous` and `record`, a JSON object."""
+
+training_files = Table(
+    "training_files",
+    metadata,
+    *keys(id=ROW_ID),
+    Column("public_id", NAME, nullable=False, unique=True),
+    parent("tenants", NAME),
+    *columns(nullable=True, user=USER),
+    *columns(filename=String(255), purpose=NAME, nbytes=NUMBER, examples=NUMBER, pairs=NUMBER),
+    *columns(sha256=NAME, owner=NAME, digest=NAME, created_at=NUMBER),
+    *columns(nullable=True, expires_at=NUMBER),
+    Index("training_files_in_order", "tenant_id", "id"),
+    Index("training_files_by_user", "tenant_id", "user"),
+    Index("training_files_by_content", "owner", "digest"),
+    sqlite_autoincrement=True,
+)
+"""`owner` and `digest` are the key of the content. It is random, so that no two rows share a
+content; `sha256` is that of the bytes. `pairs` counts targets, of all examples together."""
+
+training_jobs = Table(
+    "training_jobs",
+    metadata,
+    *keys(id=ROW_ID),
+    Column("public_id", NAME, nullable=False, unique=True),
+    parent("tenants", NAME),
+    *columns(nullable=True, user=USER),
+    *columns(status=WORD, base_model=Text, base_fingerprint=NAME, method=NAME),
+    *columns(hyperparameters=JSON, suffix=NAME, seed=NUMBER, training_file=NAME),
+    *columns(nullable=True, validation_file=NAME, on_prefix=Text, alias=NAME, metadata=JSON),
+    *columns(attempt=Integer, losses=Integer, events=NUMBER),
+    *columns(nullable=True, worker=NAME, token=NAME, lease_until=Float),
+    *columns(step=NUMBER, total_steps=NUMBER, trained_tokens=NUMBER),
+    *columns(nullable=True, fine_tuned_model=Text, result=JSON, error=JSON),
+    *columns(created_at=NUMBER),
+    *columns(nullable=True, started_at=NUMBER, finished_at=NUMBER, estimated_finish=NUMBER),
+    Index("training_jobs_in_order", "tenant_id", "id"),
+    Index("training_jobs_by_user", "tenant_id", "user"),
+    Index("training_jobs_by_status", "status", "base_fingerprint", "tenant_id", "id"),
+    Index("training_jobs_by_file", "tenant_id", "training_file"),
+    sqlite_autoincrement=True,
+)
+"""`token` is the right of the worker that has the job, until `lease_until`; see `jobs.claims`.
+`losses` counts the workers that were lost with the job since its last checkpoint; `events` is the
+number of its last event; `on_prefix` is the version behind which it is trained."""
+
+job_events = Table(
+    "job_events",
+    metadata,
+    parent("training_jobs", primary_key=True),
+    *keys(sequence=NUMBER, autoincrement=False),
+    *columns(created_at=NUMBER, level=WORD, type=WORD, message=Text),
+    *columns(nullable=True, data=JSON),
+)
+"""What happened to a job, numbered from 1 for each job."""
+
+job_checkpoints = Table(
+    "job_checkpoints",
+    metadata,
+    parent("training_jobs", primary_key=True),
+    *keys(step=NUMBER, autoincrement=False),
+    *columns(created_at=NUMBER, metrics=JSON, owner=NAME, nbytes=NUMBER),
+    *columns(nullable=True, digest=NAME),
+    Index("job_checkpoints_by_content", "owner", "digest"),
+)
+"""States from which a job can go on. Only the newest has a content, and only until the job ends."""
+
+training_workers = Table(
+    "training_workers",
+    metadata,
+    *keys(name=NAME),
+    *columns(base_fingerprint=NAME, seen_at=NUMBER),
+)
+"""Workers that have lately asked for jobs, so that users hear if there is none."""

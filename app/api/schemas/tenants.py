@@ -19,6 +19,10 @@ class LimitsBody(StrictBody):
     max_queue: StrictInt | None = None
     max_prefixes: StrictInt | None = None
     max_bytes: StrictInt | None = None
+    max_queued_jobs: StrictInt | None = None
+    max_running_jobs: StrictInt | None = None
+    training_tokens_per_day: StrictInt | None = None
+    max_training_bytes: StrictInt | None = None
     weight: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
 
 
@@ -56,6 +60,10 @@ class LimitsReply(Reply):
     max_queue: Count | MISSING = MISSING
     max_prefixes: Count | MISSING = MISSING
     max_bytes: Count | MISSING = MISSING
+    max_queued_jobs: Count | MISSING = MISSING
+    max_running_jobs: Count | MISSING = MISSING
+    training_tokens_per_day: Count | MISSING = MISSING
+    max_training_bytes: Count | MISSING = MISSING
     weight: float
 
 
@@ -135,6 +143,7 @@ class UsageReply(Reply):
     failed: Count
     tokens_in: Count
     tokens_out: Count
+    tokens_trained: Count
     mean_first_token_ms: float | None
     mean_total_ms: float | None
 

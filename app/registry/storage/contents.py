@@ -1,4 +1,4 @@
-"""The files of versions: which of them the store holds, as the catalog knows; storing them.
+"""The files of versions and of training: which of them the store holds, as the catalog knows.
 
 A content is noted as present before it is stored, and as removing before it is removed; the note
 goes once the removal has certainly ended. So nobody has to ask the store while the catalog's
@@ -14,12 +14,23 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    exists,
+    insert,
+    or_,
+    select,
+    union,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from app.db.database import Database
 from app.db.errors import storage_faults
-from app.db.schema import contents, retired_owners
+from app.db.schema import contents, job_checkpoints, retired_owners, training_files
 from app.db.schema import versions as version_rows
 from app.errors import Unavailable
 from app.registry import scope, versions
@@ -30,8 +41,13 @@ _PRESENT = "present"
 _REMOVING = "removing"
 _MAX_FOUND = 1024
 
-_IS_NEEDED = exists().where(
-    version_rows.c.owner == contents.c.owner, version_rows.c.digest == contents.c.digest
+_REFERRING = (version_rows, training_files, job_checkpoints)
+"""The tables whose rows need a content: that of their `owner` and `digest`."""
+_IS_NEEDED = or_(
+    *(
+        exists().where(table.c.owner == contents.c.owner, table.c.digest == contents.c.digest)
+        for table in _REFERRING
+    )
 )
 
 
@@ -75,13 +91,13 @@ def check_present(connection: Connection, content: Content | None) -> None:
 
 
 def release(connection: Connection, going: Iterable[tuple[str, str]], now: int) -> None:
-    """Begins the grace of contents, (owner, digest), that are about to lose a version."""
+    """Begins the grace of contents, (owner, digest), that are about to lose what needs them."""
     for owner, digest in going:
         _touch(connection, owner, digest, now)
 
 
 def find_unneeded(connection: Connection, before: int, cut_before: int) -> list[Content]:
-    """Some contents that no version has needed since `before`, in seconds since 1970.
+    """Some contents that nothing has needed since `before`, in seconds since 1970.
 
     Also those whose removal began before `cut_before` and was cut short.
     """
@@ -102,7 +118,7 @@ def begin_removal(
 ) -> bool:
     """Notes that a content is being removed; False if it is needed again or another removes it.
 
-    In a transaction that takes its turn: no version may come in between.
+    In a transaction that takes its turn: nothing that needs it may come in between.
     """
     cut = and_(contents.c.state == _REMOVING, contents.c.touched_at <= cut_before)
     same = contents.c.generation == content.generation
@@ -115,9 +131,11 @@ def begin_removal_of_unknown(
     connection: Connection, owner: str, digest: str, now: int
 ) -> Content | None:
     """As `begin_removal`, of what the store holds and nobody has noted; None if somebody has."""
-    noted = exists().where(contents.c.owner == owner, contents.c.digest == digest)
-    needed = exists().where(version_rows.c.owner == owner, version_rows.c.digest == digest)
-    if connection.scalar(select(or_(noted, needed))):
+    known = (
+        exists().where(table.c.owner == owner, table.c.digest == digest)
+        for table in (contents, *_REFERRING)
+    )
+    if connection.scalar(select(or_(*known))):
         return None
     try:
         with connection.begin_nested():
@@ -137,10 +155,11 @@ def end_removals(
 
 
 def noted_digests(connection: Connection, owner: str) -> set[str]:
-    """The contents of an owner that are noted, or needed by a version."""
-    noted = select(contents.c.digest).where(contents.c.owner == owner)
-    needed = select(version_rows.c.digest).where(version_rows.c.owner == owner)
-    return set(connection.scalars(noted.union(needed)))
+    """The contents of an owner that are noted, or that something needs."""
+    known = (
+        select(table.c.digest).where(table.c.owner == owner) for table in (contents, *_REFERRING)
+    )
+    return set(connection.scalars(union(*known)))
 
 
 def _touch(connection: Connection, owner: str, digest: str, now: int) -> bool:

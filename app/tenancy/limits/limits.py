@@ -21,6 +21,10 @@ _BOUNDS = {
     "max_queue": (0, 10**6),
     "max_prefixes": (0, 10**9),
     "max_bytes": (0, 2**50),
+    "max_queued_jobs": (0, 10**6),
+    "max_running_jobs": (0, 10**6),
+    "training_tokens_per_day": (0, 10**15),
+    "max_training_bytes": (0, 2**50),
 }
 
 
@@ -29,8 +33,10 @@ class TenantLimits:
     """Limits of a tenant, over all replicas; None is "no limit". Raises InvalidRequest.
 
     `max_rows` counts rows decoding or waiting at the same time, `max_queue` requests waiting for
-    rows in one replica, `max_bytes` stored tensors. `weight` is the tenant's share of the engine
-    beside others that are busy: twice the weight, twice the tokens.
+    rows in one replica, `max_bytes` stored tensors. `max_queued_jobs` and `max_running_jobs` count
+    training jobs, `training_tokens_per_day` the tokens that they train on from midnight to midnight
+    UTC, `max_training_bytes` the files that were uploaded for them. `weight` is the tenant's share
+    of the engine beside others that are busy: twice the weight, twice the tokens.
     """
 
     requests_per_minute: int | None = None
@@ -39,6 +45,10 @@ class TenantLimits:
     max_queue: int | None = None
     max_prefixes: int | None = None
     max_bytes: int | None = None
+    max_queued_jobs: int | None = None
+    max_running_jobs: int | None = None
+    training_tokens_per_day: int | None = None
+    max_training_bytes: int | None = None
     weight: float = 1.0
 
     def __post_init__(self) -> None:

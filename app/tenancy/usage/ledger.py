@@ -51,7 +51,8 @@ class UsageKey(NamedTuple):
 @dataclass(slots=True)
 class UsageTotals:
     """Requests, those of them that ended with an error, tokens, and milliseconds to the first
-    token and to the end of those that did not."""
+    token and to the end of those that did not; tokens that were trained on, which no request did.
+    """
 
     requests: int = 0
     failed: int = 0
@@ -59,6 +60,7 @@ class UsageTotals:
     tokens_out: int = 0
     first_token_ms: int = 0
     total_ms: int = 0
+    tokens_trained: int = 0
 
     def add(self, other: UsageTotals) -> None:
         """Take in others."""
@@ -68,6 +70,7 @@ class UsageTotals:
         self.tokens_out += other.tokens_out
         self.first_token_ms += other.first_token_ms
         self.total_ms += other.total_ms
+        self.tokens_trained += other.tokens_trained
 
 
 Batch = Mapping[UsageKey, UsageTotals]

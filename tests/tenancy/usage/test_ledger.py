@@ -59,7 +59,7 @@ def ledger(flaky: FlakyCatalog, clock: Clock) -> UsageLedger:
 def stored(catalog: Database) -> dict[tuple[object, ...], tuple[int, ...]]:
     with catalog.read() as connection:
         rows = connection.execute(select(usage_hours)).all()
-    return {tuple(row[:4]): tuple(row[4:]) for row in rows}
+    return {tuple(row[:4]): tuple(row[4:-1]) for row in rows if row.tokens_trained == 0}
 
 
 def everything(tenant: str = "acme", **changes: object) -> UsageQuery:

@@ -1,0 +1,344 @@
+"""A worker's right to a job: taken by a lease, kept by heartbeats, given back or lost.
+
+Each change of a job is one transaction that checks the lease's token, so that whatever dies at
+whatever moment, a job is in one state and has at most one worker. A lease whose worker is lost ends
+by itself, and the job goes on elsewhere from its last checkpoint. The same on SQLite and
+PostgreSQL; times are those of the database, not of the workers' clocks.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, or_, select, update
+
+from app.db.change_log import ChangeKind, note
+from app.db.database import Database
+from app.db.schema import tenants, training_files, training_jobs
+from app.errors import NotFound
+from app.jobs import checkpoints, contents, events, queue, trained_tokens, workers
+from app.jobs.rows import Clock, now_of, to_spec
+from app.jobs.types import (
+    OPEN,
+    ClaimedJob,
+    ClaimLost,
+    JobEvent,
+    JobFailure,
+    JobProgress,
+    JobStatus,
+    Order,
+)
+from app.registry.storage.store import ObjectStore
+from app.tenancy.limits.limits import TenantLimits
+
+LEASE_S = 60.0
+"""Seconds after which a worker that says nothing has lost its jobs."""
+MAX_LOSSES = 5
+"""Workers that a job may lose without a new checkpoint in between; then it fails."""
+_OPEN = [status.value for status in OPEN]
+
+
+class JobClaims:
+    """What workers ask of the catalog. Synchronous and thread-safe.
+
+    Besides the errors that each method names, any may raise Unavailable (the catalog or the store
+    is busy), and then nothing has changed. ClaimLost if the lease has ended: the job is another's,
+    or nobody's any more.
+    """
+
+    def __init__(
+        self,
+        catalog: Database,
+        objects: ObjectStore,
+        *,
+        lease_s: float = LEASE_S,
+        clock: Clock | None = None,
+    ) -> None:
+        """`lease_s` is how long a claim lasts after each heartbeat; `clock` is for tests."""
+        self.lease_s = lease_s
+        self._catalog, self._objects, self._clock = catalog, objects, clock
+
+    def claim(self, worker: str, base_fingerprint: str, limit: int) -> list[ClaimedJob]:
+        """At most `limit` queued jobs for this base model, which run from now on.
+
+        Also puts back into the queue what lost workers have held. `worker` is a name of at most 64
+        characters, for events and logs.
+        """
+        self.expire()
+        with self._catalog.read() as connection:
+            now = now_of(connection, self._clock)
+            is_known = workers.is_known(connection, worker, base_fingerprint, now)
+            has_work = bool(queue.choose(connection, base_fingerprint, 1, now))
+        if not is_known:
+            with self._catalog.append() as connection:
+                workers.note_seen(connection, worker, base_fingerprint, now)
+        if not has_work:
+            return []
+        with self._catalog.write() as (connection, epoch):
+            note(connection, epoch, ChangeKind.TRAINING, "")
+            now = now_of(connection, self._clock)
+            chosen = queue.choose(connection, base_fingerprint, limit, now)
+            for tenant in sorted({row.tenant_id for row in chosen}):
+                turn = update(tenants).where(tenants.c.id == tenant).values(training_turn=epoch)
+                connection.execute(turn)
+            taken = {row.id: self._take(connection, row, worker, now) for row in _sorted(chosen)}
+        return [job for row in chosen if (job := taken[row.id]) is not None]
+
+    def expire(self) -> int:
+        """Ends the leases that have run out; how many. Their jobs are queued again.
+
+        A job that has lost `MAX_LOSSES` workers since its last checkpoint fails.
+        """
+        overdue = and_(
+            training_jobs.c.token.is_not(None),
+            training_jobs.c.status.in_(_OPEN),
+        )
+        query = select(training_jobs).where(overdue)
+        with self._catalog.read() as connection:
+            now = now_of(connection, self._clock)
+            late = query.where(training_jobs.c.lease_until < now).limit(1)
+            if connection.execute(late).first() is None:
+                return 0
+        with self._catalog.write() as (connection, epoch):
+            note(connection, epoch, ChangeKind.TRAINING, "")
+            now = now_of(connection, self._clock)
+            late = query.where(training_jobs.c.lease_until < now).order_by(training_jobs.c.id)
+            return sum(self._end_lease(connection, row, now) for row in connection.execute(late))
+
+    def heartbeat(self, worker: str, jobs: Collection[ClaimedJob]) -> Mapping[str, Order]:
+        """Keeps the leases of these jobs; what to do with each, by id."""
+        orders: dict[str, Order] = {}
+        spent: dict[str, bool] = {}
+        with self._catalog.append() as connection:
+            now = now_of(connection, self._clock)
+            rows = {
+                row.public_id: row
+                for row in connection.execute(
+                    select(training_jobs).where(
+                        training_jobs.c.public_id.in_([job.id for job in jobs])
+                    )
+                )
+            }
+            held = [job for job in jobs if job.id in rows]
+            for job in sorted(held, key=lambda each: rows[each.id].id):
+                if job.tenant not in spent:
+                    spent[job.tenant] = _must_stop(connection, job.tenant, now)
+                orders[job.id] = self._renew(connection, job, worker, spent[job.tenant], now)
+        return {job.id: orders.get(job.id, Order.LOST) for job in jobs}
+
+    def add_events(self, job: ClaimedJob, new: Sequence[JobEvent]) -> None:
+        """Adds events to the job, in order."""
+        with self._catalog.append() as connection:
+            row, now = self._held(connection, job)
+            events.add(connection, row.id, new, now)
+
+    def report(self, job: ClaimedJob, progress: JobProgress) -> None:
+        """Notes how far the job is; tokens that were trained since are counted for its tenant."""
+        with self._catalog.append() as connection:
+            row, now = self._held(connection, job)
+            values: dict[str, Any] = {"step": progress.step, "total_steps": progress.total_steps}
+            if progress.seconds_left is not None:
+                values["estimated_finish"] = int(now + progress.seconds_left)
+            # what is computed again after a checkpoint is not counted again
+            new = progress.trained_tokens - row.trained_tokens
+            if new > 0:
+                values["trained_tokens"] = progress.trained_tokens
+                trained_tokens.count(connection, job.tenant, job.spec.suffix, new, now)
+            self._set(connection, row.id, values)
+
+    def read_file(self, job: ClaimedJob, which: str, path: Path) -> None:
+        """Copies the job's file, `training` or `validation`, to a local path.
+
+        NotFound if the job has no such file, or if it is gone.
+        """
+        file_id = {"training": job.spec.training_file, "validation": job.spec.validation_file}
+        with self._catalog.append() as connection:
+            self._held(connection, job)
+            query = select(training_files).where(
+                training_files.c.tenant_id == job.tenant,
+                training_files.c.public_id == file_id[which],
+            )
+            row = connection.execute(query).one_or_none()
+        file = None if row is None else self._objects.open(row.owner, row.digest)
+        if file is None:
+            raise NotFound(f"the job's {which} file is gone", param=f"{which}_file")
+        contents.fetch(file, path)
+
+    def save_checkpoint(
+        self, job: ClaimedJob, path: Path, step: int, metrics: Mapping[str, Any]
+    ) -> None:
+        """Stores the file at `path` as the state after `step` steps; it replaces earlier ones."""
+        with self._catalog.append() as connection:
+            _, now = self._held(connection, job)
+        new = contents.store_copy(self._catalog, self._objects, job.tenant, path, now)
+        with self._catalog.write() as (connection, epoch):
+            note(connection, epoch, ChangeKind.TRAINING, job.tenant, job.id)
+            row, now = self._held(connection, job)
+            checkpoints.add(connection, row.id, new, step, metrics, now)
+            self._set(connection, row.id, {"losses": 0})
+
+    def load_checkpoint(self, job: ClaimedJob, path: Path) -> bool:
+        """Copies the job's last checkpoint to a local path; False if there is none."""
+        with self._catalog.append() as connection:
+            row, _ = self._held(connection, job)
+            found = checkpoints.newest(connection, row.id)
+        file = None if found is None else self._objects.open(found.owner, found.digest)
+        if file is None:
+            return False
+        contents.fetch(file, path)
+        return True
+
+    def succeed(self, job: ClaimedJob, fine_tuned_model: str, result: Mapping[str, Any]) -> None:
+        """Ends the job; `fine_tuned_model` is the version, `name@digest`."""
+        values = {"fine_tuned_model": fine_tuned_model, "result": dict(result)}
+        told = JobEvent(message=f"The job has made {fine_tuned_model}.", data=dict(result))
+        self._finish(job, JobStatus.SUCCEEDED, values, told)
+
+    def fail(self, job: ClaimedJob, code: str, message: str, param: str | None = None) -> None:
+        """Ends the job with an error."""
+        error = JobFailure(code=code, message=message, param=param)
+        told = JobEvent(message=message, level="error", data={"code": code})
+        self._finish(job, JobStatus.FAILED, {"error": vars(error)}, told)
+
+    def release(self, job: ClaimedJob) -> None:
+        """Gives the job back: another worker goes on from its last checkpoint, unless it is paused.
+
+        A worker does so when it is told to pause the job or when it stops.
+        """
+        with self._catalog.append() as connection:
+            row, now = self._held(connection, job)
+            values: dict[str, Any] = {"estimated_finish": None, **_NO_LEASE}
+            if row.status == JobStatus.RUNNING.value:
+                values["status"] = JobStatus.QUEUED.value
+                text = "The worker gave the job back; another one goes on with it."
+                if _must_stop(connection, job.tenant, now):
+                    text = "The day's training tokens are used up; the job goes on tomorrow (UTC)."
+                events.tell(connection, row.id, text, now)
+            self._set(connection, row.id, values)
+
+    def _take(
+        self, connection: Connection, row: Row[Any], worker: str, now: float
+    ) -> ClaimedJob | None:
+        """Gives a chosen job to the worker; None if the one that held it has come back."""
+        values = {
+            "status": JobStatus.RUNNING.value,
+            "attempt": row.attempt + 1,
+            "worker": worker[:64],
+            "token": secrets.token_hex(16),
+            "lease_until": now + self.lease_s,
+            "started_at": row.started_at or int(now),
+        }
+        still = and_(
+            training_jobs.c.id == row.id,
+            training_jobs.c.status == JobStatus.QUEUED.value,
+            or_(training_jobs.c.token.is_(None), training_jobs.c.lease_until < now),
+        )
+        if not connection.execute(update(training_jobs).where(still).values(values)).rowcount:
+            return None
+        again = " again, from its last checkpoint" if row.attempt else ""
+        events.tell(connection, row.id, f"The job runs{again}.", now)
+        return ClaimedJob(
+            id=row.public_id,
+            tenant=row.tenant_id,
+            spec=to_spec(row),
+            attempt=row.attempt + 1,
+            token=str(values["token"]),
+        )
+
+    def _end_lease(self, connection: Connection, row: Row[Any], now: float) -> int:
+        """Ends a lease that has run out, unless its worker has come back; how many were ended."""
+        losses = row.losses + 1
+        values: dict[str, Any] = {"losses": losses, "estimated_finish": None, **_NO_LEASE}
+        told = JobEvent(level="warn", message="The job's worker is lost; another one goes on.")
+        if row.status == JobStatus.RUNNING.value:
+            values["status"] = JobStatus.QUEUED.value
+            if losses >= MAX_LOSSES:
+                message = f"{losses} workers in a row were lost while they had this job."
+                error = JobFailure(code="worker_lost", message=message)
+                values |= {"status": JobStatus.FAILED.value, "error": vars(error)}
+                values["finished_at"] = int(now)
+                told = JobEvent(level="error", message=message)
+        is_late = and_(
+            training_jobs.c.id == row.id,
+            training_jobs.c.token == row.token,
+            training_jobs.c.status == row.status,
+            training_jobs.c.lease_until < now,
+        )
+        ended = connection.execute(update(training_jobs).where(is_late).values(values)).rowcount
+        if ended:
+            events.add(connection, row.id, [told], now)
+            if "finished_at" in values:
+                checkpoints.release(connection, row.id, now)
+        return ended
+
+    def _renew(
+        self, connection: Connection, job: ClaimedJob, worker: str, must_stop: bool, now: float
+    ) -> Order:
+        renewed = (
+            update(training_jobs)
+            .where(training_jobs.c.public_id == job.id, training_jobs.c.token == job.token)
+            .values(lease_until=now + self.lease_s, worker=worker[:64])
+            .returning(training_jobs.c.status)
+        )
+        status = connection.execute(renewed).scalar_one_or_none()
+        if status is None:
+            return Order.LOST
+        if status not in _OPEN:
+            return Order.CANCEL
+        if status != JobStatus.RUNNING.value or must_stop:
+            return Order.PAUSE
+        return Order.GO_ON
+
+    def _held(self, connection: Connection, job: ClaimedJob) -> tuple[Row[Any], float]:
+        """The job's row, which nobody else changes before the transaction ends, and the time.
+
+        ClaimLost if the lease has ended; otherwise it is renewed.
+        """
+        now = now_of(connection, self._clock)
+        held = (
+            update(training_jobs)
+            .where(
+                training_jobs.c.public_id == job.id,
+                training_jobs.c.token == job.token,
+                training_jobs.c.status.in_(_OPEN),
+            )
+            .values(lease_until=now + self.lease_s)
+            .returning(training_jobs)
+        )
+        row = connection.execute(held).one_or_none()
+        if row is None:
+            raise ClaimLost(f"the job {job.id} was cancelled or went to another worker")
+        return row, now
+
+    def _finish(
+        self, job: ClaimedJob, status: JobStatus, values: Mapping[str, Any], told: JobEvent
+    ) -> None:
+        with self._catalog.append() as connection:
+            row, now = self._held(connection, job)
+            ended = {"status": status.value, "finished_at": int(now), "estimated_finish": None}
+            self._set(connection, row.id, {**values, **ended, **_NO_LEASE})
+            events.add(connection, row.id, [told], now)
+            checkpoints.release(connection, row.id, now)
+
+    def _set(self, connection: Connection, job: int, values: Mapping[str, Any]) -> None:
+        connection.execute(update(training_jobs).where(training_jobs.c.id == job).values(values))
+
+
+_NO_LEASE: Mapping[str, Any] = {"token": None, "worker": None, "lease_until": None}
+
+
+def _sorted(rows: Sequence[Row[Any]]) -> list[Row[Any]]:
+    """In the order in which all transactions lock rows of jobs."""
+    return sorted(rows, key=lambda row: int(row.id))
+
+
+def _must_stop(connection: Connection, tenant: str, now: float) -> bool:
+    """Whether no job of the tenant may run: it is disabled, or has used up its tokens."""
+    query = select(tenants.c.limits, tenants.c.disabled_at).where(tenants.c.id == tenant)
+    row = connection.execute(query).one_or_none()
+    if row is None or row.disabled_at is not None:
+        return True
+    return queue.is_spent(connection, tenant, TenantLimits.from_json(row.limits), now)

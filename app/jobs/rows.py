@@ -1,0 +1,115 @@
+"""Rows of the catalog as the rest of the program sees them, and how they are found."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, func, or_, select
+
+from app.db.schema import training_files, training_jobs
+from app.errors import NotFound
+from app.jobs.types import Job, JobFailure, JobSpec, JobStatus, TrainingFile
+
+Clock = Callable[[], float]
+"""Gives seconds since 1970."""
+
+
+def now_of(connection: Connection, clock: Clock | None) -> float:
+    """Seconds since 1970: the clock's, or those of the database, which all its clients share."""
+    if clock is not None:
+        return clock()
+    if connection.dialect.name == "postgresql":
+        return float(connection.scalar(select(func.extract("epoch", func.clock_timestamp()))) or 0)
+    return time.time()
+
+
+def new_id(kind: str) -> str:
+    """A new random public id, as in `file-3f…`."""
+    return f"{kind}-{secrets.token_hex(12)}"
+
+
+def files_of(tenant: str, now: float) -> Select[Any]:
+    """A query over the tenant's files that have not expired."""
+    expires = training_files.c.expires_at
+    return select(training_files).where(
+        training_files.c.tenant_id == tenant, or_(expires.is_(None), expires > int(now))
+    )
+
+
+def get_file_row(
+    connection: Connection, tenant: str, file_id: str, now: float, *, param: str | None = None
+) -> Row[Any]:
+    """The row of a file of the tenant; NotFound for all others."""
+    query = files_of(tenant, now).where(training_files.c.public_id == file_id)
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound("the file does not exist", param=param)
+    return row
+
+
+def get_job_row(connection: Connection, tenant: str, job_id: str) -> Row[Any]:
+    """The row of a job of the tenant; NotFound for all others."""
+    query = select(training_jobs).where(
+        training_jobs.c.tenant_id == tenant, training_jobs.c.public_id == job_id
+    )
+    row = connection.execute(query).one_or_none()
+    if row is None:
+        raise NotFound("the fine-tuning job does not exist")
+    return row
+
+
+def to_file(row: Row[Any]) -> TrainingFile:
+    """A row of `training_files`."""
+    return TrainingFile(
+        id=row.public_id,
+        filename=row.filename,
+        purpose=row.purpose,
+        nbytes=row.nbytes,
+        examples=row.examples,
+        pairs=row.pairs,
+        sha256=row.sha256,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        user=row.user,
+    )
+
+
+def to_spec(row: Row[Any]) -> JobSpec:
+    """What the job of a row of `training_jobs` is to train."""
+    return JobSpec(
+        base_model=row.base_model,
+        base_fingerprint=row.base_fingerprint,
+        method=row.method,
+        suffix=row.suffix,
+        training_file=row.training_file,
+        validation_file=row.validation_file,
+        hyperparameters=row.hyperparameters,
+        seed=row.seed,
+        on=row.on_prefix,
+        alias=row.alias,
+        user=row.user,
+        metadata=row.metadata,
+    )
+
+
+def to_job(row: Row[Any]) -> Job:
+    """A row of `training_jobs`."""
+    return Job(
+        id=row.public_id,
+        tenant=row.tenant_id,
+        spec=to_spec(row),
+        status=JobStatus(row.status),
+        created_at=row.created_at,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        estimated_finish=row.estimated_finish,
+        step=row.step,
+        total_steps=row.total_steps,
+        trained_tokens=row.trained_tokens,
+        fine_tuned_model=row.fine_tuned_model,
+        result=row.result,
+        error=None if row.error is None else JobFailure(**row.error),
+    )
