@@ -73,20 +73,35 @@ def sample(pairs: Sequence[TokenPair], size: int, seed: int) -> list[TokenPair]:
     return random.Random(f"{seed}:sample").sample(list(pairs), min(size, len(pairs)))
 
 
+def by_length(pair: TokenPair) -> tuple[int, ...]:
+    """The key that sorts the rows of a decoder alone, so that equally long rows are neighbours."""
+    return (len(pair),)
+
+
+def by_source_length(pair: TokenPair) -> tuple[int, ...]:
+    """The same for an encoder and a decoder."""
+    return len(pair.prompt_ids), len(pair.target_ids)
+
+
 def collate(
-    pairs: Sequence[TokenPair], *, position_offset: int = 0, device: torch.device | None = None
+    pairs: Sequence[TokenPair],
+    *,
+    position_offset: int | Sequence[int] = 0,
+    device: torch.device | None = None,
 ) -> Batch:
-    """Lay pairs end to end for a decoder alone. A row's last token is only a label."""
-    ordered = sorted(pairs, key=len)
-    rows = [(*pair.prompt_ids, *pair.target_ids) for pair in ordered]
+    """Lay pairs end to end for a decoder alone. A row's last token is only a label.
+
+    Positions count from `position_offset`: one number, or one for each pair.
+    """
+    rows = [(*pair.prompt_ids, *pair.target_ids) for pair in pairs]
     tokens = pack_tokens([row[:-1] for row in rows], position_offset=position_offset, device=device)
     starts = accumulate((len(row) - 1 for row in rows), initial=0)
     keep = [
         start + place
-        for start, row, pair in zip(starts, rows, ordered, strict=False)
+        for start, row, pair in zip(starts, rows, pairs, strict=False)
         for place in range(len(pair.prompt_ids) - 1, len(row) - 1)
     ]
-    labels = [token for pair in ordered for token in pair.target_ids]
+    labels = [token for pair in pairs for token in pair.target_ids]
     return Batch(tokens, *_kept(keep, labels, device))
 
 
@@ -94,18 +109,17 @@ def collate_sources(
     pairs: Sequence[TokenPair],
     start: int,
     *,
-    position_offset: int = 0,
+    position_offset: int | Sequence[int] = 0,
     device: torch.device | None = None,
 ) -> Batch:
     """Lay pairs end to end for an encoder and a decoder, whose input begins with token `start`.
 
-    The decoder's positions count from `position_offset`, the encoder's from 0.
+    The decoder's positions count from `position_offset`, as in `collate`; the encoder's from 0.
     """
-    ordered = sorted(pairs, key=lambda pair: (len(pair.prompt_ids), len(pair.target_ids)))
-    written = [(start, *pair.target_ids[:-1]) for pair in ordered]
+    written = [(start, *pair.target_ids[:-1]) for pair in pairs]
     tokens = pack_tokens(written, position_offset=position_offset, device=device)
-    labels = [token for pair in ordered for token in pair.target_ids]
-    sources = pack_tokens([pair.prompt_ids for pair in ordered], device=device)
+    labels = [token for pair in pairs for token in pair.target_ids]
+    sources = pack_tokens([pair.prompt_ids for pair in pairs], device=device)
     return Batch(tokens, *_kept(list(range(len(labels))), labels, device), sources)
 
 

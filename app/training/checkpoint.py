@@ -60,6 +60,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(tensors, state)
 
 
+def checkpoint_of_run(path: Path, identity: str, recipe: Mapping[str, Any]) -> Checkpoint:
+    """Read the checkpoint of a run. Raises InvalidRequest if it is another's or is damaged."""
+    saved = load_checkpoint(path)
+    if (saved.state.get("identity"), saved.state.get("recipe")) != (identity, recipe):
+        raise InvalidRequest(
+            f"{path} belongs to another run (base model, data or settings differ);"
+            " remove it or start again with --no-resume"
+        )
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in saved.tensors.values()):
+        raise InvalidRequest(
+            f"{path} holds values that are not finite; remove it or start again with --no-resume"
+        )
+    return saved
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer, name: str) -> dict[str, torch.Tensor]:
     """An optimiser's state as named tensors: `name.INDEX.KEY`."""
     return {

@@ -20,53 +20,72 @@ def summed_cross_entropy(
 ) -> torch.Tensor:
     """The summed loss of `logits` [rows, vocabulary] on `labels` [rows], divided by `divisor`.
 
-    Rows whose label is `ignored` do not count. The loss is fp32, whatever the logits' dtype. Of the
-    usual target, the share `label_smoothing` is spread evenly over the vocabulary (Szegedy et al.
-    2016), as torch does it. The gradient is made in the forward pass, in the logits' dtype.
+    Rows whose label is `ignored` do not count; the rest is as in `row_cross_entropy`.
     """
-    loss: torch.Tensor = _SummedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        logits, labels, divisor, label_smoothing, ignored
+    weights = (labels != ignored) / divisor
+    smoothing = torch.full_like(weights, label_smoothing) if label_smoothing else None
+    return row_cross_entropy(logits, labels, weights, smoothing).sum()
+
+
+def row_cross_entropy(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    weights: torch.Tensor,
+    smoothing: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The loss of each row of `logits` [rows, vocabulary] on `labels` [rows], times its weight.
+
+    `weights` and `smoothing` are fp32, [rows]; a row of weight 0 may have any label. The losses
+    [rows] are fp32, whatever the logits' dtype. Of the usual target, the share `smoothing` is
+    spread evenly over the vocabulary (Szegedy et al. 2016), as torch does it; None means 0. The
+    gradient is made in the forward pass, in the logits' dtype.
+    """
+    losses: torch.Tensor = _RowCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        logits, labels, weights, smoothing
     )
-    return loss
+    return losses
 
 
-class _SummedCrossEntropy(torch.autograd.Function):
+class _RowCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         logits: torch.Tensor,
         labels: torch.Tensor,
-        divisor: float,
-        smoothing: float,
-        ignored: int,
+        weights: torch.Tensor,
+        smoothing: torch.Tensor | None,
     ) -> torch.Tensor:
         vocabulary = logits.shape[1]
-        total = logits.new_zeros((), dtype=torch.float32)
+        losses = torch.zeros_like(weights)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
         step = max(1, _ROW_BYTES.get(logits.device.type, 1 << 30) // (4 * vocabulary))
         for start in range(0, len(labels), step):
             rows = slice(start, start + step)
-            part, counts = logits[rows], labels[rows] != ignored
-            label = labels[rows].where(counts, 0)[:, None]
+            part, weight = logits[rows], weights[rows]
+            share = None if smoothing is None else smoothing[rows]
+            label = labels[rows].where(weight != 0, 0)[:, None]
             chances = torch.softmax(part, dim=-1, dtype=torch.float32)
             # the most likely token's chance is 1 / the sum of exponentials, and never vanishes
             top = part.amax(dim=-1).float()
             log_sum = top - chances.amax(dim=-1).log()
             target = part.gather(1, label)[:, 0].float()
-            if smoothing:
-                target = (1 - smoothing) * target + smoothing * part.mean(-1, dtype=torch.float32)
-            total += torch.where(counts, log_sum - target, 0.0).sum()
+            if share is not None:
+                target = (1 - share) * target + share * part.mean(-1, dtype=torch.float32)
+            losses[rows] = torch.where(weight != 0, weight * (log_sum - target), 0.0)
             if gradient is not None:
-                if smoothing:
-                    chances -= smoothing / vocabulary
-                chances.scatter_add_(1, label, chances.new_full(label.shape, smoothing - 1.0))
-                torch.mul(chances, (counts / divisor)[:, None], out=chances)
+                sure = chances.new_full(label.shape, -1.0)
+                if share is not None:
+                    chances -= share[:, None] / vocabulary
+                    sure += share[:, None]
+                chances.scatter_add_(1, label, sure)
+                torch.mul(chances, weight[:, None], out=chances)
                 gradient[rows] = chances
         ctx.gradient = gradient
-        return total / divisor
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        scale = gradients[0]
-        made = ctx.gradient if bool(scale == 1) else ctx.gradient * scale.to(ctx.gradient.dtype)
-        return made, None, None, None, None
+        scale, made = gradients[0], ctx.gradient
+        if not bool((scale == 1).all()):
+            made = made * scale.to(made.dtype)[:, None]
+        return made, None, None, None

@@ -156,6 +156,13 @@ class Recipe:
                 raise InvalidRequest(f"{name} must be {said}, not {getattr(self, name)!r}")
         self._check_start()
 
+    def check_validation(self, *, has_data: bool, has_score: bool) -> None:
+        """Raise InvalidRequest if a setting needs validation data, or a score, that is missing."""
+        if self.metric != "loss" and not (has_data and has_score):
+            raise InvalidRequest(f"metric: {self.metric} needs validation data; give --valid")
+        if self.early_stopping and not has_data and self.preset != "low-data":
+            raise InvalidRequest("early_stopping needs validation data; give --valid")
+
     def _check_start(self) -> None:
         """Raise InvalidRequest unless the method can start as asked."""
         starts = self._starts()

@@ -7,8 +7,8 @@ steps of a recipe with `model_dropout`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,22 +21,22 @@ from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix
 from app.training.batches import Batches, sample
 from app.training.checkpoint import (
-    load_checkpoint,
+    checkpoint_of_run,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
 )
+from app.training.dropping import dropping, has_dropout
 from app.training.initial import complete_recipe
 from app.training.layer_checkpoints import checkpointed_layers
 from app.training.methods.choose import make_method
 from app.training.methods.method import State
 from app.training.methods.names import PREFIX_METHODS
-from app.training.methods.prefix_method import modules_of
-from app.training.objective import Loss
+from app.training.methods.prefix_method import PrefixMethod, modules_of
+from app.training.objective import Loss, PrefixedRows, mean_loss
 from app.training.progress import Report, RunState, TrainingProgress
 from app.training.recipe import Recipe
 
-_VALIDATION_ROWS = 32
 _SAMPLED = 64
 """Number of pairs on which the progress of a run is measured."""
 
@@ -69,7 +69,7 @@ class Trainer:
             raise InvalidRequest("there are no pairs to train on; the data needs at least one")
         self.model = model
         self.recipe = recipe = complete_recipe(model, recipe, len(pairs))
-        _check_validation(recipe, bool(validation), score is not None)
+        recipe.check_validation(has_data=bool(validation), has_score=score is not None)
         self._validation, self._score = validation, score
         self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
         self._identity = f"{model.spec.fingerprint}:{identity}{f':{on.digest}' if on else ''}"
@@ -88,6 +88,7 @@ class Trainer:
             betas=(0.9, 0.999),
             eps=1e-8,
             weight_decay=0.0,
+            fused=True,
         )
 
     @property
@@ -110,6 +111,24 @@ class Trainer:
         """Whether the run has ended because validations no longer improved."""
         return self._state.stopped
 
+    @property
+    def ended(self) -> bool:
+        """Whether no step is left."""
+        return self.step >= self.total or self._state.stopped
+
+    @property
+    def shares_passes(self) -> bool:
+        """Whether a step may be computed in one pass with other runs' steps, with equal results.
+
+        Dropout inside the model depends on all rows of a pass, and the prefix's on the parts of an
+        accumulated step.
+        """
+        recipe = self.recipe
+        drops = recipe.model_dropout and has_dropout(self.model)
+        parts = recipe.accumulate > 1 and recipe.prefix_dropout > 0
+        # a subclass may have another loss
+        return type(self._method) is PrefixMethod and not drops and not parts
+
     def initialise(self) -> float | None:
         """Start from the recipe's words or file, if any; return the remaining squared error."""
         return None if self.step else self._method.initialise()
@@ -121,19 +140,64 @@ class Trainer:
         not finite. Nothing of that step is kept or written.
         """
         last = min(self.total, until if until is not None else self.total)
+        while self.step < last and not self.ended:
+            done = self.take_step()
+            if self.step == last < self.total:
+                self.save()
+            report(done)
+
+    def take_step(self) -> Report:
+        """One step of the run, alone. Raises InvalidRequest as `run` does."""
+        pairs = self.begin_step()
+        keeps_all = not self.recipe.gradient_checkpointing
+        with (
+            dropping(self.model, self.recipe, self.step),
+            nullcontext() if keeps_all else checkpointed_layers(self.model),
+        ):
+            loss = self._backward(pairs)
+        return self.end_step(loss)
+
+    def begin_step(self) -> Sequence[TokenPair]:
+        """The pairs of the next step. Gradients of their loss belong into the parameters.
+
+        Before the first step, the losses are measured that `progress` compares with.
+        """
         if self._state.first_loss is None:
             self._state.base_loss = self._loss_over(self._method.base_loss, self._sample)
             self._state.first_loss = self._loss_over(self._method.loss, self._sample)
             self._check("loss", self._state.base_loss + self._state.first_loss)
-        while self.step < last and not self._state.stopped:
-            loss, lr = self._step()
-            tokens = sum(map(len, self._batches.at(self.step)))
-            self._state.step += 1
-            due = self.step % self._validate_every == 0 or self.step == self.total
-            measured, score = self.validate() if due else (None, None)
-            if self.step % self._checkpoint_every == 0 or self.step == last or self._state.stopped:
-                self.save()
-            report(Report(self.step, self.total, loss, lr, measured, score, tokens))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.recipe.lr_at(self.step, self.total)
+        self._optimizer.zero_grad(set_to_none=True)
+        return self._batches.at(self.step)
+
+    def rows(self, pairs: Sequence[TokenPair]) -> PrefixedRows:
+        """The pairs of a step as rows behind the prefix, for a pass that several runs share.
+
+        Raises InvalidRequest if the method gives no prefix.
+        """
+        if not isinstance(self._method, PrefixMethod):
+            raise InvalidRequest(_gives_none(self.recipe))
+        with dropping(self.model, self.recipe, self.step):
+            return self._method.rows(pairs)
+
+    def end_step(self, loss: float) -> Report:
+        """Change the parameters by their gradients, validate and save if that is due.
+
+        `loss` is that of the step. Raises InvalidRequest as `run` does.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), self.recipe.clip_norm)
+        self._check("loss", loss)
+        self._check("gradient", norm.item())
+        self._optimizer.step()
+        tokens = sum(map(len, self._batches.at(self.step)))
+        lr = self.recipe.lr_at(self.step, self.total)
+        self._state.step += 1
+        due = self.step % self._validate_every == 0 or self.step == self.total
+        measured, score = self.validate() if due else (None, None)
+        if self.step % self._checkpoint_every == 0 or self.ended:
+            self.save()
+        return Report(self.step, self.total, loss, lr, measured, score, tokens)
 
     def progress(self) -> TrainingProgress:
         """The losses of the run so far, on a sample of the held-out pairs or of the training pairs.
@@ -194,18 +258,7 @@ class Trainer:
         """Continue from the checkpoint, if there is one. Refuses the checkpoint of another run."""
         if self._checkpoint is None or not self._checkpoint.exists():
             return False
-        saved = load_checkpoint(self._checkpoint)
-        mine = (self._identity, self.recipe.as_dict())
-        if (saved.state.get("identity"), saved.state.get("recipe")) != mine:
-            raise InvalidRequest(
-                f"{self._checkpoint} belongs to another run (base model, data or settings differ);"
-                " remove it or start again with --no-resume"
-            )
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in saved.tensors.values()):
-            raise InvalidRequest(
-                f"{self._checkpoint} holds values that are not finite; remove it or start again"
-                " with --no-resume"
-            )
+        saved = checkpoint_of_run(self._checkpoint, self._identity, self.recipe.as_dict())
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved.tensors[f"parameters.{name}"])
@@ -221,39 +274,8 @@ class Trainer:
 
     def _as_prefix(self, state: State) -> Mapping[str, KeyValues]:
         if self.recipe.method not in PREFIX_METHODS:
-            raise InvalidRequest(f"--method {self.recipe.method} does not give a prefix")
+            raise InvalidRequest(_gives_none(self.recipe))
         return modules_of(state)
-
-    @contextmanager
-    def _dropping(self) -> Iterator[None]:
-        """Turn dropout on if the recipe asks for it; its noise depends on the step."""
-        recipe, device = self.recipe, self.model.device
-        if not recipe.model_dropout and not recipe.prefix_dropout:
-            yield
-            return
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed((recipe.seed << 32) + self.step & (1 << 63) - 1)
-            if recipe.model_dropout:
-                self.model.hf.train()
-            try:
-                yield
-            finally:
-                self.model.hf.eval()
-
-    def _step(self) -> tuple[float, float]:
-        lr = self.recipe.lr_at(self.step, self.total)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.zero_grad(set_to_none=True)
-        keeps_all = not self.recipe.gradient_checkpointing
-        with self._dropping(), nullcontext() if keeps_all else checkpointed_layers(self.model):
-            value = self._backward(self._batches.at(self.step))
-        parameters = list(self.parameters.values())
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
-        self._check("loss", value)
-        self._check("gradient", norm.item())
-        self._optimizer.step()
-        return value, lr
 
     def _backward(self, pairs: Sequence[TokenPair]) -> float:
         """Add the gradient of the mean loss of `pairs`, part by part; return that loss."""
@@ -287,14 +309,7 @@ class Trainer:
     def _loss_over(
         self, loss_of_rows: Callable[[Sequence[TokenPair]], Loss], pairs: Sequence[TokenPair]
     ) -> float:
-        """The mean loss over `pairs`, a few at a time."""
-        ordered = sorted(pairs, key=len)
-        total, count = 0.0, 0
-        for start in range(0, len(ordered), _VALIDATION_ROWS):
-            part = loss_of_rows(ordered[start : start + _VALIDATION_ROWS])
-            total += part.mean.item() * part.count
-            count += part.count
-        return total / count
+        return mean_loss(loss_of_rows, pairs)
 
     def validate(self) -> tuple[float | None, float | None]:
         """The loss of the validation pairs and the metric; keeps the state if it is the best."""
@@ -314,8 +329,5 @@ class Trainer:
         return loss, None if by_loss else score
 
 
-def _check_validation(recipe: Recipe, has_validation: bool, has_score: bool) -> None:
-    if recipe.metric != "loss" and not (has_validation and has_score):
-        raise InvalidRequest(f"metric: {recipe.metric} needs validation data; give --valid")
-    if recipe.early_stopping and not has_validation and recipe.preset != "low-data":
-        raise InvalidRequest("early_stopping needs validation data; give --valid")
+def _gives_none(recipe: Recipe) -> str:
+    return f"--method {recipe.method} does not give a prefix"

@@ -130,7 +130,7 @@ def test_special_tokens_in_the_data_stay_text(bart: FrozenModel) -> None:
 
 
 def test_the_decoder_reads_the_labels_one_late() -> None:
-    batch = collate_sources([TokenPair((5, 6, 7), (0, 8, 2)), TokenPair((5,), (0, 2))], start=2)
+    batch = collate_sources([TokenPair((5,), (0, 2)), TokenPair((5, 6, 7), (0, 8, 2))], start=2)
     assert batch.sources is not None
     assert batch.sources.lengths == (1, 3)
     assert batch.sources.ids.tolist() == [[5, 5, 6, 7]]

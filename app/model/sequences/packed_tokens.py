@@ -10,6 +10,7 @@ import torch
 from app.errors import UnsupportedModel
 from app.model.frozen import FrozenModel
 from app.model.packed import padded_rows
+from app.model.sequences.row_prefix_plan import Spans
 from app.model.sequences.sequence_plan import SequencePlan
 from app.prefix.prefix import KeyValues
 
@@ -29,16 +30,24 @@ class PackedTokens:
 def pack_tokens(
     sequences: Sequence[Sequence[int]],
     *,
-    position_offset: int = 0,
+    position_offset: int | Sequence[int] = 0,
     device: torch.device | None = None,
 ) -> PackedTokens:
     """Lay `sequences` end to end; each one's positions count from `position_offset`.
 
-    It is fastest if sequences of equal length are neighbours.
+    That is one number, or one for each sequence. It is fastest if sequences of equal length are
+    neighbours.
     """
     lengths = tuple(len(sequence) for sequence in sequences)
     ids = [token for sequence in sequences for token in sequence]
-    positions = [position_offset + place for length in lengths for place in range(length)]
+    offsets = (
+        [position_offset] * len(lengths) if isinstance(position_offset, int) else position_offset
+    )
+    positions = [
+        offset + place
+        for offset, length in zip(offsets, lengths, strict=True)
+        for place in range(length)
+    ]
     tail = [0] * (padded_rows(len(ids)) - len(ids))
     made = torch.tensor([ids + tail, positions + tail], device=device)
     return PackedTokens(made[:1], made[1:], lengths)
@@ -51,11 +60,13 @@ def packed_logits(
     keep: torch.Tensor | int = 0,
     *,
     sources: PackedTokens | None = None,
+    spans: Spans | None = None,
 ) -> torch.Tensor:
     """Logits [1, kept tokens, vocabulary] of each sequence behind the prefixes in `modules`.
 
     `modules` maps roles to keys and values [layers, kv_heads, length, head_dim], of any dtype, that
-    all sequences attend to; gradients flow into them. `keep` holds the indices of the tokens whose
+    all sequences attend to; gradients flow into them. With `spans` a sequence attends only to its
+    own range of positions, by role. `keep` holds the indices of the tokens whose
     logits are wanted (0: all of them). A model with an encoder reads `sources`, one for each
     sequence; without an encoder they must be None, or UnsupportedModel is raised.
     """
@@ -68,6 +79,7 @@ def packed_logits(
         modules,
         tokens.lengths,
         () if sources is None else sources.lengths,
+        spans=spans,
         dropout=model.attention_dropout,
     )
     if model.encoder_decoder is None or sources is None:

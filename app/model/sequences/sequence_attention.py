@@ -1,4 +1,4 @@
-"""Attention of training sequences that lie end to end, with gradients into a shared prefix.
+"""Attention of training sequences that lie end to end, with gradients into their prefixes.
 
 One autograd function for the CPU: plain products on the columns [prefix | sequence] of sequences of
 equal length. With a mask, torch's fused kernel takes two to four times as long in bfloat16.
@@ -21,22 +21,35 @@ Mask = Callable[[int, int], torch.Tensor | None]
 
 
 class EqualSequences(NamedTuple):
-    """`rows` neighbours with equally many queries and equally many keys (their own, no prefix)."""
+    """`rows` neighbours with equally many queries, keys (their own) and positions of a prefix.
+
+    `places` [rows, length] says where each row's prefix lies among all prefixes; None: each row
+    attends to all of them.
+    """
 
     first_query: int
     first_key: int
     rows: int
     queries: int
     keys: int
+    places: torch.Tensor | None = None
 
 
-def equal_neighbours(queries: Sequence[int], keys: Sequence[int]) -> list[EqualSequences]:
-    """The sequences with as many `queries` and `keys`, in order, with equal neighbours together."""
-    found, query, key = [], 0, 0
-    for (num_queries, num_keys), group in groupby(zip(queries, keys, strict=True)):
+def equal_neighbours(
+    queries: Sequence[int], keys: Sequence[int], spans: Sequence[range] | None = None
+) -> list[EqualSequences]:
+    """The sequences with as many `queries` and `keys`, in order, with equal neighbours together.
+
+    `spans` are the positions of each sequence's prefix; None: all attend to the same one.
+    """
+    found, query, key, row = [], 0, 0, 0
+    lengths = [0] * len(queries) if spans is None else [len(span) for span in spans]
+    for (num_queries, num_keys, _), group in groupby(zip(queries, keys, lengths, strict=True)):
         count = len(list(group))
-        found.append(EqualSequences(query, key, count, num_queries, num_keys))
-        query, key = query + count * num_queries, key + count * num_keys
+        own = None if spans is None else spans[row : row + count]
+        places = None if own is None else torch.tensor([list(span) for span in own]).long()
+        found.append(EqualSequences(query, key, count, num_queries, num_keys, places))
+        query, key, row = query + count * num_queries, key + count * num_keys, row + count
     return found
 
 
@@ -51,9 +64,10 @@ def attend_in_sequences(
 ) -> torch.Tensor:
     """Attention output [1, tokens, heads, head_dim]; each sequence attends to [prefix | itself].
 
-    `query` is [1, heads, tokens, head_dim], `key` and `value` are [1, kv_heads, tokens, head_dim],
-    `prefix` is two tensors [kv_heads, length, head_dim] of any dtype. Tokens of no group have
-    output 0. Gradients of the prefix are summed over the sequences in fp32.
+    The groups say which positions of `prefix` a sequence attends to. `query` is
+    [1, heads, tokens, head_dim], `key` and `value` are [1, kv_heads, tokens, head_dim], `prefix` is
+    two tensors [kv_heads, length, head_dim] of any dtype. Tokens of no group have output 0.
+    Gradients of the prefix are summed over the sequences in fp32.
     """
     keys, values = (None, None) if prefix is None else prefix
     output: torch.Tensor = _SequenceAttention.apply(  # type: ignore[no-untyped-call]
@@ -146,9 +160,10 @@ class _SequenceAttention(torch.autograd.Function):
                 (value_slopes, of_values, of_prefix[1]),
             ):
                 by_row = slopes_here.view(kv_heads, group.rows, -1, key_shape[3])
-                total += by_row[:, :, : shape[1]].sum(dim=1, dtype=torch.float32)
+                length = by_row.shape[2] - group.keys
+                _add_to_prefix(total, by_row[:, :, :length], group)
                 if into_tokens:
-                    _put_columns(of_tokens, by_row[:, :, shape[1] :], group)
+                    _put_columns(of_tokens, by_row[:, :, length:], group)
         tokens = [
             part.transpose(1, 2) if into_tokens else None for part in (of_query, of_keys, of_values)
         ]
@@ -171,14 +186,25 @@ def _columns(
 ) -> torch.Tensor:
     """[kv_heads × rows, length + keys, head_dim]: the prefix before each sequence's tokens."""
     _, kv_heads, _, head_dim = tokens.shape
-    length = 0 if prefix is None else prefix.shape[1]
-    made = tokens.new_empty(kv_heads, group.rows, length + group.keys, head_dim)
+    before = None
     if prefix is not None:
-        made[:, :, :length] = prefix[:, None]
+        before = prefix[:, None] if group.places is None else prefix[:, group.places]
+    length = 0 if before is None else before.shape[2]
+    made = tokens.new_empty(kv_heads, group.rows, length + group.keys, head_dim)
+    if before is not None:
+        made[:, :, :length] = before
     end = group.first_key + group.rows * group.keys
     found = tokens[0, :, group.first_key : end]
     made[:, :, length:] = found.view(kv_heads, group.rows, group.keys, head_dim)
     return made.flatten(0, 1)
+
+
+def _add_to_prefix(total: torch.Tensor, slopes: torch.Tensor, group: EqualSequences) -> None:
+    """Add the gradients [kv_heads, rows, length, head_dim] of the rows' prefixes to `total`."""
+    if group.places is None:
+        total += slopes.sum(dim=1, dtype=torch.float32)
+    else:
+        total.index_add_(1, group.places.flatten(), slopes.flatten(1, 2).float())
 
 
 def _put(output: torch.Tensor, made: torch.Tensor, group: EqualSequences, kv_heads: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from app.model.attention import DensePlan
+from app.model.sequences.row_prefix_plan import RowPrefixPlan, Spans
 from app.model.sequences.sequence_attention import Mask, attend_in_sequences, equal_neighbours
 from app.prefix.prefix import KeyValues
 
@@ -14,9 +15,10 @@ from app.prefix.prefix import KeyValues
 class SequencePlan:
     """Sequences end to end: each token attends to [prefix | its own sequence].
 
-    `lengths` are those of the decoder's sequences, `source_lengths` those of the encoder's. On a
-    CPU no padding is computed. Elsewhere, and while attention weights are dropped, attention alone
-    sees a padded rectangle.
+    `lengths` are those of the decoder's sequences, `source_lengths` those of the encoder's. All
+    sequences attend to all of `modules`, or, with `spans`, each to its own positions of them:
+    `spans` has a range for each sequence and role. On a CPU no padding is computed. Elsewhere, and
+    while attention weights are dropped, attention alone sees a padded rectangle.
     """
 
     def __init__(
@@ -25,14 +27,21 @@ class SequencePlan:
         lengths: Sequence[int],
         source_lengths: Sequence[int] = (),
         *,
+        spans: Spans | None = None,
         dropout: float = 0.0,
         padded: bool = False,
     ) -> None:
-        self._modules = modules
+        self._modules, self._spans = modules, spans
+        # one gradient for all layers; `keys[layer]` would make one of full size for each
+        self._layers = {
+            role: (part.keys.unbind(), part.values.unbind()) for role, part in modules.items()
+        }
         self._queries = {"decoder": lengths, "cross": lengths, "encoder": source_lengths}
         self._keys = {"decoder": lengths, "cross": source_lengths, "encoder": source_lengths}
         self._groups = {
-            role: equal_neighbours(self._queries[role], self._keys[role])
+            role: equal_neighbours(
+                self._queries[role], self._keys[role], None if spans is None else spans.get(role)
+            )
             for role in (("decoder", "cross", "encoder") if source_lengths else ("decoder",))
         }
         self._masks: dict[tuple[int, int], torch.Tensor] = {}
@@ -53,8 +62,8 @@ class SequencePlan:
         """See `AttentionPlan`; batch is 1."""
         if self._padded or query.device.type != "cpu":
             return self._attend_padded(role, layer, query, key, value, scaling)
-        found = self._modules.get(role)
-        prefix = None if found is None else (found.keys[layer], found.values[layer])
+        found = self._layers.get(role)
+        prefix = None if found is None else (found[0][layer], found[1][layer])
         groups = self._groups[role]
         mask = self._causal(query.dtype) if role == "decoder" else _no_mask
         return attend_in_sequences(query, key, value, prefix, groups, mask, scaling)
@@ -96,7 +105,10 @@ class SequencePlan:
             for role, part in self._modules.items()
         }
         sources = self._keys["cross"]
-        return DensePlan(modules, _real(sources, device) if sources else None, self._dropout)
+        mask = _real(sources, device) if sources else None
+        if self._spans is None:
+            return DensePlan(modules, mask, self._dropout)
+        return RowPrefixPlan(modules, self._spans, mask, self._dropout)
 
     def _index(self, lengths: Sequence[int], device: torch.device) -> torch.Tensor:
         """Where the tokens of each row lie, [sequences, longest]; 0 behind a row's end."""

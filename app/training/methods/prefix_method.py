@@ -15,7 +15,7 @@ from app.training.initial import initial_keys_values, words_token_ids
 from app.training.methods.direct import DirectKeyValues
 from app.training.methods.embedding import VirtualTokens
 from app.training.methods.method import State
-from app.training.objective import Loss, loss_of
+from app.training.objective import Loss, PrefixedRows, losses_of, prefixed_rows
 from app.training.recipe import HIDDEN, Recipe
 from app.training.reparameterisation import Reparameterisations, fit_to, fit_to_tensor
 
@@ -58,23 +58,26 @@ class PrefixMethod:
 
     def base_loss(self, pairs: Sequence[TokenPair]) -> Loss:
         """See `Method`."""
-        return loss_of(self._model, {}, pairs, on=self._on)
+        return self._loss(self._rows_behind({}, pairs))
 
     def loss(self, pairs: Sequence[TokenPair], *, in_step: bool = False) -> Loss:
         """See `Method`. In a step, `prefix_dropout` of the keys and values is dropped."""
-        made = self._networks()
-        if not in_step:
-            return self._loss_behind(made, pairs)
-        if share := self._recipe.prefix_dropout:
+        rows = self.rows(pairs) if in_step else self._rows_behind(self._networks(), pairs)
+        return self._loss(rows)
+
+    def rows(self, pairs: Sequence[TokenPair]) -> PrefixedRows:
+        """The rows of a step, behind the present prefix; gradients flow into the parameters."""
+        made, share = self._networks(), self._recipe.prefix_dropout
+        if share:
             made = {
                 name: KeyValues(dropout(part.keys, share), dropout(part.values, share))
                 for name, part in made.items()
             }
-        return self._loss_behind(made, pairs, self._recipe.label_smoothing)
+        return self._rows_behind(made, pairs, self._recipe.label_smoothing)
 
     def loss_with(self, state: State, pairs: Sequence[TokenPair]) -> Loss:
         """See `Method`."""
-        return self._loss_behind(modules_of(state), pairs)
+        return self._loss(self._rows_behind(modules_of(state), pairs))
 
     @torch.no_grad()
     def state(self) -> dict[str, torch.Tensor]:
@@ -85,13 +88,18 @@ class PrefixMethod:
             for part in ("keys", "values")
         }
 
-    def _loss_behind(
+    def _rows_behind(
         self,
         prefix: Mapping[str, KeyValues],
         pairs: Sequence[TokenPair],
         label_smoothing: float = 0.0,
-    ) -> Loss:
-        return loss_of(self._model, prefix, pairs, on=self._on, label_smoothing=label_smoothing)
+    ) -> PrefixedRows:
+        return prefixed_rows(
+            self._model, prefix, pairs, on=self._on, label_smoothing=label_smoothing
+        )
+
+    def _loss(self, rows: PrefixedRows) -> Loss:
+        return Loss(losses_of(self._model, [rows])[0], rows.divisor)
 
 
 def modules_of(state: State) -> dict[str, KeyValues]:
