@@ -45,6 +45,39 @@ def test_output_and_gradients_are_those_of_a_padded_rectangle(
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("role", ["decoder", "encoder", "cross"])
+def test_each_sequence_attends_to_its_own_prefix_as_if_it_were_alone(role: str) -> None:
+    queries = sum(SOURCES if role == "encoder" else LENGTHS)
+    keys = sum(LENGTHS if role == "decoder" else SOURCES)
+    made = tensors(queries, keys)
+    spans = [range(2), range(1, 3), range(3), range(0), range(2)]
+    results = []
+    for padded in (False, True):
+        modules = {role: KeyValues(made[3], made[4])}
+        plan = SequencePlan(modules, LENGTHS, SOURCES, spans={role: spans}, padded=padded)
+        output = plan.attend(role, 0, *made[:3], 0.3)
+        weights = torch.arange(output.numel()).view(output.shape).sin()
+        results.append((output, torch.autograd.grad((output * weights).sum(), made)))
+    (output, got), (expected, slopes) = results
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(got, slopes, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    query, key = 0, 0
+    rows = (SOURCES if role == "encoder" else LENGTHS, LENGTHS if role == "decoder" else SOURCES)
+    for num_queries, num_keys, span in zip(*rows, spans, strict=True):
+        own = KeyValues(made[3][:, :, list(span)], made[4][:, :, list(span)])
+        alone = SequencePlan({role: own}, [num_queries], [num_keys]).attend(
+            role,
+            0,
+            made[0][:, :, query : query + num_queries],
+            *(part[:, :, key : key + num_keys] for part in made[1:3]),
+            0.3,
+        )
+        here = output[:, query : query + num_queries]
+        torch.testing.assert_close(here, alone, rtol=1e-4, atol=1e-5)
+        query, key = query + num_queries, key + num_keys
+
+
 def test_attention_weights_are_dropped_as_often_as_is_said() -> None:
     made = tensors(sum(LENGTHS), sum(LENGTHS))
 

@@ -20,6 +20,7 @@ from app.training.objective import position_offset
 from app.training.progress import Report
 from app.training.recipe import Recipe
 from app.training.trainer import Trainer
+from tests.tiny import random_prefix
 from tests.training.conftest import EXAMPLES
 
 RECIPE = Recipe(
@@ -146,6 +147,25 @@ def test_each_run_has_the_losses_and_the_answers_that_it_has_alone(
         for trainer, single in zip(trainers, singles, strict=True):
             assert_equal_runs(reports[trainer], alone(single))
             assert answers(engine, trainer) == answers(engine, single)
+
+
+def test_runs_behind_a_frozen_prefix_share_passes_with_others(
+    tiny_gpt2: FrozenModel, pairs: list[TokenPair]
+) -> None:
+    task = random_prefix(tiny_gpt2, 4)
+
+    def new() -> list[Trainer]:
+        recipes = [replace(DIRECT, seed=seed) for seed in range(3)]
+        behind = (task, None, task)
+        return [
+            Trainer(tiny_gpt2, pairs, recipe, on=on)
+            for recipe, on in zip(recipes, behind, strict=True)
+        ]
+
+    trainers = new()
+    reports = together(group_of(tiny_gpt2, trainers))
+    for trainer, single in zip(trainers, new(), strict=True):
+        assert_equal_runs(reports[trainer], alone(single))
 
 
 def test_a_model_with_dropout_trains_its_run_alone_with_the_same_noise(
