@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.cli.configuration import base_model, check_folder
 from app.cli.console import plain, print_warning, stderr, stdout, table
+from app.cli.training.personalisation import PERSONALISATION, run_personalisation
 
 if TYPE_CHECKING:
     from app.experiments.data import ExperimentData
@@ -26,7 +27,8 @@ _INTERRUPTED = 130
 Name = Annotated[
     str,
     typer.Argument(
-        help="`prefix-length`, `data-size`, `initialisation`, `low-data` or `extrapolation`."
+        help="`prefix-length`, `data-size`, `initialisation`, `low-data` or `extrapolation`; or"
+        " `personalisation`: users' prefixes behind a task's."
     ),
 ]
 Data = Annotated[
@@ -77,6 +79,9 @@ HoldOutOption = Annotated[
         " the WebNLG challenge's unseen categories, or three others if the data lack these.",
     ),
 ]
+Users = Annotated[
+    str, typer.Option(help="`personalisation`: the field of the data whose values are the users.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List the runs and estimate their time; do nothing else.")
@@ -95,6 +100,7 @@ def experiment(
     test_inputs: TestInputs = None,
     metrics: Metrics = None,
     hold_out: HoldOutOption = None,
+    users: Users = "category",
     device: Device = "auto",
     dry_run: DryRun = False,
 ) -> None:
@@ -113,6 +119,10 @@ def experiment(
     from app.experiments.tasks import task_named
     from app.model.load import hide_progress_bars
 
+    base = base_model(model)
+    if name == PERSONALISATION:
+        run_personalisation(data, base, out, users, seeds, steps, test_inputs, device)
+        return
     chosen, size = experiment_named(name), scale_named(scale)
     used = task_named(task, data.absolute().parts)
     folder = out / name
@@ -123,12 +133,8 @@ def experiment(
         test_inputs = _SMALL_TEST_INPUTS if size.value == "small" else 0
     read = _read(chosen, data, test_inputs, hold_out)
     results = ResultsFile(folder / "results.csv")
-    with (
-        sole_use(folder),
-        executor(
-            base_model(model), read, folder, decoding=used.decoding, metrics=scored, device=device
-        ) as running,
-    ):
+    how: dict[str, Any] = {"decoding": used.decoding, "metrics": scored, "device": device}
+    with sole_use(folder), executor(base, read, folder, **how) as running:
         options = GridOptions(
             size, used, read.num_pairs, running.default_lr(), scored, seeds, steps
         )

@@ -174,6 +174,19 @@ def mean_loss(
     return total / count
 
 
+@torch.no_grad()
+def target_losses(model: FrozenModel, prefix: Prefix, pairs: Sequence[TokenPair]) -> list[float]:
+    """The negative log-probability of each pair's target in nats, summed over its tokens."""
+    ordered = sorted(range(len(pairs)), key=lambda at: len(pairs[at]))
+    offset, found = prefix.metadata.position_offset, [0.0] * len(pairs)
+    for start in range(0, len(ordered), _ROWS_AT_ONCE):
+        places = ordered[start : start + _ROWS_AT_ONCE]
+        rows = [PrefixedRows(prefix.modules, [pairs[at]], offset, divisor=1) for at in places]
+        for at, loss in zip(places, losses_of(model, rows).tolist(), strict=True):
+            found[at] = loss
+    return found
+
+
 def position_offset(model: FrozenModel, length: int) -> int:
     """How many positions a prefix of `length` shifts the tokens, as in the authors' code."""
     return length if model.encoder_decoder is None else 0
