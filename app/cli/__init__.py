@@ -12,6 +12,7 @@ import typer
 from app.cli import audit, bench, key, model, tenant
 from app.cli.catalog import migrate
 from app.cli.console import command_group
+from app.cli.distill import distill
 from app.cli.evaluate import evaluate
 from app.cli.experiment import experiment
 from app.cli.prefix import commands as prefix
@@ -27,6 +28,7 @@ app = command_group(
 )
 app.command()(serve)
 app.command()(train)
+app.command()(distill)
 app.command()(evaluate)
 app.command()(experiment)
 app.command()(migrate)

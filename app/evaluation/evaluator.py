@@ -28,7 +28,8 @@ Result = TypeVar("Result")
 
 DEFAULT_MAX_TOKENS = 128
 _TENANT = "evaluation"
-_ENGINE_CONFIG = EngineConfig(max_rows=64, max_waiting=4096, kv_bytes=512 << 20)
+OFFLINE = EngineConfig(max_rows=64, max_waiting=4096, kv_bytes=512 << 20)
+"""The limits of an engine that serves nobody else."""
 _PASSED_ON = (
     "min_tokens",
     "repetition_penalty",
@@ -246,9 +247,9 @@ class EngineRunner:
 
 
 @contextmanager
-def running_engine(model: FrozenModel) -> Iterator[Engine]:
+def running_engine(model: FrozenModel, config: EngineConfig = OFFLINE) -> Iterator[Engine]:
     """An engine for offline work, stopped at the end of the block."""
-    engine = Engine(model, _ENGINE_CONFIG)
+    engine = Engine(model, config)
     engine.start()
     try:
         yield engine

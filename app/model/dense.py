@@ -112,7 +112,7 @@ def keys_values_of(
         model.encoder_decoder.teach(read, input_ids, plan, position_offset=offset)
     else:
         positions = torch.arange(input_ids.shape[1], device=model.device)[None] + offset
-        model.forward(input_ids, positions, plan)
+        model.forward(input_ids, positions, plan, 1)
     recorded = plan.recorded()["decoder"]
     # clones made outside inference mode may take part in training
     with torch.inference_mode(False):

@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from app.errors import InsufficientStorage, InvalidRequest
+from app.model.frozen import FrozenModel
+from app.prefix.prefix import Prefix
 
 _STATE_KEY = "state"
 
@@ -25,6 +27,19 @@ class Checkpoint:
 
     tensors: Mapping[str, torch.Tensor]
     state: Mapping[str, Any]
+
+    def tensors_of(self, group: str) -> dict[str, torch.Tensor]:
+        """The tensors that are named `GROUP.NAME`, by `NAME`."""
+        return {
+            name.removeprefix(f"{group}."): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(f"{group}.")
+        }
+
+
+def run_identity(model: FrozenModel, data: str, on: Prefix | None = None) -> str:
+    """What a checkpoint's `identity` says: base model, data and frozen prefix of its run."""
+    return f"{model.spec.fingerprint}:{data}{f':{on.digest}' if on else ''}"
 
 
 def save_checkpoint(

@@ -10,6 +10,11 @@ _ROW_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}
 """How much of the logits is in fp32 at once; on a CPU it stays in the cache."""
 
 
+def rows_at_once(logits: torch.Tensor) -> int:
+    """How many rows of `logits` [rows, vocabulary] are turned into fp32 at once."""
+    return max(1, _ROW_BYTES.get(logits.device.type, 1 << 30) // (4 * logits.shape[1]))
+
+
 def summed_cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
@@ -58,7 +63,7 @@ class _RowCrossEntropy(torch.autograd.Function):
         vocabulary = logits.shape[1]
         losses = torch.zeros_like(weights)
         gradient = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
-        step = max(1, _ROW_BYTES.get(logits.device.type, 1 << 30) // (4 * vocabulary))
+        step = rows_at_once(logits)
         for start in range(0, len(labels), step):
             rows = slice(start, start + step)
             part, weight = logits[rows], weights[rows]

@@ -24,13 +24,14 @@ from app.training.checkpoint import (
     checkpoint_of_run,
     optimizer_tensors,
     restore_optimizer,
+    run_identity,
     save_checkpoint,
 )
 from app.training.dropping import dropping, has_dropout
 from app.training.initial import complete_recipe
 from app.training.layer_checkpoints import checkpointed_layers
 from app.training.methods.choose import make_method
-from app.training.methods.method import State
+from app.training.methods.method import Method, State
 from app.training.methods.names import PREFIX_METHODS
 from app.training.methods.prefix_method import PrefixMethod, modules_of
 from app.training.objective import Loss, PrefixedRows, mean_loss
@@ -48,7 +49,8 @@ class Trainer:
     from it with bit-identical results. `identity` names the data; a checkpoint of other data,
     another model or another recipe is refused. `score` measures the recipe's metric for a state if
     that is not the loss; higher is better. `on` is a frozen prefix that stands before the trained
-    one, as in the composition `task+user`.
+    one, as in the composition `task+user`. `method` replaces the recipe's own; `carried` are
+    tensors that checkpoints hold too.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class Trainer:
         identity: str = "",
         score: Callable[[State], float] | None = None,
         on: Prefix | None = None,
+        method: Method | None = None,
+        carried: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         recipe.check()
         if not pairs:
@@ -72,7 +76,8 @@ class Trainer:
         recipe.check_validation(has_data=bool(validation), has_score=score is not None)
         self._validation, self._score = validation, score
         self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
-        self._identity = f"{model.spec.fingerprint}:{identity}{f':{on.digest}' if on else ''}"
+        self._identity = run_identity(model, identity, on)
+        self._carried = carried or {}
         self._sample = sample(validation or pairs, _SAMPLED, recipe.seed)
         rows = (recipe.batch_size or 1) * recipe.accumulate
         self._batches = Batches(pairs, rows, recipe.seed)
@@ -81,7 +86,7 @@ class Trainer:
         self._state = RunState()
         self._best: State | None = None
         self.on = None if on is None else on.to(model.device, torch.float32)
-        self._method = make_method(model, recipe, self.on)
+        self._method = method or make_method(model, recipe, self.on)
         self._optimizer = torch.optim.AdamW(
             self.parameters.values(),
             recipe.lr or 0.0,
@@ -247,6 +252,7 @@ class Trainer:
         tensors |= {f"parameters.{name}": value for name, value in self.parameters.items()}
         tensors |= optimizer_tensors(self._optimizer, "optimizer")
         tensors |= {f"best.{name}": value for name, value in (self._best or {}).items()}
+        tensors |= {f"carried.{name}": value for name, value in self._carried.items()}
         state = {
             "identity": self._identity,
             "recipe": self.recipe.as_dict(),
@@ -263,12 +269,8 @@ class Trainer:
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved.tensors[f"parameters.{name}"])
         restore_optimizer(self._optimizer, "optimizer", saved.tensors)
-        best = {
-            name.removeprefix("best."): tensor.to(self.model.device)
-            for name, tensor in saved.tensors.items()
-            if name.startswith("best.")
-        }
-        self._best = best or None
+        best = saved.tensors_of("best")
+        self._best = {k: tensor.to(self.model.device) for k, tensor in best.items()} or None
         self._state = RunState(**saved.state["standing"])
         return True
 

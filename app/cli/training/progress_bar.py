@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,7 +15,7 @@ from app.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from app.training.progress import Report
-    from app.training.session import Session
+    from app.training.trainer import Trainer
 
 _LOSS_MEMORY = 0.95
 """Weight of the past in the displayed loss, which smooths single batches."""
@@ -28,7 +28,17 @@ class ScalarLog(Protocol):
         """Write one number of one step."""
 
 
-def train_visibly(session: Session, *, fresh: bool, log_dir: Path | None) -> None:
+class TrainingSession(Protocol):
+    """What a progress line shows: a session of training or of distillation."""
+
+    @property
+    def trainer(self) -> Trainer: ...
+
+    def train(self, report: Callable[[Report], None]) -> None:
+        """Train to the end."""
+
+
+def train_visibly(session: TrainingSession, *, fresh: bool, log_dir: Path | None) -> None:
     """Run the session under a line with the loss, tokens per second and the time left."""
     notes, trainer = stderr(), session.trainer
     if not fresh and trainer.resume():
