@@ -27,8 +27,9 @@ _INTERRUPTED = 130
 Name = Annotated[
     str,
     typer.Argument(
-        help="`prefix-length`, `data-size`, `initialisation`, `low-data` or `extrapolation`; or"
-        " `personalisation`: users' prefixes behind a task's."
+        help="`prefix-length`, `data-size`, `initialisation`, `low-data`, `ablation`,"
+        " `extrapolation`, `baselines` or `rates`; or `personalisation`: users' prefixes behind a"
+        " task's."
     ),
 ]
 Data = Annotated[
@@ -82,6 +83,14 @@ HoldOutOption = Annotated[
 Users = Annotated[
     str, typer.Option(help="`personalisation`: the field of the data whose values are the users.")
 ]
+Methods = Annotated[
+    str | None,
+    typer.Option(
+        help="What is compared, with commas between: methods of `polyprefix train`, `adapter-3%` or"
+        " `adapter-0.1%`. By default what the paper compares."
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="Of products, in training and decoding: fp32 or bf16.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List the runs and estimate their time; do nothing else.")
@@ -101,6 +110,8 @@ def experiment(
     metrics: Metrics = None,
     hold_out: HoldOutOption = None,
     users: Users = "category",
+    methods: Methods = None,
+    dtype: Dtype = "fp32",
     device: Device = "auto",
     dry_run: DryRun = False,
 ) -> None:
@@ -113,11 +124,12 @@ def experiment(
     Example: `polyprefix experiment prefix-length --data e2e/dev.jsonl`
     """
     from app.evaluation.scores import metric_names
-    from app.experiments.execution import executor
-    from app.experiments.grids import GridOptions, experiment_named, scale_named
+    from app.experiments.execution import dtype_named, executor
+    from app.experiments.grids import GridOptions, experiment_named, method_names, scale_named
     from app.experiments.results import ResultsFile, sole_use
     from app.experiments.tasks import task_named
     from app.model.load import hide_progress_bars
+    from app.training.choices import CHOICES_FILE, Choices
 
     base = base_model(model)
     if name == PERSONALISATION:
@@ -134,9 +146,19 @@ def experiment(
     read = _read(chosen, data, test_inputs, hold_out)
     results = ResultsFile(folder / "results.csv")
     how: dict[str, Any] = {"decoding": used.decoding, "metrics": scored, "device": device}
+    how |= {"dtype": dtype_named(dtype), "is_tested": chosen.is_tested}
     with sole_use(folder), executor(base, read, folder, **how) as running:
         options = GridOptions(
-            size, used, read.num_pairs, running.default_lr(), scored, seeds, steps
+            size,
+            used,
+            read.num_pairs,
+            running.default_lr(),
+            scored,
+            seeds,
+            steps,
+            method_names(methods),
+            Choices(out / CHOICES_FILE).of(running.model.spec.fingerprint).rates,
+            dtype,
         )
         runs = chosen.runs(options)
         if dry_run:
@@ -220,11 +242,12 @@ def _show(
     data: str,
 ) -> None:
     """Write and print the table, draw the figure, keep the choice."""
-    from app.experiments.choice import CHOSEN_FILE, write_choice
+    from app.experiments.choice import choose
     from app.experiments.figures import draw
     from app.experiments.paper import FINDINGS
     from app.experiments.runner import grid_results
     from app.experiments.tables import markdown, table_cells
+    from app.training.choices import CHOICES_FILE, Choices
 
     rows = grid_results(running, results, runs)
     if not rows:
@@ -237,14 +260,10 @@ def _show(
     stdout().print(FINDINGS[chosen.name], soft_wrap=True)
     written = folder / "table.md"
     written.write_text(markdown(chosen, options, rows, data), encoding="utf-8")
-    if chosen.name == "prefix-length" and len(rows) == len(runs):
-        best = write_choice(folder.parent, rows, options.shown()[0])
-        if best is not None:
-            stdout().print(
-                f"best: length {best['length']}, rate {best['lr']:g} (in"
-                f" {plain(str(folder.parent / CHOSEN_FILE))})",
-                soft_wrap=True,
-            )
+    choices = Choices(folder.parent / CHOICES_FILE)
+    if len(rows) == len(runs):
+        for said in choose(choices, chosen.name, rows, options.shown()[0]):
+            stdout().print(f"{said} (in {plain(str(choices.path))})", soft_wrap=True)
     for path in [results.path, written, *draw(chosen, options, rows, folder)]:
         stdout().print(f"wrote {plain(str(path))}", soft_wrap=True)
     failed = sum(bool(row.error) for row in rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from app.datasets.example import Example
 from app.errors import InvalidRequest
@@ -79,5 +80,35 @@ class HoldOut:
                 )
         return parts[0], parts[1]
 
+    def __str__(self) -> str:
+        return f"{self.name}={','.join(self.values)}"
+
     def _holds_out(self, example: Example) -> bool:
         return any(value in self.values for value in example.attributes.get(self.name, ()))
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The part of a data set to train on: without what is held out, then `subset` pairs of it."""
+
+    subset: int | None = None
+    subset_seed: int = 101
+    hold_out: HoldOut | None = None
+
+    def split(self, examples: list[Example]) -> tuple[list[Example], list[Example]]:
+        """What to train on, and what is held out. InvalidRequest if a part is empty."""
+        held: list[Example] = []
+        if self.hold_out is not None:
+            examples, held = self.hold_out.split(examples)
+        if self.subset is not None:
+            examples = subset(examples, self.subset, self.subset_seed)
+        return examples, held
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was asked for, as JSON values."""
+        made: dict[str, Any] = {}
+        if self.subset is not None:
+            made |= {"subset": self.subset, "subset_seed": self.subset_seed}
+        if self.hold_out is not None:
+            made["hold_out"] = str(self.hold_out)
+        return made

@@ -1,58 +1,73 @@
-"""The length and rate that a prefix-length experiment found best for a base model, as a file."""
+"""From an experiment's results to what `train` takes by default."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-from app.errors import InvalidRequest
 from app.experiments.results import RunResult
-from app.experiments.summary import settings_of
+from app.experiments.summary import Setting, settings_of
+from app.training.choices import Choice, Choices
 
-CHOSEN_FILE = "chosen.json"
 
+def choose(
+    choices: Choices, experiment: str, results: Sequence[RunResult], metric: str
+) -> list[str]:
+    """Keep what a `prefix-length` or a `rates` experiment found best; say it in words.
 
-def write_choice(folder: Path, results: Sequence[RunResult], metric: str) -> dict[str, Any] | None:
-    """Add the best length and rate by `metric` to `chosen.json`, which has them by fingerprint.
-
-    Returns them, or None if no run has the metric. The score is optimistic, as it made the choice.
+    The length is the one with the best `metric` on the test inputs, so that score is optimistic.
+    A method's rate is the one with the lowest loss on development pairs.
     """
-    found = [
-        (spread.mean, setting)
-        for setting in settings_of(results)
-        if (spread := setting.spread(metric)) is not None
-    ]
+    if not results:
+        return []
+    fingerprint, model = results[0].fingerprint, results[0].model
+    before = replace(choices.of(fingerprint), model=model)
+    settings = settings_of(results)
+    if experiment == "rates":
+        after, said = _rates(before, settings)
+    elif experiment == "prefix-length":
+        after, said = _length(before, settings, metric)
+    else:
+        return []
+    if said:
+        choices.keep(fingerprint, after)
+    return said
+
+
+def _length(before: Choice, settings: Sequence[Setting], metric: str) -> tuple[Choice, list[str]]:
+    found = [(spread.mean, each) for each in settings if (spread := each.spread(metric))]
     if not found:
-        return None
+        return before, []
     score, best = max(found, key=lambda each: each[0])
-    first = best.results[0]
-    chosen = {
-        "model": first.model,
-        "length": best.length,
-        "lr": best.lr,
-        "batch_size": first.batch_size,
-        "steps": first.steps,
+    rates = {} if best.lr is None else {"prefix": best.lr}
+    evidence = {
         metric: round(score, 2),
         "runs": len(best.results),
-        "test_inputs": first.test_inputs,
+        "steps": best.results[0].steps,
+        "test_inputs": best.results[0].test_inputs,
     }
-    path = folder / CHOSEN_FILE
-    everything = {**_read(path), first.fingerprint: chosen}
-    staged = path.with_name(path.name + ".tmp")
-    staged.write_text(json.dumps(everything, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    staged.replace(path)
-    return chosen
+    after = replace(
+        before,
+        length=best.length,
+        rates={**before.rates, **rates},
+        evidence={**before.evidence, "prefix-length": evidence},
+    )
+    return after, [f"best: length {best.length}, rate {best.lr:g}" if best.lr else ""]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise InvalidRequest(f"{path} is not JSON ({error}); remove the file") from error
-    if not isinstance(found, dict):
-        raise InvalidRequest(f"{path} must be a JSON object by fingerprint; remove the file")
-    return found
+def _rates(before: Choice, settings: Sequence[Setting]) -> tuple[Choice, list[str]]:
+    best: dict[str, tuple[float, float]] = {}
+    for each in settings:
+        spread = each.spread("development_loss")
+        if spread is not None and each.lr is not None:
+            known = best.get(each.method)
+            if known is None or spread.mean < known[0]:
+                best[each.method] = (spread.mean, each.lr)
+    losses = {name: round(loss, 4) for name, (loss, _) in best.items()}
+    known_losses = dict(before.evidence.get("rates", {}))
+    after = replace(
+        before,
+        rates={**before.rates, **{name: rate for name, (_, rate) in best.items()}},
+        evidence={**before.evidence, "rates": {**known_losses, **losses}},
+    )
+    return after, [f"best rate of {name}: {rate:g}" for name, (_, rate) in best.items()]

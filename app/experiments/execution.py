@@ -23,7 +23,6 @@ from app.experiments.plan import RunSettings
 from app.experiments.results import RunResult
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
-from app.prefix.prefix import Prefix
 from app.training.progress import Report
 from app.training.recipe import Recipe
 from app.training.session import Session, TrainingJob
@@ -34,6 +33,7 @@ _CHECKPOINT_EVERY = 50
 _TRIAL_STEPS = 3
 _TRIAL_INPUTS = 4
 _TRIAL = "trial"
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,19 @@ class RunPace:
     pair: float
     decoded: float
     load: float
+
+
+Answers = Callable[[Sequence[Example]], Sequence[str]]
+"""What a trained model says to examples."""
+
+
+def _answers(session: Session, engine: Engine) -> Answers:
+    """What was trained, ready to answer: a prefix on `engine`, else a model of its own."""
+    if session.gives_prefix:
+        used = session.prefix({}).to(engine.model.device, engine.model.dtype)
+        return lambda examples: decode_texts(engine, examples, prefix=used)
+    tuned = session.tuned(str(engine.model.dtype).removeprefix("torch."))
+    return lambda examples: tuned.texts([example.input for example in examples])
 
 
 class Executor:
@@ -59,6 +72,7 @@ class Executor:
         metrics: Sequence[str],
         device: str,
         parameters: int,
+        is_tested: bool,
     ) -> None:
         self._name = model
         self._data = data
@@ -70,6 +84,7 @@ class Executor:
         self._metrics = tuple(metrics)
         # packed layers hold their weights elsewhere, so the plain model says how many there are
         self._size = parameters
+        self._is_tested = is_tested
 
     @property
     def model(self) -> FrozenModel:
@@ -99,8 +114,7 @@ class Executor:
         began = time.monotonic()
         session.train(report)
         trained = time.monotonic()
-        prefix = session.prefix({})
-        scores = self._scores(prefix)
+        scores = self._scores(session) if self._is_tested else {}
         decoded = time.monotonic()
         progress = session.trainer.progress()
         recipe = session.recipe
@@ -109,9 +123,7 @@ class Executor:
             lr=recipe.lr,
             batch_size=recipe.batch_size,
             steps=session.trainer.total,
-            trained=sum(
-                part.keys.numel() + part.values.numel() for part in prefix.modules.values()
-            ),
+            trained=sum(values.numel() for values in session.trainer.state().values()),
             train_seconds=trained - began,
             decode_seconds=decoded - trained,
             base_loss=progress.base,
@@ -156,7 +168,7 @@ class Executor:
         per_step = (ends[-1] - ends[0]) / (steps - 1) if steps > 1 else ends[0] - loaded
         few = self._data.test[:_TRIAL_INPUTS]
         before = time.monotonic()
-        decode_texts(self._engine, few, prefix=session.prefix({}))
+        _answers(session, self._engine)(few)
         return RunPace(
             pair=per_step / (session.recipe.batch_size or 1),
             decoded=(time.monotonic() - before) / len(few),
@@ -199,16 +211,16 @@ class Executor:
         path = self._folder / "data" / f"{self._digest[:8]}-{name}.jsonl"
         return path if path.exists() else write_examples(path, examples)
 
-    def _scores(self, prefix: Prefix) -> dict[str, float]:
-        scores = self._scored(self._data.test, prefix)
+    def _scores(self, session: Session) -> dict[str, float]:
+        answers = _answers(session, self._engine)
+        scores = self._scored(self._data.test, answers)
         if self._data.unseen:
-            unseen = self._scored(self._data.unseen, prefix)
+            unseen = self._scored(self._data.unseen, answers)
             scores |= {f"unseen_{name}": value for name, value in unseen.items()}
         return scores
 
-    def _scored(self, examples: Sequence[Example], prefix: Prefix) -> dict[str, float]:
-        used = prefix.to(self.model.device, self.model.dtype)
-        texts = decode_texts(self._engine, examples, prefix=used)
+    def _scored(self, examples: Sequence[Example], answers: Answers) -> dict[str, float]:
+        texts = answers(examples)
         scored = score_texts(texts, [each.targets for each in examples], self._metrics)
         for name, reason in scored.left_out.items():
             _log.warning("%s is left out: %s", name, reason)
@@ -222,6 +234,13 @@ class Executor:
         return found
 
 
+def dtype_named(name: str) -> str:
+    """The name itself. InvalidRequest if there is no such dtype."""
+    if name not in _DTYPES:
+        raise InvalidRequest(f"there is no dtype '{name}'; give `fp32` or `bf16`")
+    return name
+
+
 @contextmanager
 def executor(
     model: str,
@@ -231,10 +250,16 @@ def executor(
     decoding: Mapping[str, Any],
     metrics: Sequence[str],
     device: str,
+    dtype: str = "fp32",
+    is_tested: bool = True,
 ) -> Iterator[Executor]:
-    """An executor with a started engine, until the end of the block."""
+    """An executor with a started engine in `dtype`, `fp32` or `bf16`, until the end of the block.
+
+    `is_tested`: whether runs are scored on the test inputs.
+    """
     parameters = _count_parameters(model, device)
-    with running_engine(load_model(model, device=device, dtype="float32")) as engine:
+    products = _DTYPES[dtype]
+    with running_engine(load_model(model, device=device, dtype=products)) as engine:
         yield Executor(
             model,
             data,
@@ -244,6 +269,7 @@ def executor(
             metrics=metrics,
             device=device,
             parameters=parameters,
+            is_tested=is_tested,
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from app.errors import InvalidRequest
 from app.experiments.plan import RunSettings
 from app.experiments.tasks import ExperimentTask, LowData
+from app.training.recipe import RATE_SHARES
 
 
 class Scale(StrEnum):
@@ -23,7 +24,9 @@ class GridOptions:
     """What a grid depends on.
 
     `num_pairs`: pairs to train on. `default_lr`: the rate that `train` would use for this model.
-    `seeds` and `steps` replace the number of seeds and of steps of a run where they are not 0.
+    `seeds` and `steps` replace the number of seeds and of steps of a run where they are not 0,
+    `methods` those that an experiment compares where there are any. `rates` are the learning rates
+    that were found best on this model, by method.
     """
 
     scale: Scale
@@ -33,6 +36,9 @@ class GridOptions:
     metrics: tuple[str, ...]
     seeds: int = 0
     steps: int = 0
+    methods: tuple[str, ...] = ()
+    rates: Mapping[str, float] = field(default_factory=dict)
+    dtype: str = "fp32"
 
     def shown(self) -> tuple[str, ...]:
         """The two metrics of the figure: the task's, or others where these are not computed."""
@@ -51,7 +57,13 @@ class GridOptions:
     def run(self, experiment: str, method: str, **changes: object) -> RunSettings:
         """A run with the scale's settings for the method, and with `changes`."""
         if self.small:
-            settings = RunSettings(experiment, method, length=SMALL_LENGTH, max_steps=SMALL_STEPS)
+            settings = RunSettings(
+                experiment,
+                method,
+                length=SMALL_LENGTH,
+                max_steps=SMALL_STEPS,
+                lr=self.rates.get(method),
+            )
         else:
             paper = self.task.paper(method)
             settings = RunSettings(
@@ -63,7 +75,12 @@ class GridOptions:
                 batch_size=paper.batch_size,
                 warmup_steps=0,
             )
-        return replace(settings, **changes)  # type: ignore[arg-type]
+        settings = replace(settings, dtype=self.dtype, **changes)  # type: ignore[arg-type]
+        return settings if settings.has_length else replace(settings, length=0, words=None)
+
+    def compared(self, *usual: str) -> tuple[str, ...]:
+        """The methods that an experiment compares: those that were asked for, or the usual ones."""
+        return self.methods or usual
 
     def finished(self, runs: Sequence[RunSettings], seeds: int) -> list[RunSettings]:
         """`runs` with each of the seeds; the option `steps` applies to all of them."""
@@ -85,19 +102,33 @@ INITIAL_WORDS = (
 )
 """None: random values."""
 _INITIALISATION_SIZE = 100
+_FROM_WORDS = ("prefix", "prefix-direct", "embedding")
+_LIKE_FINETUNING = ("finetune", "finetune-top2", "adapter-3%", "adapter-0.1%", "lora")
+"""Methods that take the paper's settings of fine-tuning where it has none of their own."""
+ABLATION_LENGTHS = (1, 10, 20)
+_BOTH = ("prefix", "finetune")
+_BASELINES = ("prefix", "finetune", "finetune-top2", "adapter-3%", "adapter-0.1%")
 _DEVELOPMENT_SHARE = 0.3
+_RATE_SIZE = 200
+_RATES = (0.1, 1 / 3, 1.0, 3.0)
+"""Of the model's default rate for the method."""
 _SMALL_RATES = (1 / 3, 1.0)
 """Of the model's default rate."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment of the paper. `title` heads its figure and table."""
+    """An experiment of the paper. `title` heads its figure and table.
+
+    `unseen`: whether it tests on held-out values too. `is_tested`: whether it tests at all; if not,
+    it is about losses on development pairs.
+    """
 
     name: str
     title: str
     build: Callable[[GridOptions], list[RunSettings]]
     unseen: bool = False
+    is_tested: bool = True
 
     def runs(self, options: GridOptions) -> list[RunSettings]:
         """The grid, in the order in which it is run: all of it once before a second seed."""
@@ -125,7 +156,7 @@ def _data_size(options: GridOptions) -> list[RunSettings]:
     runs = [
         options.run("data-size", method, data_size=size)
         for size in sizes
-        for method in _compared(options)
+        for method in options.compared(*_BOTH)
     ]
     return _own_subsets(options.finished(runs, 2 if options.small else 3))
 
@@ -144,19 +175,45 @@ def _low_data(options: GridOptions) -> list[RunSettings]:
     runs = [
         _low_data_run(options, "low-data", method, size)
         for size in LOW_DATA_SIZES
-        for method in _compared(options)
+        for method in options.compared(*_BOTH)
     ]
     return _drawn(options, runs)
 
 
 def _extrapolation(options: GridOptions) -> list[RunSettings]:
-    runs = [options.run("extrapolation", method) for method in _compared(options)]
-    return options.finished(runs, 3)
+    methods = options.compared(*_BASELINES)
+    return options.finished([options.run("extrapolation", method) for method in methods], 3)
 
 
-def _compared(_: GridOptions) -> tuple[str, ...]:
-    """The methods that the figures over data sizes compare."""
-    return ("prefix",)
+def _ablation(options: GridOptions) -> list[RunSettings]:
+    runs = [
+        options.run("ablation", method, length=length)
+        for length in ABLATION_LENGTHS
+        for method in options.compared("prefix", "infix", "embedding")
+    ]
+    return options.finished(runs, 2 if options.small else 3)
+
+
+def _baselines(options: GridOptions) -> list[RunSettings]:
+    methods = options.compared(*_BASELINES, "lora")
+    return options.finished([options.run("baselines", method) for method in methods], 3)
+
+
+def _rates(options: GridOptions) -> list[RunSettings]:
+    size = min(_RATE_SIZE, int(options.num_pairs / (1 + _DEVELOPMENT_SHARE)))
+    development = max(1, round(_DEVELOPMENT_SHARE * size))
+    runs = [
+        options.run(
+            "rates",
+            method,
+            lr=float(f"{options.default_lr * RATE_SHARES.get(method, 1.0) * share:.1g}"),
+            data_size=size,
+            development=development,
+        )
+        for method in options.compared(*_BASELINES, "lora")
+        for share in _RATES
+    ]
+    return options.finished(runs, 1)
 
 
 def _low_data_run(options: GridOptions, experiment: str, method: str, size: int) -> RunSettings:
@@ -165,21 +222,22 @@ def _low_data_run(options: GridOptions, experiment: str, method: str, size: int)
     development = max(1, round(_DEVELOPMENT_SHARE * size))
     common = {
         "length": recipe.length,
-        "words": recipe.words if method == "prefix" else None,
+        "words": recipe.words if method in _FROM_WORDS else None,
         "data_size": size,
         "development": development,
     }
     if options.small:
         return options.run(experiment, method, **common, max_steps=100 if size < 200 else 200)
+    like = "finetune" if method in _LIKE_FINETUNING else "prefix"
     return options.run(
         experiment,
         method,
         **common,
         lr=recipe.lr,
-        batch_size=recipe.batch_size[method],
+        batch_size=recipe.batch_size[like],
         warmup_steps=recipe.warmup_steps,
-        max_steps=recipe.steps.get(method, {}).get(size, 0),
-        epochs=recipe.epochs.get(method, {}).get(size),
+        max_steps=recipe.steps.get(like, {}).get(size, 0),
+        epochs=recipe.epochs.get(like, {}).get(size),
     )
 
 
@@ -204,7 +262,10 @@ EXPERIMENTS = {
         Experiment("data-size", "Size of the training data", _data_size),
         Experiment("initialisation", "Initialisation with little data", _initialisation),
         Experiment("low-data", "Little data", _low_data),
+        Experiment("ablation", "Prefix, infix and embedding-only", _ablation),
         Experiment("extrapolation", "Unseen categories", _extrapolation, unseen=True),
+        Experiment("baselines", "Prefix-tuning and the baselines", _baselines),
+        Experiment("rates", "Learning rates", _rates, is_tested=False),
     )
 }
 """The experiments by name."""
@@ -217,6 +278,14 @@ def experiment_named(name: str) -> Experiment:
             f"there is no experiment '{name}'; the experiments are {', '.join(EXPERIMENTS)}"
         )
     return EXPERIMENTS[name]
+
+
+def method_names(text: str | None) -> tuple[str, ...]:
+    """The methods in a text with commas between. InvalidRequest for an unknown one."""
+    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    for name in names:
+        RunSettings("", name).recipe().check()
+    return names
 
 
 def scale_named(name: str) -> Scale:

@@ -8,9 +8,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from app.training.methods.names import WEIGHT_METHODS
 from app.training.recipe import Recipe
 
 _DIGEST_LENGTH = 16
+_SIZED = {
+    "adapter-3%": {"method": "adapter", "adapter_share": 0.03},
+    "adapter-0.1%": {"method": "adapter", "adapter_share": 0.001},
+}
+"""Names of the paper that stand for a method with a size."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,9 @@ class RunSettings:
 
     `data_size`: pairs of input and target (0: all). `development`: further pairs that choose the
     best state (0: the last state counts). `lr`, `batch_size`, `warmup_steps` and the number of
-    steps are the model's defaults where they are None or 0.
+    steps are the model's defaults where they are None or 0. `method` is one of `polyprefix train`,
+    or an adapter with its share of the model, as `adapter-3%`. `dtype` is that of products, in
+    training and in decoding.
     """
 
     experiment: str
@@ -34,12 +42,16 @@ class RunSettings:
     epochs: int | None = None
     max_steps: int = 0
     warmup_steps: int | None = None
+    dtype: str = "fp32"
     seed: int = 101
 
     def recipe(self) -> Recipe:
         """The recipe of the run, not yet completed for a model."""
+        named: Mapping[str, Any] = _SIZED.get(self.method, {"method": self.method})
         return Recipe(
-            length=self.length,
+            **named,
+            length=self.length or None,
+            dtype=self.dtype,
             initial_words=self.words,
             lr=self.lr,
             batch_size=self.batch_size,
@@ -50,6 +62,11 @@ class RunSettings:
             seed=self.seed,
         )
 
+    @property
+    def has_length(self) -> bool:
+        """Whether the method trains positions, not weights."""
+        return _SIZED.get(self.method, {"method": self.method})["method"] not in WEIGHT_METHODS
+
     def digest(self, context: Mapping[str, Any]) -> str:
         """The name of the run: SHA-256 over its settings and `context` (model, data, decoding)."""
         text = json.dumps([asdict(self), dict(context)], sort_keys=True)
@@ -58,7 +75,7 @@ class RunSettings:
     def label(self) -> str:
         """The run in a few words, for progress and lists."""
         parts = [self.method]
-        if self.length:
+        if self.has_length:
             parts.append(f"length {self.length}")
         if self.words is not None:
             parts.append(f"from '{self.words}'")

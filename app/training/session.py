@@ -13,6 +13,7 @@ import torch
 
 from app.datasets.example import Example
 from app.datasets.reader import data_digest, read_examples
+from app.datasets.splits import Selection
 from app.errors import InvalidRequest
 from app.evaluation.evaluator import EngineRunner, Evaluation, evaluate, running_engine
 from app.evaluation.text_pairs import (
@@ -27,6 +28,7 @@ from app.model.text import Text
 from app.prefix.codec import decode
 from app.prefix.composition import compose
 from app.prefix.prefix import Prefix
+from app.training.choices import Choices
 from app.training.initial import complete_recipe
 from app.training.methods.files import TrainedFile
 from app.training.methods.method import State
@@ -47,7 +49,9 @@ class TrainingJob:
     """The input of a training run. `decoding` becomes the prefix's defaults.
 
     `template` None means the authors' template for a model of this family. `on` is the file of a
-    prefix that stands before the trained one and does not change; its template is used.
+    prefix that stands before the trained one and does not change; its template is used. `choices`
+    is a file with the rates and lengths that were chosen for base models (see `Choices`).
+    `selection` is the part of `data` to train on; what it holds out validates where `valid` is None.
     """
 
     model: str
@@ -61,6 +65,8 @@ class TrainingJob:
     checkpoint_every: int = 200
     note: str | None = None
     on: Path | None = None
+    selection: Selection = Selection()
+    choices: Path | None = None
 
 
 class Session:
@@ -74,8 +80,8 @@ class Session:
         """
         job.recipe.check()
         self._job = job
-        self.examples = read_examples(job.data)
-        self.validation = read_examples(job.valid) if job.valid is not None else []
+        self.examples, held = job.selection.split(read_examples(job.data))
+        self.validation = held if job.valid is None else read_examples(job.valid)
         if model is not None:
             _check_shared(model, job.recipe)
         self.model = model or load_base(job.model, job.recipe, job.device)
@@ -85,10 +91,15 @@ class Session:
         self.template = given or default_template(self.model.text, has_encoder=has_encoder)
         _warn_of_specials(self.model.text, self.template)
         num_pairs = sum(len(example.targets) for example in self.examples)
-        recipe = complete_recipe(self.model, job.recipe, num_pairs)
+        recipe = job.recipe
+        if job.choices is not None:
+            recipe = Choices(job.choices).of(self.model.spec.fingerprint).apply(recipe)
+        recipe = complete_recipe(self.model, recipe, num_pairs)
         self._length = 0 if recipe.method in WEIGHT_METHODS else recipe.length or 0
         self.pairs = self._pairs(self.examples, job.data)
-        valid_pairs = self._pairs(self.validation, job.valid) if job.valid is not None else []
+        valid_pairs = []
+        if self.validation:
+            valid_pairs = self._pairs(self.validation, job.valid or job.data)
         self._digests = {
             "data": data_digest(job.data),
             "valid": data_digest(job.valid) if job.valid is not None else None,
@@ -100,7 +111,7 @@ class Session:
             validation=valid_pairs,
             checkpoint=job.checkpoint,
             checkpoint_every=job.checkpoint_every,
-            identity=f"{self._digests['data']}:{self._digests['valid']}:{self.template}",
+            identity=":".join(map(str, [*self._digests.values(), job.selection, self.template])),
             score=self._bleu if recipe.metric == "bleu" and self.validation else None,
             on=self.on,
         )
@@ -176,10 +187,13 @@ class Session:
             if self.gives_prefix:
                 return self._scores(EngineRunner(engine))
             base = evaluate(engine, self.validation, template=self.template, decoding=job.decoding)
-        if self.recipe.method in WEIGHT_METHODS:
-            plain = load_model(job.model, device=job.device, dtype="float32", packed=False)
-        tuned = tuned_model(plain, self.trained({}), job.checkpoint)
-        return base, tuned.evaluate(self.validation)
+        return base, self.tuned().evaluate(self.validation)
+
+    def tuned(self, dtype: str = "float32") -> TunedModel:
+        """A fresh base model in `dtype` with what a method that gives no prefix has learned."""
+        job, packed = self._job, self.recipe.method not in WEIGHT_METHODS
+        plain = load_model(job.model, device=job.device, dtype=dtype, packed=packed)
+        return tuned_model(plain, self.trained({}), job.checkpoint)
 
     def _scores(self, runner: EngineRunner) -> tuple[Evaluation, Evaluation]:
         """Scores without and with the trained prefix, on the runner's engine."""
@@ -230,6 +244,7 @@ class Session:
                 "sha256": self._digests["data"],
                 "inputs": len(self.examples),
                 "pairs": len(self.pairs),
+                **job.selection.as_dict(),
             },
             "scores": dict(scores),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),

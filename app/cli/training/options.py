@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 from app.cli.prefix.named_file import prefix_file
+
+if TYPE_CHECKING:
+    from app.datasets.splits import Selection
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class MethodOptions:
         str,
         typer.Option(
             help="What is trained: prefix, prefix-direct, embedding, infix, finetune,"
-            " finetune-top2, adapter or lora. Only the first three give a prefix to serve."
+            " finetune-top2, adapter, lora; peft or peft-projection for PEFT's own prefix. Only"
+            " the first three and PEFT's give a prefix to serve."
         ),
     ] = "prefix"
     preset: Annotated[
@@ -79,6 +83,24 @@ class MethodOptions:
             " q_proj,v_proj."
         ),
     ] = None
+    subset: Annotated[int | None, typer.Option(help="Train on so many pairs, drawn at random.")] = (
+        None
+    )
+    subset_seed: Annotated[int, typer.Option(help="Seed of the subset.")] = 101
+    hold_out: Annotated[
+        str | None,
+        typer.Option(
+            help="What is never trained on, as `category=Astronaut,Airport` or `webnlg-unseen`; it"
+            " is the held-out data if there is no --valid."
+        ),
+    ] = None
+    choices: Annotated[
+        Path,
+        typer.Option(
+            help="Rates and lengths that `polyprefix experiment` has chosen for base models, used"
+            " where you give none."
+        ),
+    ] = Path("experiments/chosen.json")
     log_dir: Annotated[
         Path | None, typer.Option(help="Folder for TensorBoard logs of loss, rate and scores.")
     ] = None
@@ -87,10 +109,19 @@ class MethodOptions:
         """The file of the prefix to train on, if one is named."""
         return None if self.on is None else prefix_file(self.on, store)
 
+    @property
+    def selection(self) -> Selection:
+        """The part of the data to train on. InvalidRequest if `--hold-out` is not understood."""
+        from app.datasets.splits import HoldOut, Selection
+
+        apart = None if self.hold_out is None else HoldOut.parse(self.hold_out)
+        return Selection(self.subset, self.subset_seed, apart)
+
     def settings(self) -> dict[str, Any]:
         """The settings as fields of a recipe."""
         made = asdict(self)
-        del made["log_dir"], made["on"]
+        for name in ("log_dir", "on", "subset", "subset_seed", "hold_out", "choices"):
+            del made[name]
         targets = self.lora_targets.split(",") if self.lora_targets else ()
         made["lora_targets"] = tuple(target.strip() for target in targets)
         made["initial_prefix"] = str(self.initial_prefix) if self.initial_prefix else None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from app.errors import InvalidRequest
 
-PREFIX_METHODS = ("prefix", "prefix-direct", "embedding")
+PEFT_METHODS = ("peft", "peft-projection")
+"""Prefix-tuning as PEFT does it."""
+PREFIX_METHODS = ("prefix", "prefix-direct", "embedding", *PEFT_METHODS)
 """Methods whose result is a prefix file."""
 WEIGHT_METHODS = ("finetune", "finetune-top2", "adapter", "lora")
 """Methods that change or add weights of the base model."""
@@ -12,6 +14,8 @@ METHOD_TITLES = {
     "prefix": "prefix-tuning (Li & Liang 2021), reparameterised",
     "prefix-direct": "prefix-tuning (Li & Liang 2021), keys and values trained directly",
     "embedding": "embedding-only tuning (Li & Liang 2021, ablation)",
+    "peft": "prefix-tuning as in PEFT",
+    "peft-projection": "prefix-tuning as in PEFT, with its projection",
     "infix": "infix-tuning (Li & Liang 2021, ablation)",
     "finetune": "fine-tuning of all weights",
     "finetune-top2": "fine-tuning of the last two layers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -15,16 +16,18 @@ from app.training.initial import initial_keys_values, words_token_ids
 from app.training.methods.direct import DirectKeyValues
 from app.training.methods.embedding import VirtualTokens
 from app.training.methods.method import State
+from app.training.methods.names import PEFT_METHODS
+from app.training.methods.peft_prefix import PeftKeyValues
 from app.training.objective import Loss, PrefixedRows, losses_of, prefixed_rows
 from app.training.recipe import HIDDEN, Recipe
 from app.training.reparameterisation import Reparameterisations, fit_to, fit_to_tensor
 
 
 class PrefixMethod:
-    """Trains networks whose output is the prefix: `prefix`, `prefix-direct` or `embedding`.
+    """Trains networks whose output is the prefix: `prefix`, `prefix-direct`, `embedding`, `peft`.
 
     The state is the prefix itself, as `MODULE.keys` and `MODULE.values`. The frozen prefix `on`, if
-    given, stands before it.
+    given, stands before it. The loss of PEFT's methods is PEFT's, the mean over tokens.
     """
 
     def __init__(self, model: FrozenModel, recipe: Recipe, on: Prefix | None = None) -> None:
@@ -94,9 +97,12 @@ class PrefixMethod:
         pairs: Sequence[TokenPair],
         label_smoothing: float = 0.0,
     ) -> PrefixedRows:
-        return prefixed_rows(
+        rows = prefixed_rows(
             self._model, prefix, pairs, on=self._on, label_smoothing=label_smoothing
         )
+        if self._recipe.method in PEFT_METHODS:
+            return replace(rows, divisor=sum(len(pair.target_ids) for pair in pairs))
+        return rows
 
     def _loss(self, rows: PrefixedRows) -> Loss:
         return Loss(losses_of(self._model, [rows])[0], rows.divisor)
@@ -114,6 +120,14 @@ def _networks(model: FrozenModel, recipe: Recipe, on: Prefix | None) -> nn.Modul
     hidden = recipe.hidden or HIDDEN
     if recipe.method == "embedding":
         return VirtualTokens(model, length=recipe.positions, hidden=hidden, on=on)
+    if recipe.method in PEFT_METHODS:
+        return PeftKeyValues(
+            model.spec.modules,
+            recipe.modules,
+            length=recipe.positions,
+            hidden=hidden,
+            projection=recipe.method == "peft-projection",
+        )
     return Reparameterisations(
         model.spec.modules,
         recipe.modules,
