@@ -82,6 +82,11 @@ def _panels(
             _lines(settings, name, _unit(name), "training pairs", _data_size, _by_method)
             for name in shown
         ]
+    if not experiment.is_tested:
+        label = "loss on development pairs (nats)"
+        return [
+            _lines(settings, "development_loss", label, "learning rate", _rate, _by_method, "log")
+        ]
     if experiment.unseen:
         return [_bars(settings, (name, f"unseen_{name}"), _unit(name)) for name in shown]
     return [_bars(settings, (name,), _unit(name)) for name in shown]
@@ -99,6 +104,10 @@ def _data_size(setting: Setting) -> int:
     return setting.data_size
 
 
+def _rate(setting: Setting) -> float:
+    return setting.lr or 0.0
+
+
 def _by_rate(setting: Setting) -> str:
     return f"learning rate {setting.lr:g}" if setting.lr is not None else setting.method
 
@@ -112,8 +121,9 @@ def _lines(
     metric: str,
     label: str,
     x_label: str,
-    x_of: Callable[[Setting], int],
+    x_of: Callable[[Setting], float],
     line_of: Callable[[Setting], str],
+    y_scale: str = "linear",
 ) -> Panel:
     """Lines over a logarithmic axis; a band shows the standard deviation over runs."""
 
@@ -136,7 +146,8 @@ def _lines(
                 high = [mean + off for mean, off in zip(means, deviations, strict=True)]
                 axes.fill_between(xs, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.set_xscale("log")
-        axes.set_xticks(ticks, [str(tick) for tick in ticks])
+        axes.set_yscale(y_scale)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel(x_label)
         axes.set_ylabel(label)

@@ -76,6 +76,7 @@ FINDINGS = {
     " both are better than embeddings alone (62.2 at best).",
     "extrapolation": "The paper (WebNLG): on unseen categories prefix-tuning (45.3 BLEU) and"
     " adapters (47.9) are far better than fine-tuning (26.7).",
+    "rates": "The paper chose rates on development data: 5e-5 or 8e-5 for prefix-tuning.",
     "baselines": "The paper: at 0.1 % of the parameters prefix-tuning is better than adapters of"
     " that size (by 4.1 BLEU a data set on average) and comparable to fine-tuning.",
 }

@@ -49,7 +49,7 @@ PACES = (
 the authors' for GPT-2 medium, GPT-2 large and BART large. The middle one is an interpolation."""
 
 
-RATE_SHARES = {"finetune": 0.1, "finetune-top2": 0.3, "prefix-direct": 3.0, "lora": 1.0}
+RATE_SHARES = {"finetune": 0.1, "finetune-top2": 0.3, "prefix-direct": 3.0, "peft": 3.0}
 """How many times the rate of `PACES` a method starts with on models of up to 250 million
 parameters. Above, all methods have the authors' rate."""
 

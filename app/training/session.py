@@ -51,7 +51,8 @@ class TrainingJob:
     `template` None means the authors' template for a model of this family. `on` is the file of a
     prefix that stands before the trained one and does not change; its template is used. `choices`
     is a file with the rates and lengths that were chosen for base models (see `Choices`).
-    `selection` is the part of `data` to train on; what it holds out validates where `valid` is None.
+    `selection` is the part of `data` to train on; what it holds out validates
+    where `valid` is None.
     """
 
     model: str

@@ -12,6 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner
 
 from app.cli import app
+from app.model.load import load_model
+from app.training.choices import Choice, Choices
 
 ANIMALS = [
     {"input": "cat", "target": "the small animal"},
@@ -63,7 +65,8 @@ def test_bf16_training_ends_near_fp32(usual: tuple[str, ...], tmp_path: Path) ->
     ends = {}
     for dtype in ("fp32", "bf16"):
         out = tmp_path / f"{dtype}.safetensors"
-        run("train", *usual, "--steps", "30", "--dtype", dtype, "--out", str(out))
+        gently = ("--lr", "0.01", "--steps", "15")
+        run("train", *usual, *gently, "--dtype", dtype, "--out", str(out))
         ends[dtype] = losses(out)
     assert ends["bf16"]["last"] < 0.98 * ends["bf16"]["first"]
     assert ends["bf16"]["last"] == pytest.approx(ends["fp32"]["last"], rel=0.05)
@@ -159,3 +162,38 @@ def test_a_prefix_to_train_on_that_does_not_fit_is_refused(
     assert message in " ".join(ran.output.split())
     lost = CliRunner().invoke(app, ["train", *usual, "--on", "animals"])
     assert "a name needs the store" in " ".join(lost.output.split())
+
+
+def test_a_part_of_the_data_is_trained_on_and_the_held_out_part_validates(
+    usual: tuple[str, ...], data: Path, tmp_path: Path
+) -> None:
+    kinds = [{**row, "kind": kind} for row, kind in zip(ANIMALS, "aab", strict=True)]
+    data.write_text("\n".join(map(json.dumps, kinds)))
+    out = tmp_path / "part.safetensors"
+    part = ("--hold-out", "kind=b", "--subset", "1", "--subset-seed", "3")
+    run("train", *usual, *part, "--steps", "2", "--out", str(out))
+    with safe_open(out, framework="pt") as file:
+        provenance = json.loads(file.metadata()["provenance"])
+    assert provenance["data"] | {"sha256": ""} == {
+        "name": "animals.jsonl",
+        "sha256": "",
+        "inputs": 1,
+        "pairs": 1,
+        "subset": 1,
+        "subset_seed": 3,
+        "hold_out": "kind=b",
+    }
+    assert "bleu" in provenance["scores"]
+
+
+def test_what_experiments_chose_for_the_model_is_the_default(
+    usual: tuple[str, ...], tiny_gpt2_folder: Path, tmp_path: Path
+) -> None:
+    fingerprint = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32").spec.fingerprint
+    path, out = tmp_path / "chosen.json", tmp_path / "chosen.safetensors"
+    Choices(path).keep(fingerprint, Choice("tiny", 7, {"prefix": 0.02}))
+    given = [*usual[: usual.index("--length")], "--steps", "1", "--out", str(out)]
+    run("train", *given, "--choices", str(path))
+    with safe_open(out, framework="pt") as file:
+        recipe = json.loads(file.metadata()["provenance"])["recipe"]
+    assert (recipe["length"], recipe["lr"]) == (7, 0.02)

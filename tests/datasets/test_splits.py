@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from app.datasets.example import Example
-from app.datasets.splits import WEBNLG_UNSEEN, HoldOut, subset
+from app.datasets.splits import WEBNLG_UNSEEN, HoldOut, Selection, subset
 from app.errors import InvalidRequest
 
 EXAMPLES = [
@@ -70,3 +70,18 @@ def test_a_hold_out_needs_the_field_and_both_parts() -> None:
         HoldOut.parse("category=City").split([of("City", 1)])
     with pytest.raises(InvalidRequest, match="no example has category Food"):
         HoldOut.parse("category=Food").split([of("City", 1)])
+
+
+def test_a_selection_holds_out_first_and_draws_from_what_is_left() -> None:
+    kinds = [
+        Example(each.input, each.targets, each.line, attributes={"kind": (str(each.line % 4),)})
+        for each in EXAMPLES
+    ]
+    chosen = Selection(subset=12, subset_seed=3, hold_out=HoldOut.parse("kind=0"))
+    train, held = chosen.split(kinds)
+    assert len(pairs(train)) == 12
+    assert {each.line % 4 for each in train} == {1, 2, 3}
+    assert [each.line for each in held] == list(range(4, 41, 4))
+    assert chosen.as_dict() == {"subset": 12, "subset_seed": 3, "hold_out": "kind=0"}
+    assert Selection().split(kinds) == (kinds, [])
+    assert Selection().as_dict() == {}

@@ -189,3 +189,37 @@ def test_an_unknown_experiment_is_refused(run: Run) -> None:
     done = run("width")
     assert done.exit_code == 1
     assert "there is no experiment 'width'; the experiments are prefix-length" in done.output
+
+
+def test_methods_that_give_no_prefix_are_scored_too(run: Run, out: Path) -> None:
+    done = run("baselines", "--methods", "prefix,finetune,adapter-3%,infix")
+    assert done.exit_code == 0, done.output
+    rows = ResultsFile(out / "baselines" / "results.csv").read()
+    assert [row.method for row in rows] == ["prefix", "finetune", "adapter-3%", "infix"]
+    assert all("bleu" in row.scores and row.last_loss for row in rows)
+    assert [row.length for row in rows] == [10, 0, 0, 10]
+    page = (out / "baselines" / "table.md").read_text(encoding="utf-8")
+    (of_finetuning,) = [line for line in page.splitlines() if "| finetune |" in line]
+    assert "| 68.8 |" in of_finetuning
+
+
+def test_rates_are_chosen_by_the_loss_and_used_by_other_experiments(run: Run, out: Path) -> None:
+    done = run("rates", "--methods", "prefix,finetune")
+    assert done.exit_code == 0, done.output
+    rows = ResultsFile(out / "rates" / "results.csv").read()
+    assert len(rows) == 8
+    assert not any(row.scores for row in rows)
+    (chosen,) = json.loads((out / "chosen.json").read_text(encoding="utf-8")).values()
+    for method in ("prefix", "finetune"):
+        mine = [row for row in rows if row.method == method]
+        best = min(mine, key=lambda row: row.development_loss or 0.0)
+        assert chosen["rates"][method] == best.lr
+    assert run("ablation", "--methods", "prefix").exit_code == 0
+    used = ResultsFile(out / "ablation" / "results.csv").read()
+    assert {row.lr for row in used} == {chosen["rates"]["prefix"]}
+
+
+def test_an_unknown_method_is_refused(run: Run) -> None:
+    done = run("baselines", "--methods", "prefix,magic")
+    assert done.exit_code == 1
+    assert "there is no 'magic'; choose one of prefix" in done.output

@@ -23,8 +23,13 @@ METHOD_TITLES = {
     "lora": "LoRA (Hu et al. 2022), by PEFT",
 }
 METHODS = (*PREFIX_METHODS, "infix", *WEIGHT_METHODS)
-DECODER_ONLY = ("embedding", "infix")
-"""Methods that a model with an encoder does not have."""
+DECODER_ONLY = {
+    "embedding": "because its encoder lets the trained positions see the input",
+    "infix": "because its encoder lets the trained positions see the input",
+    "peft": "because PEFT's prefix reaches only the decoder there",
+    "peft-projection": "because PEFT's prefix reaches only the decoder there",
+}
+"""Methods that a model with an encoder does not have, and why."""
 
 
 def check_method(method: str) -> None:
@@ -37,6 +42,6 @@ def check_family(method: str, *, with_encoder: bool) -> None:
     """Raise InvalidRequest if models with an encoder do not have this method."""
     if with_encoder and method in DECODER_ONLY:
         raise InvalidRequest(
-            f"method: {method} is not defined for a model with an encoder, because its encoder lets"
-            " the trained positions see the input; use --method prefix or prefix-direct"
+            f"method: {method} is not defined for a model with an encoder, {DECODER_ONLY[method]};"
+            " use --method prefix or prefix-direct"
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-
 import torch
 from torch import nn
 
@@ -22,27 +20,21 @@ class PeftKeyValues(nn.Module):
 
     def __init__(
         self,
-        shapes: Mapping[str, ModuleShape],
-        modules: Iterable[str],
+        shape: ModuleShape,
         *,
         length: int,
         hidden: int,
         projection: bool,
     ) -> None:
-        """Raises InvalidRequest if PEFT is not installed or has no such prefix."""
+        """Raises InvalidRequest if PEFT is not installed."""
         super().__init__()
-        if tuple(modules) != ("decoder",):
-            raise InvalidRequest(
-                "method: PEFT's prefix reaches the decoder's self-attention alone; with this base"
-                " model give --modules decoder"
-            )
         try:
             from peft import PrefixEncoder, PrefixTuningConfig
         except ModuleNotFoundError as error:
             raise InvalidRequest(
                 "method: this needs PEFT; install it with `pip install 'polyprefix[train]'`"
             ) from error
-        self._shape = shape = shapes["decoder"]
+        self._shape = shape
         config = PrefixTuningConfig(
             task_type="CAUSAL_LM",
             num_virtual_tokens=length,

@@ -122,8 +122,7 @@ def _networks(model: FrozenModel, recipe: Recipe, on: Prefix | None) -> nn.Modul
         return VirtualTokens(model, length=recipe.positions, hidden=hidden, on=on)
     if recipe.method in PEFT_METHODS:
         return PeftKeyValues(
-            model.spec.modules,
-            recipe.modules,
+            model.spec.decoder,
             length=recipe.positions,
             hidden=hidden,
             projection=recipe.method == "peft-projection",

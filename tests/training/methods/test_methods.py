@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +22,7 @@ from app.training.methods.adapter import adapter_size
 from app.training.methods.embedding import keys_values_of_embeddings
 from app.training.methods.files import TrainedFile, is_trained_file, read_trained, write_trained
 from app.training.methods.infix import infix_loss, keys_values_with_infix
-from app.training.methods.names import METHODS, PREFIX_METHODS, WEIGHT_METHODS
+from app.training.methods.names import DECODER_ONLY, METHODS, PREFIX_METHODS, WEIGHT_METHODS
 from app.training.methods.padded import padded_loss
 from app.training.methods.tuned import load_tuned_model
 from app.training.progress import Report
@@ -56,12 +56,12 @@ def test_a_method_lowers_the_loss_and_leaves_frozen_weights_alone(
     tiny_bart_folder: Path,
     pairs: list[TokenPair],
 ) -> None:
-    if family == "bart" and method in ("infix", "embedding"):
+    if family == "bart" and method in DECODER_ONLY:
         return
     model = load(tiny_bart_folder if family == "bart" else model_folders[family])
     before = {name: value.clone() for name, value in model.hf.named_parameters()}
     rows = bart_pairs(model) if family == "bart" else pairs
-    lr = 5e-2 if method == "prefix-direct" else 1e-2
+    lr = 5e-2 if method in ("prefix-direct", "peft") else 1e-2
     trainer = Trainer(model, rows, replace(RECIPE, method=method, adapter_share=0.1, lr=lr))
     first = trainer.loss_on(rows).mean.item()
     trainer.run(quiet)
@@ -160,6 +160,44 @@ def test_lora_is_peft_s(tiny_gpt2_folder: Path, pairs: list[TokenPair]) -> None:
     ids = torch.tensor([pairs[0].prompt_ids])
     mine = dense_logits(trainer.model, ids)
     torch.testing.assert_close(mine, theirs(ids).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("projection", [False, True])
+def test_the_loss_of_pefts_prefix_is_the_one_that_peft_computes(
+    family: str, projection: bool, model_folders: dict[str, Path], pairs: list[TokenPair]
+) -> None:
+    method = "peft-projection" if projection else "peft"
+    trainer = Trainer(load(model_folders[family]), pairs, replace(RECIPE, method=method))
+    plain = AutoModelForCausalLM.from_pretrained(model_folders[family])
+    config = PrefixTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=3,
+        encoder_hidden_size=32,
+        prefix_projection=projection,
+    )
+    theirs = get_peft_model(plain, config).eval()
+    own = dict(theirs.prompt_encoder["default"].named_parameters())
+    with torch.no_grad():
+        for name, value in trainer.parameters.items():
+            own[name.removeprefix("encoder.")].copy_(value)
+    rows = pairs[:4]
+    longest = max(map(len, rows))
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for at, pair in enumerate(rows):
+        ids[at, : len(pair)] = torch.tensor([*pair.prompt_ids, *pair.target_ids])
+        mask[at, : len(pair)] = 1
+        labels[at, len(pair.prompt_ids) : len(pair)] = torch.tensor(pair.target_ids)
+    expected = theirs(input_ids=ids, attention_mask=mask, labels=labels).loss
+    mine = trainer.loss_on(rows)
+    torch.testing.assert_close(mine.mean, expected, rtol=1e-5, atol=1e-5)
+    torch.autograd.backward(mine.mean)
+    torch.autograd.backward(expected)
+    for name, value in trainer.parameters.items():
+        found = own[name.removeprefix("encoder.")].grad
+        torch.testing.assert_close(value.grad, found, rtol=1e-4, atol=1e-6)
 
 
 def test_an_embedding_acts_like_tokens_in_front_of_the_input(
