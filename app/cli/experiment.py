@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,7 +130,6 @@ def experiment(
     from app.experiments.results import ResultsFile, sole_use
     from app.experiments.tasks import task_named
     from app.model.load import hide_progress_bars
-    from app.training.choices import CHOICES_FILE, Choices
 
     base = base_model(model)
     if name == PERSONALISATION:
@@ -145,21 +145,13 @@ def experiment(
         test_inputs = _SMALL_TEST_INPUTS if size.value == "small" else 0
     read = _read(chosen, data, test_inputs, hold_out)
     results = ResultsFile(folder / "results.csv")
+    asked = GridOptions(
+        *(size, used, read.num_pairs, 0.0, scored, seeds, steps, method_names(methods)), dtype=dtype
+    )
     how: dict[str, Any] = {"decoding": used.decoding, "metrics": scored, "device": device}
     how |= {"dtype": dtype_named(dtype), "is_tested": chosen.is_tested}
     with sole_use(folder), executor(base, read, folder, **how) as running:
-        options = GridOptions(
-            size,
-            used,
-            read.num_pairs,
-            running.default_lr(),
-            scored,
-            seeds,
-            steps,
-            method_names(methods),
-            Choices(out / CHOICES_FILE).of(running.model.spec.fingerprint).rates,
-            dtype,
-        )
+        options = _with_rates(asked, running, out)
         runs = chosen.runs(options)
         if dry_run:
             _list_runs(running, results, runs)
@@ -179,6 +171,14 @@ def _read(chosen: Experiment, path: Path, tested: int, hold_out: str | None) -> 
     if chosen.unseen:
         apart = default_hold_out(path) if hold_out is None else HoldOut.parse(hold_out)
     return load_data(path, test_inputs=tested, hold_out=apart)
+
+
+def _with_rates(asked: GridOptions, running: Executor, out: Path) -> GridOptions:
+    """The options with the model's default rate and the rates that were chosen for it."""
+    from app.training.choices import CHOICES_FILE, Choices
+
+    chosen = Choices(out / CHOICES_FILE).of(running.model.spec.fingerprint)
+    return replace(asked, default_lr=running.default_lr(), rates=chosen.rates)
 
 
 def _list_runs(running: Executor, results: ResultsFile, runs: Sequence[RunSettings]) -> None:

@@ -206,12 +206,8 @@ def train(
         out = Path(f"{name}.safetensors")
     _check_places(store, out, place, chosen.method)
     limits = {"max_tokens": max_tokens, **parse_decoding(decoding)}
-    rest = (valid, template, limits, device, checkpoint_every, note)
-    job = TrainingJob(
-        *(base, data, recipe, place, *rest, chosen.task_file(store), chosen.selection),
-        choices=chosen.choices,
-    )
-    session = Session(job)
+    rest = (valid, template, limits, device, checkpoint_every, note, *chosen.of_job(store))
+    session = Session(TrainingJob(base, data, recipe, place, *rest))
     train_visibly(session, fresh=not resume, log_dir=chosen.log_dir)
     if not session.gives_prefix:
         publish_trained(session, out or Path(f"{name}.safetensors"))

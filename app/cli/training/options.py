@@ -105,9 +105,10 @@ class MethodOptions:
         Path | None, typer.Option(help="Folder for TensorBoard logs of loss, rate and scores.")
     ] = None
 
-    def task_file(self, store: Path | None) -> Path | None:
-        """The file of the prefix to train on, if one is named."""
-        return None if self.on is None else prefix_file(self.on, store)
+    def of_job(self, store: Path | None) -> tuple[Path | None, Selection, Path]:
+        """The last fields of a training job: the prefix to train on, the data's part, choices."""
+        on = None if self.on is None else prefix_file(self.on, store)
+        return on, self.selection, self.choices
 
     @property
     def selection(self) -> Selection:
