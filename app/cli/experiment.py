@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from app.experiments.results import ResultsFile, RunResult
     from app.training.progress import Report
 
-_SMALL_TEST_INPUTS = 60
+_TEST_INPUTS = {"small": 60, "paper": 0}
+"""Inputs to test on by scale; 0: all."""
 _INTERRUPTED = 130
 
 Name = Annotated[
@@ -131,9 +132,8 @@ def experiment(
     from app.experiments.tasks import task_named
     from app.model.load import hide_progress_bars
 
-    base = base_model(model)
     if name == PERSONALISATION:
-        run_personalisation(data, base, out, users, seeds, steps, test_inputs, device)
+        run_personalisation(data, base_model(model), out, users, seeds, steps, test_inputs, device)
         return
     chosen, size = experiment_named(name), scale_named(scale)
     used = task_named(task, data.absolute().parts)
@@ -141,16 +141,15 @@ def experiment(
     check_folder(folder, "--out")
     hide_progress_bars()
     scored = used.metrics if metrics is None else metric_names(metrics)
-    if test_inputs is None:
-        test_inputs = _SMALL_TEST_INPUTS if size.value == "small" else 0
-    read = _read(chosen, data, test_inputs, hold_out)
+    tested = _TEST_INPUTS[size.value] if test_inputs is None else test_inputs
+    read = _read(chosen, data, tested, hold_out)
     results = ResultsFile(folder / "results.csv")
     asked = GridOptions(
         *(size, used, read.num_pairs, 0.0, scored, seeds, steps, method_names(methods)), dtype=dtype
     )
     how: dict[str, Any] = {"decoding": used.decoding, "metrics": scored, "device": device}
     how |= {"dtype": dtype_named(dtype), "is_tested": chosen.is_tested}
-    with sole_use(folder), executor(base, read, folder, **how) as running:
+    with sole_use(folder), executor(base_model(model), read, folder, **how) as running:
         options = _with_rates(asked, running, out)
         runs = chosen.runs(options)
         if dry_run:
