@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from app.engine.engine import Engine
 from app.engine.offline import complete
@@ -30,6 +31,8 @@ from app.training.distillation.seeds import (
 from app.training.words import words_prefix
 
 _TENANT = "distillation"
+_WAVE = 32
+"""Requests that are decoded together."""
 _QUESTION_TOKENS = 40
 _STOPS = ("\n",)
 _CHAT_KINDS = ("recall", "question", "recall", "question", "request", "question")
@@ -79,18 +82,19 @@ class ExchangeMaker:
         self._engine, self._framing, self._settings = engine, framing, settings
         self._model: FrozenModel = engine.model
         self._made = 0
+        self._between: Callable[[], None] = lambda: None
 
     def all_of(
         self, parts: Sequence[TextPart], report: Callable[[int, int], None]
     ) -> list[TextExchange]:
         """The exchanges about all parts, without repeats.
 
-        `report` gets the number of parts done and of all. InvalidRequest if there are fewer than
-        two exchanges.
+        `report` gets the number of parts done and of all, again and again; what it raises ends the
+        work. InvalidRequest if there are fewer than two exchanges.
         """
         found: dict[tuple[tuple[int, ...], tuple[int, ...]], TextExchange] = {}
         for number, part in enumerate(parts):
-            report(number, len(parts))
+            self._between = partial(report, number, len(parts))
             share = self._settings.count * (number + 1) // len(parts)
             count = max(1, share - self._settings.count * number // len(parts))
             for exchange in self._of(number, part, count):
@@ -227,5 +231,8 @@ class ExchangeMaker:
                     whole=True,
                 )
             )
-        done = complete(self._engine, requests)
+        done = []
+        for start in range(0, len(requests), _WAVE):
+            self._between()
+            done += complete(self._engine, requests[start : start + _WAVE])
         return [(one.texts[0], tuple(one.token_ids[0])) for one in done]

@@ -62,8 +62,9 @@ class DistillationJob:
     """The input of a distillation. `decoding` becomes the prefix's defaults.
 
     `recipe` gives length, steps, rate and seed; its method is `METHOD`. `exchanges` 0: as many as
-    the text's parts need. `part` 0: as many tokens as fit into the context, up to 1024. `template`
-    and `context` None: the templates of `app.training.distillation.framing`.
+    the text's parts need. `part` 0: as many tokens as fit into the context, up to 1024.
+    `max_answer` 0: 48 tokens, or an eighth of a small context. `template` and `context` None: the
+    templates of `app.training.distillation.framing`.
     """
 
     model: str
@@ -72,6 +73,7 @@ class DistillationJob:
     checkpoint: Path
     exchanges: int = 0
     part: int = 0
+    max_answer: int = 0
     start: str = "first"
     template: str | None = None
     context: str | None = None
@@ -131,19 +133,23 @@ class DistillationSession:
             raise InvalidRequest("this distillation is not prepared yet; call prepare first")
         return self._trainer
 
-    def prepare(self, report: PrepareReport, *, resume: bool = True) -> bool:
+    def prepare(
+        self,
+        report: PrepareReport,
+        *,
+        resume: bool = True,
+        pairs: Sequence[TaughtPair] | None = None,
+    ) -> bool:
         """Make the exchanges and the teacher's distributions, and the trainer; return whether
         training continues from a checkpoint.
 
         With `resume`, an interrupted run's checkpoint gives them all. The checkpoint of another run
-        is refused with InvalidRequest.
+        is refused with InvalidRequest. `pairs` are those of another session about the same text.
         """
-        pairs = self._saved_pairs() if resume else None
-        continued = pairs is not None
-        if pairs is None:
-            pairs = self._taught_pairs(report)
-        self.pairs = pairs
-        self._trainer = trainer = self._make_trainer(pairs)
+        saved = self._saved_pairs() if resume else None
+        continued = saved is not None
+        self.pairs = saved or pairs or self._taught_pairs(report)
+        self._trainer = trainer = self._make_trainer(self.pairs)
         if continued and not trainer.resume():
             raise InvalidRequest(f"{self._job.checkpoint} was removed while it was read")
         if not continued:
@@ -192,7 +198,7 @@ class DistillationSession:
         return replace(
             usual,
             max_prompt=min(usual.max_prompt, share),
-            max_answer=min(usual.max_answer, share),
+            max_answer=min(self._job.max_answer or usual.max_answer, share),
             seed=self._recipe.seed,
         )
 
