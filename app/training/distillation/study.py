@@ -43,7 +43,7 @@ _TIMED_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class StudyRow:
+class TextRow:
     """One way to give the model a text, measured on the questions about it.
 
     `positions` are those of the text's keys and values, `nbytes` their size in half precision.
@@ -68,7 +68,7 @@ class StudyRow:
     trained_seconds: float = 0.0
 
 
-class Study:
+class TextStudy:
     """One text with its questions on a base model; the engine decodes with every system."""
 
     def __init__(self, text: StudyText, session: DistillationSession, engine: Engine) -> None:
@@ -99,17 +99,17 @@ class Study:
             top_tokens=vocabulary - 1,
         )
 
-    def whole_context(self) -> StudyRow:
+    def whole_context(self) -> TextRow:
         """The whole text in every prompt, as a user without prefixes would send it."""
         prompts = [self._context + prompt for prompt in self._prompts]
         made = keys_values_of(self._model, self._context)
         return self._measure("whole text in the prompt", prompts, None, made)
 
-    def no_context(self) -> StudyRow:
+    def no_context(self) -> TextRow:
         """The questions alone."""
         return self._measure("no context", self._prompts, None, None)
 
-    def behind(self, system: str, prefix: Prefix) -> StudyRow:
+    def behind(self, system: str, prefix: Prefix) -> TextRow:
         """The questions behind a prefix, in the serving dtype."""
         served = prefix.to(self._model.device, self._model.dtype)
         return self._measure(system, self._prompts, served, served.decoder)
@@ -120,14 +120,14 @@ class Study:
         prompts: Sequence[tuple[int, ...]],
         prefix: Prefix | None,
         made: KeyValues | None,
-    ) -> StudyRow:
+    ) -> TextRow:
         answers = self._complete(prompts, prefix, _ANSWER_TOKENS)
         for (question, right), (said, _) in zip(self._text.questions, answers, strict=True):
             _log.info("%s | %s | %s | %r", system, question, right, said)
         texts = [said for said, _ in answers]
         positions = 0 if made is None else made.length
         nbytes = 0 if made is None else 2 * (made.keys.numel() + made.values.numel())
-        return StudyRow(
+        return TextRow(
             self._text.name,
             self._tokens,
             system,
@@ -195,7 +195,7 @@ def run(options: argparse.Namespace) -> None:
                 session.prepare(_say, resume=False, pairs=pairs)
                 _log.info("%d exchanges, %.0f s", len(session.pairs), time.monotonic() - begun)
                 with running_engine(model, config) as engine:
-                    study = Study(text, session, engine)
+                    study = TextStudy(text, session, engine)
                     if pairs is None:
                         _write(options.out, study.no_context())
                         _write(options.out, study.whole_context())
@@ -228,7 +228,7 @@ def _job(options: argparse.Namespace, place: Path, length: int) -> DistillationJ
     )
 
 
-def _with_training(row: StudyRow, session: DistillationSession, seconds: float) -> StudyRow:
+def _with_training(row: TextRow, session: DistillationSession, seconds: float) -> TextRow:
     return replace(
         row,
         steps=session.trainer.step,
@@ -238,12 +238,12 @@ def _with_training(row: StudyRow, session: DistillationSession, seconds: float) 
     )
 
 
-def _write(path: Path, row: StudyRow) -> None:
+def _write(path: Path, row: TextRow) -> None:
     """Append a row; a new file begins with the names of the columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
     is_new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(StudyRow)])
+        writer = csv.DictWriter(file, [field.name for field in fields(TextRow)])
         if is_new:
             writer.writeheader()
         writer.writerow(asdict(row))
