@@ -30,6 +30,7 @@ from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.engine.probe import probe
 from app.errors import InvalidRequest
+from app.jobs.services import TrainingServices
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.model.threads import run_in_fresh_thread
@@ -59,6 +60,7 @@ _POLL_S = 0.45
 _NOTE_USES_S = 5.0
 _WRITE_REFUSALS_S = 10.0
 _PRUNE_S = 3600.0
+_TRAINING_S = 10.0
 _LONG_S = 2.0
 _HOW_TO_KEYS = (
     "set POLYPREFIX_KEY_PEPPER to a random secret of 32 characters or more and make a key with "
@@ -136,10 +138,8 @@ async def _acquire(settings: Settings, model: FrozenModel | None, stack: AsyncEx
     stack.push_async_callback(tiers.close)
     pins = await follow_pins(registry, tiers, workers)
     stack.push_async_callback(asyncio.to_thread, pins.stop)
-    _keep_house(settings, registry, authentication, usage, audit, stack)
-    limiter.rows_wait = engine.admission.rows_wait
-    stack.push_async_callback(limiter.close)
-    await limiter.start()
+    training = _keep_house(settings, registry, authentication, usage, audit, stack)
+    await _start_limiter(limiter, engine, stack)
     metrics, limits = Metrics(engine, tiers, limiter), _limits(settings)
     generations = GenerationService(
         model=model,
@@ -171,6 +171,8 @@ async def _acquire(settings: Settings, model: FrozenModel | None, stack: AsyncEx
         evaluations=evaluations,
         publisher=publisher,
         uploads=ConcurrencyCap("uploads"),
+        streams=ConcurrencyCap("streams of events"),
+        training=training,
     )
 
 
@@ -242,8 +244,9 @@ def _keep_house(
     usage: UsageLedger,
     audit: AuditLog,
     stack: AsyncExitStack,
-) -> None:
-    """What goes on beside the requests until the stack ends it."""
+) -> TrainingServices:
+    """What goes on beside the requests until the stack ends it; the training that it looks after."""
+    training = TrainingServices.over(registry)
     ended, poll = threading.Event(), registry.catalog.feed.poll
     collect = partial(registry.collect_garbage, settings.garbage_grace, ended.is_set)
     every_s = settings.garbage_interval
@@ -255,6 +258,7 @@ def _keep_house(
         write_usage,
         PeriodicThread("writing down refusals", _WRITE_REFUSALS_S, audit.flush),
         PeriodicThread("forgetting old usage", _PRUNE_S, prune),
+        PeriodicThread("looking after training jobs", _TRAINING_S, training.keep_house),
         PeriodicThread("collecting garbage", every_s, collect, delay_s=every_s / 10),
     ]
     if isinstance(authentication, KeyAuthenticator):
@@ -264,6 +268,13 @@ def _keep_house(
         thread.start()
         stack.push_async_callback(asyncio.to_thread, thread.stop)
     stack.callback(ended.set)
+    return training
+
+
+async def _start_limiter(limiter: Limiter, engine: Engine, stack: AsyncExitStack) -> None:
+    limiter.rows_wait = engine.admission.rows_wait
+    stack.push_async_callback(limiter.close)
+    await limiter.start()
 
 
 async def _write_the_rest(usage: UsageLedger, audit: AuditLog) -> None:
@@ -325,6 +336,7 @@ def _limiter(settings: Settings) -> Limiter:
 def _limits(settings: Settings) -> Limits:
     return Limits(
         max_body_bytes=settings.max_body_kib * 1024,
+        max_training_file_bytes=settings.max_training_file * _MIB,
         max_request_rows=min(settings.max_request_rows, settings.max_rows),
         max_prefix_length=settings.max_prefix_length,
         request_timeout=settings.request_timeout,

@@ -117,6 +117,9 @@ class Settings(BaseSettings):
         True, description="log a line for each request; health and metrics only at level debug"
     )
     max_body_kib: int = Field(2048, ge=1, le=1 << 20, description="largest JSON body in KiB")
+    max_training_file: int = Field(
+        512, ge=1, le=1 << 20, description="largest file for training in MiB"
+    )
     request_timeout: float = Field(
         600, gt=0, le=86400, description="seconds that one request may take"
     )

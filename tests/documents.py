@@ -19,6 +19,7 @@ PAGES = {
         "app/README.md",
         "app/CHANGELOG.md",
         "app/api/README.md",
+        "app/api/routes/training/README.md",
         "app/training/README.md",
         "app/evaluation/README.md",
         "app/bench/README.md",
@@ -133,7 +134,7 @@ def differences(printed: Block, real: str) -> list[str]:
 def _request(words: list[str]) -> tuple[str, str]:
     """What a `curl` command asks for."""
     url = next(word for word in words if word.startswith(SERVER))
-    sends = any(word in ("-d", "--json", "--data-binary") for word in words)
+    sends = any(word in ("-d", "-F", "--json", "--data-binary") for word in words)
     method = words[words.index("-X") + 1] if "-X" in words else "POST" if sends else "GET"
     return method, urlsplit(url).path or "/"
 

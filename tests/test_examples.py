@@ -25,6 +25,7 @@ from tests.api.guarded import endpoints
 from tests.documents import PAGES, ROOT, SERVER, Block, blocks, differences, examples
 
 API = "app/api/README.md"
+JOBS = "app/api/routes/training/README.md"
 OPERATION = "docker/README.md"
 TRAINING = "app/training/README.md"
 
@@ -123,7 +124,7 @@ def served_with_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         yield Served(shell, url)
 
 
-@pytest.mark.parametrize("page", ["README.md", API])
+@pytest.mark.parametrize("page", ["README.md", API, JOBS])
 def test_replies_look_as_they_are_printed(
     served: Served, served_with_keys: Served, page: str
 ) -> None:
@@ -139,7 +140,7 @@ def test_replies_look_as_they_are_printed(
 def test_every_route_has_an_example_with_its_reply() -> None:
     shown = [
         (method, tuple(path.split("/")))
-        for example in examples(API)
+        for example in [*examples(API), *examples(JOBS)]
         if example.reply is not None
         for method, path in example.requests()
     ]

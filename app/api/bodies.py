@@ -32,16 +32,18 @@ _BOUNDS: Mapping[str, tuple[int, str]] = {
 route takes, and no more than is parsed in some 30 ms."""
 
 
-async def checked_body(scope: Scope, receive: Receive, *, takes_file: bool) -> Receive | None:
+async def checked_body(
+    scope: Scope, receive: Receive, *, takes_file: bool, takes_form: bool = False
+) -> Receive | None:
     """A `receive` that gives the body, read whole; None if the client goes away while sending it.
 
-    The body is JSON or empty. A file is left to the route, which counts it while it streams it to
-    disk. Raises FileTooLarge, UnsupportedMediaType, InvalidRequest for what no route takes, and
-    RateLimited if the tenant has no request left: then the content is not looked at.
+    The body is JSON or empty. A file or a form is left to the route, which counts it while it
+    streams it to disk. Raises FileTooLarge, UnsupportedMediaType, InvalidRequest for what no route
+    takes, and RateLimited if the tenant has no request left: then the content is not looked at.
     """
     headers = dict(scope["headers"])
-    _check_encoding(headers)
-    if takes_file:
+    _check_encoding(headers, takes_form=takes_form)
+    if takes_file or takes_form:
         return receive
     content = await _read(headers, receive, scope["state"]["limits"].max_body_bytes)
     if content is None:
@@ -88,11 +90,12 @@ async def _read(headers: Mapping[bytes, bytes], receive: Receive, most: int) -> 
     return bytes(content)
 
 
-def _check_encoding(headers: Mapping[bytes, bytes]) -> None:
+def _check_encoding(headers: Mapping[bytes, bytes], *, takes_form: bool) -> None:
     encoding = headers.get(b"content-encoding", b"identity").strip().lower()
     if encoding not in (b"", b"identity"):
         raise UnsupportedMediaType("compressed bodies are not taken; send the body as it is")
-    if headers.get(b"content-type", b"").lower().startswith(b"multipart/"):
+    is_form = headers.get(b"content-type", b"").lower().startswith(b"multipart/")
+    if is_form and not takes_form:
         raise UnsupportedMediaType("multipart bodies are not taken; send JSON or the raw file")
 
 

@@ -19,6 +19,7 @@ from app.api.publish_version import VersionPublisher
 from app.api.side_work import ConcurrencyCap
 from app.db.database import Actor
 from app.engine.engine import Engine
+from app.jobs.services import TrainingServices
 from app.model.frozen import FrozenModel
 from app.registry.registry import Registry
 from app.runtime.prefix_cache import PrefixCache
@@ -40,6 +41,7 @@ class Limits:
     """What one request may ask for. Bytes and seconds."""
 
     max_body_bytes: int
+    max_training_file_bytes: int
     max_request_rows: int
     max_prefix_length: int
     request_timeout: float
@@ -64,6 +66,8 @@ class State(TypedDict):
     usage: UsageLedger
     audit: AuditLog
     uploads: ConcurrencyCap
+    streams: ConcurrencyCap
+    training: TrainingServices
     evaluations: EvaluationService
     generations: GenerationService
 
@@ -91,6 +95,8 @@ TenantsDep = Annotated[Tenants, Depends(FromState("tenants"))]
 KeyringDep = Annotated[Keyring, Depends(FromState("keyring"))]
 UsageDep = Annotated[UsageLedger, Depends(FromState("usage"))]
 UploadsDep = Annotated[ConcurrencyCap, Depends(FromState("uploads"))]
+StreamsDep = Annotated[ConcurrencyCap, Depends(FromState("streams"))]
+TrainingDep = Annotated[TrainingServices, Depends(FromState("training"))]
 EvaluationsDep = Annotated[EvaluationService, Depends(FromState("evaluations"))]
 GenerationsDep = Annotated[GenerationService, Depends(FromState("generations"))]
 PrincipalDep = Annotated[Principal, Depends(FromState("principal"))]

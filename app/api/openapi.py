@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from app.api.errors import ErrorShape
-from app.api.routing import FILE, JSON, READING, Events, Route
+from app.api.routing import FILE, FORM, JSON, READING, Events, Route
 from app.api.schemas.base import ErrorReply, TgiErrorReply
 
 Schema = dict[str, Any]
@@ -42,6 +42,8 @@ _PARAMETERS: dict[str, Schema] = {
     "model_id": {"description": "the base model, or a prefix as requests call it"},
     "tenant_id": {"pattern": _NAME, "description": "a tenant's id"},
     "kid": {"minLength": 1, "description": "the public part of a key"},
+    "file_id": {"pattern": "^file-[0-9a-f]{24}$", "description": "a file's id"},
+    "job_id": {"pattern": "^ftjob-[0-9a-f]{24}$", "description": "a fine-tuning job's id"},
 }
 """What parameters in paths look like; others are answered with 400 or 404."""
 
@@ -133,6 +135,9 @@ def _complete(
             "required": True,
             "content": {FILE: {"schema": {"type": "string", "format": "binary"}}},
         }
+    if route.takes_form is not None:
+        schema = route.takes_form.model_json_schema(ref_template=_REFS)
+        operation["requestBody"] = {"required": True, "content": {FORM: {"schema": schema}}}
     error = refs[TgiErrorReply if route.error_shape is ErrorShape.TGI else ErrorReply]
     responses = {status: _error(status, error) for status in _statuses(operation, route)}
     good = {

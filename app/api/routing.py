@@ -27,6 +27,7 @@ from app.tenancy.auth.principal import Scope, insufficient_scope
 JSON = "application/json"
 EVENTS = "text/event-stream"
 FILE = "application/octet-stream"
+FORM = "multipart/form-data"
 TEXT = "text/plain"
 
 READING = frozenset({"GET", "HEAD"})
@@ -66,6 +67,8 @@ class RouteFacts(TypedDict, total=False):
     """A call is one of the tenant's requests per minute; generation routes count by themselves."""
     takes_file: bool
     """The body is a file that the route streams; else a body is JSON and bounded."""
+    takes_form: type[BaseModel] | None
+    """The body is a form of these fields, one of them a file, that the route streams."""
     error_shape: ErrorShape
     errors: Sequence[int]
     """Statuses of errors beyond those that follow from the other facts."""
@@ -108,6 +111,7 @@ class Route(APIRoute):
         writes = frozenset({Scope.PREFIXES_WRITE}) in self.scopes
         self.counted = facts.get("counted", writes)  # what changes prefixes is recorded for ever
         self.takes_file = facts.get("takes_file", False)
+        self.takes_form = facts.get("takes_form")
         self.error_shape = facts.get("error_shape", ErrorShape.POLYPREFIX)
         self.errors = tuple(facts.get("errors", ()))
 
@@ -121,8 +125,13 @@ class Route(APIRoute):
                 self._check_scopes(scope)
             body: Receive | None = receive
             if scope["method"] not in READING:
-                takes_file = self.takes_file and is_meant
-                body = await checked_body(scope, receive, takes_file=takes_file)
+                takes_file, takes_form = self.takes_file, self.takes_form is not None
+                body = await checked_body(
+                    scope,
+                    receive,
+                    takes_file=takes_file and is_meant,
+                    takes_form=takes_form and is_meant,
+                )
             if is_meant and self.counted:
                 await count_request(scope)
         except PolyprefixError as error:

@@ -266,12 +266,12 @@ training_jobs = Table(
     parent("tenants", NAME),
     *columns(nullable=True, user=USER),
     *columns(status=WORD, base_model=Text, base_fingerprint=NAME, method=NAME),
-    *columns(hyperparameters=JSON, suffix=NAME, seed=NUMBER, training_file=NAME),
+    *columns(hyperparameters=JSON, asked=JSON, suffix=NAME, seed=NUMBER, training_file=NAME),
     *columns(nullable=True, validation_file=NAME, on_prefix=Text, alias=NAME, metadata=JSON),
     *columns(attempt=Integer, losses=Integer, events=NUMBER),
     *columns(nullable=True, worker=NAME, token=NAME, lease_until=Float),
     *columns(step=NUMBER, total_steps=NUMBER, trained_tokens=NUMBER),
-    *columns(nullable=True, fine_tuned_model=Text, result=JSON, error=JSON),
+    *columns(nullable=True, fine_tuned_model=Text, result=JSON, result_file=NAME, error=JSON),
     *columns(created_at=NUMBER),
     *columns(nullable=True, started_at=NUMBER, finished_at=NUMBER, estimated_finish=NUMBER),
     Index("training_jobs_in_order", "tenant_id", "id"),
@@ -282,7 +282,8 @@ training_jobs = Table(
 )
 """`token` is the right of the worker that has the job, until `lease_until`; see `jobs.claims`.
 `losses` counts the workers that were lost with the job since its last checkpoint; `events` is the
-number of its last event; `on_prefix` is the version behind which it is trained."""
+number of its last event; `on_prefix` is the version behind which it is trained. `asked` has the
+settings as the request had them, `hyperparameters` as the worker takes them."""
 
 job_events = Table(
     "job_events",

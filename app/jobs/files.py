@@ -79,11 +79,11 @@ class TrainingFiles:
             connection.execute(insert(training_files).values(row))
             return to_file(get_file_row(connection, tenant, file_id, now))
 
-    def get(self, tenant: str, file_id: str) -> TrainingFile:
-        """One file."""
+    def get(self, tenant: str, file_id: str, *, param: str | None = None) -> TrainingFile:
+        """One file; `param` names the field of the request that names it."""
         with self._catalog.read() as connection:
             now = now_of(connection, self._clock)
-            return to_file(get_file_row(connection, tenant, file_id, now))
+            return to_file(get_file_row(connection, tenant, file_id, now, param=param))
 
     def list(
         self,

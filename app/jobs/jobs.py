@@ -283,6 +283,7 @@ def _new_row(tenant: str, job_id: str, spec: JobSpec, now: float) -> dict[str, A
         "tenant_id": tenant,
         "status": JobStatus.QUEUED.value,
         "hyperparameters": dict(spec.hyperparameters),
+        "asked": dict(spec.asked),
         "on_prefix": spec.on,
         "metadata": None if spec.metadata is None else dict(spec.metadata),
         "trained_tokens": 0,

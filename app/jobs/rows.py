@@ -87,6 +87,7 @@ def to_spec(row: Row[Any]) -> JobSpec:
         training_file=row.training_file,
         validation_file=row.validation_file,
         hyperparameters=row.hyperparameters,
+        asked=row.asked,
         seed=row.seed,
         on=row.on_prefix,
         alias=row.alias,
@@ -111,5 +112,6 @@ def to_job(row: Row[Any]) -> Job:
         trained_tokens=row.trained_tokens,
         fine_tuned_model=row.fine_tuned_model,
         result=row.result,
+        result_file=row.result_file,
         error=None if row.error is None else JobFailure(**row.error),
     )

@@ -81,7 +81,8 @@ class JobSpec:
     `method` and the names of `hyperparameters` are those of `training.recipe.Recipe`; a method
     `distill` has settings of its own. `suffix` is the name of the prefix that the result becomes a
     version of, and `alias` another alias than `latest` that is to move to it. `on` is the version
-    (`name@digest`) behind which the prefix is trained. The files are named by their ids.
+    (`name@digest`) behind which the prefix is trained. The files are named by their ids. `asked`
+    has the settings in the words of the request, for those who look at the job.
     """
 
     base_model: str
@@ -91,6 +92,7 @@ class JobSpec:
     training_file: str
     validation_file: str | None = None
     hyperparameters: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    asked: Mapping[str, Any] = field(default_factory=dict, hash=False)
     seed: int = 101
     on: str | None = None
     alias: str | None = None
@@ -111,7 +113,8 @@ class JobFailure:
 class Job:
     """One job of a tenant as it is now. `id` is `ftjob-…`; times are in seconds since 1970.
 
-    `result` has what the worker found out, scores for example, once the job has succeeded.
+    `result` has what the worker found out, scores for example, once the job has succeeded;
+    `result_file` is the id of a file with its metrics.
     """
 
     id: str
@@ -127,6 +130,7 @@ class Job:
     trained_tokens: int
     fine_tuned_model: str | None
     result: Mapping[str, Any] | None = field(hash=False)
+    result_file: str | None
     error: JobFailure | None
 
 

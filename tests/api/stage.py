@@ -11,6 +11,7 @@ from tests.api.guarded import Guarded
 
 BASE = "tiny-gpt2"
 EXAMPLES = [{"input": "the", "output": "cat"}, {"input": "a", "output": ["dog", "fox"]}]
+LINES = b'{"input": "a", "target": "b"}\n'
 
 _ALIAS = "/v1/prefixes/tone/aliases/calm"
 
@@ -21,7 +22,8 @@ Json = dict[str, Any]
 class Stage:
     """The tenant `acme` with two versions of `tone`; what requests take away is put back.
 
-    `shown` holds what stands in paths: `name`, `alias`, `digest`, `tenant_id`, `kid`, `model_id`.
+    `shown` holds what stands in paths: `name`, `alias`, `digest`, `tenant_id`, `kid`, `model_id`,
+    `file_id`, `job_id`.
     """
 
     guarded: Guarded
@@ -35,6 +37,9 @@ class Stage:
         self._set_alias()
         self._set_publication()
         self._set_tenant()
+        self._set_file()
+        self._set_job()
+        self._call("POST", f"/v1/fine_tuning/jobs/{self.shown['job_id']}/cancel")
 
     def restore(self, operation: str) -> None:
         """Put back what the operation may have taken away."""
@@ -50,6 +55,10 @@ class Stage:
             "delete_tenant": self._set_tenant,
             "create_key": self._set_tenant,
             "revoke_key": self._set_tenant,
+            "delete_file": self._set_file,
+            "cancel_job": self._set_job,
+            "pause_job": self._set_job,
+            "resume_job": self._set_job,
         }
         if operation in again:
             again[operation]()
@@ -84,6 +93,19 @@ class Stage:
         self._call("POST", "/admin/tenants", {"id": "guest"})
         made = self._call("POST", "/admin/tenants/guest/keys", {})
         self.shown |= {"tenant_id": "guest", "kid": made["kid"]}
+
+    def _set_file(self) -> None:
+        """A file that no job needs."""
+        with self.guarded.client(self.guarded.key()) as client:
+            form = {"purpose": "fine-tune"}
+            made = client.post("/v1/files", data=form, files={"file": ("a.jsonl", LINES)})
+        self.shown["file_id"] = made.json()["id"]
+
+    def _set_job(self) -> None:
+        """A job that waits."""
+        body = {"model": BASE, "training_file": self.shown["file_id"]}
+        self.shown["job_id"] = self._call("POST", "/v1/fine_tuning/jobs", body)["id"]
+        self._set_file()
 
     def _call(self, method: str, path: str, body: Json | None = None) -> Json:
         with self.guarded.client(self.guarded.key()) as client:
@@ -128,6 +150,17 @@ class Stage:
             ],
             "create_tenant": [{"id": "another", "limits": {"weight": 2.0, "max_rows": 9}}],
             "change_tenant": [{"limits": {"max_queue": 4}, "disabled": True}, {"disabled": False}],
+            "upload_file": [{"file": LINES, "purpose": "fine-tune"}],
+            "create_job": [
+                {"model": BASE, "training_file": self.shown["file_id"]},
+                {
+                    "model": BASE,
+                    "training_file": self.shown["file_id"],
+                    "method": {"type": "prefix", "prefix": {"hyperparameters": {"length": 4}}},
+                    "on": "tone",
+                    "metadata": {"a": "b"},
+                },
+            ],
             "create_key": [{"scopes": ["generate"], "label": "a label", "expires_at": 2**33}],
         }
         return known.get(operation, [None])

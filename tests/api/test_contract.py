@@ -114,6 +114,7 @@ def test_what_exists_is_answered_as_described(
     for body in stage.bodies(name):
         stage.restore(name)
         kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
+        kind = "multipart/form-data" if name == "upload_file" else kind
         case = operation.Case(
             path_parameters=usable_path(stage, operation),
             **({} if body is None else {"body": body, "media_type": kind}),

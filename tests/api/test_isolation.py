@@ -35,6 +35,17 @@ class World(Guarded):
 
     digest = ""
     kid = ""
+    file_id = ""
+    job_id = ""
+
+    def train(self, model: str) -> None:
+        """Upload a file and queue a job."""
+        with self.client(self.key()) as client:
+            file = {"file": ("a.jsonl", b'{"input": "a", "target": "b"}\n')}
+            made = client.post("/v1/files", data={"purpose": "fine-tune"}, files=file)
+            self.file_id = made.json()["id"]
+            body = {"model": model, "training_file": self.file_id}
+            self.job_id = client.post("/v1/fine_tuning/jobs", json=body).json()["id"]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +56,7 @@ def world(tiny_gpt2: FrozenModel, tmp_path_factory: pytest.TempPathFactory) -> I
         reply = world.push(THEIRS, prefix, world.key(), **{"x-alias": "stable"})
         world.digest = reply.json()["digest"]
         world.kid = world.key()[4:16]
+        world.train(tiny_gpt2.spec.model_id)
         yield world
 
 
@@ -86,7 +98,10 @@ def ask(
     world: World, endpoint: Endpoint, identity: str, *, name: str = THEIRS, tenant: str = "rival"
 ) -> httpx.Response:
     """One identity at one route."""
+    nobodys = "0" * 24
     values = {
+        "file_id": world.file_id if name == THEIRS else f"file-{nobodys}",
+        "job_id": world.job_id if name == THEIRS else f"ftjob-{nobodys}",
         "name": name,
         "model_id": name,
         "alias": "stable",
@@ -186,6 +201,8 @@ def test_lists_show_what_is_one_s_own(world: World) -> None:
                 "/v1/prefixes",
                 "/v1/published",
                 "/v1/usage?group_by=prefix",
+                "/v1/files",
+                "/v1/fine_tuning/jobs",
             ):
                 text = client.get(path, headers=headers).text
                 assert shown or THEIRS not in text, path
@@ -234,4 +251,6 @@ def state_of(world: World) -> str:
             client.get(f"/v1/prefixes/{THEIRS}{path}").json()
             for path in ("", "/versions", "/aliases/stable", "/publication")
         ]
+        parts.append(client.get(f"/v1/files/{world.file_id}").json())
+        parts.append(client.get(f"/v1/fine_tuning/jobs/{world.job_id}").json())
     return json.dumps(parts)

@@ -12,6 +12,7 @@ from app.api.routes.prefixes import (
     publications,
     versions,
 )
+from app.api.routes.training import files, jobs
 from app.api.routing import Route
 
 _RESOURCES = (
@@ -29,6 +30,8 @@ _RESOURCES = (
     usage,
     evaluations,
     from_text,
+    files,
+    jobs,
 )
 
 ALL_ROUTES: tuple[Route, ...] = tuple(

@@ -1,0 +1,125 @@
+"""From the body of a request to what a training job is to do: checked before it is queued."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+from app.api.generation.prefix_selection import PrefixSelector
+from app.api.schemas.base import StrictBody
+from app.api.schemas.training import (
+    DISTILL,
+    SUPERVISED,
+    Hyperparameters,
+    JobBody,
+    MethodBody,
+    PrefixHyperparameters,
+)
+from app.errors import InvalidRequest, PolyprefixError
+from app.jobs.types import JobSpec, TrainingFile
+from app.model.frozen import FrozenModel
+from app.prefix.reference import check_alias
+from app.training.initial import complete_recipe
+from app.training.recipe import Recipe
+
+_AUTO = "auto"
+_RENAMED = {"n_epochs": "epochs"}
+"""What OpenAI calls otherwise than the recipe."""
+_MULTIPLIER = "learning_rate_multiplier"
+
+
+@dataclass(frozen=True)
+class JobReader:
+    """Makes specs of bodies, for one base model; `selector` finds the prefixes that they name."""
+
+    model: FrozenModel
+    selector: PrefixSelector
+
+    def check_model(self, body: JobBody) -> None:
+        """InvalidRequest unless the body names the base model, which alone is trained on."""
+        base = self.model.spec.model_id
+        if body.model != base:
+            raise InvalidRequest(
+                f"model: jobs train a prefix for the base model, {base!r}; to train one behind "
+                'another prefix, say `"on": "name@alias"` besides',
+                param="model",
+            )
+
+    async def resolve_on(self, tenant: str, body: JobBody) -> str | None:
+        """The version behind which is trained, as `name@digest`; PrefixNotFound."""
+        if body.on is None:
+            return None
+        method = MethodBody(type=SUPERVISED) if body.method is None else body.method
+        if method.type == DISTILL:
+            raise InvalidRequest("on: a text is distilled behind no other prefix", param="on")
+        first, *more = self.selector.parse(body.on)
+        if more:
+            raise InvalidRequest("on: give one prefix, not several", param="on")
+        found = await self.selector.resolve(tenant, first, body.user)
+        owner = "" if found.tenant == tenant else f"{found.tenant}/"
+        return f"{owner}{found.name}@{found.digest}"
+
+    def make_spec(self, body: JobBody, on: str | None, file: TrainingFile) -> JobSpec:
+        """What the job is to do; InvalidRequest names the setting that cannot be.
+
+        The settings are completed for this base model and the file's pairs once, to see that they
+        can be; the job keeps what was asked.
+        """
+        if body.alias is not None:
+            check_alias(body.alias)
+        method = body.method or MethodBody(type=SUPERVISED)
+        settings = method.hyperparameters
+        if body.method is not None and body.hyperparameters is not None:
+            raise InvalidRequest(
+                "hyperparameters: give the settings inside `method`", param="hyperparameters"
+            )
+        if body.method is None and body.hyperparameters is not None:
+            settings = body.hyperparameters
+        asked = settings.model_dump(exclude_unset=True)
+        seed = Recipe().seed if body.seed is None else body.seed
+        name = "prefix" if method.type == SUPERVISED else method.type
+        spec = self.model.spec
+        return JobSpec(
+            base_model=spec.model_id,
+            base_fingerprint=spec.fingerprint,
+            method=name,
+            suffix=body.suffix or f"ft-{secrets.token_hex(4)}",
+            training_file=body.training_file,
+            validation_file=body.validation_file,
+            hyperparameters=self._hyperparameters(name, settings, seed, file),
+            asked={name: value for name, value in asked.items() if value not in (None, _AUTO)},
+            seed=seed,
+            on=on,
+            alias=body.alias,
+            user=body.user,
+            metadata=body.metadata,
+        )
+
+    def _hyperparameters(
+        self, method: str, settings: StrictBody, seed: int, file: TrainingFile
+    ) -> dict[str, Any]:
+        """The settings that were given, as the recipe of the method calls them."""
+        given = settings.model_dump(exclude_unset=True)
+        given = {name: value for name, value in given.items() if value not in (None, _AUTO)}
+        if not isinstance(settings, Hyperparameters):
+            return given
+        multiplier = given.pop(_MULTIPLIER, None)
+        named = {_RENAMED.get(name, name): value for name, value in given.items()}
+        recipe = replace(Recipe(method=method, seed=seed), **_as_recipe(named))
+        try:
+            complete = complete_recipe(self.model, recipe, max(1, file.pairs))
+        except PolyprefixError as error:
+            where = "method" if isinstance(settings, PrefixHyperparameters) else "hyperparameters"
+            raise InvalidRequest(error.message, param=where) from error
+        if multiplier is not None:
+            if "lr" in named:
+                raise InvalidRequest(f"give lr or {_MULTIPLIER}, not both", param="method")
+            named["lr"] = (complete.lr or 0.0) * multiplier
+        return named
+
+
+def _as_recipe(named: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in named.items()
+    }

@@ -1,0 +1,375 @@
+"""Fine-tuning jobs by the official client: made, watched, cancelled, paused, refused."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from app.jobs.types import ClaimedJob, ClaimLost, JobEvent, JobProgress
+from app.prefix.prefix import Prefix
+from tests.api.routes.training.conftest import EXAMPLES, lines
+from tests.server import RunningServer
+from tests.tiny import random_prefix
+
+Uploaded = Callable[..., str]
+Claim = Callable[[str], ClaimedJob]
+
+
+@pytest.fixture
+def prefix(tiny_gpt2: Any) -> Prefix:
+    return random_prefix(tiny_gpt2, 3, seed=77)
+
+
+def test_a_job_is_made_as_the_client_makes_it(
+    client: openai.OpenAI, uploaded: Uploaded, base: str
+) -> None:
+    file, held_out = uploaded(), uploaded(lines(*EXAMPLES[:2]))
+    job = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=file,
+        validation_file=held_out,
+        suffix="tone",
+        seed=7,
+        metadata={"team": "red"},
+        method={  # type: ignore[arg-type]
+            "type": "prefix",
+            "prefix": {"hyperparameters": {"n_epochs": 3, "length": 5, "lr": 0.01}},
+        },
+        extra_body={"user": "ann"},
+    )
+    assert job.id.startswith("ftjob-")
+    assert (job.object, job.status, job.model, job.seed) == (
+        "fine_tuning.job", "queued", base, 7,
+    )  # fmt: skip
+    assert (job.training_file, job.validation_file) == (file, held_out)
+    assert job.method is not None
+    assert job.method.type == "prefix"
+    assert job.method.prefix == {  # type: ignore[attr-defined]
+        "hyperparameters": {"n_epochs": 3, "length": 5, "lr": 0.01}
+    }
+    assert job.hyperparameters.n_epochs == 3
+    assert job.hyperparameters.batch_size == "auto"
+    assert job.metadata == {"team": "red"}
+    assert job.fine_tuned_model is None
+    assert job.error is None
+    assert job.result_files == []
+    assert client.fine_tuning.jobs.retrieve(job.id) == job
+
+
+def test_the_worker_is_told_the_recipes_words(
+    client: openai.OpenAI, uploaded: Uploaded, base: str, claim: Claim
+) -> None:
+    job = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=uploaded(),
+        method={  # type: ignore[arg-type]
+            "type": "prefix-direct",
+            "prefix-direct": {"hyperparameters": {"n_epochs": 3, "batch_size": "auto"}},
+        },
+    )
+    spec = claim(job.id).spec
+    assert (spec.method, dict(spec.hyperparameters), spec.seed) == (
+        "prefix-direct", {"epochs": 3}, 101,
+    )  # fmt: skip
+    assert spec.suffix.startswith("ft-")
+
+
+def test_openais_own_settings_are_understood(
+    client: openai.OpenAI, uploaded: Uploaded, base: str, claim: Claim
+) -> None:
+    file = uploaded()
+    old = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=file,
+        hyperparameters={"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 2.0},
+    )
+    new = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=file,
+        method={
+            "type": "supervised",
+            "supervised": {
+                "hyperparameters": {"n_epochs": 2, "batch_size": 4, "learning_rate_multiplier": 2}
+            },
+        },
+    )
+    plain = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=file,
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": "auto"}}},
+    )
+    assert old.hyperparameters.learning_rate_multiplier == 2
+    specs = {}
+    for job in (old, new, plain):
+        shown = client.fine_tuning.jobs.retrieve(job.id)
+        assert shown.method is not None
+        assert shown.method.type == "prefix"
+    first = claim(old.id)
+    specs = dict(first.spec.hyperparameters)
+    assert specs == {"epochs": 2, "batch_size": 4, "lr": 6e-3}  # twice what a small model has
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "words"),
+    [
+        ({"training_file": "file-" + "0" * 24}, "training_file", "does not exist"),
+        ({"training_file": "nonsense"}, "training_file", "file"),
+        ({"validation_file": "file-" + "0" * 24}, "validation_file", "does not exist"),
+        ({"model": "tone"}, "model", '"on": "name@alias"'),
+        ({"suffix": "No Spaces"}, "suffix", ""),
+        ({"seed": -1}, "seed", "0 or more"),
+        ({"metadata": {"a": 5}}, "metadata.a", "takes a text"),
+        ({"metadata": {str(n): "x" for n in range(20)}}, "metadata", "at most 16"),
+        ({"alias": "abcdef"}, "alias", "digest"),
+        ({"colour": "red"}, "colour", "unknown field"),
+        ({"integrations": [{"type": "wandb"}]}, "integrations", "not supported"),
+        ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", ""),
+        ({"method": {"type": "dpo"}}, "method.type", "'prefix'"),
+        ({"method": {"type": "prefix", "embedding": {}}}, "method", "belong in `prefix`"),
+        ({"method": {"type": "infix", "infix": {}}}, "method.infix", "polyprefix train"),
+        (
+            {"method": {"type": "prefix", "prefix": {"hyperparameters": {"epochs": 3}}}},
+            "method.prefix.hyperparameters.epochs",
+            "n_epochs",
+        ),
+        (
+            {"method": {"type": "prefix", "prefix": {"hyperparameters": {"length": 5000}}}},
+            "method",
+            "length must be between 1 and 1024",
+        ),
+        (
+            {"method": {"type": "prefix", "prefix": {"hyperparameters": {"modules": ["cross"]}}}},
+            "method",
+            "no 'cross'",
+        ),
+        (
+            {
+                "method": {"type": "prefix", "prefix": {"hyperparameters": {"length": 5}}},
+                "hyperparameters": {"n_epochs": 3},
+            },
+            "hyperparameters",
+            "inside `method`",
+        ),
+        ({"on": "nothing"}, "model", "does not exist"),
+        ({"on": "a+b"}, "on", "one prefix"),
+        ({"method": {"type": "distill"}}, "training_file", "`user_data`"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_it_is_queued(
+    client: openai.OpenAI,
+    uploaded: Uploaded,
+    base: str,
+    change: dict[str, Any],
+    param: str,
+    words: str,
+) -> None:
+    file = uploaded()
+    before = [job.id for job in client.fine_tuning.jobs.list(limit=100)]
+    body = {"model": base, "training_file": file} | change
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.post("/fine_tuning/jobs", body=body, cast_to=object)
+    assert caught.value.status_code in (400, 404)
+    assert caught.value.body["param"] == param  # type: ignore[index]
+    assert words in caught.value.message
+    assert [job.id for job in client.fine_tuning.jobs.list(limit=100)] == before
+
+
+def test_the_training_file_does_not_validate_itself(
+    client: openai.OpenAI, uploaded: Uploaded, base: str
+) -> None:
+    file = uploaded()
+    with pytest.raises(openai.BadRequestError, match="is the training file"):
+        client.fine_tuning.jobs.create(model=base, training_file=file, validation_file=file)
+
+
+def test_a_prefix_that_it_is_trained_behind_is_fixed_when_the_job_is_made(
+    client: openai.OpenAI, uploaded: Uploaded, base: str, trained: RunningServer, prefix: Prefix
+) -> None:
+    assert trained.push("support", prefix, **{"x-alias": "stable"}).status_code in (200, 201)
+    job = client.fine_tuning.jobs.create(
+        model=base, training_file=uploaded(), extra_body={"on": "support@stable"}
+    )
+    assert job.on == f"support@{prefix.digest}"  # type: ignore[attr-defined]
+
+
+def test_a_text_becomes_a_job_of_distillation(
+    client: openai.OpenAI, uploaded: Uploaded, base: str
+) -> None:
+    text = uploaded(b"Blue Spice is a pub.", "facts.txt", purpose="user_data")
+    method = {"type": "distill", "distill": {"hyperparameters": {"length": 16}}}
+    job = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=text,
+        method=method,  # type: ignore[arg-type]
+    )
+    assert job.method is not None
+    assert job.method.type == "distill"
+    with pytest.raises(openai.BadRequestError, match="purpose `user_data`"):
+        client.fine_tuning.jobs.create(model=base, training_file=text)
+
+
+def test_jobs_are_listed_page_by_page_and_by_metadata(
+    client: openai.OpenAI, uploaded: Uploaded, base: str
+) -> None:
+    file = uploaded()
+    made = [
+        client.fine_tuning.jobs.create(
+            model=base, training_file=file, metadata={"batch": "seven", "n": str(n)}
+        ).id
+        for n in range(5)
+    ]
+    found = [job.id for job in client.fine_tuning.jobs.list(limit=2)]
+    assert found[:5] == made[::-1]
+    chosen = client.fine_tuning.jobs.list(
+        limit=2, extra_query={"metadata[batch]": "seven", "metadata[n]": "3"}
+    )
+    assert [job.id for job in chosen.data] == [made[3]]
+    assert not chosen.has_more
+
+
+def test_a_finished_job_says_what_it_has_made(
+    client: openai.OpenAI,
+    uploaded: Uploaded,
+    base: str,
+    claim: Claim,
+    trained: RunningServer,
+    state: Path,
+) -> None:
+    claims = trained.services.training.claims
+    made = client.fine_tuning.jobs.create(model=base, training_file=uploaded(), suffix="voice")
+    job = claim(made.id)
+    claims.report(job, JobProgress(step=4, total_steps=8, trained_tokens=120, seconds_left=30))
+    running = client.fine_tuning.jobs.retrieve(made.id)
+    assert (running.status, running.trained_tokens) == ("running", None)
+    assert running.estimated_finish is not None
+    claims.save_checkpoint(job, state, 4, {"train_loss": 2.5})
+    claims.add_events(
+        job, [JobEvent(message="step 4", type="metrics", data={"step": 4, "train_loss": 2.5})]
+    )
+    claims.succeed(job, "voice@abc", {"bleu": 50.0})
+    done = client.fine_tuning.jobs.retrieve(made.id)
+    assert (done.status, done.fine_tuned_model, done.trained_tokens) == (
+        "succeeded", "voice@abc", 120,
+    )  # fmt: skip
+    assert done.finished_at is not None
+    assert done.estimated_finish is None
+    assert done.result == {"bleu": 50.0}  # type: ignore[attr-defined]
+    [checkpoint] = client.fine_tuning.jobs.checkpoints.list(made.id).data
+    assert (checkpoint.step_number, checkpoint.metrics.train_loss) == (4, 2.5)
+    assert checkpoint.fine_tuning_job_id == made.id
+    assert checkpoint.fine_tuned_model_checkpoint == "voice:ckpt-step-4"
+    with trained.client() as http:
+        usage = http.get("/v1/usage?group_by=prefix").json()["data"]
+    assert next(row["tokens_trained"] for row in usage if row["prefix"] == "voice") == 120
+
+
+def test_a_failed_job_says_why(
+    client: openai.OpenAI, uploaded: Uploaded, base: str, claim: Claim, trained: RunningServer
+) -> None:
+    made = client.fine_tuning.jobs.create(model=base, training_file=uploaded())
+    claims = trained.services.training.claims
+    claims.fail(claim(made.id), "invalid_data", "line 3 is too long", "training_file")
+    error = client.fine_tuning.jobs.retrieve(made.id).error
+    assert error is not None
+    assert (error.code, error.message, error.param) == (
+        "invalid_data", "line 3 is too long", "training_file",
+    )  # fmt: skip
+
+
+def test_events_come_newest_first_and_page_by_page(
+    client: openai.OpenAI, uploaded: Uploaded, base: str, claim: Claim, trained: RunningServer
+) -> None:
+    made = client.fine_tuning.jobs.create(model=base, training_file=uploaded())
+    new = [JobEvent(message=f"step {n}") for n in range(7)]
+    trained.services.training.claims.add_events(claim(made.id), new)
+    found = list(client.fine_tuning.jobs.list_events(made.id, limit=3))
+    messages = [event.message for event in found]
+    assert messages[:7] == [f"step {n}" for n in reversed(range(7))]
+    assert "No worker" in "".join(messages) or "The job is queued" not in messages[0]
+    assert "queued" in messages[-1]
+    assert len({event.id for event in found}) == len(found)
+    assert {event.object for event in found} == {"fine_tuning.job.event"}
+
+
+def test_events_are_streamed_until_the_job_ends(
+    client: openai.OpenAI, uploaded: Uploaded, base: str, claim: Claim, trained: RunningServer
+) -> None:
+    made = client.fine_tuning.jobs.create(model=base, training_file=uploaded())
+    job, claims = claim(made.id), trained.services.training.claims
+    heard: list[str] = []
+    seen = threading.Event()
+
+    def listen() -> None:
+        with (
+            trained.client() as http,
+            http.stream("GET", f"/v1/fine_tuning/jobs/{made.id}/events?stream=true") as reply,
+        ):
+            assert reply.headers["content-type"].startswith("text/event-stream")
+            for line in reply.iter_lines():
+                if line:
+                    heard.append(json.loads(line.removeprefix("data: "))["message"])
+                    seen.set()
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    assert seen.wait(10)
+    claims.add_events(job, [JobEvent(message="in the middle")])
+    claims.succeed(job, "voice@abc", {})
+    thread.join(10)
+    assert not thread.is_alive()
+    assert heard[-2:] == ["in the middle", "The job has made voice@abc."]
+    with trained.client() as http:  # the stream's place is free again
+        while trained.services.streams.open:
+            http.get("/health/live")
+
+
+def test_a_job_is_cancelled_once(
+    client: openai.OpenAI, uploaded: Uploaded, base: str, claim: Claim, trained: RunningServer
+) -> None:
+    made = client.fine_tuning.jobs.create(model=base, training_file=uploaded())
+    job = claim(made.id)
+    for _ in range(2):  # a client that has not heard the answer asks again
+        assert client.fine_tuning.jobs.cancel(made.id).status == "cancelled"
+    with pytest.raises(ClaimLost):
+        trained.services.training.claims.succeed(job, "voice@abc", {})
+    with pytest.raises(openai.BadRequestError, match="the job is cancelled"):
+        client.fine_tuning.jobs.resume(made.id)
+    said = [event.message for event in client.fine_tuning.jobs.list_events(made.id)]
+    assert said.count("The job was cancelled.") == 1
+
+
+def test_a_job_is_paused_and_resumed(
+    client: openai.OpenAI, uploaded: Uploaded, base: str, claim: Claim
+) -> None:
+    made = client.fine_tuning.jobs.create(model=base, training_file=uploaded())
+    assert client.fine_tuning.jobs.pause(made.id).status == "paused"
+    with pytest.raises(StopIteration):
+        claim(made.id)
+    assert client.fine_tuning.jobs.resume(made.id).status == "queued"
+    assert claim(made.id).id == made.id
+
+
+@pytest.mark.parametrize("job_id", ["ftjob-" + "0" * 24, "nonsense"])
+def test_a_job_that_is_not_there_is_not_found(client: openai.OpenAI, job_id: str) -> None:
+    jobs = client.fine_tuning.jobs
+    for ask in (
+        jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events,
+        jobs.checkpoints.list,
+    ):  # fmt: skip
+        with pytest.raises(openai.NotFoundError):
+            ask(job_id)
+
+
+@pytest.mark.parametrize("after", ["nonsense", "ftevent-" + "0" * 24 + "-1"])
+def test_a_cursor_of_another_list_is_refused(
+    client: openai.OpenAI, uploaded: Uploaded, base: str, after: str
+) -> None:
+    made = client.fine_tuning.jobs.create(model=base, training_file=uploaded())
+    with pytest.raises(openai.BadRequestError, match="`after`"):
+        client.fine_tuning.jobs.list_events(made.id, after=after)

@@ -1,0 +1,105 @@
+"""Training with keys: scopes, limits, and what is another tenant's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from app.model.frozen import FrozenModel
+from app.tenancy.auth.principal import Scope
+from tests.api.guarded import EVERYTHING, Guarded, guarding
+
+LINES = b'{"input": "a", "target": "b"}\n'
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_gpt2: FrozenModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    with guarding(tiny_gpt2, tmp_path_factory.mktemp("training")) as guarded:
+        yield guarded
+
+
+def upload(client: httpx.Client, data: bytes = LINES) -> httpx.Response:
+    files = {"file": ("a.jsonl", data)}
+    return client.post("/v1/files", data={"purpose": "fine-tune"}, files=files)
+
+
+def create(client: httpx.Client, model: FrozenModel, file: str, **more: Any) -> httpx.Response:
+    body = {"model": model.spec.model_id, "training_file": file, **more}
+    return client.post("/v1/fine_tuning/jobs", json=body)
+
+
+def limited(guarded: Guarded, **limits: int | None) -> None:
+    guarded.server.services.tenants.change("acme", limits=limits)
+    guarded.server.services.registry.catalog.feed.poll()
+
+
+def test_a_key_without_the_scope_trains_nothing(guarded: Guarded) -> None:
+    with guarded.client(guarded.key(scopes=EVERYTHING - {Scope.TRAIN})) as client:
+        assert upload(client).status_code == 403
+        assert client.get("/v1/files").status_code == 403
+
+
+def test_anothers_file_is_as_if_it_were_not_there(guarded: Guarded, tiny_gpt2: FrozenModel) -> None:
+    with guarded.client(guarded.key()) as client:
+        theirs = upload(client).json()["id"]
+    with guarded.client(guarded.key("rival")) as client:
+        mine = upload(client).json()["id"]
+        missing = "file-" + "0" * 24
+        for field in ("training_file", "validation_file"):
+            replies = []
+            for file in (theirs, missing):
+                named = {"file": mine, field: file} if field != "training_file" else {"file": file}
+                replies.append(create(client, tiny_gpt2, **named))
+            assert [reply.status_code for reply in replies] == [404, 404]
+            assert replies[0].json() == replies[1].json()
+        listed = client.get(f"/v1/files?after={theirs}"), client.get(f"/v1/files?after={missing}")
+        assert listed[0].json() == listed[1].json()
+
+
+def test_a_tenant_queues_no_more_jobs_than_it_may(guarded: Guarded, tiny_gpt2: FrozenModel) -> None:
+    limited(guarded, max_queued_jobs=1)
+    with guarded.client(guarded.key()) as client:
+        file = upload(client).json()["id"]
+        first = create(client, tiny_gpt2, file)
+        assert first.status_code == 200, first.text
+        full = create(client, tiny_gpt2, file)
+        assert (full.status_code, full.json()["error"]["code"]) == (429, "tenant_queue_full")
+        assert full.headers["retry-after"]
+        client.post(f"/v1/fine_tuning/jobs/{first.json()['id']}/cancel")
+        assert create(client, tiny_gpt2, file).status_code == 200
+    limited(guarded, max_queued_jobs=None)
+
+
+def test_a_tenant_keeps_no_more_bytes_than_it_may(guarded: Guarded) -> None:
+    with guarded.client(guarded.key()) as client:
+        used = sum(file["bytes"] for file in client.get("/v1/files").json()["data"])
+        limited(guarded, max_training_bytes=used + len(LINES))
+        assert upload(client).status_code == 200
+        full = upload(client)
+        assert (full.status_code, full.json()["error"]["code"]) == (409, "quota_exceeded")
+    limited(guarded, max_training_bytes=None)
+
+
+def test_what_is_done_is_on_record_by_its_id_and_without_content(
+    guarded: Guarded, tiny_gpt2: FrozenModel
+) -> None:
+    with guarded.client(guarded.key()) as client:
+        file = upload(client, b'{"input": "very secret", "target": "b"}\n').json()["id"]
+        job = create(client, tiny_gpt2, file, suffix="hidden").json()["id"]
+        client.post(f"/v1/fine_tuning/jobs/{job}/cancel")
+        client.delete(f"/v1/files/{file}")
+        records = client.get("/admin/audit?tenant=acme&limit=100").json()
+    text = str(records)
+    assert "very secret" not in text
+    changed = [
+        (record["action"], change[2])
+        for record in records["data"]
+        for change in record.get("changed", [])
+        if change[2] in (file, job)
+    ]
+    assert changed == [
+        ("upload_file", file), ("create_job", job), ("cancel_job", job), ("delete_file", file),
+    ]  # fmt: skip
