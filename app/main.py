@@ -51,6 +51,8 @@ from app.tenancy.limits.limiter import Limiter
 from app.tenancy.limits.shared import RedisLimits
 from app.tenancy.tenants import Tenants
 from app.tenancy.usage.ledger import DAY, WRITE_S, UsageLedger
+from app.worker.embedded import EmbeddedWorker
+from app.worker.server_side import embedded_worker
 
 _log = logging.getLogger(__name__)
 
@@ -138,7 +140,7 @@ async def _acquire(settings: Settings, model: FrozenModel | None, stack: AsyncEx
     stack.push_async_callback(tiers.close)
     pins = await follow_pins(registry, tiers, workers)
     stack.push_async_callback(asyncio.to_thread, pins.stop)
-    training = _keep_house(settings, registry, authentication, usage, audit, stack)
+    training = _keep_house(settings, registry, engine, authentication, usage, audit, stack)
     await _start_limiter(limiter, engine, stack)
     metrics, limits = Metrics(engine, tiers, limiter), _limits(settings)
     generations = GenerationService(
@@ -240,12 +242,13 @@ def _authentication(settings: Settings, registry: Registry) -> Authentication:
 def _keep_house(
     settings: Settings,
     registry: Registry,
+    engine: Engine,
     authentication: Authentication,
     usage: UsageLedger,
     audit: AuditLog,
     stack: AsyncExitStack,
 ) -> TrainingServices:
-    """What goes on beside the requests until the stack ends it; the training that it looks after."""
+    """What goes on beside the requests until the stack ends it; the services of training."""
     training = TrainingServices.over(registry)
     ended, poll = threading.Event(), registry.catalog.feed.poll
     collect = partial(registry.collect_garbage, settings.garbage_grace, ended.is_set)
@@ -253,7 +256,7 @@ def _keep_house(
     prune = partial(usage.prune, settings.usage_days * DAY)
     write_usage = PeriodicThread("writing down usage", WRITE_S, usage.flush)
     usage.on_crowded = write_usage.wake
-    threads = [
+    threads: list[PeriodicThread | EmbeddedWorker] = [
         PeriodicThread("following the catalog", _POLL_S, poll),
         write_usage,
         PeriodicThread("writing down refusals", _WRITE_REFUSALS_S, audit.flush),
@@ -264,6 +267,9 @@ def _keep_house(
     if isinstance(authentication, KeyAuthenticator):
         note_uses = authentication.note_uses
         threads.append(PeriodicThread("noting the use of keys", _NOTE_USES_S, note_uses))
+    if settings.train != "off":
+        facts = {**settings.model_dump(), "catalog_url": settings.catalog_url}
+        threads.append(embedded_worker(facts, registry, engine))
     for thread in threads:
         thread.start()
         stack.push_async_callback(asyncio.to_thread, thread.stop)

@@ -154,6 +154,17 @@ class Settings(BaseSettings):
         "native without a compiler is an error",
     )
 
+    # Training jobs
+    train: str = Field(
+        "auto",
+        pattern="^(auto|off|[1-9][0-9]{0,2})$",
+        description="worker process that trains jobs beside the server: its threads, or off; auto "
+        "is half of the cores, and no process where memory lacks for a second model",
+    )
+    train_jobs: int = Field(
+        8, ge=1, le=1024, description="training jobs that a worker computes together"
+    )
+
     # Prefixes in memory
     device_cache: int = Field(512, ge=1, description="MiB of prefixes kept on the device")
     host_cache: int = Field(2048, ge=1, description="MiB of prefixes kept in host memory")

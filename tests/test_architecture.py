@@ -37,13 +37,14 @@ ARROWS = {
         "datasets": "prefix",
         "evaluation": "datasets engine model prefix",
         "training": "datasets engine evaluation model prefix registry",
+        "worker": "datasets db engine evaluation jobs model prefix registry tenancy training",
         "api": "db engine evaluation jobs model prefix registry runtime tenancy training",
-        "main": "settings api db engine jobs model prefix registry runtime tenancy",
+        "main": "settings api db engine jobs model prefix registry runtime tenancy worker",
         "bench": "db engine evaluation model prefix registry runtime training",
         "demo": "evaluation model prefix training",
         "experiments": "datasets engine evaluation model prefix training",
         "cli": "main settings api bench datasets db demo engine evaluation experiments model "
-        "prefix registry runtime tenancy training",
+        "prefix registry runtime tenancy training worker",
     }.items()
 }
 """Layer → the layers that it may import, besides itself and `errors`."""
@@ -68,6 +69,7 @@ LIBRARIES = {
         "engine",
         "evaluation",
         "training",
+        "worker",
         "bench",
         "demo",
         "cli",

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from app.api.generation.engine_input import check_text, encode_prompts, off_loop, room_for
@@ -18,7 +19,8 @@ from app.engine.offline import CompletedRequest
 from app.engine.request import GenerationRequest
 from app.errors import ContextLengthExceeded, DeadlineExceeded, InvalidRequest
 from app.evaluation.evaluator import Evaluation, Evaluator
-from app.evaluation.text_pairs import TokenPair, answered_target, continued_target
+from app.evaluation.gate_score import gate_score
+from app.evaluation.text_pairs import TokenPair, written_target
 from app.prefix.prefix import Prefix
 from app.registry.quality_gates import QualityGate
 from app.tenancy.auth.principal import Principal
@@ -27,8 +29,6 @@ Result = TypeVar("Result")
 
 _MAX_WAVE_ROWS = 32
 """Rows that one evaluation has in the engine: it takes longer, and its tenant can do more."""
-_MEAN_LOGPROB = "mean_logprob"
-"""A gate's metric that is minus the loss: more is better, as of every other."""
 _NO_OPTIONS = {"timeout", "raw", "truncate"}
 """Fields of `DecodingFields` that say nothing about how an answer is searched for."""
 
@@ -77,9 +77,7 @@ class VersionEvaluation:
     async def gate_score(self, gate: QualityGate) -> float:
         """The version's score by a gate."""
         examples = [ExampleBody(input=one["input"], output=one["output"]) for one in gate.examples]
-        if gate.metric == _MEAN_LOGPROB:
-            return -(await self.evaluate(examples, ["loss"])).loss
-        return (await self.evaluate(examples, [gate.metric])).score(gate.metric)
+        return await gate_score(gate.metric, partial(self.evaluate, examples))
 
     async def prompts(self, texts: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of the examples' inputs, exactly as a completion would read them.
@@ -117,10 +115,7 @@ class VersionEvaluation:
         model = self.generations.model
         with _about(number, "output"):
             check_text(model.spec, target)
-            if model.encoder_decoder is None:
-                written = continued_target(model.text, target)
-            else:
-                written = answered_target(model.text, target, model.generation.frame.forced_first)
+            written = written_target(model, target)
         return self.fitting(number, TokenPair(prompt_ids, written))
 
     def fitting(self, number: int, pair: TokenPair) -> TokenPair:

@@ -18,6 +18,7 @@ from app.cli.experiment import experiment
 from app.cli.prefix import commands as prefix
 from app.cli.serve import serve
 from app.cli.train import train
+from app.cli.training.worker import worker
 
 app = command_group(
     "One frozen language model, many tasks: every request names a *prefix*, a few trained"
@@ -29,6 +30,7 @@ app = command_group(
 app.command()(serve)
 app.command()(train)
 app.command()(distill)
+app.command()(worker)
 app.command()(evaluate)
 app.command()(experiment)
 app.command()(migrate)

@@ -73,6 +73,14 @@ Dtype = Annotated[
 ]
 MaxRows = Annotated[int | None, _option("max_rows", "Sequences that decode at the same time.")]
 KvMemory = Annotated[int | None, _option("kv_memory", "Memory for keys and values, in MiB.")]
+Train = Annotated[
+    str | None,
+    _option(
+        "train",
+        "Worker process for training jobs: `auto` (if memory suffices), `off`, or its number of"
+        " threads.",
+    ),
+]
 Anonymous = Annotated[
     bool | None,
     typer.Option(
@@ -99,6 +107,7 @@ def serve(
     dtype: Dtype = None,
     max_rows: MaxRows = None,
     kv_memory: KvMemory = None,
+    train: Train = None,
     allow_anonymous: Anonymous = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from app.datasets.example import Example
 from app.errors import InvalidRequest
+from app.model.frozen import FrozenModel
 from app.model.text import INPUT_PLACEHOLDER, Text
 
 _SPACED = " {input} "
@@ -132,6 +133,13 @@ def answered_target(text: Text, target: str, first: int | None) -> tuple[int, ..
     if written[-1] not in text.eos_token_ids:
         written.append(end_id)
     return tuple(written)
+
+
+def written_target(model: FrozenModel, target: str) -> tuple[int, ...]:
+    """A target as `model` is trained to write it: after its prompt, or about its source."""
+    if model.encoder_decoder is None:
+        return continued_target(model.text, target)
+    return answered_target(model.text, target, model.generation.frame.forced_first)
 
 
 def _end_of_text(text: Text) -> int:

@@ -67,15 +67,7 @@ class JobClaims:
         Also puts back into the queue what lost workers have held. `worker` is a name of at most 64
         characters, for events and logs.
         """
-        self.expire()
-        with self._catalog.read() as connection:
-            now = now_of(connection, self._clock)
-            is_known = workers.is_known(connection, worker, base_fingerprint, now)
-            has_work = bool(queue.choose(connection, base_fingerprint, 1, now))
-        if not is_known:
-            with self._catalog.append() as connection:
-                workers.note_seen(connection, worker, base_fingerprint, now)
-        if not has_work:
+        if not self.look(worker, base_fingerprint):
             return []
         with self._catalog.write() as (connection, epoch):
             note(connection, epoch, ChangeKind.TRAINING, "")
@@ -86,6 +78,18 @@ class JobClaims:
                 connection.execute(turn)
             taken = {row.id: self._take(connection, row, worker, now) for row in _sorted(chosen)}
         return [job for row in chosen if (job := taken[row.id]) is not None]
+
+    def look(self, worker: str, base_fingerprint: str) -> bool:
+        """Whether `claim` may find a job now; the worker counts as one that asks for jobs."""
+        self.expire()
+        with self._catalog.read() as connection:
+            now = now_of(connection, self._clock)
+            is_known = workers.is_known(connection, worker, base_fingerprint, now)
+            has_work = bool(queue.choose(connection, base_fingerprint, 1, now))
+        if not is_known:
+            with self._catalog.append() as connection:
+                workers.note_seen(connection, worker, base_fingerprint, now)
+        return has_work
 
     def expire(self) -> int:
         """Ends the leases that have run out; how many. Their jobs are queued again.

@@ -29,14 +29,14 @@ from app.prefix.codec import decode
 from app.prefix.composition import compose
 from app.prefix.prefix import Prefix
 from app.training.choices import Choices
+from app.training.data_advice import data_advice
 from app.training.initial import complete_recipe
 from app.training.methods.files import TrainedFile
 from app.training.methods.method import State
 from app.training.methods.names import METHOD_TITLES, PREFIX_METHODS, WEIGHT_METHODS
 from app.training.methods.tuned import TunedModel, tuned_model
 from app.training.objective import offset_behind, position_offset
-from app.training.outcome import Outcome
-from app.training.progress import Report
+from app.training.progress import Outcome, Report
 from app.training.publish import as_prefix
 from app.training.recipe import Recipe
 from app.training.trainer import Trainer
@@ -167,6 +167,18 @@ class Session:
         tuned = TunedModel(self.model, method, state, self.template, decoding, self.on)
         return tuned.evaluate(self.validation, ("bleu",)).bleu
 
+    def advice(self) -> list[str]:
+        """What the owner of the data should know before the run; empty if all is well."""
+        decoding = {**self._job.decoding, **self._task_decoding}
+        room = self._source_room
+        return data_advice(self.examples, self.pairs, self.validation, decoding, source_room=room)
+
+    @property
+    def _source_room(self) -> int | None:
+        """Tokens of an input that an encoder reads; None without an encoder."""
+        limit = self.model.spec.source_limit
+        return None if limit is None else min(self._job.recipe.max_source or limit, limit)
+
     def outcome(self, runner: EngineRunner | None = None) -> Outcome:
         """What the run has reached, with the scores of `score`."""
         base, tuned = self.score(runner) or (None, None)
@@ -220,14 +232,14 @@ class Session:
                 f"prefixes of {offset} positions leave no room for text in a model with"
                 f" {spec.context_limit} positions"
             )
-        text, template = self.model.text, self.template
-        if spec.source_limit is None:
+        text, template, source_room = self.model.text, self.template, self._source_room
+        if source_room is None:
             return token_pairs(examples, text, template, room=room, source=str(source))
         return source_pairs(
             examples,
             text,
             template,
-            source_room=min(self._job.recipe.max_source or spec.source_limit, spec.source_limit),
+            source_room=source_room,
             target_room=room,
             first=self.model.generation.frame.forced_first,
             source=str(source),

@@ -112,6 +112,11 @@ class Trainer:
         return self._state.step
 
     @property
+    def tokens(self) -> int:
+        """Tokens of prompts and targets of all steps so far."""
+        return self._state.tokens
+
+    @property
     def stopped_early(self) -> bool:
         """Whether the run has ended because validations no longer improved."""
         return self._state.stopped
@@ -198,6 +203,7 @@ class Trainer:
         tokens = sum(map(len, self._batches.at(self.step)))
         lr = self.recipe.lr_at(self.step, self.total)
         self._state.step += 1
+        self._state.tokens += tokens
         due = self.step % self._validate_every == 0 or self.step == self.total
         measured, score = self.validate() if due else (None, None)
         if self.step % self._checkpoint_every == 0 or self.ended:

@@ -1,0 +1,131 @@
+"""From a claimed job to a session that can be trained: its files, its recipe, its checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+from app.errors import InvalidRequest, PolyprefixError
+from app.jobs.types import ClaimedJob, JobSpec
+from app.training.choices import CHOICES_FILE
+from app.training.methods.names import PREFIX_METHODS
+from app.training.recipe import Recipe
+from app.training.session import Session, TrainingJob
+from app.worker.resources import Resources
+
+_NEVER = 1 << 40
+"""Steps between checkpoints of the trainer's own: the worker saves by time."""
+_DEFAULT_MAX_TOKENS = 128
+_LOCAL = {"initial_prefix"}
+"""Settings of a recipe that name files of this machine, which no job may."""
+
+
+def recipe_of(spec: JobSpec) -> Recipe:
+    """The recipe that a job asks for. Raises InvalidRequest for settings that no recipe has."""
+    if spec.method not in PREFIX_METHODS:
+        raise InvalidRequest(
+            f"method: {spec.method!r} makes no prefix that a server can serve; methods of jobs are"
+            f" {', '.join(PREFIX_METHODS)}",
+            param="method",
+        )
+    known = {field.name for field in fields(Recipe)} - _LOCAL - {"method", "seed"}
+    given = dict(spec.hyperparameters)
+    for name in given:
+        if name not in known:
+            raise InvalidRequest(
+                f"hyperparameters: {name!r} is none; there are {', '.join(sorted(known))}",
+                param="hyperparameters",
+            )
+    listed = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
+    recipe = Recipe(method=spec.method, seed=spec.seed, **{**given, **listed})
+    recipe.check()
+    return recipe
+
+
+class Workplace:
+    """The folder of one claimed job, with its files under plain names."""
+
+    def __init__(self, root: Path, job: ClaimedJob) -> None:
+        self.folder = root / job.token[:16]
+        self.training = self.folder / "training_file.jsonl"
+        self.validation = self.folder / "validation_file.jsonl"
+        self.checkpoint = self.folder / "checkpoint"
+        self.on = self.folder / "on.safetensors"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def remove(self) -> None:
+        """Remove the folder with all that is in it."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def told(self, message: str) -> str:
+        """A message without this machine's paths: files are called as the job calls them."""
+        return message.replace(f"{self.folder}/", "").replace(str(self.folder.resolve()) + "/", "")
+
+
+def prepare(job: ClaimedJob, place: Workplace, resources: Resources) -> Session:
+    """Fetch the job's files and make its session, which goes on from the last checkpoint.
+
+    Raises InvalidRequest for data or settings that cannot be trained, NotFound for a file that is
+    gone, ClaimLost, and what the catalog and the store raise.
+    """
+    claims, spec = resources.claims, job.spec
+    recipe = recipe_of(spec)
+    _check_length(recipe, resources.config.max_prefix_length)
+    claims.read_file(job, "training", place.training)
+    if spec.validation_file is not None:
+        claims.read_file(job, "validation", place.validation)
+    if spec.on is not None:
+        _fetch_on(job, place.on, resources)
+    valid = place.validation if spec.validation_file is not None else None
+    choices = resources.config.folder / CHOICES_FILE
+    session = Session(
+        TrainingJob(
+            resources.config.model,
+            place.training,
+            recipe,
+            place.checkpoint,
+            valid,
+            decoding={"max_tokens": _DEFAULT_MAX_TOKENS},
+            device=resources.config.device,
+            checkpoint_every=_NEVER,
+            note=f"trained by job {job.id}",
+            on=place.on if spec.on is not None else None,
+            choices=choices if choices.exists() else None,
+        ),
+        resources.model,
+    )
+    if claims.load_checkpoint(job, place.checkpoint):
+        session.trainer.resume()
+    return session
+
+
+def _check_length(recipe: Recipe, most: int) -> None:
+    if recipe.positions > most:
+        raise InvalidRequest(
+            f"length: a prefix of {recipe.positions} positions cannot be served here; at most"
+            f" {most} are",
+            param="hyperparameters",
+        )
+
+
+def _fetch_on(job: ClaimedJob, path: Path, resources: Resources) -> None:
+    """Write the version that the job's prefix stands behind to `path`."""
+    name, _, digest = (job.spec.on or "").partition("@")
+    version = resources.registry.get_version(job.tenant, name, digest)
+    with resources.registry.open_content(job.tenant, version) as source, path.open("wb") as target:
+        shutil.copyfileobj(source, target)
+
+
+def failure(error: Exception, place: Workplace) -> tuple[str, str, str | None]:
+    """Code, message and parameter that tell a job's owner why it has failed."""
+    if isinstance(error, PolyprefixError):
+        return error.code, place.told(error.message), error.param
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return (
+            "out_of_memory",
+            "the worker has too little memory for this job; lower batch_size or length, or cut"
+            " long examples",
+            "hyperparameters",
+        )
+    return "internal_error", "the job has failed by an error of the worker; its log says more", None

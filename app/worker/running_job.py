@@ -1,0 +1,171 @@
+"""One job in the hands of a worker, from its files to the version that it makes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from app.errors import InsufficientStorage, PolyprefixError
+from app.jobs.types import ClaimedJob, ClaimLost
+from app.training.progress import Outcome, Report
+from app.training.session import Session
+from app.training.trainer import Trainer
+from app.worker.preparation import Workplace, failure, prepare
+from app.worker.publication import PublishedResult, publish_result
+from app.worker.reporting import Reporter
+from app.worker.resources import Resources
+from app.worker.scoring import ScoringRunner
+
+_log = logging.getLogger(__name__)
+
+
+class RunningJob:
+    """A claimed job with its session. Any call may raise ClaimLost: then forget the job."""
+
+    def __init__(
+        self,
+        job: ClaimedJob,
+        resources: Resources,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Fetch and check everything. Raises as `prepare` does; then nothing is left behind."""
+        self.job = job
+        self._resources, self._clock = resources, clock
+        self._place = Workplace(resources.folder, job)
+        self._outcome: Outcome | None = None
+        self._published: PublishedResult | None = None
+        self._began = self._sent = self._saved = clock()
+        self._session: Session = prepare(job, self._place, resources)
+        self.trainer: Trainer = self._session.trainer
+        self._reporter = Reporter(self.trainer.recipe.lr or 0.0, self.trainer.tokens)
+        for sentence in self._session.advice():
+            self._reporter.say(sentence, level="warn")
+        self.trainer.initialise()
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether no step is left."""
+        return self.trainer.ended
+
+    def note(self, done: Report) -> None:
+        """A step is done."""
+        self._reporter.step(done)
+
+    def send(self, *, at_once: bool = False) -> None:
+        """Tell the catalog what has happened since; what it does not take is told later."""
+        now = self._clock()
+        if not at_once and now - self._sent < self._resources.config.tell_every:
+            return
+        self._sent = now
+        events = self._reporter.take()
+        claims, trainer = self._resources.claims, self.trainer
+        try:
+            if events:
+                claims.add_events(self.job, events)
+                events = []
+            claims.report(self.job, self._reporter.progress(trainer.step, trainer.total))
+        except ClaimLost:
+            raise
+        except PolyprefixError as error:
+            self._reporter.put_back(events)
+            _log.warning("job %s: its progress cannot be told yet: %s", self.job.id, error)
+
+    def save(self, *, if_due: bool = False) -> None:
+        """Store a checkpoint, from which any worker can go on.
+
+        With `if_due`, only if the last one is old; a full disk is then told, and training goes on.
+        """
+        age = self._clock() - self._saved
+        if if_due and age < self._resources.config.checkpoint_every:
+            return
+        self._saved = self._clock()
+        try:
+            self.trainer.save()
+            self._resources.claims.save_checkpoint(
+                self.job, self._place.checkpoint, self.trainer.step, self._reporter.metrics
+            )
+        except InsufficientStorage as error:
+            if not if_due:
+                raise
+            text = f"No checkpoint could be saved: {self._place.told(error.message)}"
+            self._reporter.say(text, level="warn")
+        except ClaimLost:
+            raise
+        except PolyprefixError as error:
+            if not if_due:
+                raise
+            _log.warning("job %s: no checkpoint could be saved: %s", self.job.id, error)
+
+    def release(self) -> None:
+        """Give the job back with a checkpoint: because of a pause, or since the worker stops."""
+        try:
+            self.send(at_once=True)
+            self.save()
+        except ClaimLost:
+            raise
+        except PolyprefixError as error:
+            _log.warning("job %s: released without a checkpoint: %s", self.job.id, error)
+        self._resources.claims.release(self.job)
+
+    def finish(self, between: Callable[[], None]) -> str:
+        """Score the prefix, publish it and end the job; `name@digest` of the version.
+
+        `between` is called now and then. May be called again if the catalog or the store was busy.
+        """
+        resources = self._resources
+        runner = ScoringRunner(resources.engine, between)
+        if self._outcome is None:
+            self._reporter.say("The prefix is trained; it is scored and published now.")
+            self.send(at_once=True)
+            self._outcome = self._session.outcome(runner)
+        outcome = self._outcome
+        if self._published is None:
+            prefix = self._session.prefix(outcome.scores)
+            between()
+            self._published = publish_result(self.job, prefix, resources, runner)
+            self._tell_faults(outcome, self._published)
+        self.send(at_once=True)
+        name = self._published.name
+        resources.claims.succeed(self.job, name, self._result(outcome, self._published))
+        return name
+
+    def fail(self, error: Exception) -> None:
+        """End the job with an error."""
+        self.send(at_once=True)
+        self._resources.claims.fail(self.job, *failure(error, self._place))
+
+    def close(self) -> None:
+        """Remove the job's files from this machine."""
+        self._place.remove()
+
+    def _tell_faults(self, outcome: Outcome, published: PublishedResult) -> None:
+        if outcome.faults:
+            self._reporter.say(
+                f"The prefix has not learned its task: {'; '.join(outcome.faults)}. Look at the"
+                f" data, or try another learning rate than {self.trainer.recipe.lr:g} or more than"
+                f" {self.trainer.total} steps.",
+                level="warn",
+            )
+        if published.refusal is not None:
+            self._reporter.say(
+                f"The alias {self.job.spec.alias} has not moved: {published.refusal}", level="warn"
+            )
+
+    def _result(self, outcome: Outcome, published: PublishedResult) -> dict[str, Any]:
+        """What the job's owner reads about its end, as JSON values."""
+        trainer = self.trainer
+        result: dict[str, Any] = {
+            **outcome.scores,
+            "learned": not outcome.faults,
+            "steps": trainer.step,
+            "stopped_early": trainer.stopped_early,
+            "trained_tokens": self._reporter.trained_tokens,
+            "recipe": trainer.recipe.as_dict(),
+            "seconds": round(self._clock() - self._began, 1),
+        }
+        if self.job.spec.alias is not None:
+            moved = published.refusal is None
+            result["alias"] = {"name": self.job.spec.alias, "moved": moved}
+        return result

@@ -1,0 +1,230 @@
+"""The loop of a worker: claim jobs, train them together, obey, publish, give back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+
+from app.errors import PolyprefixError, Unavailable
+from app.jobs.types import ClaimedJob, ClaimLost, Order
+from app.training.groups.job_group import JobGroup
+from app.training.progress import Report
+from app.training.trainer import Trainer
+from app.worker.duty_cycle import DutyCycle
+from app.worker.heartbeats import PERIOD_S, Heartbeats
+from app.worker.preparation import Workplace, failure
+from app.worker.resources import Resources
+from app.worker.running_job import RunningJob
+
+_log = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+"""Seconds between two looks into the queue."""
+
+
+class _Interrupted(Exception):
+    """What a job was doing ends, because the worker stops or has an order for the job."""
+
+
+class Worker:
+    """Trains the jobs of one base model until `stop`, or until it has been idle for too long."""
+
+    def __init__(
+        self,
+        resources: Resources,
+        duty: DutyCycle | None = None,
+        *,
+        heartbeat_s: float = PERIOD_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        config, claims = resources.config, resources.claims
+        self._resources, self._clock = resources, clock
+        self._duty = duty or DutyCycle()
+        self._beats = Heartbeats(partial(claims.heartbeat, config.name), heartbeat_s)
+        self._group = JobGroup(resources.model)
+        self._running: list[RunningJob] = []
+        self._stopping = threading.Event()
+        self._looked, self._last_job = float("-inf"), clock()
+        self._catalog_fails = False
+
+    @property
+    def running(self) -> int:
+        """Jobs that it has now."""
+        return len(self._running)
+
+    def stop(self) -> None:
+        """End soon: every job goes back to the queue with a checkpoint. For any thread."""
+        self._stopping.set()
+        self._duty.end()
+
+    def run(self) -> None:
+        """Work until `stop`; with `idle_exit`, also until there has been no job for so long."""
+        idle_exit = self._resources.config.idle_exit
+        self._beats.start()
+        try:
+            while not self._stopping.is_set():
+                self._take_jobs()
+                if self._running:
+                    self._last_job = self._clock()
+                    self._step()
+                elif idle_exit is not None and self._clock() - self._last_job > idle_exit:
+                    return
+                else:
+                    self._stopping.wait(_LOOK_S / 2)
+            for run in list(self._running):
+                self._give_back(run)
+        finally:
+            self._beats.stop()
+
+    # Jobs come and go
+
+    def _take_jobs(self) -> None:
+        """Claim jobs for the free places, if the last look is long enough ago."""
+        config, now = self._resources.config, self._clock()
+        free = config.train_jobs - len(self._running)
+        if free <= 0 or now - self._looked < _LOOK_S:
+            return
+        self._looked = now
+        fingerprint = self._resources.model.spec.fingerprint
+        try:
+            claimed = self._resources.claims.claim(config.name, fingerprint, free)
+        except PolyprefixError as error:
+            if not self._catalog_fails:
+                _log.warning("no jobs can be claimed: %s", error)
+            self._catalog_fails = True
+            return
+        self._catalog_fails = False
+        for job in claimed:
+            self._beats.add(job)
+        for job in claimed:
+            self._begin(job)
+
+    def _begin(self, job: ClaimedJob) -> None:
+        """Prepare a job and add it to the group, or fail it."""
+        _log.info("job %s of %s: attempt %d", job.id, job.tenant, job.attempt)
+        try:
+            run = RunningJob(job, self._resources)
+        except (ClaimLost, Unavailable) as error:
+            # without its lease renewed, the job goes back to the queue by itself
+            _log.warning("job %s cannot begin now: %s", job.id, error)
+            self._forget(job)
+        except Exception as error:
+            self._fail(job, error)
+        else:
+            self._running.append(run)
+            if not run.is_trained:
+                self._group.add(run.trainer)
+
+    def _fail(self, job: ClaimedJob, error: Exception, run: RunningJob | None = None) -> None:
+        """End a job with an error; the others go on."""
+        if isinstance(error, PolyprefixError):
+            _log.info("job %s has failed: %s", job.id, error)
+        else:
+            _log.error("job %s has failed", job.id, exc_info=error)
+        try:
+            if run is not None:
+                run.fail(error)
+            else:
+                place = Workplace(self._resources.folder, job)
+                self._resources.claims.fail(job, *failure(error, place))
+                place.remove()
+        except PolyprefixError as problem:
+            _log.warning("job %s: its failure cannot be told: %s", job.id, problem)
+        self._forget(job, run)
+
+    def _forget(self, job: ClaimedJob, run: RunningJob | None = None) -> None:
+        self._beats.remove(job)
+        if run is None:
+            return
+        self._leave_group(run)
+        self._running.remove(run)
+        run.close()
+
+    def _leave_group(self, run: RunningJob) -> None:
+        if run.trainer in self._group.members:
+            self._group.remove(run.trainer)
+
+    def _give_back(self, run: RunningJob) -> None:
+        try:
+            run.release()
+        except PolyprefixError as error:
+            _log.warning("job %s cannot be given back: %s", run.job.id, error)
+        else:
+            _log.info("job %s is given back after step %d", run.job.id, run.trainer.step)
+        self._forget(run.job, run)
+
+    # Work
+
+    def _step(self) -> None:
+        """One training step of all jobs; then each job is attended to."""
+        by_trainer = {run.trainer: run for run in self._running}
+        for trainer, done in self._outcomes():
+            run = by_trainer[trainer]
+            if isinstance(done, Exception):
+                self._fail(run.job, done, run)
+            else:
+                run.note(done)
+        for run in list(self._running):
+            self._attend(run)
+        self._duty.pause()
+
+    def _outcomes(self) -> list[tuple[Trainer, Report | Exception]]:
+        """What a step has been for each run of the group.
+
+        If the shared pass fails as a whole, for want of memory for example, each run takes its step
+        alone, and those fail that cannot.
+        """
+        try:
+            return [*self._group.step()]
+        except Exception as error:
+            _log.warning("a shared step has failed and is taken job by job: %r", error)
+        found: list[tuple[Trainer, Report | Exception]] = []
+        for trainer in self._group.members:
+            try:
+                found.append((trainer, trainer.take_step()))
+            except Exception as error:
+                found.append((trainer, error))
+            if trainer.ended:
+                self._group.remove(trainer)
+        return found
+
+    def _attend(self, run: RunningJob) -> None:
+        """Obey the last order for a job, finish it, or tell and save its state."""
+        order = self._beats.order(run.job)
+        try:
+            if order in (Order.CANCEL, Order.LOST):
+                _log.info("job %s ends here: %s", run.job.id, order.value)
+                self._forget(run.job, run)
+            elif order is Order.PAUSE:
+                self._give_back(run)
+            elif run.is_trained:
+                self._finish(run)
+            else:
+                run.send()
+                run.save(if_due=True)
+        except ClaimLost as lost:
+            _log.info("job %s: %s", run.job.id, lost)
+            self._forget(run.job, run)
+        except Exception as error:
+            self._fail(run.job, error, run)
+
+    def _finish(self, run: RunningJob) -> None:
+        def between() -> None:
+            self._duty.pause()
+            if self._stopping.is_set() or self._beats.order(run.job) is not Order.GO_ON:
+                raise _Interrupted
+
+        try:
+            run.save()
+            made = run.finish(between)
+        except _Interrupted:
+            return
+        except Unavailable as error:
+            _log.warning("job %s cannot be finished yet: %s", run.job.id, error)
+            self._stopping.wait(_LOOK_S)
+            return
+        _log.info("job %s has made %s", run.job.id, made)
+        self._forget(run.job, run)

@@ -1,0 +1,232 @@
+"""Jobs from the queue to their ends."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from app.errors import Unavailable
+from app.jobs.types import JobStatus
+from app.registry.quality_gates import QualityGate
+from app.tenancy.tenants import Tenants
+from app.training.trainer import Trainer
+from tests.worker.conftest import LONG, SMALL, TENANT, Workshop, examples, until
+
+
+def test_a_job_becomes_a_version_with_scores_and_events(workshop: Workshop) -> None:
+    job_id = workshop.create(lines=examples(8), valid=examples(3, start=8), user="alice")
+    (job,) = workshop.run(job_id)
+    assert job.status is JobStatus.SUCCEEDED
+    assert (job.step, job.total_steps) == (12, 12)
+    assert job.trained_tokens > 0
+    name, _, digest = (job.fine_tuned_model or "").partition("@")
+    version = workshop.registry.get_version(TENANT, name, digest)
+    assert (name, version.length) == ("fox", 4)
+    assert version.base_fingerprint == workshop.model.spec.fingerprint
+    assert job.result is not None
+    assert job.result["steps"] == 12
+    assert 0 <= job.result["bleu"] <= 100
+    assert job.result["loss"]["last"] < job.result["loss"]["first"]
+    assert version.provenance["scores"]["loss"] == job.result["loss"]
+    events = workshop.events(job_id)
+    last = [event for event in events if event.type == "metrics"][-1]
+    assert last.data is not None
+    assert last.data["step"] == 12
+    assert last.data["valid_loss"] > 0
+    assert any("only 8 pairs" in event.message for event in events)
+    until(lambda: not list((workshop.folder / "worker-0").iterdir()))
+
+
+def test_jobs_that_are_trained_together_make_what_each_makes_alone(workshop: Workshop) -> None:
+    first = workshop.create("fox", SMALL, valid=examples(2, start=9), seed=1)
+    second = workshop.create("dog", {**SMALL, "length": 2, "max_steps": 7}, seed=2)
+    together = workshop.run(first, second)
+    alone = [
+        *workshop.run(workshop.create("fox-alone", SMALL, valid=examples(2, start=9), seed=1)),
+        *workshop.run(workshop.create("dog-alone", {**SMALL, "length": 2, "max_steps": 7}, seed=2)),
+    ]
+    for one, other in zip(together, alone, strict=True):
+        made, expected = workshop.prefix(one), workshop.prefix(other)
+        torch.testing.assert_close(made.decoder.keys, expected.decoder.keys, rtol=0, atol=1e-3)
+        torch.testing.assert_close(made.decoder.values, expected.decoder.values, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "message"),
+    [
+        ({"hyperparameters": {"depth": 7}}, "invalid_value", "depth must be between"),
+        ({"hyperparameters": {"initial_prefix": "/etc/passwd"}}, "invalid_value", "is none"),
+        ({"hyperparameters": {"length": 600}}, "invalid_value", "at most 512"),
+        ({"method": "lora"}, "invalid_value", "makes no prefix"),
+        ({"on": "unknown@abcdef01"}, "prefix_not_found", "unknown"),
+        (
+            {"lines": [*examples(2), {"input": "long " * 200, "target": "x"}]},
+            "invalid_value",
+            "training_file.jsonl:3: input and target take",
+        ),
+    ],
+)
+def test_a_job_that_cannot_be_trained_fails_and_says_why_while_others_go_on(
+    workshop: Workshop, more: dict[str, object], code: str, message: str
+) -> None:
+    bad = workshop.create("bad", **more)  # type: ignore[arg-type]
+    good = workshop.create("good")
+    failed, made = workshop.run(bad, good)
+    assert failed.status is JobStatus.FAILED
+    assert failed.error is not None
+    assert failed.error.code == code
+    assert message in failed.error.message
+    assert str(workshop.folder) not in failed.error.message
+    assert made.status is JobStatus.SUCCEEDED
+
+
+def test_a_loss_that_is_not_finite_fails_its_job_alone(workshop: Workshop) -> None:
+    bad = workshop.create("bad", {**SMALL, "lr": 1e30})
+    good = workshop.create("good")
+    failed, made = workshop.run(bad, good)
+    assert failed.error is not None
+    assert "lower learning rate" in failed.error.message
+    assert made.status is JobStatus.SUCCEEDED
+
+
+def test_an_error_of_the_program_fails_its_job_alone_and_tells_nothing_of_it(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initialise = Trainer.initialise
+
+    def broken(self: Trainer) -> float | None:
+        if self.recipe.seed == 13:
+            raise RuntimeError("secret")
+        return initialise(self)
+
+    monkeypatch.setattr(Trainer, "initialise", broken)
+    failed, made = workshop.run(workshop.create("bad", seed=13), workshop.create("good"))
+    assert failed.error is not None
+    assert (failed.error.code, "secret" in failed.error.message) == ("internal_error", False)
+    assert made.status is JobStatus.SUCCEEDED
+
+
+def test_cancel_ends_a_job_within_a_step_and_nothing_is_published(workshop: Workshop) -> None:
+    job_id = workshop.create(hyperparameters=LONG)
+    worker = workshop.worker()
+    with workshop.working(worker):
+        until(lambda: workshop.job(job_id).step > 2)
+        workshop.jobs.cancel(TENANT, job_id)
+        until(lambda: not worker.running)
+    assert workshop.job(job_id).status is JobStatus.CANCELLED
+    assert workshop.registry.list_prefixes(TENANT, None, 10).items == ()
+
+
+def test_a_paused_job_goes_on_where_it_was_and_makes_the_same(workshop: Workshop) -> None:
+    settings = {**SMALL, "max_steps": 60}
+    job_id = workshop.create("paused", settings)
+    with workshop.working(workshop.worker()):
+        until(lambda: workshop.job(job_id).step > 2)
+        workshop.jobs.pause(TENANT, job_id)
+        until(lambda: workshop.jobs.checkpoints(TENANT, job_id).items)
+        before = workshop.job(job_id)
+        assert before.status is JobStatus.PAUSED
+        workshop.jobs.resume(TENANT, job_id)
+        resumed = workshop.ended(job_id)
+    (whole,) = workshop.run(workshop.create("whole", settings))
+    assert resumed.status is JobStatus.SUCCEEDED
+    assert workshop.prefix(resumed).digest == workshop.prefix(whole).digest
+    assert resumed.trained_tokens == whole.trained_tokens
+
+
+def test_a_stopped_worker_gives_its_jobs_back_and_another_one_ends_them_alike(
+    workshop: Workshop,
+) -> None:
+    settings = {**SMALL, "max_steps": 60}
+    job_id = workshop.create("moved", settings)
+    first = workshop.worker("first")
+    with workshop.working(first):
+        until(lambda: workshop.job(job_id).step > 2)
+        first.stop()
+    assert workshop.job(job_id).status is JobStatus.QUEUED
+    moved, whole = workshop.run(job_id, workshop.create("whole", settings))
+    assert workshop.prefix(moved).digest == workshop.prefix(whole).digest
+    assert any("gave the job back" in event.message for event in workshop.events(job_id))
+
+
+def test_two_workers_never_have_the_same_job(workshop: Workshop) -> None:
+    ids = [workshop.create(f"fox-{n}", {**SMALL, "max_steps": 3}) for n in range(12)]
+    with (
+        workshop.working(workshop.worker("one", train_jobs=2)),
+        workshop.working(workshop.worker("two", train_jobs=2)),
+    ):
+        ended = [workshop.ended(job_id) for job_id in ids]
+    assert all(job.status is JobStatus.SUCCEEDED for job in ended)
+    for job_id in ids:
+        runs = [event for event in workshop.events(job_id) if "The job runs" in event.message]
+        assert len(runs) == 1
+
+
+def gate(least: float) -> QualityGate:
+    return QualityGate(
+        metric="mean_logprob",
+        min_score=least,
+        examples=[{"input": "name : fox 1", "output": ["the fox 1 is brown"]}],
+    )
+
+
+def test_an_alias_moves_only_through_its_gate(workshop: Workshop) -> None:
+    (first,) = workshop.run(workshop.create("fox", alias="stable"))
+    assert first.result is not None
+    assert first.result["alias"] == {"name": "stable", "moved": True}
+    aliases = workshop.registry.aliases
+    digest = (first.fine_tuned_model or "").partition("@")[2]
+    assert aliases.get(TENANT, "fox", "stable").digest == digest
+    workshop.registry.gates.set(TENANT, "fox", "stable", gate(-0.01))
+    job_id = workshop.create("fox", alias="stable", seed=7)
+    (refused,) = workshop.run(job_id)
+    assert refused.status is JobStatus.SUCCEEDED
+    assert refused.result is not None
+    assert refused.result["alias"] == {"name": "stable", "moved": False}
+    assert aliases.get(TENANT, "fox", "stable").digest == digest
+    assert any("has not moved" in event.message for event in workshop.events(job_id))
+    workshop.registry.gates.set(TENANT, "fox", "stable", gate(-1e6))
+    (passed,) = workshop.run(workshop.create("fox", alias="stable", seed=9))
+    assert (passed.fine_tuned_model or "").endswith(aliases.get(TENANT, "fox", "stable").digest)
+
+
+def test_a_full_quota_fails_the_job(workshop: Workshop) -> None:
+    workshop.run(workshop.create("first"))
+    Tenants(workshop.registry.catalog).change(TENANT, limits={"max_prefixes": 1})
+    (failed,) = workshop.run(workshop.create("second"))
+    assert failed.error is not None
+    assert failed.error.code == "quota_exceeded"
+
+
+def test_an_idle_worker_ends_if_it_is_told_to(workshop: Workshop) -> None:
+    with workshop.working(workshop.worker("idle", idle_exit=0.2)) as thread:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_a_prefix_is_trained_behind_the_version_that_the_job_names(workshop: Workshop) -> None:
+    (task,) = workshop.run(workshop.create("task"))
+    (behind,) = workshop.run(
+        workshop.create("alice", valid=examples(2, start=9), on=task.fine_tuned_model)
+    )
+    assert behind.status is JobStatus.SUCCEEDED
+    prefix = workshop.prefix(behind)
+    digest = (task.fine_tuned_model or "").partition("@")[2]
+    assert prefix.metadata.provenance["on"]["digest"] == digest
+
+
+def test_what_the_catalog_refuses_at_the_end_is_tried_again(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, calls = workshop.registry.add_version, []
+
+    def busy_once(*arguments: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) == 1:
+            raise Unavailable("the catalog is busy")
+        return add(*arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(workshop.registry, "add_version", busy_once)
+    (job,) = workshop.run(workshop.create())
+    assert job.status is JobStatus.SUCCEEDED
+    assert len(calls) == 2
