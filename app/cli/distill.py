@@ -212,7 +212,7 @@ def _prepare(session: DistillationSession, *, resume: bool) -> None:
 
 def _scores(session: DistillationSession) -> dict[str, object]:
     """What the run has reached, printed; a warning if it has reached nothing."""
-    scores = session.scores()
+    scores = session.outcome().scores
     found = scores["divergence"]
     stdout().print(
         f"KL to the model with the text in context, in nats a token of {scores['exchanges']}"

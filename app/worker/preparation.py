@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from app.errors import InvalidRequest, PolyprefixError
 from app.jobs.types import ClaimedJob, JobSpec
 from app.training.choices import CHOICES_FILE
+from app.training.distillation.session import LENGTH as DISTILLED_LENGTH
+from app.training.distillation.session import DistillationJob, DistillationSession
 from app.training.methods.names import PREFIX_METHODS
 from app.training.recipe import Recipe
 from app.training.session import Session, TrainingJob
@@ -17,6 +21,10 @@ from app.worker.resources import Resources
 _NEVER = 1 << 40
 """Steps between checkpoints of the trainer's own: the worker saves by time."""
 _DEFAULT_MAX_TOKENS = 128
+DISTILL = "distill"
+"""The method of a job whose training file is one text."""
+_DISTILL_RECIPE = ("length", "lr", "batch_size", "epochs", "max_steps", "warmup_steps")
+_DISTILL_JOB = ("exchanges", "part", "start")
 _LOCAL = {"initial_prefix"}
 """Settings of a recipe that name files of this machine, which no job may."""
 
@@ -26,17 +34,12 @@ def recipe_of(spec: JobSpec) -> Recipe:
     if spec.method not in PREFIX_METHODS:
         raise InvalidRequest(
             f"method: {spec.method!r} makes no prefix that a server can serve; methods of jobs are"
-            f" {', '.join(PREFIX_METHODS)}",
+            f" {', '.join((*PREFIX_METHODS, DISTILL))}",
             param="method",
         )
     known = {field.name for field in fields(Recipe)} - _LOCAL - {"method", "seed"}
     given = dict(spec.hyperparameters)
-    for name in given:
-        if name not in known:
-            raise InvalidRequest(
-                f"hyperparameters: {name!r} is none; there are {', '.join(sorted(known))}",
-                param="hyperparameters",
-            )
+    _check_known(given, known)
     listed = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     recipe = Recipe(method=spec.method, seed=spec.seed, **{**given, **listed})
     recipe.check()
@@ -49,6 +52,7 @@ class Workplace:
     def __init__(self, root: Path, job: ClaimedJob) -> None:
         self.folder = root / job.token[:16]
         self.training = self.folder / "training_file.jsonl"
+        self.text = self.folder / "training_file.txt"
         self.validation = self.folder / "validation_file.jsonl"
         self.checkpoint = self.folder / "checkpoint"
         self.on = self.folder / "on.safetensors"
@@ -63,12 +67,17 @@ class Workplace:
         return message.replace(f"{self.folder}/", "").replace(str(self.folder.resolve()) + "/", "")
 
 
-def prepare(job: ClaimedJob, place: Workplace, resources: Resources) -> Session:
+def prepare(
+    job: ClaimedJob, place: Workplace, resources: Resources, between: Callable[[], None]
+) -> Session | DistillationSession:
     """Fetch the job's files and make its session, which goes on from the last checkpoint.
 
-    Raises InvalidRequest for data or settings that cannot be trained, NotFound for a file that is
-    gone, ClaimLost, and what the catalog and the store raise.
+    `between` is called now and then while a text is prepared; what it raises ends the work. Raises
+    InvalidRequest for data or settings that cannot be trained, NotFound for a file that is gone,
+    ClaimLost, and what the catalog and the store raise.
     """
+    if job.spec.method == DISTILL:
+        return _prepare_distillation(job, place, resources, between)
     claims, spec = resources.claims, job.spec
     recipe = recipe_of(spec)
     _check_length(recipe, resources.config.max_prefix_length)
@@ -98,6 +107,44 @@ def prepare(job: ClaimedJob, place: Workplace, resources: Resources) -> Session:
     if claims.load_checkpoint(job, place.checkpoint):
         session.trainer.resume()
     return session
+
+
+def _prepare_distillation(
+    job: ClaimedJob, place: Workplace, resources: Resources, between: Callable[[], None]
+) -> DistillationSession:
+    """The session of a text. Its checkpoint holds the exchanges, which are then not made again."""
+    given = dict(job.spec.hyperparameters)
+    _check_known(given, {*_DISTILL_RECIPE, *_DISTILL_JOB})
+    settings = {name: given.pop(name) for name in _DISTILL_JOB if name in given}
+    recipe = Recipe(seed=job.spec.seed, **{"length": DISTILLED_LENGTH, **given})
+    _check_length(recipe, resources.config.max_prefix_length)
+    resources.claims.read_file(job, "training", place.text)
+    session = DistillationSession(
+        DistillationJob(
+            resources.config.model,
+            place.text,
+            recipe,
+            place.checkpoint,
+            decoding={"max_tokens": _DEFAULT_MAX_TOKENS},
+            device=resources.config.device,
+            checkpoint_every=_NEVER,
+            note=f"trained by job {job.id}",
+            **settings,
+        ),
+        resources.model,
+    )
+    resume = resources.claims.load_checkpoint(job, place.checkpoint)
+    session.prepare(lambda *_: between(), resume=resume)
+    return session
+
+
+def _check_known(given: Mapping[str, Any], known: Collection[str]) -> None:
+    for name in given:
+        if name not in known:
+            raise InvalidRequest(
+                f"hyperparameters: {name!r} is none; there are {', '.join(sorted(known))}",
+                param="hyperparameters",
+            )
 
 
 def _check_length(recipe: Recipe, most: int) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 from app.errors import InsufficientStorage, PolyprefixError
 from app.jobs.types import ClaimedJob, ClaimLost
 from app.training.progress import Outcome, Report
-from app.training.session import Session
 from app.training.trainer import Trainer
 from app.worker.preparation import Workplace, failure, prepare
 from app.worker.publication import PublishedResult, publish_result
@@ -28,16 +27,24 @@ class RunningJob:
         self,
         job: ClaimedJob,
         resources: Resources,
+        between: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Fetch and check everything. Raises as `prepare` does; then nothing is left behind."""
+        """Fetch and check everything. Raises as `prepare` does; then nothing is left behind.
+
+        `between` is called now and then if that takes long.
+        """
         self.job = job
         self._resources, self._clock = resources, clock
         self._place = Workplace(resources.folder, job)
         self._outcome: Outcome | None = None
         self._published: PublishedResult | None = None
         self._began = self._sent = self._saved = clock()
-        self._session: Session = prepare(job, self._place, resources)
+        try:
+            self._session = prepare(job, self._place, resources, between)
+        except BaseException:
+            self._place.remove()
+            raise
         self.trainer: Trainer = self._session.trainer
         self._reporter = Reporter(self.trainer.recipe.lr or 0.0, self.trainer.tokens)
         for sentence in self._session.advice():

@@ -106,7 +106,9 @@ class Worker:
         """Prepare a job and add it to the group, or fail it."""
         _log.info("job %s of %s: attempt %d", job.id, job.tenant, job.attempt)
         try:
-            run = RunningJob(job, self._resources)
+            run = RunningJob(job, self._resources, self._between(job))
+        except _Interrupted:
+            self._give_back_unbegun(job)
         except (ClaimLost, Unavailable) as error:
             # without its lease renewed, the job goes back to the queue by itself
             _log.warning("job %s cannot begin now: %s", job.id, error)
@@ -117,6 +119,15 @@ class Worker:
             self._running.append(run)
             if not run.is_trained:
                 self._group.add(run.trainer)
+
+    def _give_back_unbegun(self, job: ClaimedJob) -> None:
+        """Obey an order, or the end of the worker, that came while a job was prepared."""
+        if self._beats.order(job) in (Order.GO_ON, Order.PAUSE):
+            try:
+                self._resources.claims.release(job)
+            except PolyprefixError as error:
+                _log.warning("job %s cannot be given back: %s", job.id, error)
+        self._forget(job)
 
     def _fail(self, job: ClaimedJob, error: Exception, run: RunningJob | None = None) -> None:
         """End a job with an error; the others go on."""
@@ -155,6 +166,16 @@ class Worker:
         else:
             _log.info("job %s is given back after step %d", run.job.id, run.trainer.step)
         self._forget(run.job, run)
+
+    def _between(self, job: ClaimedJob) -> Callable[[], None]:
+        """What is called now and then in long work for a job: pauses, and obeys orders."""
+
+        def pause() -> None:
+            self._duty.pause()
+            if self._stopping.is_set() or self._beats.order(job) is not Order.GO_ON:
+                raise _Interrupted
+
+        return pause
 
     # Work
 
@@ -212,14 +233,9 @@ class Worker:
             self._fail(run.job, error, run)
 
     def _finish(self, run: RunningJob) -> None:
-        def between() -> None:
-            self._duty.pause()
-            if self._stopping.is_set() or self._beats.order(run.job) is not Order.GO_ON:
-                raise _Interrupted
-
         try:
             run.save()
-            made = run.finish(between)
+            made = run.finish(self._between(run.job))
         except _Interrupted:
             return
         except Unavailable as error:

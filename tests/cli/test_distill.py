@@ -53,7 +53,7 @@ def test_a_text_becomes_a_file_and_a_version_in_the_store(
     [
         (b"", (), "holds no text"),
         (b"\xff\xfe\x00", (), "not a text in UTF-8"),
-        (b"Short.", (), "smaller --length"),
+        (b"Short.", (), "smaller length"),
         (TEXT.encode(), ("--length", "100"), "at most 96"),
         (TEXT.encode(), ("--length", "6", "--start", "end"), "choose one of"),
         (TEXT.encode(), ("--name", "a/b"), "name"),

@@ -103,7 +103,7 @@ class ExchangeMaker:
         if len(found) < 2:
             raise InvalidRequest(
                 "the model wrote no two different exchanges about the text; give a longer text,"
-                " more --exchanges, or a base model that can write"
+                " more exchanges, or a base model that can write"
             )
         return list(found.values())
 

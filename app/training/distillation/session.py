@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.evaluation.evaluator import OFFLINE, running_engine
+from app.evaluation.evaluator import OFFLINE, EngineRunner, running_engine
 from app.model.dense import keys_values_of
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
@@ -30,7 +30,7 @@ from app.training.distillation.teacher import (
 )
 from app.training.initial import complete_recipe
 from app.training.objective import position_offset
-from app.training.progress import Report
+from app.training.progress import Outcome, Report
 from app.training.publish import as_prefix
 from app.training.recipe import Recipe
 from app.training.trainer import Trainer
@@ -81,6 +81,17 @@ class DistillationJob:
     device: str = "auto"
     checkpoint_every: int = 50
     note: str | None = None
+
+
+class DistillationOutcome(Outcome):
+    """The divergence from the teacher on held-out exchanges, in nats per token."""
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """As JSON values: `base` is without any context, `first` that of the start."""
+        progress = self.progress
+        divergence = {"first": progress.first, "last": progress.last, "base": progress.base}
+        return {"divergence": divergence, "exchanges": progress.pairs}
 
 
 class DistillationSession:
@@ -173,14 +184,18 @@ class DistillationSession:
             provenance=self._provenance(scores),
         )
 
-    def scores(self) -> dict[str, Any]:
-        """The divergence from the teacher on held-out exchanges, in nats per token.
+    def advice(self) -> list[str]:
+        """What the owner of the text should know before the run; empty if all is well."""
+        if 2 * len(self.pairs) >= self._settings.count:
+            return []
+        return [
+            f"The model wrote only {len(self.pairs)} different exchanges about the text, of"
+            f" {self._settings.count}: the text is short, or the model repeats itself."
+        ]
 
-        `base` is that of the model without any context, `first` that of the start.
-        """
-        progress = self.trainer.progress()
-        divergence = {"first": progress.first, "last": progress.last, "base": progress.base}
-        return {"divergence": divergence, "exchanges": progress.pairs}
+    def outcome(self, _runner: EngineRunner | None = None) -> DistillationOutcome:
+        """What the run has reached on held-out exchanges; nothing is decoded for it."""
+        return DistillationOutcome(self.trainer.progress(), self.trainer.best_loss)
 
     def start_ids(self) -> tuple[int, ...]:
         """The tokens whose keys and values the prefix starts from."""
@@ -215,11 +230,11 @@ class DistillationSession:
             )
         if self._job.part > room:
             raise InvalidRequest(
-                f"--part: the model's context of {limit} positions leaves {room} for a part of the"
+                f"part: the model's context of {limit} positions leaves {room} for a part of the"
                 f" text, not {self._job.part}"
             )
         if 0 < self._job.part < _MIN_PART:
-            raise InvalidRequest(f"--part must be at least {_MIN_PART} tokens")
+            raise InvalidRequest(f"part must be at least {_MIN_PART} tokens")
         return self._job.part or min(room, _MAX_PART)
 
     def _check_length(self) -> None:
@@ -229,12 +244,12 @@ class DistillationSession:
         if length > room:
             raise InvalidRequest(
                 f"a prefix of {length} leaves no room for questions in a model with {limit}"
-                f" positions; give a --length of at most {room}"
+                f" positions; give a length of at most {room}"
             )
         if found <= length:
             raise InvalidRequest(
                 f"{self.document.name} has {found} tokens, and a prefix of {length} positions holds"
-                " them all without training; give a longer text or a smaller --length"
+                " them all without training; give a longer text or a smaller length"
             )
 
     def _identity(self) -> str:

@@ -67,7 +67,7 @@ def test_a_distilled_prefix_is_nearer_to_the_text_than_the_texts_own_words(
     session = DistillationSession(job, demo)
     session.prepare(quiet)
     session.train(silent)
-    scores = session.scores()["divergence"]
+    scores = session.outcome().scores["divergence"]
     assert scores["last"] < 0.8 * scores["first"]
     assert scores["first"] < scores["base"]
 
@@ -150,7 +150,7 @@ def test_a_resumed_distillation_ends_bit_for_bit_like_an_uninterrupted_one(
     mine, theirs = second.trainer.result()["decoder"], whole.trainer.result()["decoder"]
     assert torch.equal(mine.keys, theirs.keys)
     assert torch.equal(mine.values, theirs.values)
-    assert second.scores() == whole.scores()
+    assert second.outcome().scores == whole.outcome().scores
 
 
 def test_a_run_that_ends_before_its_first_step_keeps_its_exchanges(
@@ -177,7 +177,7 @@ def test_the_provenance_names_the_text_by_its_digest_alone(
     session = DistillationSession(a_job(text, note="a test"), tiny_gpt2)
     session.prepare(quiet)
     session.train(silent)
-    prefix = session.prefix(session.scores())
+    prefix = session.prefix(session.outcome().scores)
     said = str(prefix.metadata)
     assert session.document.sha256 in said
     assert not [word for word in TEXT.split() if len(word) > 5 and word in said]
@@ -188,7 +188,7 @@ def test_the_provenance_names_the_text_by_its_digest_alone(
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"part": 200}, "--part"),
+        ({"part": 200}, "part: the model"),
         ({"part": 8}, "at least 32"),
         ({"start": "middle"}, "first, spread"),
         ({"context": "nothing"}, "context template"),

@@ -1,0 +1,116 @@
+"""Jobs whose training file is one text: the worker makes a prefix of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+
+from app.jobs.checking import check_file
+from app.jobs.types import TEXT, JobSpec, JobStatus
+from app.training.distillation.exchanges import ExchangeMaker
+from tests.worker.conftest import SMALL, TENANT, Workshop, until
+
+SPEECH = (
+    "The fox jumps over the dog. The cat sat on the mat. The dog is lazy, and the fox is brown. "
+    "The cat and the dog sat over the fox. The mat is quick."
+)
+SETTINGS = {"length": 6, "max_steps": 8, "batch_size": 4, "lr": 0.02, "exchanges": 12}
+
+
+def distill(
+    workshop: Workshop, text: str = SPEECH, settings: Mapping[str, Any] = SETTINGS, **more: Any
+) -> str:
+    """The id of a new job that distils a text."""
+    with workshop.files.stage() as staged:
+        staged.write(text.encode())
+        file = workshop.files.add(TENANT, staged.path, check_file(staged.path, "a.txt", TEXT))
+    spec = JobSpec(
+        base_model=workshop.model.spec.model_id,
+        base_fingerprint=workshop.model.spec.fingerprint,
+        method="distill",
+        suffix="speech",
+        training_file=file.id,
+        hyperparameters=settings,
+        **more,
+    )
+    return workshop.jobs.create(TENANT, spec).id
+
+
+def test_a_text_becomes_a_version_beside_other_jobs(workshop: Workshop) -> None:
+    job, other = workshop.run(distill(workshop), workshop.create("fox", SMALL))
+    assert (job.status, other.status) == (JobStatus.SUCCEEDED, JobStatus.SUCCEEDED)
+    prefix = workshop.prefix(job)
+    assert prefix.length == 6
+    assert prefix.metadata.input_template == "{input}"
+    assert job.result is not None
+    assert job.result["divergence"].keys() == {"first", "last", "base"}
+    assert job.step == 8
+    said = str(prefix.metadata.provenance) + str(job.result)
+    assert "sha256" in said
+    assert "jumps" not in said
+
+
+def test_a_job_that_was_given_back_goes_on_with_the_same_exchanges(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {**SETTINGS, "max_steps": 60}
+    whole = workshop.prefix(workshop.run(distill(workshop, settings=many))[0])
+    job_id = distill(workshop, settings=many)
+    with workshop.working(workshop.worker("first")):
+        until(lambda: workshop.job(job_id).step >= 2)
+    assert workshop.job(job_id).status is JobStatus.QUEUED
+    monkeypatch.setattr(ExchangeMaker, "all_of", lambda *_: pytest.fail("made again"))
+    (job,) = workshop.run(job_id)
+    made = workshop.prefix(job)
+    assert torch.equal(made.decoder.keys, whole.decoder.keys)
+    assert torch.equal(made.decoder.values, whole.decoder.values)
+
+
+def test_a_cancelled_job_ends_while_its_text_is_prepared(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = distill(workshop)
+    made = ExchangeMaker.all_of
+
+    def cancelled_meanwhile(maker: ExchangeMaker, parts: Any, report: Any) -> Any:
+        workshop.jobs.cancel(TENANT, job_id)
+        until(lambda: _raises(report))
+        report(0, 1)
+        return made(maker, parts, report)
+
+    monkeypatch.setattr(ExchangeMaker, "all_of", cancelled_meanwhile)
+    worker = workshop.worker("one")
+    with workshop.working(worker):
+        until(lambda: workshop.job(job_id).status is JobStatus.CANCELLED)
+        until(lambda: not list((workshop.folder / "one").iterdir()))
+        assert worker.running == 0
+
+
+def _raises(report: Any) -> bool:
+    try:
+        report(0, 1)
+    except Exception:
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("Short.", SETTINGS, "smaller length"),
+        (SPEECH, {**SETTINGS, "hidden": 8}, "'hidden' is none"),
+        (SPEECH, {**SETTINGS, "length": 600}, "at most 512"),
+        (SPEECH, {**SETTINGS, "start": "end"}, "choose one of first, spread"),
+    ],
+)
+def test_a_text_or_setting_that_does_not_fit_fails_the_job(
+    text: str, settings: dict[str, Any], message: str, workshop: Workshop
+) -> None:
+    (job,) = workshop.run(distill(workshop, text, settings))
+    assert job.status is JobStatus.FAILED
+    assert job.error is not None
+    assert message in job.error.message
+    assert str(workshop.folder) not in job.error.message
