@@ -49,8 +49,8 @@ class TextRow:
     `positions` are those of the text's keys and values, `nbytes` their size in half precision.
     `kl` is KL(whole text in the context ‖ this) in nats per token of the whole context's own
     answers, over the whole vocabulary. `right` of `questions` answers hold the exact answer.
-    `seconds` is the median time of one question alone, with its prompt and 16 new tokens.
-    `trained_seconds` excludes making the exchanges.
+    `seconds` is the median processor time of one question alone, with its prompt and 16 new tokens.
+    `trained_seconds`, processor time too, excludes making the exchanges.
     """
 
     text: str
@@ -149,9 +149,9 @@ class TextStudy:
     def _seconds(self, prompts: Sequence[tuple[int, ...]], prefix: Prefix | None) -> float:
         times = []
         for prompt in prompts[:_TIMED_QUESTIONS]:
-            start = time.monotonic()
+            start = time.process_time()
             self._complete([prompt], prefix, _TIMED_TOKENS, ignore_eos=True)
-            times.append(time.monotonic() - start)
+            times.append(time.process_time() - start)
         return statistics.median(times)
 
     def _complete(
@@ -191,9 +191,9 @@ def run(options: argparse.Namespace) -> None:
             for length in options.lengths:
                 job = _job(options, place, length)
                 session = DistillationSession(job, model)
-                begun = time.monotonic()
+                begun = time.process_time()
                 session.prepare(_say, resume=False, pairs=pairs)
-                _log.info("%d exchanges, %.0f s", len(session.pairs), time.monotonic() - begun)
+                _log.info("%d exchanges, %.0f s", len(session.pairs), time.process_time() - begun)
                 with running_engine(model, config) as engine:
                     study = TextStudy(text, session, engine)
                     if pairs is None:
@@ -203,9 +203,9 @@ def run(options: argparse.Namespace) -> None:
                     ids = session.start_ids()
                     cut = words_prefix(model, ids, PrefixMetadata(position_offset=len(ids)))
                     _write(options.out, study.behind("from-text, cut", cut))
-                    begun = time.monotonic()
+                    begun = time.process_time()
                     session.train(_report)
-                    trained = time.monotonic() - begun
+                    trained = time.process_time() - begun
                     row = study.behind("distilled", session.prefix({}))
                 _write(options.out, _with_training(row, session, trained))
 
