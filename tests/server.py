@@ -56,8 +56,12 @@ class RunningServer:
 
 @contextmanager
 def serving(model: FrozenModel, root: Path, **settings: object) -> Iterator[RunningServer]:
-    """Serve `model` until the block ends: with an empty store under `root`, unless told another."""
-    chosen = Settings(**{"store": root / "store", "data_dir": root / "data", **settings})
+    """Serve `model` until the block ends: with an empty store under `root`, unless told another.
+
+    No worker process trains beside it, unless `train` is set.
+    """
+    places = {"store": root / "store", "data_dir": root / "data", "train": "off"}
+    chosen = Settings(**{**places, **settings})
     app = create_app(chosen, model)
     config = configuration(app, chosen.trusted_proxies)
     config.lifespan = "on"

@@ -17,7 +17,7 @@ class WorkerConfig:
     `name` is this worker's in the catalog; no other worker has it at the same time. `folder` is a
     local one for files in transit. At most `train_jobs` jobs are trained together, by `threads`
     threads (0: as many as torch chooses). `idle_exit` ends a worker that has had no job for so long
-    (None: never). With `lowest_priority` all other processes of the machine compute first.
+    (None: never). With `low_priority` other processes of the machine compute first.
     `load_fd` is the file descriptor of a server's `LoadSignal`, to which the worker gives way. A
     checkpoint is saved after every `checkpoint_every` seconds of training, and the catalog hears of
     a job's steps every `tell_every` seconds.
@@ -37,7 +37,7 @@ class WorkerConfig:
     tell_every: float = 1.0
     idle_exit: float | None = None
     load_fd: int | None = None
-    lowest_priority: bool = False
+    low_priority: bool = False
     replica: str = "worker"
     log_level: str = "info"
     log_format: Literal["text", "json"] = "text"

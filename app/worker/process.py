@@ -39,7 +39,8 @@ def run_worker(config: WorkerConfig, parent: TextIO | None = None) -> None:
         config.model, device=config.device, dtype="float32", served_name=config.served_model_name
     )
     load = None if config.load_fd is None else LoadSignal.open(config.load_fd)
-    duty = DutyCycle() if load is None else DutyCycle(lambda: load.rows)
+    threads = torch.get_num_threads()
+    duty = DutyCycle() if load is None else DutyCycle(lambda: load.rows, processors=threads)
     with opened(config, model) as resources:
         worker = Worker(resources, duty)
 

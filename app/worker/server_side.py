@@ -35,7 +35,7 @@ def embedded_worker(
         settings,
         threads=max(1, (os.cpu_count() or 1) // 2) if checked else int(train),
         idle_exit=_IDLE_EXIT_S,
-        lowest_priority=True,
+        low_priority=True,
     )
 
     def rows() -> int:

@@ -103,14 +103,14 @@ def _check_places(settings: Settings) -> None:
 def _beside_a_server() -> None:
     """Run as the server's own worker: it writes the configuration to the standard input."""
     from app.worker.config import WorkerConfig
-    from app.worker.duty_cycle import take_lowest_priority
+    from app.worker.duty_cycle import take_low_priority
 
     try:
         config = WorkerConfig.from_json(sys.stdin.readline())
     except ValueError as error:
         raise InvalidRequest(f"--embedded is for a server's own process: {error}") from error
-    if config.lowest_priority:
-        take_lowest_priority()  # before threads are started, which inherit it
+    if config.low_priority:
+        take_low_priority()  # before threads are started, which inherit it
     _run(config, beside_a_server=True)
 
 
