@@ -69,6 +69,11 @@ class JobReader:
         if body.alias is not None:
             check_alias(body.alias)
         method = body.method or MethodBody(type=SUPERVISED)
+        if method.type == DISTILL and self.model.encoder_decoder is not None:
+            raise InvalidRequest(
+                "method: a text is distilled for base models without an encoder alone",
+                param="method",
+            )
         settings = method.hyperparameters
         if body.method is not None and body.hyperparameters is not None:
             raise InvalidRequest(

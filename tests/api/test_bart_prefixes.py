@@ -240,3 +240,15 @@ def test_an_offset_that_leaves_no_position_is_refused(
     assert client.get(URL).status_code == 404
     taken = random_prefix(tiny_bart, tiny_bart.spec.context_limit, seed=82, position_offset=0)
     assert bart_server.push(NAME, taken).status_code == 201
+
+
+def test_a_text_is_not_distilled_for_a_model_with_an_encoder(client: httpx.Client) -> None:
+    text = {"file": ("facts.txt", b"Blue Spice is a pub by the river.")}
+    uploaded = client.post("/v1/files", files=text, data={"purpose": "user_data"})
+    assert uploaded.status_code == 200, uploaded.text
+    model = client.get("/info").json()["model_id"]
+    body = {"model": model, "training_file": uploaded.json()["id"], "method": {"type": "distill"}}
+    reply = client.post("/v1/fine_tuning/jobs", json=body)
+    assert (reply.status_code, error_of(reply)["param"]) == (400, "method")
+    assert "without an encoder" in error_of(reply)["message"]
+    assert client.delete(f"/v1/files/{uploaded.json()['id']}").status_code == 200
