@@ -28,6 +28,7 @@ from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from app.training.distillation.exchanges import TextExchange
 from app.training.distillation.method import divergence_of
 from app.training.distillation.session import DistillationJob, DistillationSession
+from app.training.distillation.start import STARTS
 from app.training.distillation.study_texts import TEXTS, StudyText
 from app.training.distillation.teacher import TaughtPair, taught_pairs
 from app.training.objective import mean_loss, prefixed_rows
@@ -133,7 +134,8 @@ class TextStudy:
             system,
             positions,
             nbytes,
-            round(self._divergence({} if made is None else {"decoder": made}), 4),
+            # -0.0 becomes 0.0
+            round(self._divergence({} if made is None else {"decoder": made}), 4) + 0.0,
             self._text.score(texts),
             len(texts),
             round(self._seconds(prompts, prefix), 3),
@@ -225,6 +227,7 @@ def _job(options: argparse.Namespace, place: Path, length: int) -> DistillationJ
         place.with_suffix(f".{length}"),
         exchanges=options.exchanges,
         max_answer=options.max_answer,
+        start=options.start,
     )
 
 
@@ -266,6 +269,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--lengths", nargs="+", type=int, default=[16, 64, 128])
     parser.add_argument("--exchanges", type=int, default=48)
     parser.add_argument("--max-answer", type=int, default=24)
+    parser.add_argument("--start", choices=STARTS, default="first")
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--lr", type=float, default=2e-2)

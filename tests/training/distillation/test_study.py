@@ -54,7 +54,14 @@ def test_the_whole_text_has_no_divergence_and_every_system_a_row(
         Namespace(
             **{"model": str(tiny_gpt2_folder), "webnlg": webnlg, "speeches": None},
             **{"texts": ["facts"], "lengths": [6], "exchanges": 8, "max_answer": 6},
-            **{"steps": 2, "batch_size": 2, "lr": 1e-2, "threads": 1, "out": out},
+            **{
+                "steps": 2,
+                "batch_size": 2,
+                "lr": 1e-2,
+                "start": "spread",
+                "threads": 1,
+                "out": out,
+            },
         )
     )
     lines = out.read_text(encoding="utf-8").splitlines()
