@@ -55,7 +55,7 @@ class RunningServer:
 
 
 @contextmanager
-def serving(model: FrozenModel, root: Path, **settings: object) -> Iterator[RunningServer]:
+def serving(model: FrozenModel, root: Path, /, **settings: object) -> Iterator[RunningServer]:
     """Serve `model` until the block ends: with an empty store under `root`, unless told another.
 
     No worker process trains beside it, unless `train` is set.

@@ -59,13 +59,13 @@ def run_http(settings: BenchSettings, load: Load) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(settings.model, Path(scratch))
         engine = our_engine(settings, folder, load, rows)
-        bodies = in_own_process(_prefix_files, folder, load)
-        with _server(settings, folder, scratch, rows) as url:
+        bodies = in_own_process(prefix_files, folder, load)
+        with served(settings, folder, scratch, rows) as url:
             for index, body in enumerate(bodies):
-                _push(url, index, body)
-            client = Contender(_LoadClient, url, load)
+                push_prefix(url, index, body)
+            client = Contender(LoadClient, url, load)
             with contest([engine, client], settings.rounds):
-                figures = client.ask(_LoadClient.figures)
+                figures = client.ask(LoadClient.figures)
     tokens_per_s, alone = (load.num_new / one.median_seconds for one in (client, engine))
     return _result(settings, tokens_per_s, alone, figures)
 
@@ -96,7 +96,7 @@ def _result(
     }
 
 
-def _prefix_files(folder: str, load: Load) -> list[bytes]:
+def prefix_files(folder: str, load: Load) -> list[bytes]:
     """The load's prefixes as files; runs in its own process."""
     spec = load_model(folder, device="cpu", dtype="float32", packed=False).spec
     return [
@@ -105,8 +105,10 @@ def _prefix_files(folder: str, load: Load) -> list[bytes]:
 
 
 @contextmanager
-def _server(settings: BenchSettings, folder: str, scratch: str, rows: int) -> Iterator[str]:
-    """A `polyprefix serve` process on a free port; yields its URL."""
+def served(
+    settings: BenchSettings, folder: str, scratch: str, rows: int, *, train: str = "off"
+) -> Iterator[str]:
+    """A `polyprefix serve` process on a free port; yields its URL. `train` is as of `serve`."""
     options = {
         "model": folder,
         "store": f"{scratch}/store",
@@ -116,6 +118,7 @@ def _server(settings: BenchSettings, folder: str, scratch: str, rows: int) -> It
         "dtype": settings.dtype,
         "max-rows": str(rows),
         "log-level": "warning",
+        "train": train,
     }
     command = [sys.executable, "-c", _SERVE, str(settings.threads), "serve"]
     command += [part for name, value in options.items() for part in (f"--{name}", value)]
@@ -137,7 +140,8 @@ def _wait_for_url(process: subprocess.Popen[str]) -> str:
     raise PolyprefixError(f"the server under load did not start: {said or 'it said nothing'}")
 
 
-def _push(url: str, index: int, body: bytes) -> None:
+def push_prefix(url: str, index: int, body: bytes) -> None:
+    """Upload the load's prefix number `index`."""
     reply = httpx.post(
         f"{url}/v1/prefixes/{_name(index)}/versions",
         content=body,
@@ -147,20 +151,20 @@ def _push(url: str, index: int, body: bytes) -> None:
     reply.raise_for_status()
 
 
-class _LoadClient:
+class LoadClient:
     """Sends the whole load at once over open connections; runs in its own process."""
 
     def __init__(self, url: str, load: Load) -> None:
         self._url, self._load = url, load
         self._loop = asyncio.Runner()
-        self._figures: list[ClientFigures] = []
+        self.rounds: list[ClientFigures] = []
 
     def __call__(self) -> None:
-        self._figures.append(self._loop.run(self._round()))
+        self.rounds.append(self._loop.run(self._round()))
 
     def figures(self) -> list[ClientFigures]:
         """Of all rounds but the first."""
-        return self._figures[1:]
+        return self.rounds[1:]
 
     async def _round(self) -> ClientFigures:
         # each round opens new ones: the server closes idle connections while other contenders run

@@ -248,6 +248,28 @@ def train(
     _measure(run_train, (model, dtype, rounds, threads), load)
 
 
+@app.command("train-beside")
+def train_beside(
+    model: Model = "demo-gpt2",
+    rows: Rows = 8,
+    new: Annotated[int, typer.Option(min=2, help="New tokens of each request.")] = 64,
+    seconds: Annotated[float, typer.Option(min=1, help="Seconds of each measurement.")] = 20.0,
+    dtype: Dtype = "auto",
+    rounds: Rounds = 3,
+) -> None:
+    """Measure what requests and a training job in the server's worker cost each other.
+
+    A closed load runs with and without the job; the goals are 1.15 times the mean time between
+    tokens, twice its 99th percentile, and a tenth of the job's speed without requests.
+    """
+    from app.bench.load import uniform_load
+    from app.bench.train_beside_bench import run_train_beside
+    from app.cli.configuration import base_model
+
+    load = uniform_load(rows=rows, prefixes=2, prefix_length=5, prompt=32, new=new)
+    _measure(run_train_beside, (base_model(model), dtype, rounds, 0), load, seconds)
+
+
 @app.command()
 def catalog(
     names: Annotated[
