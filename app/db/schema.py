@@ -271,7 +271,7 @@ training_jobs = Table(
     *columns(attempt=Integer, losses=Integer, events=NUMBER),
     *columns(nullable=True, worker=NAME, token=NAME, lease_until=Float),
     *columns(step=NUMBER, total_steps=NUMBER, trained_tokens=NUMBER),
-    *columns(nullable=True, fine_tuned_model=Text, result=JSON, result_file=NAME, error=JSON),
+    *columns(nullable=True, fine_tuned_model=Text, result=JSON, error=JSON),
     *columns(created_at=NUMBER),
     *columns(nullable=True, started_at=NUMBER, finished_at=NUMBER, estimated_finish=NUMBER),
     Index("training_jobs_in_order", "tenant_id", "id"),

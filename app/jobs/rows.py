@@ -112,6 +112,5 @@ def to_job(row: Row[Any]) -> Job:
         trained_tokens=row.trained_tokens,
         fine_tuned_model=row.fine_tuned_model,
         result=row.result,
-        result_file=row.result_file,
         error=None if row.error is None else JobFailure(**row.error),
     )

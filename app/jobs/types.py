@@ -13,8 +13,6 @@ TRAINING_DATA = "fine-tune"
 """The purpose of a file of examples."""
 TEXT = "user_data"
 """The purpose of a file that is one text, which the method `distill` makes a prefix of."""
-RESULTS = "fine-tune-results"
-"""The purpose of a file that a finished job has left: its metrics, as CSV."""
 
 
 class JobStatus(StrEnum):
@@ -113,8 +111,7 @@ class JobFailure:
 class Job:
     """One job of a tenant as it is now. `id` is `ftjob-…`; times are in seconds since 1970.
 
-    `result` has what the worker found out, scores for example, once the job has succeeded;
-    `result_file` is the id of a file with its metrics.
+    `result` has what the worker found out, scores for example, once the job has succeeded.
     """
 
     id: str
@@ -130,7 +127,6 @@ class Job:
     trained_tokens: int
     fine_tuned_model: str | None
     result: Mapping[str, Any] | None = field(hash=False)
-    result_file: str | None
     error: JobFailure | None
 
 

@@ -73,7 +73,6 @@ def _create_jobs() -> None:
         *columns(nullable=True, worker=NAME, token=NAME, lease_until=sa.Float()),
         *columns(step=NUMBER, total_steps=NUMBER, trained_tokens=NUMBER),
         *columns(nullable=True, fine_tuned_model=sa.Text(), result=sa.JSON(), error=sa.JSON()),
-        *columns(nullable=True, result_file=NAME),
         *columns(created_at=NUMBER),
         *columns(nullable=True, started_at=NUMBER, finished_at=NUMBER, estimated_finish=NUMBER),
         sqlite_autoincrement=True,
