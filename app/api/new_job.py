@@ -31,10 +31,14 @@ _MULTIPLIER = "learning_rate_multiplier"
 
 @dataclass(frozen=True)
 class JobReader:
-    """Makes specs of bodies, for one base model; `selector` finds the prefixes that they name."""
+    """Makes specs of bodies, for one base model; `selector` finds the prefixes that they name.
+
+    `max_length` bounds the positions of a prefix here.
+    """
 
     model: FrozenModel
     selector: PrefixSelector
+    max_length: int
 
     def check_model(self, body: JobBody) -> None:
         """InvalidRequest unless the body names the base model, which alone is trained on."""
@@ -107,10 +111,11 @@ class JobReader:
         """The settings that were given, as the recipe of the method calls them."""
         given = settings.model_dump(exclude_unset=True)
         given = {name: value for name, value in given.items() if value not in (None, _AUTO)}
-        if not isinstance(settings, Hyperparameters):
-            return given
         multiplier = given.pop(_MULTIPLIER, None)
         named = {_RENAMED.get(name, name): value for name, value in given.items()}
+        self._check_length(named.get("length"))
+        if not isinstance(settings, Hyperparameters):
+            return named
         recipe = replace(Recipe(method=method, seed=seed), **_as_recipe(named))
         try:
             complete = complete_recipe(self.model, recipe, max(1, file.pairs))
@@ -122,6 +127,13 @@ class JobReader:
                 raise InvalidRequest(f"give lr or {_MULTIPLIER}, not both", param="method")
             named["lr"] = (complete.lr or 0.0) * multiplier
         return named
+
+    def _check_length(self, length: int | None) -> None:
+        if length is not None and length > self.max_length:
+            raise InvalidRequest(
+                f"length: a prefix has at most {self.max_length} positions here, not {length}",
+                param="method",
+            )
 
 
 def _as_recipe(named: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ SUPERVISED = "supervised"
 FileId = Annotated[str, Field(pattern=r"^file-[0-9a-f]{24}$")]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[StrictInt, Field(ge=0, le=2**53)]
+Epochs = Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=100_000)]
+BatchSize = Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=4096)]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]],
     few_keys(16, "keys of metadata"),
@@ -31,8 +33,8 @@ Metadata = Annotated[
 class Hyperparameters(StrictBody):
     """OpenAI's; `auto` is what fits the base model and the data."""
 
-    n_epochs: Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=100_000)] = "auto"
-    batch_size: Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=4096)] = "auto"
+    n_epochs: Epochs = "auto"
+    batch_size: BatchSize = "auto"
     learning_rate_multiplier: Literal["auto"] | Annotated[Number, Field(gt=0, le=1000)] = "auto"
 
 
@@ -70,10 +72,15 @@ class PrefixHyperparameters(Hyperparameters):
 class DistillHyperparameters(StrictBody):
     """Of the method that makes a prefix of a text."""
 
+    n_epochs: Epochs = "auto"
+    batch_size: BatchSize = "auto"
     length: Annotated[StrictInt, Field(ge=1, le=1024)] | None = None
     max_steps: Annotated[StrictInt, Field(ge=1, le=100_000)] | None = None
-    batch_size: Annotated[StrictInt, Field(ge=1, le=4096)] | None = None
+    warmup_steps: Whole | None = None
     lr: Annotated[Number, Field(gt=0, le=10)] | None = None
+    exchanges: Annotated[StrictInt, Field(ge=1, le=10_000)] | None = None
+    part: Annotated[StrictInt, Field(ge=1, le=100_000)] | None = None
+    start: Literal["first", "spread"] | None = None
 
 
 class SupervisedSettings(StrictBody):

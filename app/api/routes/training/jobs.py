@@ -60,7 +60,11 @@ Limit = Annotated[int, Query(ge=1, le=100)]
     errors=[404, 409],
 )
 async def create_job(
-    body: JobBody, training: TrainingDep, generations: GenerationsDep, caller: CallerDep
+    body: JobBody,
+    training: TrainingDep,
+    generations: GenerationsDep,
+    limits: LimitsDep,
+    caller: CallerDep,
 ) -> Response:
     """Queues a job that trains a prefix on the frozen base model.
 
@@ -68,13 +72,13 @@ async def create_job(
     `fine_tuned_model` names the version, which requests can use at once.
     """
     tenant = caller.tenant
-    reader = JobReader(generations.model, generations.selector)
+    reader = JobReader(generations.model, generations.selector, limits.max_prefix_length)
     reader.check_model(body)
     file = await caller.read(training.files.get, tenant, body.training_file, param="training_file")
     on = await reader.resolve_on(tenant, body)
     spec = await caller.workers.text.run(tenant, reader.make_spec, body, on, file)
-    limits = caller.principal.limits
-    made = await caller.write(training.jobs.create, tenant, spec, max_queued=limits.max_queued_jobs)
+    most = caller.principal.limits.max_queued_jobs
+    made = await caller.write(training.jobs.create, tenant, spec, max_queued=most)
     return _reply(made).response()
 
 

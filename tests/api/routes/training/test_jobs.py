@@ -141,7 +141,7 @@ def test_openais_own_settings_are_understood(
         (
             {"method": {"type": "prefix", "prefix": {"hyperparameters": {"length": 5000}}}},
             "method",
-            "length must be between 1 and 1024",
+            "at most 512 positions here",
         ),
         (
             {"method": {"type": "prefix", "prefix": {"hyperparameters": {"modules": ["cross"]}}}},
@@ -202,7 +202,8 @@ def test_a_text_becomes_a_job_of_distillation(
     client: openai.OpenAI, uploaded: Uploaded, base: str
 ) -> None:
     text = uploaded(b"Blue Spice is a pub.", "facts.txt", purpose="user_data")
-    method = {"type": "distill", "distill": {"hyperparameters": {"length": 16}}}
+    settings = {"length": 16, "n_epochs": 2, "start": "spread"}
+    method = {"type": "distill", "distill": {"hyperparameters": settings}}
     job = client.fine_tuning.jobs.create(
         model=base,
         training_file=text,
