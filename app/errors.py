@@ -196,6 +196,12 @@ class TenantQueueFull(RateLimited):
     code = "tenant_queue_full"
 
 
+class PrefixErased(PolyprefixError):
+    """A prefix of the request was erased, as its user's, while the request ran."""
+
+    status, code = 404, "prefix_erased"
+
+
 class RequestCancelled(PolyprefixError):
     """The client went away or gave the request up; nobody reads this answer."""
 

@@ -37,7 +37,7 @@ from app.model.threads import run_in_fresh_thread
 from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
 from app.registry.shipped.import_ import DEMO_TENANT, seed
-from app.runtime.pinning import follow_pins
+from app.runtime.following import follow_catalog
 from app.runtime.prefix_cache import PrefixCache
 from app.runtime.prefix_loader import stored_prefixes
 from app.runtime.workers import PeriodicThread, Workers
@@ -138,8 +138,8 @@ async def _acquire(settings: Settings, model: FrozenModel | None, stack: AsyncEx
     await asyncio.to_thread(_import_shipped, settings, registry, model)
     tiers = _prefix_cache(settings, registry, model)
     stack.push_async_callback(tiers.close)
-    pins = await follow_pins(registry, tiers, workers)
-    stack.push_async_callback(asyncio.to_thread, pins.stop)
+    stop_following = await follow_catalog(registry, tiers, workers, engine.revoke)
+    stack.push_async_callback(asyncio.to_thread, stop_following)
     training = _keep_house(settings, registry, engine, authentication, usage, audit, stack)
     await _start_limiter(limiter, engine, stack)
     metrics, limits = Metrics(engine, tiers, limiter), _limits(settings)

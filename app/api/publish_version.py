@@ -106,9 +106,11 @@ class VersionPublisher:
         alias: str | None,
         receive: Receive,
         actor: Actor,
+        user: str | None = None,
     ) -> PublishedVersion:
         """Make the file at `path` a version of `name`, and point `alias` at it if one is given.
 
+        A new prefix is the `user`'s; Conflict if the prefix is there and is another's.
         Raises what the file's checks raise, InvalidPrefix if the model cannot compute with it,
         QuotaExceeded, and GateNotPassed if the alias demands more of it. Nothing is scored any
         more once the client, which `receive` listens to, has gone away. The audit log names the
@@ -130,6 +132,7 @@ class VersionPublisher:
             path,
             alias=alias,
             quota=Quota(principal.limits.max_prefixes, principal.limits.max_bytes),
+            user=user,
             actor=actor,
         )
 
@@ -151,6 +154,7 @@ class VersionPublisher:
         alias: str | None,
         receive: Receive,
         actor: Actor,
+        user: str | None = None,
     ) -> PublishedVersion:
         """As `publish`, of a PEFT adapter: its tensors at `path`, the text of its `config`.
 
@@ -161,7 +165,7 @@ class VersionPublisher:
             await self.workers.files.run(
                 principal.tenant, _convert, path, config, spec, self.max_length, staged
             )
-            return await self.publish(principal, name, staged.path, alias, receive, actor)
+            return await self.publish(principal, name, staged.path, alias, receive, actor, user)
 
     async def _is_served(self, tenant: str, name: str, digest: str) -> bool:
         """Whether the tenant has this content already, and the model computes with it now."""

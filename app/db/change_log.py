@@ -24,7 +24,8 @@ class ChangeKind(StrEnum):
     """What a note is about; `name` is the prefix's, the key's `kid`, or empty.
 
     CONTENT is about files that no version needs, TRAINING about training files and jobs (`name` is
-    the id): of no interest to caches.
+    the id): of no interest to caches. ERASURE is about a content that no request may use any more:
+    `tenant` is its owner key and `name` its digest.
     """
 
     PREFIX = "prefix"
@@ -32,6 +33,7 @@ class ChangeKind(StrEnum):
     KEY = "key"
     CONTENT = "content"
     TRAINING = "training"
+    ERASURE = "erasure"
     EVERYTHING = "everything"
 
 

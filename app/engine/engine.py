@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 from app.engine.admission import Admission
 from app.engine.attention.backends import choose_attention
@@ -20,12 +21,14 @@ from app.engine.config import EngineConfig
 from app.engine.kv_cache.pool import KVPool
 from app.engine.kv_cache.slots import FINE_STEPS, STEPS, SlotTable, length_classes
 from app.engine.request import GenerationRequest, RequestFailed, RequestFinished
-from app.engine.router import Cancel, EventRouter, Inbox, RequestStream, Submit
+from app.engine.request_state import RequestState
+from app.engine.router import Cancel, EventRouter, Inbox, RequestStream, Revoke, Submit
 from app.engine.runner import Runner
 from app.engine.scheduler import Deliveries, Scheduler
-from app.errors import Draining, EngineStopped, PolyprefixError
+from app.errors import Draining, EngineStopped, PolyprefixError, PrefixErased
 from app.model.frozen import FrozenModel
 from app.model.threads import single_thread_pool
+from app.prefix.prefix import Prefix
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +98,7 @@ class Engine:
             self.scheduler.expected_tokens,
         )
         self._thread = threading.Thread(target=self._run, name="polyprefix-engine", daemon=True)
+        self._revoked: WeakSet[Prefix] = WeakSet()
         self._draining = False
         self._step_started: float | None = None
 
@@ -144,6 +148,14 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """Free a request's rows at the next step boundary."""
         self.inbox.put(Cancel(request_id))
+
+    def revoke(self, prefixes: Sequence[Prefix]) -> None:
+        """End the requests with one of these prefixes at the next step boundary, with PrefixErased.
+
+        So end requests that are submitted with one of them later. Prefixes are told apart by
+        identity, not by content. From any thread.
+        """
+        self.inbox.put(Revoke(tuple(prefixes)))
 
     async def drain(self, timeout: float) -> bool:
         """Take nothing new and wait, `timeout` seconds at most; True if all requests ended."""
@@ -246,7 +258,20 @@ class Engine:
             return False
         for message in messages:
             if isinstance(message, Submit):
-                self.scheduler.add(message.request, message.seed, message.submitted_at)
+                request = message.request
+                self.scheduler.add(request, message.seed, message.submitted_at)
+                if self._revoked and not self._revoked.isdisjoint(request.prefixes):
+                    self._deliver(self.scheduler.cancel(request.id, _erased()))
+            elif isinstance(message, Revoke):
+                self._revoked.update(message.prefixes)
+                self._deliver(self.scheduler.end_where(self._is_revoked, _erased()))
             else:
                 self._deliver(self.scheduler.cancel(message.request_id))
         return True
+
+    def _is_revoked(self, entry: RequestState) -> bool:
+        return not self._revoked.isdisjoint(entry.request.prefixes)
+
+
+def _erased() -> PrefixErased:
+    return PrefixErased("a prefix of this request was erased with all that was its user's")

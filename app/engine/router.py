@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from app.engine.request import End, Event, GenerationRequest, RequestFailed, RequestFinished
 from app.errors import PolyprefixError
+from app.prefix.prefix import Prefix
 
 _BURST_GAP_S, _LONGEST_BURST_S = 0.002, 0.03
 """An idle engine begins when nothing has arrived for the one time, or after the other."""
@@ -36,15 +37,25 @@ class Cancel:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """End the requests with one of these prefixes, also those that come later."""
+
+    prefixes: tuple[Prefix, ...]
+
+
+Message = Submit | Cancel | Revoke
+
+
 class Inbox:
     """A queue that can be closed. What is in it is bounded by admission, not here."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._messages: list[Submit | Cancel] = []
+        self._messages: list[Message] = []
         self.closed = False
 
-    def put(self, message: Submit | Cancel) -> None:
+    def put(self, message: Message) -> None:
         """Add a message and wake the reader."""
         with self._changed:
             self._messages.append(message)
@@ -56,7 +67,7 @@ class Inbox:
             self.closed = True
             self._changed.notify()
 
-    def take(self, *, wait: bool) -> list[Submit | Cancel] | None:
+    def take(self, *, wait: bool) -> list[Message] | None:
         """All messages; with `wait`, at least one, and what comes close behind it.
 
         None once the inbox is closed.

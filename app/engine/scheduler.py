@@ -9,7 +9,7 @@ never preempted: their worst case is reserved when they enter.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from app.engine.config import EngineConfig
@@ -122,16 +122,17 @@ class Scheduler:
         """End every request whose deadline has passed."""
         if now < self._first_deadline:
             return []
-        entries = [*self._queue.waiting.values(), *self._active.values()]
         error = DeadlineExceeded("the request's deadline has passed")
-        self._first_deadline = math.inf
-        deliveries: Deliveries = []
-        for entry in entries:
-            if entry.deadline <= now:
-                deliveries += self.cancel(entry.request.id, error)
-            else:
-                self._first_deadline = min(self._first_deadline, entry.deadline)
-        return deliveries
+        ended = self.end_where(lambda entry: entry.deadline <= now, error)
+        left = [*self._queue.waiting.values(), *self._active.values()]
+        self._first_deadline = min((entry.deadline for entry in left), default=math.inf)
+        return ended
+
+    def end_where(self, ends: Callable[[RequestState], bool], error: PolyprefixError) -> Deliveries:
+        """End with `error` every request that waits or runs and for which `ends` holds."""
+        entries = [*self._queue.waiting.values(), *self._active.values()]
+        found = [entry.request.id for entry in entries if ends(entry)]
+        return [event for request_id in found for event in self.cancel(request_id, error)]
 
     def schedule(self, now: float) -> StepPlan | None:
         """The next step, or None if nothing is due."""

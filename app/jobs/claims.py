@@ -133,6 +133,10 @@ class JobClaims:
                 orders[job.id] = self._renew(connection, job, worker, spent[job.tenant], now)
         return {job.id: orders.get(job.id, Order.LOST) for job in jobs}
 
+    def check_held(self, job: ClaimedJob, connection: Connection) -> None:
+        """ClaimLost if the lease has ended, inside the caller's writing transaction."""
+        self._held(connection, job)
+
     def add_events(self, job: ClaimedJob, new: Sequence[JobEvent]) -> None:
         """Adds events to the job, in order."""
         with self._catalog.append() as connection:

@@ -47,10 +47,19 @@ class Listing:
         return Page(tuple(to_version(row) for row in rows[:limit]), more)
 
     def list_prefixes(
-        self, tenant: str, cursor: str | None = None, limit: int = 20
+        self,
+        tenant: str,
+        cursor: str | None = None,
+        limit: int = 20,
+        user: str | None = None,
     ) -> Page[PrefixRecord]:
-        """The tenant's prefixes by name. InvalidRequest if the cursor or the limit is wrong."""
+        """The tenant's prefixes by name, or those of one user.
+
+        InvalidRequest if the cursor or the limit is wrong.
+        """
         query = scope.prefixes_of(tenant)
+        if user is not None:
+            query = query.where(prefixes.c.user == user)
         if cursor is not None:
             query = query.where(prefixes.c.name > read_cursor(cursor))
         query = query.order_by(prefixes.c.name).limit(check_limit(limit) + 1)

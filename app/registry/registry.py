@@ -8,14 +8,14 @@ tenant first and sees nothing of others. Synchronous and thread-safe.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
 from sqlalchemy import Connection
 
-from app.db.change_log import ChangeKind, note
+from app.db.change_log import Change, ChangeKind, note
 from app.db.database import Actor, Database
 from app.errors import Conflict, InUse, PolyprefixError
 from app.prefix.reference import check_alias, check_name
@@ -108,12 +108,16 @@ class Registry:
         alias: str | None = None,
         quota: Quota = _NO_QUOTA,
         scores: Scores = NO_SCORES,
+        user: str | None = None,
+        guard: Callable[[Connection], None] | None = None,
         actor: Actor | None = None,
     ) -> tuple[Version, bool]:
         """Makes a staged, validated file a version of the prefix, and whether it is a new one.
 
         `latest` and, if given, `alias` move to it, also if they were split. The same content again
-        is the same version, whose file is put back if it is missing, cut short or altered.
+        is the same version, whose file is put back if it is missing, cut short or altered. A new
+        prefix is that of `user`, if one is named; Conflict if an old one is not. `guard` may raise in
+        the transaction of the change, which then does not happen.
         InvalidRequest if the name or the alias breaks the rules; QuotaExceeded; GateNotPassed or
         Unscored if the alias has a gate and `scores` do not pass it.
         """
@@ -127,6 +131,8 @@ class Registry:
         now = int(self._clock())
         stored = contents.put(self.catalog, self.objects, tenant, name, info, staged, now=now)
         with scope.changing(self.catalog, tenant, name, actor) as (connection, epoch):
+            if guard is not None:
+                guard(connection)
             contents.check_present(connection, stored.noted)
             before = versions.stored(connection, tenant)
             row, created = versions.publish(
@@ -138,6 +144,7 @@ class Registry:
                 file_nbytes=stored.nbytes,
                 now=now,
                 replaced=stored.replaced,
+                user=user,
             )
             versions.check_quota(connection, tenant, quota, before)
             self._check_gate(connection, row.prefix_id, alias, info.digest, scores, late=True)
@@ -257,6 +264,25 @@ class Registry:
         called by many processes at once; returns soon after `is_over`.
         """
         return self._collector(grace_s, is_over).collect()
+
+    def on_erasure(self, listener: Callable[[Sequence[ContentKey] | None], None]) -> None:
+        """Tells `listener` which contents were erased, here or elsewhere; None if any may be.
+
+        It is called by the thread that hears of it and must not raise.
+        """
+
+        def notice(_: int, changes: Sequence[Change] | None) -> None:
+            if changes is None:
+                listener(None)
+            elif erased := [each for each in changes if each.kind is ChangeKind.ERASURE]:
+                listener([ContentKey(each.tenant, each.name) for each in erased])
+
+        self.catalog.feed.subscribe(notice)
+
+    def gone_contents(self, keys: Collection[ContentKey]) -> list[ContentKey]:
+        """Those that no version needs and whose files are gone, or are being removed."""
+        with self.catalog.read() as connection:
+            return [ContentKey(*key) for key in contents.gone_contents(connection, keys)]
 
     def finish_removals(self) -> None:
         """Ends the removals of contents that were cut short when a process died."""

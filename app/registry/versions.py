@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, delete, exists, func, insert, select, up
 from app.db.change_log import Change, ChangeKind, read_epoch
 from app.db.database import Database
 from app.db.schema import aliases, prefixes, tenants, versions
-from app.errors import InvalidRequest, QuotaExceeded
+from app.errors import Conflict, InvalidRequest, QuotaExceeded
 from app.prefix.reference import check_name, looks_hexadecimal
 from app.registry import scope
 from app.registry.types import SHIPPED_OWNER, ContentKey, Quota, Version, VersionInfo
@@ -94,13 +94,17 @@ def publish(
     file_nbytes: int,
     now: int,
     replaced: bool = False,
+    user: str | None = None,
 ) -> tuple[Row[Any], bool]:
     """The row of a content that is in the store, and whether it had to be made.
+
+    A new prefix is the `user`'s; Conflict if the prefix is there and not this user's.
 
     The catalog says of a content what its file says: where the tenant has it already and the file
     is the one of then, its description stays; otherwise, and if the file was `replaced`, all its
     versions take the new one.
     """
+    _check_user(connection, tenant, name, user)
     known = sibling_row(connection, tenant, name, info.digest)
     before = _content_nbytes(connection, owner, info.digest)
     described = {
@@ -120,7 +124,7 @@ def publish(
         prefix_id = scope.find_prefix_id(connection, tenant, name)
         made_prefix = prefix_id is None
         if prefix_id is None:
-            made = insert(prefixes).values(tenant_id=tenant, name=name, created_at=now)
+            made = insert(prefixes).values(tenant_id=tenant, name=name, created_at=now, user=user)
             prefix_id = connection.execute(made.returning(prefixes.c.id)).scalar_one()
         _insert_version(connection, prefix_id, owner, info, described, now)
     if not is_described:
@@ -129,6 +133,16 @@ def publish(
     grown = _content_nbytes(connection, owner, info.digest) - before
     _count(connection, tenant, owner, prefixes=int(made_prefix), nbytes=grown)
     return get_row(connection, tenant, name, info.digest), created
+
+
+def _check_user(connection: Connection, tenant: str, name: str, user: str | None) -> None:
+    query = scope.prefixes_of(tenant, prefixes.c.user).where(prefixes.c.name == name)
+    row = connection.execute(query).one_or_none()
+    if user is not None and row is not None and row.user != user:
+        raise Conflict(
+            f"prefix '{name}' is there and is not this user's: give it another name, or delete it"
+            " first"
+        )
 
 
 def _insert_version(

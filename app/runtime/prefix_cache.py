@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from app.errors import Overloaded
+from app.errors import Overloaded, PrefixErased
 from app.prefix.prefix import Prefix
 from app.runtime.workers import WorkerPool
 
@@ -136,6 +136,7 @@ class _Flight:
 
     task: asyncio.Task[Lease]
     waiting: int = 0
+    revoked: bool = False
 
     def settle(self) -> None:
         """Give the load's lease back once nobody waits for it."""
@@ -191,6 +192,8 @@ class PrefixCache:
         try:
             # a waiter that is cancelled must not end the load for the others
             brought = await asyncio.shield(flight.task)
+            if flight.revoked:
+                raise PrefixErased("the prefix was erased while it was loaded")
             return _lease(brought._entry, brought.tier)
         finally:
             flight.waiting -= 1
@@ -206,6 +209,22 @@ class PrefixCache:
         """Forget a prefix; rows that hold it keep it, and its pin outlasts it."""
         self._device.remove(key)
         self._host.remove(key)
+
+    def held_keys(self) -> set[PrefixKey]:
+        """The prefixes that are here or on their way."""
+        return {*self._device.entries, *self._host.entries, *self._flights}
+
+    def revoke(self, key: PrefixKey) -> list[Prefix]:
+        """Forget a prefix that no request may use any more; what requests may hold of it.
+
+        Whoever waits for it to be loaded gets PrefixErased.
+        """
+        flight = self._flights.get(key)
+        if flight is not None:
+            flight.revoked = True
+        entry = self._device.entries.get(key)
+        self.evict(key)
+        return [] if entry is None else [entry.prefix]
 
     def keep_pins(self, keys: Sequence[PrefixKey]) -> None:
         """Keep these prefixes, and no others, once they are here; the oldest pin comes first.
@@ -247,6 +266,8 @@ class PrefixCache:
 
     def _land(self, key: PrefixKey, flight: _Flight) -> None:
         del self._flights[key]
+        if flight.revoked:
+            self.evict(key)
         flight.settle()  # nobody may be left to ask
 
     async def _bring(self, key: PrefixKey) -> Lease:

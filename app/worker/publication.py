@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 from app.errors import GateNotPassed, InvalidRequest
 from app.evaluation.evaluator import EngineRunner, Evaluator
@@ -38,7 +39,7 @@ def publish_result(
     """Make `prefix` a version of the job's name.
 
     The same prefix again is the same version. An alias whose gate the version does not pass stays
-    where it is. Raises QuotaExceeded, InvalidRequest, and what the catalog and the store raise.
+    where it is. Raises ClaimLost if the job is no longer the worker's, QuotaExceeded, InvalidRequest, and what the catalog and the store raise.
     """
     alias = job.spec.alias
     try:
@@ -72,6 +73,8 @@ def _add(
                 alias=alias,
                 quota=Quota(limits.max_prefixes, limits.max_bytes),
                 scores=scores,
+                user=job.spec.user,
+                guard=partial(resources.claims.check_held, job),
                 actor=actor,
             )
             return version

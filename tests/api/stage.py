@@ -92,7 +92,7 @@ class Stage:
         self._call("DELETE", "/admin/tenants/guest")
         self._call("POST", "/admin/tenants", {"id": "guest"})
         made = self._call("POST", "/admin/tenants/guest/keys", {})
-        self.shown |= {"tenant_id": "guest", "kid": made["kid"]}
+        self.shown |= {"tenant_id": "guest", "kid": made["kid"], "user": "ann"}
 
     def _set_file(self) -> None:
         """A file that no job needs."""

@@ -10,6 +10,7 @@ from app.api.routes.prefixes import (
     from_text,
     prefixes,
     publications,
+    users,
     versions,
 )
 from app.api.routes.training import files, jobs
@@ -32,6 +33,7 @@ _RESOURCES = (
     from_text,
     files,
     jobs,
+    users,
 )
 
 ALL_ROUTES: tuple[Route, ...] = tuple(

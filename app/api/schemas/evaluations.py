@@ -128,6 +128,7 @@ class FromTextBody(StrictBody):
     text: Annotated[str, Field(min_length=1, max_length=1 << 20)]
     alias: Annotated[str, Field(max_length=64)] | None = None
     input_template: Annotated[str, Field(max_length=4096)] | None = None
+    user: Annotated[str, Field(min_length=1, max_length=512)] | None = None
 
 
 class ScoredExampleReply(Reply):

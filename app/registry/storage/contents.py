@@ -144,6 +144,37 @@ def begin_removal_of_unknown(
         return None
 
 
+def begin_erasure(connection: Connection, owner: str, digest: str, now: int) -> Content | None:
+    """As `begin_removal`, without any grace, of a content that nothing needs any more.
+
+    None if something does, if it is being removed already, or if it was shipped.
+    """
+    if owner == SHIPPED_OWNER:
+        return None
+    idle = and_(_is(owner, digest), contents.c.state == _PRESENT, ~_IS_NEEDED)
+    statement = update(contents).where(idle).values(state=_REMOVING, touched_at=now)
+    generation = connection.scalar(statement.returning(contents.c.generation))
+    if generation is not None:
+        return Content(owner, digest, generation)
+    return begin_removal_of_unknown(connection, owner, digest, now)
+
+
+def still_removing(connection: Connection, begun: Iterable[Content]) -> list[Content]:
+    """Those whose removal nobody has ended meanwhile."""
+    return [
+        content for content in begun if connection.scalar(select(exists().where(_is_mine(content))))
+    ]
+
+
+def gone_contents(connection: Connection, keys: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Those contents, (owner, digest), that nothing needs and that are gone or being removed."""
+    return [
+        (owner, digest)
+        for owner, digest in keys
+        if owner != SHIPPED_OWNER and _is_gone(connection, owner, digest)
+    ]
+
+
 def end_removals(
     connection: Connection, removed: Collection[Content], untouched: Collection[Content]
 ) -> None:
@@ -160,6 +191,14 @@ def noted_digests(connection: Connection, owner: str) -> set[str]:
         select(table.c.digest).where(table.c.owner == owner) for table in (contents, *_REFERRING)
     )
     return set(connection.scalars(union(*known)))
+
+
+def _is_gone(connection: Connection, owner: str, digest: str) -> bool:
+    present = exists().where(_is(owner, digest), contents.c.state == _PRESENT)
+    needed = [
+        exists().where(table.c.owner == owner, table.c.digest == digest) for table in _REFERRING
+    ]
+    return not connection.scalar(select(or_(present, *needed)))
 
 
 def _touch(connection: Connection, owner: str, digest: str, now: int) -> bool:

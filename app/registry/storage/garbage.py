@@ -9,6 +9,7 @@ included: what is shipped with the project, and what another catalog keeps in th
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -25,6 +26,8 @@ from app.registry.storage.store import ObjectStore
 
 Item = TypeVar("Item")
 
+_TURN_S = 0.05
+"""Seconds between two tries to get the right to remove."""
 _BATCH = 16
 """Contents that are noted as being removed at a time: uploads of them are refused meanwhile."""
 
@@ -54,6 +57,24 @@ class GarbageCollector:
                 removed += self._remove_unknown(owner)
             self._forget_retired()
         return removed
+
+    def erase(self, begun: Sequence[Content], *, wait_s: float) -> int:
+        """Removes contents whose removal `contents.begin_erasure` has noted; how many are gone.
+
+        Waits `wait_s` seconds at most while another process removes; what is left then, or when the
+        store fails, is removed by a later `finish`.
+        """
+        deadline = self.clock() + wait_s
+        while True:
+            with self.objects.removing() as settled_s:
+                if settled_s is not None:
+                    with self.catalog.read() as connection:
+                        mine = contents.still_removing(connection, begun)
+                    self._remove(mine)
+                    return len(begun)
+            if self.clock() >= deadline:
+                return 0
+            time.sleep(_TURN_S)
 
     def finish(self) -> None:
         """Ends removals that were cut short when a process died."""

@@ -20,6 +20,7 @@ from app.api.publish_version import NEW_VERSION
 from app.api.routing import Router
 from app.api.schemas.evaluations import FromTextBody
 from app.errors import ContextLengthExceeded, Draining, InvalidRequest
+from app.jobs.erasure import check_user
 from app.model.frozen import FrozenModel
 from app.model.text import INPUT_PLACEHOLDER
 from app.prefix.codec import encode
@@ -57,6 +58,8 @@ async def make_from_text(
     check_name(name)
     if body.alias is not None:
         check_alias(body.alias)
+    if body.user is not None:
+        check_user(body.user)
     if engine.progress().draining:
         raise Draining("the server is shutting down")
     tenant, workers, model = caller.tenant, caller.workers, engine.model
@@ -77,7 +80,13 @@ async def make_from_text(
     async with publisher.staging(tenant) as staged:
         await workers.files.run(tenant, lambda: staged.write(encode(prefix)))
         admitted = await publisher.publish(
-            caller.principal, name, staged.path, body.alias, request.receive, caller.actor
+            caller.principal,
+            name,
+            staged.path,
+            body.alias,
+            request.receive,
+            caller.actor,
+            body.user,
         )
     return admitted.reply
 

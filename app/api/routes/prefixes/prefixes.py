@@ -20,6 +20,7 @@ from app.api.schemas.prefixes import (
     VersionPage,
     VersionReply,
 )
+from app.api.schemas.users import UserQuery
 from app.errors import PolyprefixError
 from app.prefix.header import LENGTH_BYTES, MAX_HEADER_BYTES, header_length, parse_header
 from app.prefix.spec import MODULES
@@ -88,10 +89,14 @@ RepliesDep = Annotated[VersionReplies, Depends(get_version_replies)]
 
 @router.route("GET", "", answers=PrefixPage, scopes=_READING)
 async def list_prefixes(
-    registry: RegistryDep, caller: CallerDep, cursor: Cursor = None, limit: Limit = 20
+    registry: RegistryDep,
+    caller: CallerDep,
+    cursor: Cursor = None,
+    limit: Limit = 20,
+    user: UserQuery = None,
 ) -> Response:
-    """The caller's prefixes by name, a page at a time."""
-    page = await caller.read(registry.list_prefixes, caller.tenant, cursor, limit)
+    """The caller's prefixes by name, a page at a time; with `user`, those of that user."""
+    page = await caller.read(registry.list_prefixes, caller.tenant, cursor, limit, user)
     return PrefixPage.of(page, data=list(map(PrefixReply.of, page.items))).response()
 
 

@@ -11,12 +11,14 @@ from starlette.requests import ClientDisconnect
 from app.api.dependencies import CallerDep, PublisherDep, UploadsDep
 from app.api.publish_version import NEW_VERSION
 from app.api.routing import Router
+from app.api.schemas.users import UserQuery
 from app.errors import (
     FileTooLarge,
     InvalidRequest,
     RequestCancelled,
     UnsupportedMediaType,
 )
+from app.jobs.erasure import check_user
 from app.prefix.formats.peft import MAX_CONFIG_BYTES
 from app.prefix.reference import check_alias, check_name
 from app.registry.storage.store import StagedFile
@@ -47,24 +49,28 @@ async def upload_version(
     x_alias: Annotated[str | None, Header(max_length=64)] = None,
     x_adapter_config: Annotated[str | None, Header(max_length=MAX_CONFIG_BYTES)] = None,
     idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    user: UserQuery = None,
 ) -> Response:
     """A new version of a prefix from its raw file; the same content again is the same version.
 
     With `x-adapter-config`, the text of an `adapter_config.json`, the body is a PEFT adapter of
     prefix tuning (`adapter_model.safetensors`) and becomes a prefix file. An upload is idempotent
-    by its content, so `Idempotency-Key` is checked for its form alone.
+    by its content, so `Idempotency-Key` is checked for its form alone. A new prefix is the one of
+    `user`; an old one must be this user's already.
     """
     check_name(name)
     if x_alias is not None:
         check_alias(x_alias)
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise InvalidRequest("Idempotency-Key must be 1 to 255 printable ASCII characters")
+    if user is not None:
+        check_user(user)
     _check_type(request)
     tenant, files = caller.tenant, caller.workers.files
     with uploads.slot(tenant):
         async with publisher.staging(tenant) as staged:
             await _receive(request, staged, files, tenant, publisher.max_file_bytes)
-            facts = (x_alias, request.receive, caller.actor)
+            facts = (x_alias, request.receive, caller.actor, user)
             if x_adapter_config is None:
                 admitted = await publisher.publish(caller.principal, name, staged.path, *facts)
             else:

@@ -17,6 +17,7 @@ from app.api.routing import FILE, Answer, Router
 from app.api.schemas.training import FileDeleted, FileForm, FilePage, FileReply
 from app.errors import FileTooLarge, InvalidRequest
 from app.jobs.checking import check_file, check_filename, check_purpose
+from app.jobs.erasure import check_user
 from app.jobs.services import TrainingServices
 from app.jobs.types import TrainingFile
 from app.prefix.strict_json import printable
@@ -29,7 +30,6 @@ _SCOPES = [Scope.TRAIN]
 _TEXTS = ("purpose", "user", "expires_after[anchor]", "expires_after[seconds]")
 _WRITE_BYTES = 1 << 20
 _READ_BYTES = 1 << 18
-_MAX_USER = 512
 _EXPIRES_S = (3600, 30 * 86_400)
 
 
@@ -199,8 +199,8 @@ def _read_texts(form: Form) -> tuple[str, str | None, int | None]:
     if purpose is None:
         raise InvalidRequest("say what the file is for: `purpose=fine-tune`", param="purpose")
     check_purpose(purpose)
-    if user is not None and (not 0 < len(user) <= _MAX_USER or "\0" in user):
-        raise InvalidRequest(f"user has 1 to {_MAX_USER} characters", param="user")
+    if user is not None:
+        check_user(user)
     return purpose, user, _read_expiry(form)
 
 

@@ -84,6 +84,7 @@ CALLS: dict[str, Callable[[Scene], httpx.Response]] = {
     "delete_prefix": lambda s: s.client.delete(s.url),
     "delete_model": lambda s: s.client.delete(f"/v1/models/{s.name}"),
     "delete_version": lambda s: s.client.delete(f"{s.url}/versions/{s.first}"),
+    "erase_user": lambda s: s.client.delete("/v1/users/ann"),
     "pin_version": lambda s: s.client.post(f"{s.url}/versions/{s.first}/pin"),
     "unpin_version": lambda s: s.client.delete(f"{s.url}/versions/{s.first}/pin"),
     "set_alias": lambda s: s.client.put(s.stable, json={"version": s.first}),
@@ -160,7 +161,7 @@ def test_a_call_that_the_key_does_not_allow_leaves_one_record(
 ) -> None:
     method, path = routes(app)[name]
     url = path.replace(":path}", "}")
-    for part in ("name", "alias", "digest", "tenant_id", "kid", "model_id"):
+    for part in ("name", "alias", "digest", "tenant_id", "kid", "model_id", "user"):
         url = url.replace(f"{{{part}}}", "abc")
     key = guarded.key(scopes=frozenset({min(EVERYTHING - {"prefixes:write", "admin"})}))
     before = len(records(guarded))

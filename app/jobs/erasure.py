@@ -1,0 +1,182 @@
+"""Erasure: all that is one user's goes, from the catalog at once and from the store without grace.
+
+A user is whom the tenant has named in uploads, files and jobs. Rows are found by index, a batch in
+each transaction, so erasing costs by what the user has and not by what others have.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Table, delete, select, update
+
+from app.db.change_log import ChangeKind, note
+from app.db.database import Actor, Database
+from app.db.schema import job_checkpoints, prefixes, training_files, training_jobs
+from app.errors import InvalidRequest, PolyprefixError
+from app.jobs import checkpoints, events
+from app.jobs.types import OPEN, JobStatus
+from app.registry import versions
+from app.registry.storage import contents
+from app.registry.storage.contents import Content
+from app.registry.storage.garbage import GarbageCollector
+from app.registry.storage.store import ObjectStore
+
+MAX_USER = 512
+_BATCH = 64
+"""Prefixes, files and jobs of one transaction."""
+_WAIT_S = 10.0
+
+
+@dataclass
+class Erasure:
+    """What one call has erased: names of prefixes, ids of files and jobs.
+
+    `cancelled` are jobs of others that were to be trained on the user's files. `begun` are contents
+    that are being removed from the store; `shared` counts those that stay because others need them.
+    """
+
+    prefixes: list[str] = field(default_factory=list)
+    versions: int = 0
+    training_files: list[str] = field(default_factory=list)
+    training_jobs: list[str] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    begun: list[Content] = field(default_factory=list)
+    shared: int = 0
+
+
+def check_user(user: str) -> str:
+    """The user itself if it can be one: 1 to 512 printable characters. InvalidRequest if not."""
+    if not 0 < len(user) <= MAX_USER or not user.isprintable():
+        raise InvalidRequest(f"a user is 1 to {MAX_USER} printable characters", param="user")
+    return user
+
+
+class UserErasure:
+    """Erases users of tenants. Synchronous and thread-safe; raises what the catalog raises."""
+
+    def __init__(
+        self, catalog: Database, objects: ObjectStore, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """`clock` gives seconds since 1970."""
+        self._catalog, self._objects, self._clock = catalog, objects, clock
+
+    def forget(self, tenant: str, user: str, *, actor: Actor | None = None) -> Erasure:
+        """Removes the user's rows; afterwards no name and no id leads to what was the user's.
+
+        Open jobs end, whoever works on them. Contents that nothing else needs are noted as being
+        removed, and `ERASURE` tells caches. What has no rows changes nothing.
+        """
+        check_user(user)
+        erased = Erasure()
+        while self._has_rows(tenant, user):
+            with self._catalog.write(actor) as (connection, epoch):
+                batch = _Batch(connection, epoch, tenant, user, int(self._clock()), erased)
+                batch.forget_jobs()
+                batch.forget_files()
+                batch.forget_prefixes()
+                batch.begin_removals()
+        return erased
+
+    def remove(self, erased: Erasure) -> int:
+        """Removes the files of `begun` from the store; how many are gone.
+
+        The rest is removed in the background: if the store fails, or another process removes.
+        """
+        collector = GarbageCollector(self._catalog, self._objects, 0.0, self._clock)
+        try:
+            return collector.erase(erased.begun, wait_s=_WAIT_S) if erased.begun else 0
+        except PolyprefixError:
+            return 0
+
+    def finish_removals(self) -> None:
+        """Removes what `remove` has left, and other contents whose removal was cut short."""
+        GarbageCollector(self._catalog, self._objects, 0.0, self._clock).finish()
+
+    def _has_rows(self, tenant: str, user: str) -> bool:
+        with self._catalog.read() as connection:
+            return any(
+                connection.execute(_of_user(table, tenant, user).limit(1)).first() is not None
+                for table in (training_jobs, training_files, prefixes)
+            )
+
+
+@dataclass
+class _Batch:
+    """One transaction; what it finds is added to `erased`."""
+
+    connection: Connection
+    epoch: int
+    tenant: str
+    user: str
+    now: int
+    erased: Erasure
+    _going: list[tuple[str, str]] = field(default_factory=list)
+
+    def forget_jobs(self) -> None:
+        """The jobs with their events and checkpoints; a worker that has one loses it."""
+        for row in self._rows(training_jobs):
+            self._note(ChangeKind.TRAINING, row.public_id)
+            held = select(job_checkpoints.c.owner, job_checkpoints.c.digest).where(
+                job_checkpoints.c.job_id == row.id, job_checkpoints.c.digest.is_not(None)
+            )
+            self._going += [(each.owner, each.digest) for each in self.connection.execute(held)]
+            self.connection.execute(delete(training_jobs).where(training_jobs.c.id == row.id))
+            self.erased.training_jobs.append(row.public_id)
+
+    def forget_files(self) -> None:
+        """The files; open jobs of others that would be trained on them are cancelled."""
+        for row in self._rows(training_files):
+            self._note(ChangeKind.TRAINING, row.public_id)
+            self._cancel_trained_on(row.public_id)
+            self._going.append((row.owner, row.digest))
+            self.connection.execute(delete(training_files).where(training_files.c.id == row.id))
+            self.erased.training_files.append(row.public_id)
+
+    def forget_prefixes(self) -> None:
+        """The prefixes with their versions, aliases and publications."""
+        for row in self._rows(prefixes):
+            self._note(ChangeKind.PREFIX, row.name)
+            gone = versions.delete_prefix(self.connection, self.tenant, row.id)
+            self._going += gone
+            self.erased.versions += len(gone)
+            self.erased.prefixes.append(row.name)
+
+    def begin_removals(self) -> None:
+        """Contents that nothing needs any more lose their grace."""
+        for owner, digest in dict.fromkeys(self._going):
+            content = contents.begin_erasure(self.connection, owner, digest, self.now)
+            if content is None:
+                self.erased.shared += 1
+            else:
+                self.erased.begun.append(content)
+                note(self.connection, self.epoch, ChangeKind.ERASURE, owner, digest)
+
+    def _cancel_trained_on(self, file_id: str) -> None:
+        jobs = select(training_jobs).where(
+            training_jobs.c.tenant_id == self.tenant,
+            training_jobs.c.training_file == file_id,
+            training_jobs.c.status.in_([status.value for status in OPEN]),
+        )
+        for job in self.connection.execute(jobs).all():
+            self._note(ChangeKind.TRAINING, job.public_id)
+            values = {"status": JobStatus.CANCELLED.value, "finished_at": self.now}
+            same = training_jobs.c.id == job.id
+            self.connection.execute(update(training_jobs).where(same).values(values))
+            events.tell(self.connection, job.id, "The training file was erased.", self.now)
+            checkpoints.release(self.connection, job.id, self.now)
+            self.erased.cancelled.append(job.public_id)
+
+    def _rows(self, table: Table) -> Sequence[Any]:
+        query = _of_user(table, self.tenant, self.user).order_by(table.c.id).limit(_BATCH)
+        return self.connection.execute(query).all()
+
+    def _note(self, kind: ChangeKind, name: str) -> None:
+        note(self.connection, self.epoch, kind, self.tenant, name)
+
+
+def _of_user(table: Table, tenant: str, user: str) -> Any:
+    return select(table).where(table.c.tenant_id == tenant, table.c.user == user)
