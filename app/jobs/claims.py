@@ -96,11 +96,9 @@ class JobClaims:
 
         A job that has lost `MAX_LOSSES` workers since its last checkpoint fails.
         """
-        overdue = and_(
-            training_jobs.c.token.is_not(None),
-            training_jobs.c.status.in_(_OPEN),
+        query = select(training_jobs).where(
+            training_jobs.c.token.is_not(None), training_jobs.c.status.in_(_OPEN)
         )
-        query = select(training_jobs).where(overdue)
         with self._catalog.read() as connection:
             now = now_of(connection, self._clock)
             late = query.where(training_jobs.c.lease_until < now).limit(1)

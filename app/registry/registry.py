@@ -116,8 +116,8 @@ class Registry:
 
         `latest` and, if given, `alias` move to it, also if they were split. The same content again
         is the same version, whose file is put back if it is missing, cut short or altered. A new
-        prefix is that of `user`, if one is named; Conflict if an old one is not. `guard` may raise in
-        the transaction of the change, which then does not happen.
+        prefix is that of `user`, if one is named; Conflict if an old one is not. What `guard`
+        raises, in the transaction of the change, undoes it.
         InvalidRequest if the name or the alias breaks the rules; QuotaExceeded; GateNotPassed or
         Unscored if the alias has a gate and `scores` do not pass it.
         """

@@ -39,7 +39,8 @@ def publish_result(
     """Make `prefix` a version of the job's name.
 
     The same prefix again is the same version. An alias whose gate the version does not pass stays
-    where it is. Raises ClaimLost if the job is no longer the worker's, QuotaExceeded, InvalidRequest, and what the catalog and the store raise.
+    where it is. Raises ClaimLost if the job is no longer the worker's, QuotaExceeded,
+    InvalidRequest, and what the catalog and the store raise.
     """
     alias = job.spec.alias
     try:

@@ -20,6 +20,7 @@ from app.errors import (
     EngineStopped,
     InvalidRequest,
     Overloaded,
+    PrefixErased,
     RequestCancelled,
 )
 from app.model.frozen import FrozenModel
@@ -421,3 +422,25 @@ def test_failures_of_rows_are_no_failures_of_the_engine(tiny_gpt2: FrozenModel) 
     with started(tiny_gpt2) as engine:
         asyncio.run(main(engine))
     assert (engine.counters.finished, engine.counters.failed) == (1, 1)
+
+
+# --- erasure ------------------------------------------------------------------------------
+
+
+def test_requests_with_a_revoked_prefix_end_and_later_ones_never_begin(
+    tiny_gpt2: FrozenModel,
+) -> None:
+    erased, other = (random_prefix(tiny_gpt2, 3, seed=seed) for seed in (1, 2))
+
+    async def scene() -> None:
+        gate, streams = await submit_held(engine, 1, prefixes=(other, erased))
+        plain = engine.submit(make_request("plain", PROMPT, 5, prefixes=(other,)))
+        engine.revoke([erased])
+        late = engine.submit(make_request("late", PROMPT, 5, prefixes=(erased,)))
+        gate.open()
+        for stream in (*streams, late):
+            assert error_of(await read(stream)) is PrefixErased
+        assert len(tokens_of(await read(plain))) == 5
+
+    with started(tiny_gpt2) as engine:
+        asyncio.run(scene())

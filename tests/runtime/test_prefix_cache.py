@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import Overloaded
+from app.errors import Overloaded, PrefixErased
 from app.runtime.prefix_cache import Lease, PrefixCache, PrefixKey
 from tests.prefix.scenes import UNIT, A, B, C, D, Store, make_prefix, play, use
 
@@ -307,3 +307,30 @@ async def _act(
             lease.release()
         else:
             leases[key].append(lease)
+
+
+class TestRevocation:
+    def test_what_is_revoked_is_forgotten_and_told(self) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
+            lease = await tiers.acquire(A)
+            assert tiers.held_keys() == {A}
+            assert tiers.revoke(A) == [lease.prefix]
+            assert tiers.held_keys() == set()
+            assert tiers.revoke(A) == []
+            lease.release()
+
+        play(scene)
+
+    def test_a_load_under_way_brings_nothing_back(self) -> None:
+        async def scene(tiers: PrefixCache, _store: Store) -> None:
+            waiting = asyncio.ensure_future(tiers.acquire(A))
+            await asyncio.sleep(0)
+            assert tiers.held_keys() == {A}
+            tiers.revoke(A)
+            with pytest.raises(PrefixErased):
+                await waiting
+            await asyncio.sleep(0)
+            assert tiers.held_keys() == set()
+            assert tiers.debug_state()["leases"] == 0
+
+        play(scene)

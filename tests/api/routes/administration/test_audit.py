@@ -73,6 +73,8 @@ class Scene:
         assert client.put(f"{self.url}/aliases/guarded", json={"version": self.first}).is_success
         assert client.put(f"{self.url}/aliases/guarded/gate", json=GATE).status_code < 300
         assert client.put(f"{self.url}/publication", json={"everyone": True}).is_success
+        words = {"text": "the", "user": self.name}
+        assert client.post(f"/v1/prefixes/u-{self.name}/from-text", json=words).is_success
         self.tenant = f"/admin/tenants/t-{self.name}"
         assert client.post("/admin/tenants", json={"id": f"t-{self.name}"}).is_success
         made = client.post(f"{self.tenant}/keys", json={"scopes": ["generate"]})
@@ -84,7 +86,7 @@ CALLS: dict[str, Callable[[Scene], httpx.Response]] = {
     "delete_prefix": lambda s: s.client.delete(s.url),
     "delete_model": lambda s: s.client.delete(f"/v1/models/{s.name}"),
     "delete_version": lambda s: s.client.delete(f"{s.url}/versions/{s.first}"),
-    "erase_user": lambda s: s.client.delete("/v1/users/ann"),
+    "erase_user": lambda s: s.client.delete(f"/v1/users/{s.name}"),
     "pin_version": lambda s: s.client.post(f"{s.url}/versions/{s.first}/pin"),
     "unpin_version": lambda s: s.client.delete(f"{s.url}/versions/{s.first}/pin"),
     "set_alias": lambda s: s.client.put(s.stable, json={"version": s.first}),
