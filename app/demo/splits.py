@@ -2,9 +2,9 @@
 
     python -m app.demo.splits --data FOLDER --out FOLDER
 
-E2E is split by a hash of the meaning representation, DialogSum by a hash of the dialogue. WebNLG is
-split by its own development split, with two files for each category. DART keeps the lines that
-pretraining never saw. SciTLDR takes the beginning of its development split.
+E2E is cut by `app/demo/e2e/split.py`, DialogSum by a hash of the dialogue. WebNLG is split by its
+own development split, with two files for each category. DART keeps the lines that pretraining never
+saw. SciTLDR takes the beginning of its development split. Official test splits are never read.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from app.demo.e2e.split import write_files
 from app.demo.records import DART_EXCLUDED, clean, is_held_out, read_lines
 
-E2E_HELD_OUT_SHARE = 0.14
 DIALOGUES_HELD_OUT_SHARE = 0.2
 ABSTRACTS_HELD_OUT = 150
 Record = dict[str, Any]
@@ -26,14 +26,13 @@ Record = dict[str, Any]
 
 def split_all(data: Path, out: Path) -> dict[str, int]:
     """Write all files into `out`; return the number of lines by file name."""
-    e2e = list(read_lines(data / "e2e" / "dev.jsonl"))
     dart = [
         record
         for record in read_lines(data / "dart" / "dev.jsonl")
         if not DART_EXCLUDED & set(record["source"])
     ]
     dialogues = _one_line_each(read_lines(data / "dialogsum" / "dev.jsonl"))
-    written = _write_both(out, "e2e", e2e, lambda record: is_e2e_held_out(record["input"]))
+    written = write_files(data, out)
     written |= _write_both(out, "dart", dart, lambda record: is_held_out(record["input"]))
     written |= _write_both(
         out,
@@ -49,11 +48,6 @@ def split_all(data: Path, out: Path) -> dict[str, int]:
             of_category = [record for record in records if record["category"] == category]
             written[name] = _write(out / name, of_category)
     return written
-
-
-def is_e2e_held_out(source: str) -> bool:
-    """Whether a meaning representation is held out for validation."""
-    return _hash_share(source) < E2E_HELD_OUT_SHARE
 
 
 def _hash_share(source: str) -> float:

@@ -37,6 +37,7 @@ E2E = [
     {"input": f"name : N{number} | area : riverside", "targets": ["SECRET one", "SECRET two"]}
     for number in range(60)
 ]
+TEST = [{"input": "A : b : c", "targets": ["OFFICIAL TEST"], "source": [], "category": "Airport"}]
 SUMMARIES = [{"input": "A long abstract about nets.", "targets": ["Nets."]}]
 PROSE = "\n\n".join(["We hold these truths to be plain and we will say them again. " * 2] * 5)
 
@@ -48,7 +49,8 @@ def _write(path: Path, records: list[dict[str, object]]) -> None:
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All the files that pretraining reads, and those that it must not read."""
+    """All the files that pretraining reads, and those that it must not read: SECRET is for
+    prefixes alone, OFFICIAL TEST is for nothing."""
     root = tmp_path_factory.mktemp("data")
     _write(root / "webnlg" / "train.jsonl", list(WEBNLG))
     secret = {**WEBNLG[0], "targets": ["SECRET of the development split"]}
@@ -59,6 +61,8 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unseen = {"input": "Another abstract,\nof two lines.", "targets": ["SECRET summary."]}
     _write(root / "scitldr" / "dev.jsonl", [*SUMMARIES, unseen])
     _write(root / "dialogsum" / "dev.jsonl", list(SUMMARIES))
+    for name in ("webnlg", "dart", "e2e", "scitldr", "dialogsum"):
+        _write(root / name / "test.jsonl", list(TEST))
     (root / "prose").mkdir()
     (root / "prose" / "speeches.txt").write_text(PROSE, encoding="utf-8")
     return root

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from app.demo.corpus import END, Corpus, framed
 from app.demo.records import is_held_out, parse_facts, read_lines, read_sources
-from app.demo.splits import is_e2e_held_out, split_all
+from app.demo.splits import split_all
+from app.registry.shipped.manifest import read_manifest
+from app.settings import SHIPPED_STORE
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +36,6 @@ def test_training_and_validation_files_are_disjoint_and_complete(
     data_folder: Path, tmp_path: Path
 ) -> None:
     counts = split_all(data_folder, tmp_path)
-    inputs = {
-        part: [record["input"] for record in read_lines(tmp_path / f"e2e-{part}.jsonl")]
-        for part in ("train", "valid")
-    }
-    assert not set(inputs["train"]) & set(inputs["valid"])
-    assert len(inputs["train"]) + len(inputs["valid"]) == 60
-    assert all(map(is_e2e_held_out, inputs["valid"]))
     assert counts["webnlg-astronaut-train.jsonl"] == counts["webnlg-astronaut-valid.jsonl"] == 1
     assert counts["dart-train.jsonl"] + counts["dart-valid.jsonl"] == 40
     assert counts["dialogsum-train.jsonl"] + counts["dialogsum-valid.jsonl"] == 1
@@ -52,6 +48,32 @@ def test_an_abstract_of_the_training_split_is_not_held_out(
     [held_out] = read_lines(tmp_path / "scitldr-valid.jsonl")
     assert counts["scitldr-valid.jsonl"] == 1
     assert held_out["input"] == "Another abstract, of two lines."
+
+
+def test_no_file_for_training_or_validation_has_a_line_of_a_test_split(
+    data_folder: Path, tmp_path: Path
+) -> None:
+    for name in ("webnlg", "dart", "e2e", "scitldr", "dialogsum"):
+        assert "OFFICIAL TEST" in (data_folder / name / "test.jsonl").read_text()
+    split_all(data_folder, tmp_path)
+    for file in tmp_path.iterdir():
+        assert "OFFICIAL TEST" not in file.read_text(encoding="utf-8"), file.name
+    sources = read_sources(data_folder)
+    assert "OFFICIAL TEST" not in str(sources)
+
+
+def test_shipped_prefixes_saw_the_files_of_the_splits_and_no_test_split(
+    data_folder: Path, tmp_path: Path
+) -> None:
+    split_all(data_folder, tmp_path)
+    made = {re.sub("webnlg-.*?-", "webnlg-", file.name) for file in tmp_path.iterdir()}
+    made.add("e2e-valid.jsonl")  # an earlier cut of E2E's development split
+    for name, prefix in read_manifest(SHIPPED_STORE).prefixes.items():
+        for version in prefix.versions:
+            for part in ("data", "validation"):
+                file = version.provenance[part]["name"]
+                assert "test" not in file, name
+                assert re.sub("webnlg-.*?-", "webnlg-", file) in made, name
 
 
 def test_a_document_is_the_same_every_time(corpus: Corpus, data_folder: Path) -> None:

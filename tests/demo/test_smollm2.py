@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from app.datasets.reader import data_digest, read_examples
-from app.demo.smollm2.slots import slots_of, wrong_slots
-from app.demo.smollm2.split import (
+from app.demo.e2e.slots import slots_of, wrong_slots
+from app.demo.e2e.split import (
     HELD_OUT_NAMES,
     MIN_SLOTS,
     is_held_out,

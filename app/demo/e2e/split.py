@@ -1,6 +1,6 @@
-"""Training and held-out files for the prefix `restaurants`, cut from E2E's development split.
+"""Training and held-out files for the prefixes on restaurants, cut from E2E's development split.
 
-    python -m app.demo.smollm2.split --data FOLDER --out FOLDER
+    python -m app.demo.e2e.split --data FOLDER --out FOLDER
 
 Held-out inputs have five or more slots, names that no training input has, and combinations of
 values that no training input has. Training targets say every slot of their input and nothing else.
@@ -20,8 +20,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from app.demo.records import clean, read_lines
-from app.demo.smollm2.slots import Slots, linearised, slots_of, wrong_slots
+from app.demo.corpus import Corpus
+from app.demo.e2e.slots import AREAS, Slots, linearised, slots_of, wrong_slots
+from app.demo.e2e.wording import told
+from app.demo.records import clean, read_lines, read_sources
+from app.demo.substitution import NamePool
 
 HELD_OUT_NAMES = ("The Eagle", "Cocum", "Cotto", "Browns Cambridge", "Wildwood")
 """Restaurants whose names training never sees."""
@@ -32,6 +35,10 @@ TARGETS = 3
 """Training targets for each input at most."""
 VARIANTS = 2
 """Copies of each training input with other values."""
+TOLD = 6000
+"""Inputs for the training in one wording."""
+OTHER_SLOTS = (2, 3, 5, 6, 10, 20, 27, 27)
+"""How often such an input has no, one, two, … seven slots besides its name."""
 NAMES = (
     *("Blue Lantern", "The Oak Table", "Marlowe's", "Saffron House", "The Copper Kettle", "Rosso"),
     *("Green Door", "The Old Ferry", "Lucky Star", "Juniper", "The Harbour Light", "Pepe Verde"),
@@ -56,6 +63,24 @@ CHOICES: Mapping[str, Sequence[str]] = {
     "food": FOODS,
     "eatType": KINDS,
 }
+TOLD_VALUES: Mapping[str, Sequence[str]] = {
+    "name": (*NAMES, *LANDMARKS),
+    "eatType": ("coffee shop", "coffee shop", *KINDS),
+    "food": ("Chinese", "English", "Fast food", *FOODS),
+    "priceRange": ("cheap", "moderate", "high", "less than £20", "£20-25", "more than £30"),
+    "customer rating": ("low", "average", "high", "1 out of 5", "3 out of 5", "5 out of 5"),
+    "area": AREAS,
+    "familyFriendly": ("yes", "no"),
+    "near": (*LANDMARKS, *NAMES),
+}
+"""All values of the training in one wording, in the order of E2E's slots."""
+NEW_NAMES = ("name", "near")
+"""Slots that get a name of their own, so that the model copies them."""
+_PLAIN_NAME = re.compile(r"[^\W\d_][\w '’&.-]{2,31}")
+"""Names without marks that separate slots."""
+_NAME_WORDS = sorted(
+    {word for name in (*NAMES, *LANDMARKS) for word in name.split()} - {"The", "&"}
+)
 Record = dict[str, Any]
 
 
@@ -74,18 +99,66 @@ def training_records(records: Sequence[Record], seed: int = 1) -> Iterator[Recor
     for record in records:
         if is_held_out(record["input"]):
             continue
-        complete = [
-            target
-            for target in dict.fromkeys(map(_tidy, record["targets"]))
-            if wrong_slots(record["input"], target) == ([], [])
-        ]
-        complete = _most_typical_first(complete)
+        complete = _most_typical_first(_complete(record))
         slots = slots_of(record["input"])
         if slots["name"] not in HELD_OUT_NAMES and complete:
             yield {"input": record["input"], "targets": complete[:TARGETS]}
         for number in range(VARIANTS):
             chosen = complete[number * TARGETS :][:TARGETS] or complete[:TARGETS]
             yield from _variant(slots, chosen, rng)
+
+
+def told_records(records: Sequence[Record], pool: NamePool, seed: int = 1) -> list[Record]:
+    """Invented inputs in one wording, for a small model; most have six slots or more.
+
+    Names are those of this module, or of `pool`. No input has the values of a held-out one,
+    whatever its name.
+    """
+    rng = random.Random(seed)
+    taken = {_values(slots_of(r["input"])) for r in records if is_held_out(r["input"])}
+    made: list[Record] = []
+    while len(made) < TOLD:
+        slots = _invented(pool, rng)
+        source, text = linearised(slots), told(slots)
+        fits = slots["name"] not in HELD_OUT_NAMES and _values(slots) not in taken
+        if fits and wrong_slots(source, text) == ([], []):  # "Red River" also names an area
+            made.append({"input": source, "targets": [text]})
+    return made
+
+
+def _invented(pool: NamePool, rng: random.Random) -> Slots:
+    """A place with a name and up to seven other slots, in E2E's order."""
+    count = rng.choices(range(8), OTHER_SLOTS)[0]
+    chosen = {"name", *rng.sample([key for key in TOLD_VALUES if key != "name"], count)}
+    slots = {key: rng.choice(values) for key, values in TOLD_VALUES.items() if key in chosen}
+    return slots | {key: _name(pool, rng) for key in NEW_NAMES if key in slots}
+
+
+def _name(pool: NamePool, rng: random.Random) -> str:
+    """A name of this module, two words of such names, or a name of the pool."""
+    choice = rng.random()
+    if choice < 0.2:
+        return rng.choice((*NAMES, *LANDMARKS))
+    if choice < 0.5:
+        return rng.choice(("The ", "", "")) + " ".join(rng.sample(_NAME_WORDS, 2))
+    while True:
+        name = pool.name(rng)
+        if _PLAIN_NAME.fullmatch(name):
+            return name
+
+
+def _values(slots: Slots) -> tuple[tuple[str, str], ...]:
+    """A combination of values: the slots without the name."""
+    return tuple((key, value) for key, value in slots.items() if key != "name")
+
+
+def _complete(record: Record) -> list[str]:
+    """The targets that say every slot and nothing else."""
+    return [
+        target
+        for target in dict.fromkeys(map(_tidy, record["targets"]))
+        if wrong_slots(record["input"], target) == ([], [])
+    ]
 
 
 def _variant(slots: Slots, targets: Sequence[str], rng: random.Random) -> Iterator[Record]:
@@ -129,7 +202,10 @@ def _tidy(target: str) -> str:
 
 
 def write_files(data: Path, out: Path) -> dict[str, int]:
-    """Write `restaurants-train.jsonl` and `restaurants-held-out.jsonl`; lines by file name."""
+    """Write training files for SmolLM2 and the demo models, and what both hold out.
+
+    Returns the number of lines by file name.
+    """
     records = list(read_lines(data / "e2e" / "dev.jsonl"))
     held_out = [
         {"input": record["input"], "targets": list(map(clean, record["targets"]))}
@@ -138,6 +214,7 @@ def write_files(data: Path, out: Path) -> dict[str, int]:
     ]
     files = {
         "restaurants-train.jsonl": list(training_records(records)),
+        "e2e-train.jsonl": told_records(records, Corpus(read_sources(data)).pool),
         "restaurants-held-out.jsonl": held_out,
     }
     out.mkdir(parents=True, exist_ok=True)
@@ -148,7 +225,9 @@ def write_files(data: Path, out: Path) -> dict[str, int]:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m app.demo.smollm2.split")
+    parser = argparse.ArgumentParser(
+        prog="python -m app.demo.e2e.split", description=write_files.__doc__
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder with e2e/dev.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder for the JSONL files")
     options = parser.parse_args()
