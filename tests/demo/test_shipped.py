@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -133,32 +132,25 @@ def test_no_file_of_the_shipped_store_is_without_a_name() -> None:
 def test_the_prefix_e2e_says_every_slot_of_places_that_it_never_saw(
     demo: FrozenModel, shipped: dict[str, Prefix]
 ) -> None:
-    inputs, texts, bleu = described(demo, shipped["e2e"])
-    report = slot_errors(inputs, texts)
-    assert report is not None
-    assert report.share_all_right >= 85
-    assert bleu >= 60
+    check_descriptions(demo, shipped["e2e"])
 
 
-def test_the_prefix_describe_describes_what_the_bart_cannot(
+def test_the_prefix_describe_says_every_slot_of_places_that_it_never_saw(
     bart: FrozenModel, shipped_bart: dict[str, Prefix]
 ) -> None:
-    inputs, texts, _ = described(bart, shipped_bart["describe"])
-    told = [
-        source.split(" | ")[0].removeprefix("name : ") in text
-        for source, text in zip(inputs, texts, strict=True)
-    ]
-    assert sum(told) >= 0.8 * len(told), "the prefix forgets the names"
+    check_descriptions(bart, shipped_bart["describe"])
 
 
-def described(model: FrozenModel, prefix: Prefix) -> tuple[list[str], Sequence[str], float]:
-    """Held-out inputs, their texts with the prefix, and BLEU, which is far above the base's."""
+def check_descriptions(model: FrozenModel, prefix: Prefix) -> None:
+    """Far better with the prefix than without, and nearly every text says every slot."""
     examples = read_examples(E2E)[::3]
     with running_engine(model) as engine:
         base = evaluate(engine, examples, decoding={"max_tokens": 60})
         tuned = evaluate(engine, examples, prefix=prefix)
-    assert tuned.bleu > base.bleu + 25
-    return [example.input for example in examples], tuned.texts, tuned.bleu
+    assert tuned.bleu >= max(60, base.bleu + 25)
+    report = slot_errors([example.input for example in examples], tuned.texts)
+    assert report is not None
+    assert report.share_all_right >= 85
 
 
 def test_the_prefix_scitldr_says_in_a_sentence_what_the_bart_repeats(
