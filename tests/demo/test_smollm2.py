@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,13 +98,13 @@ def test_training_targets_say_every_slot_and_names_are_replaced() -> None:
     assert made == list(training_records(records))
 
 
-def test_the_files_share_no_input(tmp_path: Path) -> None:
-    (tmp_path / "e2e").mkdir()
+def test_the_files_share_no_input(data_folder: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(data_folder, tmp_path / "data")
     held_out = [json.loads(line) for line in HELD_OUT.read_text(encoding="utf-8").splitlines()]
     other = {"input": "name : Aromi | food : Thai", "targets": ["Aromi has Thai food."]}
     lines = "".join(json.dumps(record) + "\n" for record in [*held_out, other])
-    (tmp_path / "e2e" / "dev.jsonl").write_text(lines, encoding="utf-8")
-    write_files(tmp_path, tmp_path / "out")
+    (data / "e2e" / "dev.jsonl").write_text(lines, encoding="utf-8")
+    write_files(data, tmp_path / "out")
     trained = read_examples(tmp_path / "out" / "restaurants-train.jsonl")
     assert {slots_of(example.input)["food"] for example in trained} >= {"Thai"}
     assert data_digest(tmp_path / "out" / "restaurants-held-out.jsonl") == data_digest(HELD_OUT)
