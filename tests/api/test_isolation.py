@@ -104,6 +104,7 @@ def ask(
         "job_id": world.job_id if name == THEIRS else f"ftjob-{nobodys}",
         "name": name,
         "model_id": name,
+        "user": name,
         "alias": "stable",
         "digest": world.digest,
         "tenant_id": tenant,
