@@ -75,13 +75,13 @@ def run_train(settings: BenchSettings, load: TrainLoad) -> dict[str, Any]:
     names = list(dict.fromkeys(["float32", settings.dtype]))
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(settings.model, Path(scratch))
-        contenders: dict[str, Contender[_Step]] = {
+        contenders: dict[str, Contender[TrainingStep]] = {
             f"{who} {name}": Contender(_prepared, kind, folder, load, name, settings.threads)
             for name in names
             for who, kind in (("ours", "ours"), ("peft", "peft"))
         }
         with contest(list(contenders.values()), settings.rounds):
-            peaks = {name: one.ask(_Step.peak_mb) for name, one in contenders.items()}
+            peaks = {name: one.ask(peak_mb) for name, one in contenders.items()}
     tokens = sum(load.lengths)
     speeds = {name: tokens / one.median_seconds for name, one in contenders.items()}
     return _result(settings, load, speeds, peaks)
@@ -117,12 +117,25 @@ def _result(
     }
 
 
-class _Step(ABC):
+def peak_mb(_: object) -> float:
+    """The most memory that this process has held so far, in MiB: weights and all."""
+    # in a process of its own, which has loaded and trained and done nothing else
+    status = Path("/proc/self/status")
+    if not status.exists():
+        raise InvalidRequest(f"peak memory is not known on {sys.platform}")
+    lines = status.read_text().splitlines()
+    [peak] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+    return int(peak) / 1024
+
+
+class TrainingStep(ABC):
     """A training step; calling it takes one."""
 
     def __init__(self, parameters: Sequence[torch.Tensor]) -> None:
         self._parameters = parameters
-        self._optimizer = torch.optim.AdamW(parameters, _LEARNING_RATE, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(
+            parameters, _LEARNING_RATE, weight_decay=0.0, fused=True
+        )
 
     @abstractmethod
     def loss(self) -> torch.Tensor:
@@ -137,18 +150,8 @@ class _Step(ABC):
         if not bool(torch.isfinite(loss)):
             raise RuntimeError("a contender's loss is not finite")
 
-    def peak_mb(self) -> float:
-        """The most memory that this process has held so far, in MiB: weights and all."""
-        # in a process of its own, which has loaded and trained and done nothing else
-        status = Path("/proc/self/status")
-        if not status.exists():
-            raise InvalidRequest(f"peak memory is not known on {sys.platform}")
-        lines = status.read_text().splitlines()
-        [peak] = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-        return int(peak) / 1024
 
-
-class _OurStep(_Step):
+class _OurStep(TrainingStep):
     def __init__(self, model: FrozenModel, load: TrainLoad) -> None:
         shape = model.spec.decoder
         size = (shape.layers, shape.kv_heads, load.prefix_length, shape.head_dim)
@@ -160,7 +163,9 @@ class _OurStep(_Step):
         return loss_of(self._model, {"decoder": self._prefix}, self._pairs).mean
 
 
-class _PeftStep(_Step):
+class PeftStep(TrainingStep):
+    """A step of PEFT's prefix-tuning on the rows of `load`, right-padded."""
+
     def __init__(self, folder: str, load: TrainLoad, dtype: str) -> None:
         try:
             from peft import PrefixTuningConfig, get_peft_model
@@ -185,13 +190,17 @@ class _PeftStep(_Step):
         return loss
 
 
-def _prepared(kind: str, folder: str, load: TrainLoad, dtype: str, threads: int) -> _Step:
+def _prepared(kind: str, folder: str, load: TrainLoad, dtype: str, threads: int) -> TrainingStep:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if kind == "peft":
-        return _PeftStep(folder, load, dtype)
-    model = run_in_fresh_thread(_model, folder, dtype, threads)
-    return _OurStep(model, load)
+        return PeftStep(folder, load, dtype)
+    return _OurStep(load_for_training(folder, dtype, threads), load)
+
+
+def load_for_training(folder: str, dtype: str, threads: int) -> FrozenModel:
+    """The model with `threads` threads for its products, on the CPU."""
+    return run_in_fresh_thread(_model, folder, dtype, threads)
 
 
 def _model(folder: str, dtype: str, threads: int) -> FrozenModel:

@@ -270,6 +270,31 @@ def train_beside(
     _measure(run_train_beside, (base_model(model), dtype, rounds, 0), load, seconds)
 
 
+@app.command("train-many")
+def train_many(
+    model: Model = "gpt2-shape",
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs, with one row each in a step.")] = 32,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the longest row.")] = 32,
+    shortest: Annotated[
+        int | None,
+        typer.Option(min=2, help="Tokens of the shortest row; by default all are equally long."),
+    ] = None,
+    targets: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="The share of tokens that are targets.")
+    ] = 0.5,
+    prefix_length: Annotated[int, typer.Option(min=1, help="Positions of each prefix.")] = 5,
+    dtype: Dtype = "auto",
+    rounds: Rounds = 5,
+    threads: Threads = 0,
+) -> None:
+    """Measure a step of many training jobs in one pass, and one job after another: PEFT, ours."""
+    from app.bench.train_bench import TrainLoad
+    from app.bench.train_many import run_train_many
+
+    load = TrainLoad(jobs, tokens, prefix_length, targets, shortest)
+    _measure(run_train_many, (model, dtype, rounds, threads), load)
+
+
 @app.command()
 def catalog(
     names: Annotated[
