@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from app.cli.configuration import base_model, check_folder, check_output
+from app.cli.training.jobs_option import with_jobs_option
 from app.cli.training.options import MethodOptions, with_method_options
 from app.cli.training.progress_bar import train_visibly
 from app.cli.training.result import (
@@ -20,10 +18,7 @@ from app.cli.training.result import (
     publish,
     publish_trained,
 )
-from app.errors import InvalidRequest
-
-if TYPE_CHECKING:
-    from app.training.recipe import Recipe
+from app.cli.training.run_plan import plan_run
 
 
 def _file(help_text: str) -> Any:
@@ -155,6 +150,7 @@ Resume = Annotated[bool, typer.Option(help="Continue from the checkpoint, if the
 Note = Annotated[str | None, typer.Option(help="A note to store with the prefix.")]
 
 
+@with_jobs_option
 @with_method_options
 def train(
     chosen: MethodOptions,
@@ -194,69 +190,21 @@ def train(
     run is interrupted, the same command continues from its last checkpoint. The result goes to
     `--out` for an upload, to `--store` for the next start of a server, or to both.
 
+    With `--jobs`, each line of a file is a JSON object with these options, and the runs share their
+    passes through the model.
+
     Example: `polyprefix train --data train.jsonl --valid valid.jsonl --name shop --length 20`
     """
-    from app.prefix.metadata import parse_decoding
-    from app.training.session import Session, TrainingJob
+    options = locals()
+    from app.training.session import Session
 
-    recipe = _recipe({**locals(), **chosen.settings()})
-    _check_names(name, alias)
-    base, place = base_model(model), checkpoint or Path(f"{name}.checkpoint")
-    if store is None and out is None:
-        out = Path(f"{name}.safetensors")
-    _check_places(store, out, place, chosen.method)
-    limits = {"max_tokens": max_tokens, **parse_decoding(decoding)}
-    rest = (valid, template, limits, device, checkpoint_every, note, *chosen.of_job(store))
-    session = Session(TrainingJob(base, data, recipe, place, *rest))
+    run = plan_run(chosen, options)
+    session = Session(run.job)
     train_visibly(session, fresh=not resume, log_dir=chosen.log_dir)
     if not session.gives_prefix:
-        publish_trained(session, out or Path(f"{name}.safetensors"))
+        publish_trained(session, run.trained_file)
         return
-    publish(session.prefix(finish(session)), name, store=store, out=out, alias=alias)
+    publish(session.prefix(finish(session)), name, store=store, out=run.out, alias=alias)
     session.trainer.discard_checkpoint()
-    places = NextPlaces(model, valid or data, chosen.on, store, out)
+    places = NextPlaces(model, valid or data, chosen.on, store, run.out)
     announce(next_commands(name, alias, places))
-
-
-def _recipe(options: Mapping[str, Any]) -> Recipe:
-    """The recipe of the options of `train`."""
-    from app.training.recipe import Recipe
-
-    names = {field.name for field in fields(Recipe)}
-    given = {name: value for name, value in options.items() if name in names}
-    modules = options["modules"]
-    return Recipe(
-        **given
-        | {
-            "modules": tuple(part.strip() for part in modules.split(",")) if modules else (),
-            "max_steps": options["steps"],
-            "warmup_steps": options["warmup"],
-            "initial_words": options["words"],
-        }
-    )
-
-
-def _check_store(method: str, store: Path | None) -> None:
-    from app.training.methods.names import PREFIX_METHODS, check_method
-
-    check_method(method)
-    if store is not None and method not in PREFIX_METHODS:
-        raise InvalidRequest(
-            f"--store: a store holds prefixes, and --method {method} gives none; use --out"
-        )
-
-
-def _check_names(name: str, alias: str | None) -> None:
-    from app.prefix.reference import check_alias, check_name
-
-    check_name(name)
-    if alias is not None:
-        check_alias(alias)
-
-
-def _check_places(store: Path | None, out: Path | None, checkpoint: Path, method: str) -> None:
-    _check_store(method, store)
-    check_output(out, "--out")
-    check_output(checkpoint, "--checkpoint")
-    if store is not None:
-        check_folder(store, "--store")

@@ -76,7 +76,7 @@ class Trainer:
         recipe.check_validation(has_data=bool(validation), has_score=score is not None)
         self._validation, self._score = validation, score
         self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
-        self._identity = run_identity(model, identity, on)
+        self.identity = run_identity(model, identity, on)
         self._carried = carried or {}
         self._sample = sample(validation or pairs, _SAMPLED, recipe.seed)
         rows = (recipe.batch_size or 1) * recipe.accumulate
@@ -260,7 +260,7 @@ class Trainer:
         tensors |= {f"best.{name}": value for name, value in (self._best or {}).items()}
         tensors |= {f"carried.{name}": value for name, value in self._carried.items()}
         state = {
-            "identity": self._identity,
+            "identity": self.identity,
             "recipe": self.recipe.as_dict(),
             "standing": asdict(self._state),
         }
@@ -270,7 +270,7 @@ class Trainer:
         """Continue from the checkpoint, if there is one. Refuses the checkpoint of another run."""
         if self._checkpoint is None or not self._checkpoint.exists():
             return False
-        saved = checkpoint_of_run(self._checkpoint, self._identity, self.recipe.as_dict())
+        saved = checkpoint_of_run(self._checkpoint, self.identity, self.recipe.as_dict())
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved.tensors[f"parameters.{name}"])

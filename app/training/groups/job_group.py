@@ -52,12 +52,7 @@ class JobGroup:
         Raises InvalidRequest for a method that gives no prefix, a run of another model, one that
         has ended and one that takes part already.
         """
-        method = trainer.recipe.method
-        if method not in PREFIX_METHODS:
-            raise InvalidRequest(
-                f"method: {method} cannot be trained together with other runs, because it changes"
-                f" the model that they share; choose one of {', '.join(PREFIX_METHODS)}"
-            )
+        check_groupable(trainer.recipe.method)
         if trainer.model is not self._model:
             raise InvalidRequest("a run of another base model cannot join; start another group")
         if trainer.ended:
@@ -97,6 +92,15 @@ class JobGroup:
             if trainer.ended or isinstance(report, PolyprefixError):
                 self._members.remove(trainer)
         return [StepOutcome(trainer, found[trainer]) for trainer in members]
+
+
+def check_groupable(method: str) -> None:
+    """Raise InvalidRequest unless runs of this method may take steps together."""
+    if method not in PREFIX_METHODS:
+        raise InvalidRequest(
+            f"method: {method} cannot be trained together with other runs, because it gives no"
+            f" prefix in front of a row; choose one of {', '.join(PREFIX_METHODS)}"
+        )
 
 
 @contextmanager
