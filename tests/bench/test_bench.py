@@ -151,3 +151,19 @@ def test_a_percentile_is_one_of_the_values() -> None:
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert percentile([3.0, 1.0, 2.0], 0.99) == 3.0
     assert percentile([], 0.5) == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's own
+def test_train_many_compares_one_pass_with_jobs_one_after_another(folder: Path) -> None:
+    sizes = ("--jobs", "3", "--tokens", "12", "--shortest", "6", "--prefix-length", "2")
+    result = bench("train-many", folder, *SMALL, *sizes)
+    ours = result["ours"]
+    assert (result["jobs"], sorted(result["lengths"])) == (3, [6, 9, 12])
+    assert set(result["ratio"]) == set(result["peers"])
+    for name, ratio in result["ratio"].items():
+        quotient = ours["tokens_per_s"] / result["peers"][name]["tokens_per_s"]
+        assert ratio == pytest.approx(quotient, rel=0.05)
+    assert 0 < ours["products_ms"] < ours["step_ms"]
+    assert ours["memory_ratio"] == pytest.approx(
+        ours["peak_mb"] / ours["peak_mb_of_one_job"], rel=0.01
+    )

@@ -20,8 +20,7 @@ from app.errors import InvalidRequest, PolyprefixError
 
 if TYPE_CHECKING:
     from app.model.frozen import FrozenModel
-    from app.training.outcome import Outcome
-    from app.training.progress import Report
+    from app.training.progress import Outcome, Report
     from app.training.session import Session
     from app.training.trainer import Trainer
 
