@@ -17,10 +17,7 @@ _UPLOAD = (
     "prefixes take the place of adapters: upload one with POST /v1/prefixes/{name}/versions and "
     "name it as the `model`"
 )
-_NO_FILES = (
-    "this server does not train; `polyprefix train` makes a prefix and "
-    "POST /v1/prefixes/{name}/versions uploads it"
-)
+_TRAINING = "upload with POST /v1/files, and train with POST /v1/fine_tuning/jobs"
 _NOT_SERVED = f"it generates text alone; {_COMPLETIONS}"
 _HEALTH = "ask GET /health/live or GET /health/ready"
 _LIST = "GET /openapi.json describes all routes"
@@ -39,7 +36,7 @@ _ADVICE: Mapping[str, str] = {
         "/v1/moderations /v1/images /v1/audio /v1/realtime /v1/assistants /v1/threads "
         "/v1/vector_stores",
         f"send several prompts as a list: {_COMPLETIONS}": "/v1/batches",
-        _NO_FILES: "/v1/fine_tuning /fine_tuning /v1/fine-tunes /v1/files /files /v1/uploads",
+        _TRAINING: "/v1/fine-tunes /v1/uploads",
         _UPLOAD: "/v1/load_lora_adapter /load_lora_adapter /v1/adapters /adapters",
         "delete a prefix with DELETE /v1/prefixes/{name}": "/v1/unload_lora_adapter",
         "ask POST /tokenize": "/v1/tokenize",
