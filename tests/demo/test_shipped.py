@@ -22,6 +22,8 @@ from app.settings import DEMO_MODEL, SHIPPED_STORE
 
 E2E = Path(__file__).parent / "data" / "restaurants-held-out.jsonl"
 """The held-out inputs of E2E's development split (CC BY-SA 4.0), with all their references."""
+UNUSUAL = Path(__file__).parent / "data" / "restaurants-unusual.jsonl"
+"""Invented inputs of one to eight slots whose names no training input has."""
 ABSTRACTS = Path(__file__).parent / "data" / "scitldr-held-out.jsonl"
 """The first 20 abstracts of SciTLDR's development split (Apache-2.0), with all their summaries."""
 
@@ -133,6 +135,17 @@ def test_the_prefix_e2e_says_every_slot_of_places_that_it_never_saw(
     demo: FrozenModel, shipped: dict[str, Prefix]
 ) -> None:
     check_descriptions(demo, shipped["e2e"])
+
+
+def test_the_prefix_e2e_copies_most_names_that_are_unusual(
+    demo: FrozenModel, shipped: dict[str, Prefix]
+) -> None:
+    examples = read_examples(UNUSUAL)
+    with running_engine(demo) as engine:
+        texts = evaluate(engine, examples, prefix=shipped["e2e"]).texts
+    report = slot_errors([example.input for example in examples], texts)
+    assert report is not None
+    assert report.share_all_right >= 85
 
 
 def test_the_prefix_describe_says_every_slot_of_places_that_it_never_saw(
