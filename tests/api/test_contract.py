@@ -198,7 +198,8 @@ def without_timeout(body: Any) -> Any:
 
 def can_be_wrong(operation: APIOperation) -> bool:
     """Whether the operation takes anything that a request could get wrong."""
-    places = [each for each in operation.iter_parameters() if each.name != "model_id"]
+    anything = ("model_id", "user")
+    places = [each for each in operation.iter_parameters() if each.name not in anything]
     return bool(places or list(operation.body))
 
 

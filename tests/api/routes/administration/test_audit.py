@@ -26,6 +26,7 @@ from tests.api.helpers import BASE, complete, until
 from tests.tiny import random_prefix
 
 EXAMPLE = {"input": "the dog", "output": " sat"}
+JOBS = "/v1/fine_tuning/jobs"
 GATE = {"metric": "mean_logprob", "min_score": -1000, "examples": [EXAMPLE]}
 
 
@@ -57,7 +58,7 @@ def routes(app: FastAPI) -> dict[str, tuple[str, str]]:
 
 
 class Scene:
-    """A prefix of its own with two versions, an alias, a gate; a tenant with a key."""
+    """A prefix of its own with two versions, an alias, a gate; a tenant with a key; two jobs."""
 
     def __init__(self, guarded: Guarded, model: FrozenModel, client: httpx.Client, name: str):
         self.name = name.replace("_", "-")
@@ -79,6 +80,21 @@ class Scene:
         assert client.post("/admin/tenants", json={"id": f"t-{self.name}"}).is_success
         made = client.post(f"{self.tenant}/keys", json={"scopes": ["generate"]})
         self.kid = made.json()["kid"]
+        self.file, self.unused = (self.upload().json()["id"] for _ in range(2))
+        self.waiting, self.paused = (self.train().json()["id"] for _ in range(2))
+        assert client.post(f"{JOBS}/{self.paused}/pause").is_success
+
+    def upload(self) -> httpx.Response:
+        """A training file."""
+        content = b'{"input": "a", "target": "b"}\n'
+        return self.client.post(
+            "/v1/files", data={"purpose": "fine-tune"}, files={"file": ("a.jsonl", content)}
+        )
+
+    def train(self) -> httpx.Response:
+        """A job that no worker takes."""
+        asked = {"model": "tiny-gpt2", "training_file": self.file, "suffix": self.name}
+        return self.client.post(JOBS, json=asked)
 
 
 CALLS: dict[str, Callable[[Scene], httpx.Response]] = {
@@ -100,6 +116,12 @@ CALLS: dict[str, Callable[[Scene], httpx.Response]] = {
     "change_tenant": lambda s: s.client.patch(s.tenant, json={"disabled": True}),
     "delete_tenant": lambda s: s.client.delete(s.tenant),
     "create_key": lambda s: s.client.post(f"{s.tenant}/keys", json={"scopes": ["generate"]}),
+    "upload_file": lambda s: s.upload(),
+    "delete_file": lambda s: s.client.delete(f"/v1/files/{s.unused}"),
+    "create_job": lambda s: s.train(),
+    "cancel_job": lambda s: s.client.post(f"{JOBS}/{s.waiting}/cancel"),
+    "pause_job": lambda s: s.client.post(f"{JOBS}/{s.waiting}/pause"),
+    "resume_job": lambda s: s.client.post(f"{JOBS}/{s.paused}/resume"),
     "revoke_key": lambda s: s.client.delete(f"{s.tenant}/keys/{s.kid}"),
 }
 """A good call of every route that changes something."""
@@ -163,7 +185,17 @@ def test_a_call_that_the_key_does_not_allow_leaves_one_record(
 ) -> None:
     method, path = routes(app)[name]
     url = path.replace(":path}", "}")
-    for part in ("name", "alias", "digest", "tenant_id", "kid", "model_id", "user"):
+    for part in (
+        "name",
+        "alias",
+        "digest",
+        "tenant_id",
+        "kid",
+        "model_id",
+        "user",
+        "file_id",
+        "job_id",
+    ):
         url = url.replace(f"{{{part}}}", "abc")
     key = guarded.key(scopes=frozenset({min(EVERYTHING - {"prefixes:write", "admin"})}))
     before = len(records(guarded))
