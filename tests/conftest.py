@@ -23,9 +23,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from app.db.database import migrate
 from app.engine.attention import backends
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
+from tests.postgres_server import PostgresServer, postgres_server
 from tests.tiny import bart_config, gpt2_config, llama_like, save_model
 
 transformers_logging.disable_progress_bar()
@@ -95,3 +97,20 @@ def tiny_bart(tiny_bart_folder: Path) -> FrozenModel:
 def trainable(tiny_gpt2_folder: Path) -> FrozenModel:
     """The tiny GPT-2 with plain layers."""
     return load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32", packed=False)
+
+
+@pytest.fixture(scope="session")
+def _postgres() -> Iterator[PostgresServer]:
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A new catalog's URL, of each kind of database."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path}/catalog.sqlite"
+    else:
+        url = request.getfixturevalue("_postgres").make_database()
+    migrate(url)
+    return url

@@ -46,6 +46,14 @@ Sampling = Annotated[
         " `logit_bias=1024` biases 1,024 tokens. Sampling takes turns with greedy decoding."
     ),
 ]
+LongestRow = Annotated[int, typer.Option(min=2, help="Tokens of the longest row.")]
+Shortest = Annotated[
+    int | None,
+    typer.Option(min=2, help="Tokens of the shortest row; by default all are equally long."),
+]
+Targets = Annotated[
+    float, typer.Option(min=0.0, max=1.0, help="The share of tokens that are targets.")
+]
 
 
 class _Usual(NamedTuple):
@@ -228,14 +236,9 @@ def prefixes(
 def train(
     model: Model = "gpt2-shape",
     rows: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 10,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the longest row.")] = 64,
-    shortest: Annotated[
-        int | None,
-        typer.Option(min=2, help="Tokens of the shortest row; by default all are equally long."),
-    ] = None,
-    targets: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="The share of tokens that are targets.")
-    ] = 0.5,
+    tokens: LongestRow = 64,
+    shortest: Shortest = None,
+    targets: Targets = 0.5,
     prefix_length: Annotated[int, typer.Option(min=1, help="Positions of the prefix.")] = 10,
     dtype: Dtype = "auto",
     rounds: Rounds = 5,
@@ -274,14 +277,9 @@ def train_beside(
 def train_many(
     model: Model = "gpt2-shape",
     jobs: Annotated[int, typer.Option(min=1, help="Jobs, with one row each in a step.")] = 32,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the longest row.")] = 32,
-    shortest: Annotated[
-        int | None,
-        typer.Option(min=2, help="Tokens of the shortest row; by default all are equally long."),
-    ] = None,
-    targets: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="The share of tokens that are targets.")
-    ] = 0.5,
+    tokens: LongestRow = 32,
+    shortest: Shortest = None,
+    targets: Targets = 0.5,
     prefix_length: Annotated[int, typer.Option(min=1, help="Positions of each prefix.")] = 5,
     dtype: Dtype = "auto",
     rounds: Rounds = 5,

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.cli.configuration import base_model, check_folder, check_output
 from app.cli.console import print_warning, stderr, stdout, this_program
+from app.cli.training.options import Out, Store
 from app.cli.training.progress_bar import train_visibly
 from app.cli.training.result import announce, publish
 
@@ -29,19 +30,6 @@ Model = Annotated[
         envvar="POLYPREFIX_MODEL",
         help="Base model without an encoder: a folder, a hub id or `demo-gpt2` (the default). It"
         " is the teacher and the student.",
-    ),
-]
-Store = Annotated[
-    Path | None,
-    typer.Option(
-        help="Store for the prefix; a server that starts on it offers the prefix to all tenants."
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        help="File for `polyprefix prefix push`; by default `NAME.safetensors`, unless there is a"
-        " store."
     ),
 ]
 Steps = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from app.cli.training.jobs_option import with_jobs_option
-from app.cli.training.options import MethodOptions, with_method_options
+from app.cli.training.options import MethodOptions, Out, Store, with_method_options
 from app.cli.training.progress_bar import train_visibly
 from app.cli.training.result import (
     NextPlaces,
@@ -44,19 +44,6 @@ Valid = Annotated[
     _file("Held-out data in the same form, to select the best state and to compute scores."),
 ]
 Name = Annotated[str, typer.Option(help="Name of the prefix in requests.")]
-Store = Annotated[
-    Path | None,
-    typer.Option(
-        help="Store for the prefix; a server that starts on it offers the prefix to all tenants."
-    ),
-]
-Out = Annotated[
-    Path | None,
-    typer.Option(
-        help="File for `polyprefix prefix push`; by default `NAME.safetensors`, unless there is a"
-        " store."
-    ),
-]
 Length = Annotated[
     int | None,
     typer.Option(

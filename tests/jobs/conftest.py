@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.db.database import Database, migrate
+from app.db.database import Database
 from app.jobs.checking import check_file
 from app.jobs.claims import JobClaims
 from app.jobs.files import TrainingFiles
@@ -16,7 +16,6 @@ from app.jobs.types import Job, JobSpec, TrainingFile
 from app.registry.storage.local import FolderStore
 from app.tenancy.limits.limits import TenantLimits
 from app.tenancy.tenants import Tenants
-from tests.postgres_server import PostgresServer, postgres_server
 
 FINGERPRINT = "f" * 64
 LINE = b'{"input": "a", "target": "b"}\n'
@@ -72,23 +71,6 @@ class Workshop:
     def messages(self, job: Job) -> list[str]:
         """What the job's events say, the oldest first."""
         return [event.message for event in self.jobs.new_events(job.tenant, job.id, 0)[0]]
-
-
-@pytest.fixture(scope="session")
-def _postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new catalog's URL, of each kind of database."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/catalog.sqlite"
-    else:
-        url = request.getfixturevalue("_postgres").make_database()
-    migrate(url)
-    return url
 
 
 @pytest.fixture

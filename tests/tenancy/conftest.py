@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.db.database import Database, migrate
-from tests.postgres_server import PostgresServer, postgres_server
+from app.db.database import Database
 from tests.redis_server import RedisServer, redis_server
 from tests.tenancy.house import House, open_house
 
@@ -33,23 +32,6 @@ def house(tmp_path: Path) -> Iterator[House]:
     house.accounts.create("acme")
     yield house
     house.catalog.close()
-
-
-@pytest.fixture(scope="session")
-def _postgres() -> Iterator[PostgresServer]:
-    with postgres_server() as server:
-        yield server
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def catalog_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A new catalog's URL, of each kind of database."""
-    if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path}/catalog.sqlite"
-    else:
-        url = request.getfixturevalue("_postgres").make_database()
-    migrate(url)
-    return url
 
 
 @pytest.fixture

@@ -16,6 +16,21 @@ from app.cli.prefix.named_file import prefix_file
 if TYPE_CHECKING:
     from app.datasets.splits import Selection
 
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        help="Store for the prefix; a server that starts on it offers the prefix to all tenants."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        help="File for `polyprefix prefix push`; by default `NAME.safetensors`, unless there is a"
+        " store."
+    ),
+]
+"""Where a trained prefix goes."""
+
 
 @dataclass(frozen=True)
 class MethodOptions:
