@@ -110,7 +110,7 @@ _BOTH = ("prefix", "finetune")
 _BASELINES = ("prefix", "finetune", "finetune-top2", "adapter-3%", "adapter-0.1%")
 _DEVELOPMENT_SHARE = 0.3
 _RATE_SIZE = 200
-_RATES = (0.1, 1 / 3, 1.0, 3.0)
+_RATES = (1 / 3, 1.0, 3.0, 10.0)
 """Of the model's default rate for the method."""
 _SMALL_RATES = (1 / 3, 1.0)
 """Of the model's default rate."""
@@ -139,10 +139,12 @@ def _prefix_length(options: GridOptions) -> list[RunSettings]:
     task = options.task
     lengths = [length for length in task.lengths if length <= 40 or not options.small]
     rates: list[float | None] = [None]
-    if options.small:
-        rates = [float(f"{options.default_lr * share:.1g}") for share in _SMALL_RATES]
-    else:
+    if not options.small:
         rates = [task.paper("prefix").lr]
+    elif "prefix" in options.rates:
+        rates = [options.rates["prefix"]]
+    else:
+        rates = [float(f"{options.default_lr * share:.1g}") for share in _SMALL_RATES]
     runs = [
         options.run("prefix-length", "prefix", length=length, lr=rate)
         for rate in rates

@@ -74,7 +74,9 @@ class Trainer:
         self.model = model
         self.recipe = recipe = complete_recipe(model, recipe, len(pairs))
         recipe.check_validation(has_data=bool(validation), has_score=score is not None)
-        self._validation, self._score = validation, score
+        validated = recipe.validation_pairs or len(validation)
+        self._validation = sample(validation, validated, recipe.seed)
+        self._score = score
         self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
         self.identity = run_identity(model, identity, on)
         self._carried = carried or {}
@@ -103,7 +105,7 @@ class Trainer:
 
     @property
     def best_loss(self) -> float | None:
-        """Validation loss of the best state so far: the mean over all held-out pairs."""
+        """The best state's mean loss so far, on the held-out pairs that select."""
         return self._state.best_loss
 
     @property

@@ -217,6 +217,10 @@ def test_rates_are_chosen_by_the_loss_and_used_by_other_experiments(run: Run, ou
     assert run("ablation", "--methods", "prefix").exit_code == 0
     used = ResultsFile(out / "ablation" / "results.csv").read()
     assert {row.lr for row in used} == {chosen["rates"]["prefix"]}
+    assert run("prefix-length").exit_code == 0
+    lengths = ResultsFile(out / "prefix-length" / "results.csv").read()
+    assert {row.lr for row in lengths} == {chosen["rates"]["prefix"]}
+    assert [row.length for row in lengths] == [1, 5, 10, 20, 40]
 
 
 def test_an_unknown_method_is_refused(run: Run) -> None:

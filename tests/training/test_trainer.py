@@ -118,6 +118,26 @@ def test_the_best_state_is_kept_unless_the_last_is_asked_for(
     assert torch.equal(last.result()["decoder"].keys, seen[-1][1].keys)
 
 
+def test_as_many_held_out_pairs_select_the_state_as_the_recipe_says(
+    trainable: FrozenModel, pairs: list[TokenPair]
+) -> None:
+    def validated(count: int) -> float:
+        recipe = replace(RECIPE, max_steps=1, validation_pairs=count)
+        trainer = Trainer(trainable, pairs, recipe, validation=pairs)
+        trainer.run(quiet)
+        assert trainer.best_loss is not None
+        return trainer.best_loss
+
+    def loss(of: list[TokenPair]) -> float:
+        trainer = Trainer(trainable, pairs, replace(RECIPE, max_steps=1))
+        trainer.run(quiet)
+        with torch.no_grad():
+            return trainer.loss_on(of).mean.item()
+
+    assert validated(0) == validated(len(pairs)) == pytest.approx(loss(pairs), rel=1e-5)
+    assert validated(1) in [pytest.approx(loss([pair]), rel=1e-5) for pair in pairs]
+
+
 def test_a_checkpoint_of_another_run_is_refused(
     trainable: FrozenModel, pairs: list[TokenPair], tmp_path: Path
 ) -> None:

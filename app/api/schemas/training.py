@@ -66,6 +66,7 @@ class PrefixHyperparameters(Hyperparameters):
     metric: Literal["loss", "bleu"] = "loss"
     early_stopping: Whole = 0
     validate_every: Whole = 0
+    validation_pairs: Whole = 128
     preset: Literal["full-data", "low-data"] = "full-data"
 
 

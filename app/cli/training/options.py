@@ -86,6 +86,10 @@ class MethodOptions:
     early_stopping: Annotated[
         int, typer.Option(help="End after so many validations without a better one (0: never).")
     ] = 0
+    validation_pairs: Annotated[
+        int,
+        typer.Option(help="Held-out pairs whose loss selects the best state (0: all of them)."),
+    ] = 128
     adapter_share: Annotated[
         float, typer.Option(help="Size of the adapters as a share of the model's parameters.")
     ] = 0.03
