@@ -90,7 +90,7 @@ prefixes = Table(
     *columns(name=NAME, created_at=NUMBER),
     *columns(nullable=True, user=USER),
     UniqueConstraint("tenant_id", "name"),
-    Index("prefixes_by_user", "tenant_id", "user"),
+    Index("prefixes_by_user", "tenant_id", "user", "name"),
 )
 """`user` is the end user of the tenant whose prefix it is, if the tenant has named one."""
 
@@ -251,7 +251,7 @@ training_files = Table(
     *columns(sha256=NAME, owner=NAME, digest=NAME, created_at=NUMBER),
     *columns(nullable=True, expires_at=NUMBER),
     Index("training_files_in_order", "tenant_id", "id"),
-    Index("training_files_by_user", "tenant_id", "user"),
+    Index("training_files_by_user", "tenant_id", "user", "id"),
     Index("training_files_by_content", "owner", "digest"),
     sqlite_autoincrement=True,
 )
@@ -275,7 +275,7 @@ training_jobs = Table(
     *columns(created_at=NUMBER),
     *columns(nullable=True, started_at=NUMBER, finished_at=NUMBER, estimated_finish=NUMBER),
     Index("training_jobs_in_order", "tenant_id", "id"),
-    Index("training_jobs_by_user", "tenant_id", "user"),
+    Index("training_jobs_by_user", "tenant_id", "user", "id"),
     Index("training_jobs_by_status", "status", "base_fingerprint", "tenant_id", "id"),
     Index("training_jobs_by_file", "tenant_id", "training_file"),
     sqlite_autoincrement=True,

@@ -92,9 +92,13 @@ class TrainingFiles:
         after: str | None = None,
         limit: int = MAX_PAGE,
         purpose: str | None = None,
+        user: str | None = None,
         oldest_first: bool = False,
     ) -> ListPart[TrainingFile]:
-        """Files that follow the file `after`, the newest first unless asked otherwise."""
+        """Files that follow the file `after`, the newest first unless asked otherwise.
+
+        With `purpose` and `user`, those that have them.
+        """
         limit = max(1, min(limit, MAX_PAGE))
         number = training_files.c.id
         with self._catalog.read() as connection:
@@ -102,6 +106,8 @@ class TrainingFiles:
             query = files_of(tenant, now)
             if purpose is not None:
                 query = query.where(training_files.c.purpose == purpose)
+            if user is not None:
+                query = query.where(training_files.c.user == user)
             if after is not None:
                 last = get_file_row(connection, tenant, after, now).id
                 query = query.where(number > last if oldest_first else number < last)

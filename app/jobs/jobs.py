@@ -106,10 +106,15 @@ class TrainingJobs:
         after: str | None = None,
         limit: int = 20,
         metadata: Mapping[str, str] | None = None,
+        user: str | None = None,
     ) -> ListPart[Job]:
-        """Jobs, the newest first, that follow the job `after`; with `metadata`, those that have
-        all of it."""
+        """Jobs, the newest first, that follow the job `after`.
+
+        With `user`, those that are made for this user; with `metadata`, those that have all of it.
+        """
         query = select(training_jobs).where(training_jobs.c.tenant_id == tenant)
+        if user is not None:
+            query = query.where(training_jobs.c.user == user)
         for name, value in (metadata or {}).items():
             query = query.where(training_jobs.c.metadata[name].as_string() == value)
         with self._catalog.read() as connection:

@@ -15,6 +15,7 @@ from app.api.errors import ErrorShape
 from app.api.form import OVERHEAD, Form, boundary_of, read_form
 from app.api.routing import FILE, Answer, Router
 from app.api.schemas.training import FileDeleted, FileForm, FilePage, FileReply
+from app.api.schemas.users import UserQuery
 from app.errors import FileTooLarge, InvalidRequest
 from app.jobs.checking import check_file, check_filename, check_purpose
 from app.jobs.erasure import check_user
@@ -95,15 +96,20 @@ async def list_files(
     after: Annotated[str | None, Query(max_length=64)] = None,
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
     purpose: Annotated[str | None, Query(max_length=64)] = None,
+    user: UserQuery = None,
     order: Literal["asc", "desc"] = "desc",
 ) -> Response:
-    """The caller's files, at most 1,000 at a time; `after` is the last id that was seen."""
+    """The caller's files, at most 1,000 at a time; `after` is the last id that was seen.
+
+    With `user`, those of that user.
+    """
     part = await caller.read(
         training.files.list,
         caller.tenant,
         after=after,
         limit=limit,
         purpose=purpose,
+        user=user,
         oldest_first=order == "asc",
     )
     data = [_reply(file) for file in part.items]

@@ -33,6 +33,7 @@ from app.api.schemas.training import (
     JobPage,
     JobReply,
 )
+from app.api.schemas.users import UserQuery
 from app.errors import InvalidRequest
 from app.jobs.jobs import number_of, numbered_id
 from app.jobs.services import TrainingServices
@@ -91,14 +92,19 @@ async def list_jobs(
     caller: CallerDep,
     after: After = None,
     limit: Limit = 20,
+    user: UserQuery = None,
 ) -> Response:
-    """The caller's jobs, the newest first. `metadata[key]=value` asks for those that have it."""
+    """The caller's jobs, the newest first; with `user`, those of that user.
+
+    `metadata[key]=value` asks for those that have it.
+    """
     part = await caller.read(
         training.jobs.list,
         caller.tenant,
         after=after,
         limit=limit,
         metadata=_metadata_filter(request),
+        user=user,
     )
     return JobPage(data=[_reply(job) for job in part.items], has_more=part.has_more).response()
 

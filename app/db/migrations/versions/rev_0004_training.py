@@ -14,7 +14,7 @@ down_revision = "0003"
 def upgrade() -> None:
     """The tables after this revision."""
     op.add_column("prefixes", sa.Column("user", USER))
-    op.create_index("prefixes_by_user", "prefixes", ["tenant_id", "user"])
+    op.create_index("prefixes_by_user", "prefixes", ["tenant_id", "user", "name"])
     for table, name in (("tenants", "training_turn"), ("usage_hours", "tokens_trained")):
         op.add_column(table, sa.Column(name, NUMBER, server_default="0", nullable=False))
     _create_files()
@@ -53,7 +53,7 @@ def _create_files() -> None:
         sqlite_autoincrement=True,
     )
     op.create_index("training_files_in_order", "training_files", ["tenant_id", "id"])
-    op.create_index("training_files_by_user", "training_files", ["tenant_id", "user"])
+    op.create_index("training_files_by_user", "training_files", ["tenant_id", "user", "id"])
     op.create_index("training_files_by_content", "training_files", ["owner", "digest"])
 
 
@@ -79,7 +79,7 @@ def _create_jobs() -> None:
     )
     for name, by in {
         "training_jobs_in_order": ["tenant_id", "id"],
-        "training_jobs_by_user": ["tenant_id", "user"],
+        "training_jobs_by_user": ["tenant_id", "user", "id"],
         "training_jobs_by_status": ["status", "base_fingerprint", "tenant_id", "id"],
         "training_jobs_by_file": ["tenant_id", "training_file"],
     }.items():

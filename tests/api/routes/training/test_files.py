@@ -48,6 +48,36 @@ def test_files_are_listed_by_purpose(client: openai.OpenAI, uploaded: Callable[.
     assert text not in {file.id for file in client.files.list(purpose="fine-tune")}
 
 
+def test_files_are_listed_by_user_page_by_page(
+    client: openai.OpenAI, uploaded: Callable[..., str]
+) -> None:
+    made = {
+        user: [uploaded(extra_body={"user": user}) for _ in range(3)] for user in ("kim", "lee")
+    }
+    text = uploaded(b"A text.", "text.txt", purpose="user_data", extra_body={"user": "kim"})
+    kims = {"user": "kim"}
+    found = [file.id for file in client.files.list(limit=2, extra_query=kims)]
+    assert found == [text, *made["kim"][::-1]]
+    oldest = client.files.list(limit=2, order="asc", purpose="fine-tune", extra_query=kims)
+    assert [file.id for file in oldest] == made["kim"]
+    # the last file that was seen may be anybody's
+    after = client.files.list(after=made["lee"][0], extra_query=kims)
+    assert [file.id for file in after] == made["kim"][::-1]
+    assert client.files.list(extra_query={"user": "nobody"}).data == []
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/fine_tuning/jobs"])
+@pytest.mark.parametrize("user", ["", "x" * 513])
+def test_a_user_who_cannot_be_is_refused_as_the_list_of_prefixes_does(
+    trained: RunningServer, path: str, user: str
+) -> None:
+    with trained.client() as client:
+        reply = client.get(path, params={"user": user})
+        prefixes = client.get("/v1/prefixes", params={"user": user})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "user")
+    assert reply.json()["error"]["message"] == prefixes.json()["error"]["message"]
+
+
 def test_a_file_may_say_whose_it_is_and_when_it_expires(client: openai.OpenAI) -> None:
     made = client.files.create(
         file=("a.jsonl", FINE),

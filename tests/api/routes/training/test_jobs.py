@@ -234,6 +234,28 @@ def test_jobs_are_listed_page_by_page_and_by_metadata(
     assert not chosen.has_more
 
 
+def test_jobs_are_listed_by_user_page_by_page(
+    client: openai.OpenAI, uploaded: Uploaded, base: str
+) -> None:
+    file = uploaded()
+    made: dict[str, list[str]] = {"kim": [], "lee": []}
+    for number in range(3):
+        for user, ids in made.items():
+            job = client.fine_tuning.jobs.create(
+                model=base,
+                training_file=file,
+                metadata={"n": str(number)},
+                extra_body={"user": user},
+            )
+            ids.append(job.id)
+    kims = {"user": "kim"}
+    found = [job.id for job in client.fine_tuning.jobs.list(limit=2, extra_query=kims)]
+    assert found == made["kim"][::-1]
+    chosen = client.fine_tuning.jobs.list(extra_query={**kims, "metadata[n]": "1"}).data
+    assert [job.id for job in chosen] == [made["kim"][1]]
+    assert client.fine_tuning.jobs.list(extra_query={"user": "nobody"}).data == []
+
+
 def test_a_finished_job_says_what_it_has_made(
     client: openai.OpenAI,
     uploaded: Uploaded,
