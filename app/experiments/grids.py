@@ -9,6 +9,7 @@ from enum import StrEnum
 from app.errors import InvalidRequest
 from app.experiments.plan import RunSettings
 from app.experiments.tasks import ExperimentTask, LowData
+from app.training.methods.names import ADAPTER_SHARES, METHODS, check_method
 from app.training.recipe import RATE_SHARES
 
 
@@ -286,7 +287,7 @@ def method_names(text: str | None) -> tuple[str, ...]:
     """The methods in a text with commas between. InvalidRequest for an unknown one."""
     names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
     for name in names:
-        RunSettings("", name).recipe().check()
+        check_method(name, (*METHODS, *ADAPTER_SHARES))
     return names
 
 

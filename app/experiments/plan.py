@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from app.training.methods.names import WEIGHT_METHODS
+from app.training.methods.names import ADAPTER_SHARES, WEIGHT_METHODS
 from app.training.recipe import Recipe
 
 _DIGEST_LENGTH = 16
-_SIZED = {
-    "adapter-3%": {"method": "adapter", "adapter_share": 0.03},
-    "adapter-0.1%": {"method": "adapter", "adapter_share": 0.001},
+_SIZED: Mapping[str, Mapping[str, Any]] = {
+    name: {"method": "adapter", "adapter_share": share} for name, share in ADAPTER_SHARES.items()
 }
 """Names of the paper that stand for a method with a size."""
 

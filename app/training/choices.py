@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
+from app.training.methods.names import sized_method
 from app.training.recipe import Recipe
 
 CHOICES_FILE = "chosen.json"
@@ -18,7 +19,8 @@ CHOICES_FILE = "chosen.json"
 class Choice:
     """What was chosen for one base model: a prefix length (None: nothing), and rates by method.
 
-    `rates` has methods of `polyprefix train`, and adapters by size (`adapter-3%`).
+    `rates` has methods of `polyprefix train`, and adapters by size (`adapter-3%`), which are those
+    of `train --method adapter` with that share.
     """
 
     model: str = ""
@@ -32,7 +34,12 @@ class Choice:
         starts = recipe.initial_words is not None or recipe.initial_prefix is not None
         if recipe.length is not None or starts or recipe.preset != "full-data":
             length = recipe.length
-        return replace(recipe, length=length, lr=recipe.lr or self.rates.get(recipe.method))
+        return replace(recipe, length=length, lr=recipe.lr or self._rate(recipe))
+
+    def _rate(self, recipe: Recipe) -> float | None:
+        """The rate of the method and its size, else that of the method whatever its size."""
+        sized = sized_method(recipe.method, recipe.adapter_share)
+        return self.rates.get(sized, self.rates.get(recipe.method))
 
 
 class Choices:

@@ -226,4 +226,6 @@ def test_rates_are_chosen_by_the_loss_and_used_by_other_experiments(run: Run, ou
 def test_an_unknown_method_is_refused(run: Run) -> None:
     done = run("baselines", "--methods", "prefix,magic")
     assert done.exit_code == 1
-    assert "there is no 'magic'; choose one of prefix" in done.output
+    said = " ".join(done.output.split())
+    assert "there is no 'magic'; choose one of prefix, prefix-direct" in said
+    assert said.rstrip().endswith("lora, adapter-3%, adapter-0.1%")

@@ -21,6 +21,7 @@ from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.codec import decode
 from app.registry.shipped.manifest import read_manifest
+from app.training.choices import Choice, Choices
 from app.training.recipe import Recipe
 from app.training.session import Session, TrainingJob
 from app.training.trainer import Trainer
@@ -311,3 +312,16 @@ def test_a_shared_model_refuses_a_recipe_that_would_change_it(
     ):
         with pytest.raises(InvalidRequest, match=message):
             Session(TrainingJob("unused", data, recipe, tmp_path / "c"), tiny_gpt2)
+
+
+def test_an_adapter_takes_the_rate_that_was_chosen_for_its_size(
+    tiny_gpt2_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    model = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32", packed=False)
+    chosen = tmp_path / "chosen.json"
+    Choices(chosen).keep(model.spec.fingerprint, Choice("tiny", None, {"adapter-3%": 0.0625}))
+    recipe = Recipe(method="adapter", max_steps=1)
+    job = TrainingJob(
+        str(tiny_gpt2_folder), data, recipe, tmp_path / "c", device="cpu", choices=chosen
+    )
+    assert Session(job).trainer.recipe.lr == 0.0625

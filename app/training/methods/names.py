@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 from app.errors import InvalidRequest
 
 PEFT_METHODS = ("peft", "peft-projection")
@@ -10,6 +13,8 @@ PREFIX_METHODS = ("prefix", "prefix-direct", "embedding", *PEFT_METHODS)
 """Methods whose result is a prefix file."""
 WEIGHT_METHODS = ("finetune", "finetune-top2", "adapter", "lora")
 """Methods that change or add weights of the base model."""
+ADAPTER_SHARES = {"adapter-3%": 0.03, "adapter-0.1%": 0.001}
+"""The paper's adapters: `adapter` with these shares of the model's parameters."""
 METHOD_TITLES = {
     "prefix": "prefix-tuning (Li & Liang 2021), reparameterised",
     "prefix-direct": "prefix-tuning (Li & Liang 2021), keys and values trained directly",
@@ -32,10 +37,19 @@ DECODER_ONLY = {
 """Methods that a model with an encoder does not have, and why."""
 
 
-def check_method(method: str) -> None:
-    """Raise InvalidRequest for an unknown method."""
-    if method not in METHODS:
-        raise InvalidRequest(f"method: there is no {method!r}; choose one of {', '.join(METHODS)}")
+def check_method(method: str, known: Sequence[str] = METHODS) -> None:
+    """Raise InvalidRequest for a method that is not `known`."""
+    if method not in known:
+        raise InvalidRequest(f"method: there is no {method!r}; choose one of {', '.join(known)}")
+
+
+def sized_method(method: str, adapter_share: float) -> str:
+    """The method's own name, but of an adapter of the paper's sizes the one that has the size."""
+    if method == "adapter":
+        for name, share in ADAPTER_SHARES.items():
+            if math.isclose(adapter_share, share):
+                return name
+    return method
 
 
 def check_family(method: str, *, with_encoder: bool) -> None:
