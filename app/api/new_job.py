@@ -17,6 +17,7 @@ from app.api.schemas.training import (
     PrefixHyperparameters,
 )
 from app.errors import InvalidRequest, PolyprefixError
+from app.jobs.erasure import check_user
 from app.jobs.types import JobSpec, TrainingFile
 from app.model.frozen import FrozenModel
 from app.prefix.reference import check_alias
@@ -72,6 +73,8 @@ class JobReader:
         """
         if body.alias is not None:
             check_alias(body.alias)
+        if body.user is not None:
+            check_user(body.user)
         method = body.method or MethodBody(type=SUPERVISED)
         if method.type == DISTILL and self.model.encoder_decoder is not None:
             raise InvalidRequest(

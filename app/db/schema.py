@@ -278,6 +278,7 @@ training_jobs = Table(
     Index("training_jobs_by_user", "tenant_id", "user", "id"),
     Index("training_jobs_by_status", "status", "base_fingerprint", "tenant_id", "id"),
     Index("training_jobs_by_file", "tenant_id", "training_file"),
+    Index("training_jobs_by_validation_file", "tenant_id", "validation_file"),
     sqlite_autoincrement=True,
 )
 """`token` is the right of the worker that has the job, until `lease_until`; see `jobs.claims`.

@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, select, update
+from sqlalchemy import Connection, Table, delete, or_, select, update
 
 from app.db.change_log import ChangeKind, note
 from app.db.database import Actor, Database
 from app.db.schema import job_checkpoints, prefixes, training_files, training_jobs
 from app.errors import InvalidRequest, PolyprefixError
 from app.jobs import checkpoints, events
-from app.jobs.types import OPEN, JobStatus
+from app.jobs.rows import needs_file
+from app.jobs.types import JobStatus
 from app.registry import versions
 from app.registry.storage import contents
 from app.registry.storage.contents import Content
@@ -35,8 +36,9 @@ _WAIT_S = 10.0
 class Erasure:
     """What one call has erased: names of prefixes, ids of files and jobs.
 
-    `cancelled` are jobs of others that were to be trained on the user's files. `begun` are contents
-    that are being removed from the store; `shared` counts those that stay because others need them.
+    `cancelled` are open jobs that are not the user's and needed the user's files, to train on or to
+    validate. `begun` are contents that are being removed from the store; `shared` counts those that
+    stay because others need them.
     """
 
     prefixes: list[str] = field(default_factory=list)
@@ -128,10 +130,10 @@ class _Batch:
             self.erased.training_jobs.append(row.public_id)
 
     def forget_files(self) -> None:
-        """The files; open jobs of others that would be trained on them are cancelled."""
+        """The files; open jobs of others that need them are cancelled."""
         for row in self._rows(training_files):
             self._note(ChangeKind.TRAINING, row.public_id)
-            self._cancel_trained_on(row.public_id)
+            self._cancel_jobs_on(row.public_id)
             self._going.append((row.owner, row.digest))
             self.connection.execute(delete(training_files).where(training_files.c.id == row.id))
             self.erased.training_files.append(row.public_id)
@@ -155,18 +157,23 @@ class _Batch:
                 self.erased.begun.append(content)
                 note(self.connection, self.epoch, ChangeKind.ERASURE, owner, digest)
 
-    def _cancel_trained_on(self, file_id: str) -> None:
+    def _cancel_jobs_on(self, file_id: str) -> None:
+        """Open jobs on the file; those of the user are left to `forget_jobs`."""
         jobs = select(training_jobs).where(
-            training_jobs.c.tenant_id == self.tenant,
-            training_jobs.c.training_file == file_id,
-            training_jobs.c.status.in_([status.value for status in OPEN]),
+            needs_file(self.tenant, file_id),
+            or_(training_jobs.c.user.is_(None), training_jobs.c.user != self.user),
         )
-        for job in self.connection.execute(jobs).all():
+        for job in sorted(self.connection.execute(jobs), key=lambda job: job.id):
             self._note(ChangeKind.TRAINING, job.public_id)
-            values = {"status": JobStatus.CANCELLED.value, "finished_at": self.now}
+            values = {
+                "status": JobStatus.CANCELLED.value,
+                "finished_at": self.now,
+                "estimated_finish": None,
+            }
             same = training_jobs.c.id == job.id
             self.connection.execute(update(training_jobs).where(same).values(values))
-            events.tell(self.connection, job.id, "The training file was erased.", self.now)
+            use = "training" if job.training_file == file_id else "validation"
+            events.tell(self.connection, job.id, f"The {use} file was erased.", self.now)
             checkpoints.release(self.connection, job.id, self.now)
             self.erased.cancelled.append(job.public_id)
 

@@ -6,17 +6,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
-from sqlalchemy import Connection, delete, exists, func, insert, or_, select
+from sqlalchemy import Connection, delete, exists, func, insert, select
 
 from app.db.change_log import ChangeKind, note
 from app.db.database import Actor, Database
-from app.db.schema import training_files, training_jobs
+from app.db.schema import training_files
 from app.errors import InUse, PolyprefixError, QuotaExceeded
 from app.jobs import contents
 from app.jobs.checking import CheckedFile
+from app.jobs.ids import new_id
 from app.jobs.jobs import ListPart
-from app.jobs.rows import Clock, files_of, get_file_row, new_id, now_of, to_file
-from app.jobs.types import OPEN, TrainingFile
+from app.jobs.rows import Clock, files_of, get_file_row, needs_file, now_of, to_file
+from app.jobs.types import TrainingFile
 from app.registry.storage import contents as notes
 from app.registry.storage.store import ObjectStore, StagedFile
 
@@ -109,7 +110,7 @@ class TrainingFiles:
             if user is not None:
                 query = query.where(training_files.c.user == user)
             if after is not None:
-                last = get_file_row(connection, tenant, after, now).id
+                last = get_file_row(connection, tenant, after, now, param="after").id
                 query = query.where(number > last if oldest_first else number < last)
             query = query.order_by(number if oldest_first else number.desc()).limit(limit + 1)
             rows = connection.execute(query).all()
@@ -154,15 +155,7 @@ class TrainingFiles:
 
 
 def _is_in_use(connection: Connection, tenant: str, file_id: str) -> bool:
-    used = exists().where(
-        training_jobs.c.tenant_id == tenant,
-        or_(
-            training_jobs.c.training_file == file_id,
-            training_jobs.c.validation_file == file_id,
-        ),
-        training_jobs.c.status.in_([status.value for status in OPEN]),
-    )
-    return bool(connection.scalar(select(used)))
+    return bool(connection.scalar(select(exists().where(needs_file(tenant, file_id)))))
 
 
 def _check_quota(connection: Connection, tenant: str, nbytes: int, max_bytes: int | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -14,7 +13,8 @@ from app.db.database import Actor, Database
 from app.db.schema import job_checkpoints, job_events, training_jobs
 from app.errors import InvalidRequest, TenantQueueFull
 from app.jobs import checkpoints, events, workers
-from app.jobs.rows import Clock, get_file_row, get_job_row, new_id, now_of, to_job
+from app.jobs.ids import new_id
+from app.jobs.rows import Clock, get_file_row, get_job_row, now_of, to_job
 from app.jobs.types import (
     OPEN,
     TEXT,
@@ -119,7 +119,7 @@ class TrainingJobs:
             query = query.where(training_jobs.c.metadata[name].as_string() == value)
         with self._catalog.read() as connection:
             if after is not None:
-                row = get_job_row(connection, tenant, after)
+                row = get_job_row(connection, tenant, after, param="after")
                 query = query.where(training_jobs.c.id < row.id)
             query = query.order_by(training_jobs.c.id.desc()).limit(_checked(limit) + 1)
             rows = connection.execute(query).all()
@@ -311,19 +311,3 @@ def _to_event(row: Row[Any]) -> JobEvent:
         sequence=row.sequence,
         created_at=row.created_at,
     )
-
-
-_ID = re.compile(r"(?:ftevent|ftckpt)-([0-9a-f]{24})-(\d{1,15})")
-
-
-def numbered_id(kind: str, job_id: str, number: int) -> str:
-    """The id of an event (`ftevent`) or checkpoint (`ftckpt`) of a job."""
-    return f"{kind}-{job_id.removeprefix('ftjob-')}-{number}"
-
-
-def number_of(public_id: str, job_id: str) -> int:
-    """The number in the id of one of the job's events or checkpoints; InvalidRequest for others."""
-    found = _ID.fullmatch(public_id)
-    if found is None or found[1] != job_id.removeprefix("ftjob-"):
-        raise InvalidRequest("`after` is not an id that this list has given", param="after")
-    return int(found[2])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select
 
 from app.db.schema import training_files, training_jobs
 from app.errors import NotFound
-from app.jobs.types import Job, JobFailure, JobSpec, JobStatus, TrainingFile
+from app.jobs.ids import FILE_ID, JOB_ID, check_id
+from app.jobs.types import OPEN, Job, JobFailure, JobSpec, JobStatus, TrainingFile
 
 Clock = Callable[[], float]
 """Gives seconds since 1970."""
@@ -26,11 +26,6 @@ def now_of(connection: Connection, clock: Clock | None) -> float:
     return time.time()
 
 
-def new_id(kind: str) -> str:
-    """A new random public id, as in `file-3f…`."""
-    return f"{kind}-{secrets.token_hex(12)}"
-
-
 def files_of(tenant: str, now: float) -> Select[Any]:
     """A query over the tenant's files that have not expired."""
     expires = training_files.c.expires_at
@@ -42,7 +37,11 @@ def files_of(tenant: str, now: float) -> Select[Any]:
 def get_file_row(
     connection: Connection, tenant: str, file_id: str, now: float, *, param: str | None = None
 ) -> Row[Any]:
-    """The row of a file of the tenant; NotFound for all others."""
+    """The row of a file of the tenant; NotFound for all others.
+
+    `param` names the field of the request that has the id; None: the path has it.
+    """
+    check_id(FILE_ID, file_id, param or "file_id")
     query = files_of(tenant, now).where(training_files.c.public_id == file_id)
     row = connection.execute(query).one_or_none()
     if row is None:
@@ -50,15 +49,30 @@ def get_file_row(
     return row
 
 
-def get_job_row(connection: Connection, tenant: str, job_id: str) -> Row[Any]:
-    """The row of a job of the tenant; NotFound for all others."""
+def get_job_row(
+    connection: Connection, tenant: str, job_id: str, *, param: str | None = None
+) -> Row[Any]:
+    """The row of a job of the tenant; NotFound for all others; `param` as for files."""
+    check_id(JOB_ID, job_id, param or "job_id")
     query = select(training_jobs).where(
         training_jobs.c.tenant_id == tenant, training_jobs.c.public_id == job_id
     )
     row = connection.execute(query).one_or_none()
     if row is None:
-        raise NotFound("the fine-tuning job does not exist")
+        raise NotFound("the fine-tuning job does not exist", param=param)
     return row
+
+
+def needs_file(tenant: str, file_id: str) -> ColumnElement[bool]:
+    """Whether a job of the tenant has not ended and is trained on a file, or validated on it."""
+    jobs = training_jobs.c
+    return and_(
+        jobs.status.in_([status.value for status in OPEN]),
+        or_(
+            and_(jobs.tenant_id == tenant, jobs.training_file == file_id),
+            and_(jobs.tenant_id == tenant, jobs.validation_file == file_id),
+        ),
+    )
 
 
 def to_file(row: Row[Any]) -> TrainingFile:

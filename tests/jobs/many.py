@@ -1,8 +1,8 @@
 """A catalog in which very many users of one tenant have something each.
 
 Rows are written in bulk, just as uploads, jobs and workers would have left them: each user has a
-prefix of one version, a training file, and a job that has succeeded on it with one checkpoint. All
-contents differ, and none is in the store.
+prefix of one version, a training file, and a job on it with one checkpoint, which waits or has
+succeeded. All contents differ, and none is in the store.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _rows(
         **{"examples": 1, "pairs": 1, "sha256": "0" * 64, "owner": owner, "created_at": 1},
     }
     job = {
-        **{"tenant_id": tenant, "status": "succeeded", "base_model": "tiny", "method": "prefix"},
+        **{"tenant_id": tenant, "base_model": "tiny", "method": "prefix"},
         **{"base_fingerprint": fingerprint, "hyperparameters": {}, "asked": {}, "suffix": "tone"},
         **{"seed": 1, "attempt": 1, "losses": 0, "events": _EVENTS, "step": 9, "total_steps": 9},
         **{"trained_tokens": 9, "created_at": 1, "finished_at": 2},
@@ -128,6 +128,7 @@ def _rows(
         id=number_of, public_id=lambda n: f"ftjob-{n:024x}", user=user_of,
         training_file=lambda n: f"file-{n:024x}",
         validation_file=lambda n: f"file-{n + 1:024x}",
+        status=lambda n: "queued" if n % 2 else "succeeded",
     )  # fmt: skip
     for sequence in range(1, _EVENTS + 1):
         yield job_events, each({**event, "sequence": sequence}, job_id=number_of)

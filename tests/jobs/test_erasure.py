@@ -185,15 +185,48 @@ def test_a_content_that_another_prefix_needs_stays(
     assert registry.gone_contents([key, other]) == [other]
 
 
+@pytest.mark.parametrize("user", [None, "bob"])
+@pytest.mark.parametrize("use", ["training", "validation"])
 def test_others_jobs_on_the_users_file_are_cancelled(
+    workshop: Workshop, erasure: UserErasure, user: str | None, use: str
+) -> None:
+    file, other = upload(workshop, "acme", "ann"), upload(workshop, "acme", None)
+    if use == "training":
+        files = {"training_file": file.id, "validation_file": other.id}
+    else:
+        files = {"training_file": other.id, "validation_file": file.id}
+    running = workshop.job("acme", user=user, **files)
+    [claimed] = workshop.claims.claim("w1", FINGERPRINT, 1)
+    waiting, paused = (workshop.job("acme", user=user, **files) for _ in range(2))
+    workshop.jobs.pause("acme", paused.id)
+    unrelated = workshop.job("acme", other, user=user)
+    erased, _ = erase(erasure, "acme", "ann")
+    assert erased.cancelled == [running.id, waiting.id, paused.id]
+    for job in (waiting, running, paused):
+        assert workshop.jobs.get("acme", job.id).status is JobStatus.CANCELLED
+        assert workshop.messages(job)[-1] == f"The {use} file was erased."
+    assert workshop.claims.heartbeat("w1", [claimed]) == {running.id: Order.CANCEL}
+    assert workshop.jobs.get("acme", unrelated.id).status is JobStatus.QUEUED
+
+
+def test_a_users_own_jobs_are_forgotten_and_not_cancelled_however_many(
     workshop: Workshop, erasure: UserErasure
 ) -> None:
     file = upload(workshop, "acme", "ann")
-    job = workshop.job("acme", file)
+    own = [workshop.job("acme", file, user="ann").id for _ in range(70)]
     erased, _ = erase(erasure, "acme", "ann")
-    assert erased.cancelled == [job.id]
-    assert workshop.jobs.get("acme", job.id).status is JobStatus.CANCELLED
-    assert workshop.messages(job)[-1] == "The training file was erased."
+    assert (erased.training_jobs, erased.cancelled) == (own, [])
+
+
+def test_jobs_of_others_that_have_ended_stay_as_they_are(
+    workshop: Workshop, erasure: UserErasure
+) -> None:
+    job = workshop.job("acme", upload(workshop, "acme", "ann"))
+    [claimed] = workshop.claims.claim("w1", FINGERPRINT, 1)
+    workshop.claims.succeed(claimed, "tone@1", {})
+    erased, _ = erase(erasure, "acme", "ann")
+    assert erased.cancelled == []
+    assert workshop.jobs.get("acme", job.id).status is JobStatus.SUCCEEDED
 
 
 def test_a_prefix_is_its_first_users(registry: Registry) -> None:

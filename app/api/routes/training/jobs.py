@@ -35,7 +35,7 @@ from app.api.schemas.training import (
 )
 from app.api.schemas.users import UserQuery
 from app.errors import InvalidRequest
-from app.jobs.jobs import number_of, numbered_id
+from app.jobs.ids import number_of, numbered_id
 from app.jobs.services import TrainingServices
 from app.jobs.types import OPEN, Job, JobCheckpoint, JobEvent
 from app.tenancy.auth.principal import Scope
@@ -138,7 +138,7 @@ async def list_job_events(
     With `stream=true`, all events from the first on (or those that follow `after`), as they come.
     The stream ends with the job, when the request's time is over, or when the server stops.
     """
-    last = None if after is None else number_of(after, job_id)
+    last = None if after is None else number_of(after, "ftevent", job_id)
     if stream:
         await caller.read(training.jobs.get, caller.tenant, job_id)
         until = time.monotonic() + limits.request_timeout
@@ -170,7 +170,7 @@ async def list_job_checkpoints(
     limit: Limit = 10,
 ) -> Response:
     """The states that a job has saved, the newest first, with their metrics."""
-    last = None if after is None else number_of(after, job_id)
+    last = None if after is None else number_of(after, "ftckpt", job_id)
     job = await caller.read(training.jobs.get, caller.tenant, job_id)
     part = await caller.read(
         training.jobs.checkpoints, caller.tenant, job_id, after=last, limit=limit
@@ -232,7 +232,7 @@ def _metadata_filter(request: Request) -> dict[str, str] | None:
         for name, value in request.query_params.items()
         if name.startswith("metadata[") and name.endswith("]")
     }
-    if len(found) > _METADATA or any("\0" in word for pair in found.items() for word in pair):
+    if len(found) > _METADATA:
         raise InvalidRequest(f"at most {_METADATA} keys of metadata can be asked for")
     return found or None
 

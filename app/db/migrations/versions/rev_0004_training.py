@@ -82,5 +82,6 @@ def _create_jobs() -> None:
         "training_jobs_by_user": ["tenant_id", "user", "id"],
         "training_jobs_by_status": ["status", "base_fingerprint", "tenant_id", "id"],
         "training_jobs_by_file": ["tenant_id", "training_file"],
+        "training_jobs_by_validation_file": ["tenant_id", "validation_file"],
     }.items():
         op.create_index(name, "training_jobs", by)
