@@ -17,6 +17,8 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from app.api.errors import ErrorShape
 from app.api.routing import FILE, FORM, JSON, READING, Events, Route
 from app.api.schemas.base import ErrorReply, TgiErrorReply
+from app.api.schemas.patterns import DIGEST_START, NAME
+from app.jobs.ids import FILE_ID, JOB_ID
 
 Schema = dict[str, Any]
 
@@ -28,22 +30,21 @@ _ABOUT = (
 _BEARER = {"type": "http", "scheme": "bearer", "description": "an API key, `pfx_…`"}
 _REFS = "#/components/schemas/{model}"
 _TEXT: Schema = {"type": "string"}
-_NAME = "^[a-z0-9][a-z0-9._-]{0,63}$"
 _PARAMETERS: dict[str, Schema] = {
-    "name": {"pattern": _NAME, "description": "a prefix's name"},
+    "name": {"pattern": NAME, "description": "a prefix's name"},
     "alias": {
-        "pattern": _NAME,
+        "pattern": NAME,
         "description": "an alias: a name that does not look like a digest",
     },
     "digest": {
-        "pattern": "^[0-9a-f]{6,64}$",
+        "pattern": DIGEST_START,
         "description": "a version's SHA-256, or a start of it that is unique in the prefix",
     },
     "model_id": {"description": "the base model, or a prefix as requests call it"},
-    "tenant_id": {"pattern": _NAME, "description": "a tenant's id"},
+    "tenant_id": {"pattern": NAME, "description": "a tenant's id"},
     "kid": {"minLength": 1, "description": "the public part of a key"},
-    "file_id": {"pattern": "^file-[0-9a-f]{24}$", "description": "a file's id"},
-    "job_id": {"pattern": "^ftjob-[0-9a-f]{24}$", "description": "a fine-tuning job's id"},
+    "file_id": {"pattern": FILE_ID, "description": "a file's id"},
+    "job_id": {"pattern": JOB_ID, "description": "a fine-tuning job's id"},
 }
 """What parameters in paths look like; others are answered with 400 or 404."""
 

@@ -21,7 +21,8 @@ from app.api.middleware.audit import AuditedSend
 from app.api.middleware.http import count_request
 from app.api.route_advice import RouteAdvice
 from app.api.schemas.base import StrictJSONResponse
-from app.errors import NotFound, PolyprefixError
+from app.errors import InvalidRequest, NotFound, PolyprefixError
+from app.prefix.strict_json import printable
 from app.tenancy.auth.principal import Scope, insufficient_scope
 
 JSON = "application/json"
@@ -123,6 +124,7 @@ class Route(APIRoute):
         try:
             if is_meant:
                 self._check_scopes(scope)
+            _check_query(scope["query_string"])
             body: Receive | None = receive
             if scope["method"] not in READING:
                 takes_file, takes_form = self.takes_file, self.takes_form is not None
@@ -185,6 +187,14 @@ async def no_route(scope: Connection, receive: Receive, send: Send) -> None:
         raise NotFound(RouteAdvice.of(scope["app"]).missing(scope["method"], scope["path"]))
     except PolyprefixError as error:
         await error_response(error, scope)(scope, receive, send)
+
+
+def _check_query(query: bytes) -> None:
+    """InvalidRequest for a NUL, which PostgreSQL keeps in no text and no name has."""
+    for name, _, value in (pair.partition(b"=") for pair in query.split(b"&")):
+        if b"%00" in name + value:
+            shown = printable(name.decode("latin-1"))[1:-1]
+            raise InvalidRequest(f"{shown}: the query holds a NUL (%00)", param=shown)
 
 
 def open_paths(routes: Iterable[BaseRoute]) -> frozenset[str]:

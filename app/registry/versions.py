@@ -15,8 +15,9 @@ from sqlalchemy import Connection, Row, delete, exists, func, insert, select, up
 from app.db.change_log import Change, ChangeKind, read_epoch
 from app.db.database import Database
 from app.db.schema import aliases, prefixes, tenants, versions
-from app.errors import Conflict, InvalidRequest, QuotaExceeded
+from app.errors import Conflict, InvalidRequest, PrefixNotFound, QuotaExceeded
 from app.prefix.reference import check_name, looks_hexadecimal
+from app.prefix.strict_json import printable
 from app.registry import scope
 from app.registry.types import SHIPPED_OWNER, ContentKey, Quota, Version, VersionInfo
 
@@ -35,7 +36,11 @@ def get_row(connection: Connection, tenant: str, name: str, start: str) -> Row[A
     """The row whose digest begins so; PrefixNotFound, or InvalidRequest if several do."""
     check_name(name)
     if not looks_hexadecimal(start):
-        raise scope.prefix_not_found(f"{name}@…")  # a stranger's text is not repeated
+        raise PrefixNotFound(
+            f"digest: {printable(start)} is not a version's digest, or the first 6 or more of its "
+            f"64 characters 0-9, a-f; list versions with GET /v1/prefixes/{name}/versions",
+            param="digest",
+        )
     query = scope.versions_of(tenant).where(
         prefixes.c.name == name,
         versions.c.digest >= start,

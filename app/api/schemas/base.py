@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from app.api.schemas.patterns import DIGEST
 from app.runtime.workers import WorkerPool
 
 UNKNOWN_FIELD = "unknown_field"
@@ -39,7 +40,7 @@ Item = TypeVar("Item", bound=BaseModel)
 
 Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[int, Field(description="seconds since 1970")]
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern=DIGEST)]
 Weights = dict[str, Annotated[int, Field(ge=1)]]
 
 

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from app.api.schemas.base import Count, Digest, Reply, Seconds, StrictBody
 from app.api.schemas.generation import MAX_TOKENS, SearchFields, StopStrings, one_or_more
+from app.api.schemas.patterns import NOT_BLANK, SELECTOR
 
 MAX_EXAMPLES = 256
 MAX_COMPARED = 64
@@ -19,9 +20,9 @@ _MAX_OUTPUT = 1 << 14
 Metric = Literal["loss", "exact_match", "bleu", "rouge_l"]
 GateMetric = Literal["mean_logprob", "exact_match", "bleu", "rouge_l"]
 
-Selector = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+Selector = Annotated[str, Field(min_length=1, max_length=64, pattern=SELECTOR)]
 Input = Annotated[str, Field(min_length=1, max_length=_MAX_INPUT)]
-Output = Annotated[str, Field(min_length=1, max_length=_MAX_OUTPUT, pattern=r"\S")]
+Output = Annotated[str, Field(min_length=1, max_length=_MAX_OUTPUT, pattern=NOT_BLANK)]
 
 
 _Outputs = Annotated[list[Output], Field(min_length=1, max_length=MAX_REFERENCES, fail_fast=True)]

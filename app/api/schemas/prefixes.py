@@ -16,10 +16,11 @@ from app.api.schemas.base import (
     Weights,
     few_keys,
 )
+from app.api.schemas.patterns import HEXADECIMAL
 from app.registry.publications import MAX_GRANTEES
 from app.registry.splits import MAX_VERSIONS, MAX_WEIGHT, MIN_VERSIONS
 
-DigestStart = Annotated[str, Field(min_length=6, max_length=64, pattern="^[0-9a-f]+$")]
+DigestStart = Annotated[str, Field(min_length=6, max_length=64, pattern=HEXADECIMAL)]
 Weight = Annotated[StrictInt, Field(ge=1, le=MAX_WEIGHT)]
 TenantId = Annotated[str, Field(min_length=1, max_length=64)]
 

@@ -12,6 +12,8 @@ from pydantic import ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from app.api.schemas.base import Count, Reply, Seconds, StrictBody, few_keys
 from app.api.schemas.generation import ModelName, UserName
+from app.api.schemas.patterns import NAME
+from app.jobs.ids import FILE_ID, JOB_ID
 
 PREFIX_TYPES = ("prefix", "prefix-direct", "embedding")
 """Methods whose result is a prefix that is trained on examples."""
@@ -19,7 +21,7 @@ DISTILL = "distill"
 SUPERVISED = "supervised"
 """OpenAI's only method that has a meaning here: the same as `prefix`."""
 
-FileId = Annotated[str, Field(pattern=r"^file-[0-9a-f]{24}$")]
+FileId = Annotated[str, Field(pattern=FILE_ID)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Whole = Annotated[StrictInt, Field(ge=0, le=2**53)]
 Epochs = Literal["auto"] | Annotated[StrictInt, Field(ge=1, le=100_000)]
@@ -158,7 +160,7 @@ class JobBody(StrictBody):
     validation_file: FileId | None = None
     method: MethodBody | None = None
     hyperparameters: Hyperparameters | None = None
-    suffix: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] | None = None
+    suffix: Annotated[str, Field(pattern=NAME)] | None = None
     alias: Annotated[str, Field(max_length=64)] | None = None
     on: ModelName | None = None
     seed: Annotated[StrictInt, Field(ge=0, le=2**63 - 1)] | None = None
@@ -231,7 +233,7 @@ class JobReply(Reply):
     not OpenAI's."""
 
     object: Literal["fine_tuning.job"] = "fine_tuning.job"
-    id: Annotated[str, Field(pattern=r"^ftjob-[0-9a-f]{24}$")]
+    id: Annotated[str, Field(pattern=JOB_ID)]
     created_at: Seconds
     started_at: Seconds | None
     finished_at: Seconds | None

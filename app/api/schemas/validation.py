@@ -8,6 +8,7 @@ from typing import Any
 
 from app.api.schemas.base import UNKNOWN_FIELD
 from app.api.schemas.generation import printable
+from app.api.schemas.patterns import IN_WORDS
 from app.errors import InvalidRequest, PolyprefixError, Unprocessable
 
 _FIELD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|[0-9]+")
@@ -44,6 +45,8 @@ _SAYINGS: dict[str, str] = {
 }
 """By the validator's type of error; a type that is not here is told in the validator's words."""
 
+_ANOTHER_FORM = "has another form than /openapi.json describes"
+
 _OF_FIELDS: dict[tuple[str, str], str] = {
     ("stop", "too_long"): "at most {max_length} stop strings are taken; there are {length}",
     ("model", "missing"): "name a model or a prefix; GET /v1/models lists them",
@@ -74,6 +77,8 @@ def validation_error(errors: Sequence[Mapping[str, Any]], *, status: int) -> Pol
 def _saying(error: Mapping[str, Any], where: Sequence[str], context: Mapping[str, Any]) -> str:
     kind, value = error["type"], error.get("input")
     last = where[-1] if where else ""
+    if kind == "string_pattern_mismatch":
+        return f"{printable(value)} {IN_WORDS.get(context['pattern'], _ANOTHER_FORM)}"
     saying = _OF_FIELDS.get((last, kind), _SAYINGS.get(kind))
     if saying is None:
         return str(error["msg"]).removeprefix("Value error, ")

@@ -255,6 +255,19 @@ def test_a_file_that_is_not_there_is_not_found(client: openai.OpenAI, file_id: s
             ask(file_id)
 
 
+def test_what_is_no_id_of_a_file_is_told_in_words(client: openai.OpenAI) -> None:
+    for ask in (client.files.retrieve, client.files.content, client.files.delete):
+        with pytest.raises(openai.NotFoundError) as caught:
+            ask("nonsense")
+        assert caught.value.param == "file_id"
+        assert "file_id: 'nonsense' is not the id of a file; ids look like file-3c1f" in (
+            caught.value.message
+        )
+        assert "; list them with GET /v1/files" in caught.value.message
+    with pytest.raises(openai.NotFoundError, match="after: 'ftjob-1' is not the id of a file"):
+        client.files.list(after="ftjob-1")
+
+
 def test_records_are_json_that_the_client_made(client: openai.OpenAI) -> None:
     data = json.dumps({"input": "naïve “quotes” 日本", "target": "x"}, ensure_ascii=False).encode()
     made = client.files.create(file=("a.jsonl", data), purpose="fine-tune")

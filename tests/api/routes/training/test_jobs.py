@@ -119,10 +119,12 @@ def test_openais_own_settings_are_understood(
     ("change", "param", "words"),
     [
         ({"training_file": "file-" + "0" * 24}, "training_file", "does not exist"),
-        ({"training_file": "nonsense"}, "training_file", "file"),
+        ({"training_file": "nonsense"}, "training_file", "'nonsense' is not the id of a file"),
+        ({"validation_file": "x"}, "validation_file", "list them with GET /v1/files"),
         ({"validation_file": "file-" + "0" * 24}, "validation_file", "does not exist"),
         ({"model": "tone"}, "model", '"on": "name@alias"'),
-        ({"suffix": "No Spaces"}, "suffix", ""),
+        ({"suffix": "No Spaces"}, "suffix", "suffix: 'No Spaces' is not a name: 1 to 64 of a-z"),
+        ({"user": "a\nb"}, "user", "printable characters"),
         ({"seed": -1}, "seed", "0 or more"),
         ({"metadata": {"a": 5}}, "metadata.a", "takes a text"),
         ({"metadata": {str(n): "x" for n in range(20)}}, "metadata", "at most 16"),
@@ -389,10 +391,32 @@ def test_a_job_that_is_not_there_is_not_found(client: openai.OpenAI, job_id: str
             ask(job_id)
 
 
+def test_what_is_no_id_of_a_job_is_told_in_words(client: openai.OpenAI) -> None:
+    jobs = client.fine_tuning.jobs
+    for ask in (
+        jobs.retrieve, jobs.cancel, jobs.pause, jobs.resume, jobs.list_events,
+        jobs.checkpoints.list, lambda each: jobs.list_events(each, after="x"),
+    ):  # fmt: skip
+        with pytest.raises(openai.NotFoundError) as caught:
+            ask("nonsense")
+        assert caught.value.param == "job_id"
+        assert "job_id: 'nonsense' is not the id of a fine-tuning job; ids look like ftjob-" in (
+            caught.value.message
+        )
+        assert "list them with GET /v1/fine_tuning/jobs" in caught.value.message
+    with pytest.raises(openai.NotFoundError, match="after: 'file-1' is not the id of a fine-tun"):
+        jobs.list(after="file-1")
+
+
 @pytest.mark.parametrize("after", ["nonsense", "ftevent-" + "0" * 24 + "-1"])
 def test_a_cursor_of_another_list_is_refused(
     client: openai.OpenAI, uploaded: Uploaded, base: str, after: str
 ) -> None:
     made = client.fine_tuning.jobs.create(model=base, training_file=uploaded())
-    with pytest.raises(openai.BadRequestError, match="`after`"):
+    number = made.id.removeprefix("ftjob-")
+    with pytest.raises(openai.BadRequestError, match="`after`") as caught:
         client.fine_tuning.jobs.list_events(made.id, after=after)
+    assert f"its ids look like ftevent-{number}-7" in caught.value.message
+    with pytest.raises(openai.BadRequestError, match="`after`") as caught:
+        client.fine_tuning.jobs.checkpoints.list(made.id, after=f"ftevent-{number}-1")
+    assert f"its ids look like ftckpt-{number}-7" in caught.value.message
