@@ -4,6 +4,9 @@ At 1 to 64 rows the packed product is 1.5 to 2.4 times faster than `nn.Linear` o
 CPU, and where there is native code for few rows that is faster still. The operators are private to
 torch, so each layer's results are checked against the plain layer before it takes its place; if
 one differs or fails, the plain layer stays. Gradients flow through a packed layer to its input.
+
+A checkpoint in the model's dtype is mapped into memory. What is not packed is copied out of it, so
+that a packed model keeps no page of the file.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ class PackedLinear(torch.nn.Module):
     """`x @ weight.T + bias`, then GELU if asked (exact: none, or tanh), on a blocked weight.
 
     `weight` is [out, in]; `x` is [..., in]. With `few_rows` that takes the rows that it can.
-    Gradients flow to `x` alone. For them the first backward pass packs the transposed weight too.
+    Gradients flow to `x` alone. For them the first backward pass packs the transposed weight too,
+    but not in fp32 if the weight is `kept` in memory anyway, as one that is also an embedding's.
     """
 
     def __init__(
@@ -56,10 +60,13 @@ class PackedLinear(torch.nn.Module):
         *,
         gelu: str | None = None,
         few_rows: FewRowsKernel | None = None,
+        kept: bool = False,
     ) -> None:
         super().__init__()
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _LAYOUT_ROWS)
-        self._bias = None if bias is None else bias.detach()
+        self._plain = weight.detach() if kept else None
+        # a view would keep the whole checkpoint in memory
+        self._bias = None if bias is None else bias.detach().clone()
         self._activation = ("none", "") if gelu is None else ("gelu", gelu)
         self._transposed: torch.Tensor | None = None
         self._few_rows = None
@@ -95,9 +102,11 @@ class PackedLinear(torch.nn.Module):
 
     def input_gradient(self, gradient: torch.Tensor) -> torch.Tensor:
         """`gradient @ weight`: the gradient of `linear`'s input, given that of its output."""
+        if self._plain is not None and gradient.dtype == torch.float32:
+            return _product(gradient, self._plain.t())
         if self._transposed is None:
-            transposed = self._weight.to_dense().t().contiguous()
-            self._transposed = torch.ops.mkldnn._reorder_linear_weight(transposed, _LAYOUT_ROWS)
+            plain = self._weight.to_dense() if self._plain is None else self._plain
+            self._transposed = torch.ops.mkldnn._reorder_linear_weight(plain.t(), _LAYOUT_ROWS)
         return _product(gradient, self._transposed)
 
 
@@ -188,9 +197,13 @@ def pack_linear_layers(module: torch.nn.Module) -> dict[str, str]:
         for name, child in parent.named_children()
         if isinstance(child, torch.nn.Linear | Conv1D)
     ]
+    kept = _leave_mapped_file(module)
     few_rows = _few_rows_kernel(parameter.dtype)
     failures: _Failures = {}
-    packed = [_pack(parent, name, child, few_rows, failures) for parent, name, child in linear]
+    packed = [
+        _pack(parent, name, child, few_rows, failures, kept=id(child.weight) in kept)
+        for parent, name, child in linear
+    ]
     for instead, layers in failures.items():
         name, error = layers[0]
         counts = (len(layers), len(linear))
@@ -204,6 +217,20 @@ def pack_linear_layers(module: torch.nn.Module) -> dict[str, str]:
         "packed_weights": "on" if len(done) == len(linear) else "partial",
         "few_rows": "packed" if native == 0 else "native" if native == len(done) else "partial",
     }
+
+
+def _leave_mapped_file(module: torch.nn.Module) -> set[int]:
+    """Copy what is not packed out of the checkpoint's mapping; returns the ids of these tensors."""
+    kept = [
+        tensor
+        for part in module.modules()
+        if not isinstance(part, torch.nn.Linear | Conv1D)
+        for tensor in (*part.parameters(recurse=False), *part.buffers(recurse=False))
+    ]
+    for tensor in kept:
+        if not tensor.untyped_storage().resizable():  # memory that torch has not allocated
+            tensor.data = tensor.data.clone()
+    return {id(tensor) for tensor in kept}
 
 
 def _few_rows_kernel(dtype: torch.dtype) -> FewRowsKernel | None:
@@ -226,15 +253,22 @@ def _pack(
     layer: torch.nn.Linear | Conv1D,
     few_rows: FewRowsKernel | None,
     failures: _Failures,
+    *,
+    kept: bool,
 ) -> PackedLinear | None:
-    """Put a packed layer in the place of child `name`; None if it stays plain."""
+    """Put a packed layer in the place of child `name`; None if it stays plain.
+
+    `kept`: another module keeps the weight in memory.
+    """
     activation, gelu = _fusible(parent, name)
     weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
     same = torch.nn.Identity()
     plain = torch.nn.Sequential(layer, parent.get_submodule(activation) if gelu else same)
     for kernel in dict.fromkeys((few_rows, None)):
         try:
-            replacement = PackedLinear(weight.contiguous(), layer.bias, gelu=gelu, few_rows=kernel)
+            replacement = PackedLinear(
+                weight.contiguous(), layer.bias, gelu=gelu, few_rows=kernel, kept=kept
+            )
             for rows in (3, kernel.max_rows, kernel.max_rows + 1) if kernel else (3,):
                 _check_equal(plain, replacement, rows, weight.shape[1], weight.dtype)
         # AttributeError: a torch without the private operators

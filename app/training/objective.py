@@ -109,7 +109,9 @@ def losses_of(model: FrozenModel, parts: Sequence[PrefixedRows]) -> torch.Tensor
     logits = packed_logits(
         model, batch.tokens, modules, batch.keep, sources=batch.sources, spans=spans
     )
-    return _losses(logits[0], batch.labels, parts, [(o, len(p.target_ids)) for o, p in rows])
+    return _losses(
+        logits.squeeze(0), batch.labels, parts, [(o, len(p.target_ids)) for o, p in rows]
+    )
 
 
 def _length(prefix: Mapping[str, KeyValues]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 
@@ -38,6 +39,26 @@ class Block(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.c_proj(self.act(self.c_fc(x)))
+
+
+class TiedHead(torch.nn.Module):
+    """An embedding and a head that share their weight, [vocabulary, width]."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.wte = torch.nn.Embedding(vocabulary, width)
+        self.lm_head = torch.nn.Linear(width, vocabulary, bias=False)
+        self.lm_head.weight = self.wte.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(x)
+
+
+def resident_mb() -> float:
+    """The memory of this process, in MB; skips the test where nothing tells it."""
+    if not Path("/proc/self/statm").exists():
+        pytest.skip("no list of this process's pages here")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 
 
 def no_code() -> FewRowsKernel:
@@ -285,16 +306,14 @@ def test_rows_that_are_filled_up_give_what_they_give_and_no_more() -> None:
 @torch.inference_mode()
 def test_memory_does_not_grow_with_the_row_counts_that_were_met() -> None:
     """oneDNN keeps the code that it compiles for each."""
-    if not Path("/proc/self/statm").exists():
-        pytest.skip("no list of this process's pages here")
     plain = torch.nn.Linear(256, 768)
     packed = PackedLinear(plain.weight, plain.bias)
 
     def grown_mb(counts: range) -> float:
-        before = int(Path("/proc/self/statm").read_text().split()[1])
+        before = resident_mb()
         for rows in counts:
             packed(torch.zeros(1, rows, 256))
-        return (int(Path("/proc/self/statm").read_text().split()[1]) - before) * 4096 / 1e6
+        return resident_mb() - before
 
     grown_mb(range(padded_rows(1), 700, 16))
     assert grown_mb(range(257, 513)) < 10
@@ -314,3 +333,42 @@ def test_the_gradient_of_a_packed_blocks_input_is_the_plain_ones(
     pack_linear_layers(block)
     [got] = torch.autograd.grad(block(x), x, slopes)
     assert relative_difference(got, expected) <= TOLERANCE[dtype]
+
+
+@BOTH
+@pytest.mark.parametrize("rows", [1, 70])
+def test_the_gradient_is_right_where_an_embedding_shares_the_weight(
+    dtype: torch.dtype, rows: int
+) -> None:
+    head = TiedHead(48, 32).to(dtype).requires_grad_(False)
+    x = random_input(rows, 32, dtype).requires_grad_()
+    slopes = random_input(rows, 48, dtype)
+    [expected] = torch.autograd.grad(head(x), x, slopes)
+    pack_linear_layers(head)
+    assert isinstance(head.lm_head, PackedLinear)
+    for _ in range(2):
+        [got] = torch.autograd.grad(head(x), x, slopes)
+        assert relative_difference(got, expected) <= TOLERANCE[dtype]
+
+
+def test_a_backward_pass_in_fp32_packs_no_weight_that_an_embedding_shares() -> None:
+    head = TiedHead(40_000, 256).requires_grad_(False)
+    pack_linear_layers(head)
+    x = random_input(2, 256, torch.float32).requires_grad_()
+    before = resident_mb()
+    torch.autograd.grad(head(x).sum(), x)
+    assert resident_mb() - before < head.wte.weight.nbytes / 2e6
+
+
+def test_a_packed_model_leaves_its_checkpoint(tiny_gpt2_folder: Path) -> None:
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("no list of what this process has mapped here")
+    file = str(tiny_gpt2_folder / "model.safetensors")
+    plain = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32", packed=False)
+    assert file in maps.read_text()
+    del plain
+    model = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32")
+    assert model.notes["packed_weights"] == "on"
+    gc.collect()
+    assert file not in maps.read_text()

@@ -31,7 +31,7 @@ def divergence_of(model: FrozenModel, rows: PrefixedRows) -> Loss:
         )
     taught.sort(key=by_length)
     batch = collate(taught, position_offset=rows.position_offset, device=model.device)
-    logits = packed_logits(model, batch.tokens, rows.prefix, batch.keep)[0]
+    logits = packed_logits(model, batch.tokens, rows.prefix, batch.keep).squeeze(0)
     count = sum(len(pair.target_ids) for pair in taught)
     token_ids = torch.cat([pair.token_ids for pair in taught]).to(model.device)
     chances = torch.cat([pair.chances for pair in taught]).to(model.device)

@@ -107,7 +107,7 @@ def _taught(
 ) -> list[TaughtPair]:
     """The distributions of pairs that are sorted by their length, behind a context."""
     batch = collate(pairs, position_offset=offset, device=model.device)
-    logits = packed_logits(model, batch.tokens, modules, batch.keep)[0]
+    logits = packed_logits(model, batch.tokens, modules, batch.keep).squeeze(0)
     taught, at = [], 0
     for pair in pairs:
         rows = logits[at : at + len(pair.target_ids)]
