@@ -10,6 +10,7 @@ from app.api.generation.prefix_selection import PrefixSelector
 from app.api.schemas.base import StrictBody
 from app.api.schemas.training import (
     DISTILL,
+    INFIX,
     SUPERVISED,
     Hyperparameters,
     JobBody,
@@ -56,8 +57,10 @@ class JobReader:
         if body.on is None:
             return None
         method = MethodBody(type=SUPERVISED) if body.method is None else body.method
-        if method.type == DISTILL:
-            raise InvalidRequest("on: a text is distilled behind no other prefix", param="on")
+        if method.type in (DISTILL, INFIX):
+            raise InvalidRequest(
+                f"on: the method {method.type} does not train behind another prefix", param="on"
+            )
         first, *more = self.selector.parse(body.on)
         if more:
             raise InvalidRequest("on: give one prefix, not several", param="on")
@@ -76,6 +79,10 @@ class JobReader:
         if body.user is not None:
             check_user(body.user)
         method = body.method or MethodBody(type=SUPERVISED)
+        if method.type == INFIX and body.alias is not None:
+            raise InvalidRequest(
+                "alias: an infix is no prefix, so no alias names it; leave it out", param="alias"
+            )
         if method.type == DISTILL and self.model.encoder_decoder is not None:
             raise InvalidRequest(
                 "method: a text is distilled for base models without an encoder alone",

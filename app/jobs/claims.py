@@ -8,21 +8,29 @@ PostgreSQL; times are those of the database, not of the workers' clocks.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, or_, select, update
+from sqlalchemy import Connection, Row, select, update
 
 from app.db.change_log import ChangeKind, note
 from app.db.database import Database
 from app.db.schema import tenants, training_files, training_jobs
 from app.errors import NotFound
-from app.jobs import checkpoints, contents, events, queue, trained_tokens, workers
-from app.jobs.rows import Clock, now_of, to_spec
+from app.jobs import (
+    checkpoints,
+    contents,
+    events,
+    leases,
+    queue,
+    results,
+    trained_tokens,
+    workers,
+)
+from app.jobs.results import StoredResult
+from app.jobs.rows import Clock, now_of
 from app.jobs.types import (
-    OPEN,
     ClaimedJob,
     ClaimLost,
     JobEvent,
@@ -32,13 +40,9 @@ from app.jobs.types import (
     Order,
 )
 from app.registry.storage.store import ObjectStore
-from app.tenancy.limits.limits import TenantLimits
 
 LEASE_S = 60.0
 """Seconds after which a worker that says nothing has lost its jobs."""
-MAX_LOSSES = 5
-"""Workers that a job may lose without a new checkpoint in between; then it fails."""
-_OPEN = [status.value for status in OPEN]
 
 
 class JobClaims:
@@ -76,7 +80,10 @@ class JobClaims:
             for tenant in sorted({row.tenant_id for row in chosen}):
                 turn = update(tenants).where(tenants.c.id == tenant).values(training_turn=epoch)
                 connection.execute(turn)
-            taken = {row.id: self._take(connection, row, worker, now) for row in _sorted(chosen)}
+            taken = {
+                row.id: leases.take(connection, row, worker, self.lease_s, now)
+                for row in _sorted(chosen)
+            }
         return [job for row in chosen if (job := taken[row.id]) is not None]
 
     def look(self, worker: str, base_fingerprint: str) -> bool:
@@ -94,10 +101,10 @@ class JobClaims:
     def expire(self) -> int:
         """Ends the leases that have run out; how many. Their jobs are queued again.
 
-        A job that has lost `MAX_LOSSES` workers since its last checkpoint fails.
+        A job that has lost `leases.MAX_LOSSES` workers since its last checkpoint fails.
         """
         query = select(training_jobs).where(
-            training_jobs.c.token.is_not(None), training_jobs.c.status.in_(_OPEN)
+            training_jobs.c.token.is_not(None), training_jobs.c.status.in_(leases.OPEN_STATUSES)
         )
         with self._catalog.read() as connection:
             now = now_of(connection, self._clock)
@@ -108,7 +115,7 @@ class JobClaims:
             note(connection, epoch, ChangeKind.TRAINING, "")
             now = now_of(connection, self._clock)
             late = query.where(training_jobs.c.lease_until < now).order_by(training_jobs.c.id)
-            return sum(self._end_lease(connection, row, now) for row in connection.execute(late))
+            return sum(leases.end(connection, row, now) for row in connection.execute(late))
 
     def heartbeat(self, worker: str, jobs: Collection[ClaimedJob]) -> Mapping[str, Order]:
         """Keeps the leases of these jobs; what to do with each, by id."""
@@ -127,8 +134,10 @@ class JobClaims:
             held = [job for job in jobs if job.id in rows]
             for job in sorted(held, key=lambda each: rows[each.id].id):
                 if job.tenant not in spent:
-                    spent[job.tenant] = _must_stop(connection, job.tenant, now)
-                orders[job.id] = self._renew(connection, job, worker, spent[job.tenant], now)
+                    spent[job.tenant] = queue.must_stop(connection, job.tenant, now)
+                orders[job.id] = leases.renew(
+                    connection, job, worker, now + self.lease_s, must_stop=spent[job.tenant]
+                )
         return {job.id: orders.get(job.id, Order.LOST) for job in jobs}
 
     def check_held(self, job: ClaimedJob, connection: Connection) -> None:
@@ -197,17 +206,42 @@ class JobClaims:
         contents.fetch(file, path)
         return True
 
-    def succeed(self, job: ClaimedJob, fine_tuned_model: str, result: Mapping[str, Any]) -> None:
-        """Ends the job; `fine_tuned_model` is the version, `name@digest`."""
-        values = {"fine_tuned_model": fine_tuned_model, "result": dict(result)}
-        told = JobEvent(message=f"The job has made {fine_tuned_model}.", data=dict(result))
-        self._finish(job, JobStatus.SUCCEEDED, values, told)
+    def metrics(self, job: ClaimedJob) -> list[dict[str, Any]]:
+        """What the job's events tell of its steps, of all attempts."""
+        with self._catalog.append() as connection:
+            row, _ = self._held(connection, job)
+            return results.metrics(connection, row.id)
+
+    def store_result(self, job: ClaimedJob, path: Path) -> StoredResult:
+        """Stores a file that the job leaves; it is the tenant's once the job has succeeded."""
+        with self._catalog.append() as connection:
+            _, now = self._held(connection, job)
+        return results.store(self._catalog, self._objects, job, path, now)
+
+    def succeed(
+        self,
+        job: ClaimedJob,
+        fine_tuned_model: str | None,
+        result: Mapping[str, Any],
+        files: Sequence[StoredResult] = (),
+    ) -> None:
+        """Ends the job. `fine_tuned_model` is the version, `name@digest`, if it has made one."""
+        made = fine_tuned_model or " and ".join(each.filename for each in files)
+        told = JobEvent(message=f"The job has made {made}.", data=dict(result))
+        values: dict[str, Any] = {"fine_tuned_model": fine_tuned_model, "result": dict(result)}
+        with self._catalog.write() as (connection, epoch):
+            note(connection, epoch, ChangeKind.TRAINING, job.tenant, job.id)
+            row, now = self._held(connection, job)
+            values["result_files"] = results.add(connection, job, files, now)
+            self._finish(connection, row, JobStatus.SUCCEEDED, values, told, now)
 
     def fail(self, job: ClaimedJob, code: str, message: str, param: str | None = None) -> None:
         """Ends the job with an error."""
         error = JobFailure(code=code, message=message, param=param)
         told = JobEvent(message=message, level="error", data={"code": code})
-        self._finish(job, JobStatus.FAILED, {"error": vars(error)}, told)
+        with self._catalog.append() as connection:
+            row, now = self._held(connection, job)
+            self._finish(connection, row, JobStatus.FAILED, {"error": vars(error)}, told, now)
 
     def release(self, job: ClaimedJob) -> None:
         """Gives the job back: another worker goes on from its last checkpoint, unless it is paused.
@@ -216,87 +250,14 @@ class JobClaims:
         """
         with self._catalog.append() as connection:
             row, now = self._held(connection, job)
-            values: dict[str, Any] = {"estimated_finish": None, **_NO_LEASE}
+            values: dict[str, Any] = {"estimated_finish": None, **leases.NO_LEASE}
             if row.status == JobStatus.RUNNING.value:
                 values["status"] = JobStatus.QUEUED.value
                 text = "The worker gave the job back; another one goes on with it."
-                if _must_stop(connection, job.tenant, now):
+                if queue.must_stop(connection, job.tenant, now):
                     text = "The day's training tokens are used up; the job goes on tomorrow (UTC)."
                 events.tell(connection, row.id, text, now)
             self._set(connection, row.id, values)
-
-    def _take(
-        self, connection: Connection, row: Row[Any], worker: str, now: float
-    ) -> ClaimedJob | None:
-        """Gives a chosen job to the worker; None if the one that held it has come back."""
-        values = {
-            "status": JobStatus.RUNNING.value,
-            "attempt": row.attempt + 1,
-            "worker": worker[:64],
-            "token": secrets.token_hex(16),
-            "lease_until": now + self.lease_s,
-            "started_at": row.started_at or int(now),
-        }
-        still = and_(
-            training_jobs.c.id == row.id,
-            training_jobs.c.status == JobStatus.QUEUED.value,
-            or_(training_jobs.c.token.is_(None), training_jobs.c.lease_until < now),
-        )
-        if not connection.execute(update(training_jobs).where(still).values(values)).rowcount:
-            return None
-        again = " again, from its last checkpoint" if row.attempt else ""
-        events.tell(connection, row.id, f"The job runs{again}.", now)
-        return ClaimedJob(
-            id=row.public_id,
-            tenant=row.tenant_id,
-            spec=to_spec(row),
-            attempt=row.attempt + 1,
-            token=str(values["token"]),
-        )
-
-    def _end_lease(self, connection: Connection, row: Row[Any], now: float) -> int:
-        """Ends a lease that has run out, unless its worker has come back; how many were ended."""
-        losses = row.losses + 1
-        values: dict[str, Any] = {"losses": losses, "estimated_finish": None, **_NO_LEASE}
-        told = JobEvent(level="warn", message="The job's worker is lost; another one goes on.")
-        if row.status == JobStatus.RUNNING.value:
-            values["status"] = JobStatus.QUEUED.value
-            if losses >= MAX_LOSSES:
-                message = f"{losses} workers in a row were lost while they had this job."
-                error = JobFailure(code="worker_lost", message=message)
-                values |= {"status": JobStatus.FAILED.value, "error": vars(error)}
-                values["finished_at"] = int(now)
-                told = JobEvent(level="error", message=message)
-        is_late = and_(
-            training_jobs.c.id == row.id,
-            training_jobs.c.token == row.token,
-            training_jobs.c.status == row.status,
-            training_jobs.c.lease_until < now,
-        )
-        ended = connection.execute(update(training_jobs).where(is_late).values(values)).rowcount
-        if ended:
-            events.add(connection, row.id, [told], now)
-            if "finished_at" in values:
-                checkpoints.release(connection, row.id, now)
-        return ended
-
-    def _renew(
-        self, connection: Connection, job: ClaimedJob, worker: str, must_stop: bool, now: float
-    ) -> Order:
-        renewed = (
-            update(training_jobs)
-            .where(training_jobs.c.public_id == job.id, training_jobs.c.token == job.token)
-            .values(lease_until=now + self.lease_s, worker=worker[:64])
-            .returning(training_jobs.c.status)
-        )
-        status = connection.execute(renewed).scalar_one_or_none()
-        if status is None:
-            return Order.LOST
-        if status not in _OPEN:
-            return Order.CANCEL
-        if status != JobStatus.RUNNING.value or must_stop:
-            return Order.PAUSE
-        return Order.GO_ON
 
     def _held(self, connection: Connection, job: ClaimedJob) -> tuple[Row[Any], float]:
         """The job's row, which nobody else changes before the transaction ends, and the time.
@@ -309,7 +270,7 @@ class JobClaims:
             .where(
                 training_jobs.c.public_id == job.id,
                 training_jobs.c.token == job.token,
-                training_jobs.c.status.in_(_OPEN),
+                training_jobs.c.status.in_(leases.OPEN_STATUSES),
             )
             .values(lease_until=now + self.lease_s)
             .returning(training_jobs)
@@ -320,31 +281,23 @@ class JobClaims:
         return row, now
 
     def _finish(
-        self, job: ClaimedJob, status: JobStatus, values: Mapping[str, Any], told: JobEvent
+        self,
+        connection: Connection,
+        row: Row[Any],
+        status: JobStatus,
+        values: Mapping[str, Any],
+        told: JobEvent,
+        now: float,
     ) -> None:
-        with self._catalog.append() as connection:
-            row, now = self._held(connection, job)
-            ended = {"status": status.value, "finished_at": int(now), "estimated_finish": None}
-            self._set(connection, row.id, {**values, **ended, **_NO_LEASE})
-            events.add(connection, row.id, [told], now)
-            checkpoints.release(connection, row.id, now)
+        ended = {"status": status.value, "finished_at": int(now), "estimated_finish": None}
+        self._set(connection, row.id, {**values, **ended, **leases.NO_LEASE})
+        events.add(connection, row.id, [told], now)
+        checkpoints.release(connection, row.id, now)
 
     def _set(self, connection: Connection, job: int, values: Mapping[str, Any]) -> None:
         connection.execute(update(training_jobs).where(training_jobs.c.id == job).values(values))
 
 
-_NO_LEASE: Mapping[str, Any] = {"token": None, "worker": None, "lease_until": None}
-
-
 def _sorted(rows: Sequence[Row[Any]]) -> list[Row[Any]]:
     """In the order in which all transactions lock rows of jobs."""
     return sorted(rows, key=lambda row: int(row.id))
-
-
-def _must_stop(connection: Connection, tenant: str, now: float) -> bool:
-    """Whether no job of the tenant may run: it is disabled, or has used up its tokens."""
-    query = select(tenants.c.limits, tenants.c.disabled_at).where(tenants.c.id == tenant)
-    row = connection.execute(query).one_or_none()
-    if row is None or row.disabled_at is not None:
-        return True
-    return queue.is_spent(connection, tenant, TenantLimits.from_json(row.limits), now)

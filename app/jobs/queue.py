@@ -92,6 +92,15 @@ def is_spent(connection: Connection, tenant: str, limits: TenantLimits, now: flo
     return most is not None and trained_tokens.used_today(connection, tenant, now) >= most
 
 
+def must_stop(connection: Connection, tenant: str, now: float) -> bool:
+    """Whether no job of the tenant may run: it is disabled, or has used up its tokens."""
+    query = select(tenants.c.limits, tenants.c.disabled_at).where(tenants.c.id == tenant)
+    row = connection.execute(query).one_or_none()
+    if row is None or row.disabled_at is not None:
+        return True
+    return is_spent(connection, tenant, TenantLimits.from_json(row.limits), now)
+
+
 def _oldest(
     connection: Connection, base_fingerprint: str, tenant: str, count: int, now: float
 ) -> list[Row[Any]]:

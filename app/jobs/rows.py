@@ -126,5 +126,6 @@ def to_job(row: Row[Any]) -> Job:
         trained_tokens=row.trained_tokens,
         fine_tuned_model=row.fine_tuned_model,
         result=row.result,
+        result_files=tuple(row.result_files or ()),
         error=None if row.error is None else JobFailure(**row.error),
     )

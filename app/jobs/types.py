@@ -13,6 +13,8 @@ TRAINING_DATA = "fine-tune"
 """The purpose of a file of examples."""
 TEXT = "user_data"
 """The purpose of a file that is one text, which the method `distill` makes a prefix of."""
+RESULT = "fine-tune-results"
+"""The purpose of a file that a job has left; none is uploaded."""
 
 
 class JobStatus(StrEnum):
@@ -111,7 +113,9 @@ class JobFailure:
 class Job:
     """One job of a tenant as it is now. `id` is `ftjob-…`; times are in seconds since 1970.
 
-    `result` has what the worker found out, scores for example, once the job has succeeded.
+    Once the job has succeeded, `result` has what the worker found out, scores for example, and
+    `result_files` the ids of the files that it has left. `fine_tuned_model` is None for a method
+    that gives no prefix.
     """
 
     id: str
@@ -127,6 +131,7 @@ class Job:
     trained_tokens: int
     fine_tuned_model: str | None
     result: Mapping[str, Any] | None = field(hash=False)
+    result_files: tuple[str, ...]
     error: JobFailure | None
 
 

@@ -33,7 +33,12 @@ from app.training.data_advice import data_advice
 from app.training.initial import complete_recipe
 from app.training.methods.files import TrainedFile
 from app.training.methods.method import State
-from app.training.methods.names import METHOD_TITLES, PREFIX_METHODS, WEIGHT_METHODS
+from app.training.methods.names import (
+    FROZEN_METHODS,
+    METHOD_TITLES,
+    PREFIX_METHODS,
+    WEIGHT_METHODS,
+)
 from app.training.methods.tuned import TunedModel, tuned_model
 from app.training.objective import offset_behind, position_offset
 from app.training.progress import Outcome, Report
@@ -187,8 +192,8 @@ class Session:
     def score(self, runner: EngineRunner | None = None) -> tuple[Evaluation, Evaluation] | None:
         """Scores of the progress' `baseline` and with the prefix; None without validation data.
 
-        `runner` is for a method that gives a prefix: it has a started engine on the session's
-        model. Without it, the model is loaded once more, in single precision.
+        `runner` is for a method that leaves the model as it is: it has a started engine on the
+        session's model. Without it, the model is loaded once more, in single precision.
         """
         if not self.validation:
             return None
@@ -197,7 +202,7 @@ class Session:
             return self._scores(runner)
         plain = load_model(job.model, device=job.device, dtype="float32")
         with running_engine(plain) as engine:
-            if self.gives_prefix:
+            if self.recipe.method in FROZEN_METHODS:
                 return self._scores(EngineRunner(engine))
             base = evaluate(engine, self.validation, template=self.template, decoding=job.decoding)
         return base, self.tuned().evaluate(self.validation)
@@ -209,8 +214,8 @@ class Session:
         return tuned_model(plain, self.trained({}), job.checkpoint)
 
     def _scores(self, runner: EngineRunner) -> tuple[Evaluation, Evaluation]:
-        """Scores without and with the trained prefix, on the runner's engine."""
-        model, prefix, on = runner.engine.model, self.prefix({}), self.on
+        """Scores without and with what was trained, on the runner's engine."""
+        model, on = runner.engine.model, self.on
         base = evaluate(
             runner.engine,
             self.validation,
@@ -219,6 +224,10 @@ class Session:
             decoding={**self._job.decoding, **self._task_decoding},
             runner=runner,
         )
+        if not self.gives_prefix:
+            tuned = tuned_model(model, self.trained({}), self._job.checkpoint)
+            return base, tuned.evaluate(self.validation, runner=runner)
+        prefix = self.prefix({})
         whole = prefix if on is None else compose([on, prefix])
         whole = whole.to(model.device, model.dtype)
         return base, evaluate(runner.engine, self.validation, prefix=whole, runner=runner)

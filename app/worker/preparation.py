@@ -13,7 +13,7 @@ from app.jobs.types import ClaimedJob, JobSpec
 from app.training.choices import CHOICES_FILE
 from app.training.distillation.session import LENGTH as DISTILLED_LENGTH
 from app.training.distillation.session import DistillationJob, DistillationSession
-from app.training.methods.names import PREFIX_METHODS
+from app.training.methods.names import FROZEN_METHODS
 from app.training.recipe import Recipe
 from app.training.session import Session, TrainingJob
 from app.worker.resources import Resources
@@ -31,10 +31,10 @@ _LOCAL = {"initial_prefix"}
 
 def recipe_of(spec: JobSpec) -> Recipe:
     """The recipe that a job asks for. Raises InvalidRequest for settings that no recipe has."""
-    if spec.method not in PREFIX_METHODS:
+    if spec.method not in FROZEN_METHODS:
         raise InvalidRequest(
-            f"method: {spec.method!r} makes no prefix that a server can serve; methods of jobs are"
-            f" {', '.join((*PREFIX_METHODS, DISTILL))}",
+            f"method: {spec.method!r} changes the base model, which others use too; methods of jobs"
+            f" are {', '.join((*FROZEN_METHODS, DISTILL))}",
             param="method",
         )
     known = {field.name for field in fields(Recipe)} - _LOCAL - {"method", "seed"}
@@ -56,6 +56,7 @@ class Workplace:
         self.validation = self.folder / "validation_file.jsonl"
         self.checkpoint = self.folder / "checkpoint"
         self.on = self.folder / "on.safetensors"
+        self.metrics = self.folder / "step_metrics.csv"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def remove(self) -> None:

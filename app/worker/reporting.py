@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from app.jobs.types import JobEvent, JobProgress
@@ -16,6 +18,11 @@ _SECONDS = 2.0
 _WATCHED = 0.3
 """Part of a run after which its loss must have fallen."""
 _FALLEN = 0.98
+_COLUMNS = (
+    *("step", "train_loss", "valid_loss", "valid_score", "learning_rate"),
+    "tokens_per_second",
+)
+"""Of the file of metrics."""
 
 
 class Reporter:
@@ -120,6 +127,14 @@ class Reporter:
                 level="warn",
             )
         self._warned = True
+
+
+def write_metrics(metrics: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write a CSV file with a row for each step that was told. Raises OSError if that fails."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(metrics)
 
 
 def _mean(values: list[float]) -> float:

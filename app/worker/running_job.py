@@ -8,12 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 from app.errors import InsufficientStorage, PolyprefixError
+from app.jobs.results import StoredResult
 from app.jobs.types import ClaimedJob, ClaimLost
+from app.training.methods.files import write_trained
 from app.training.progress import Outcome, Report
+from app.training.session import Session
 from app.training.trainer import Trainer
 from app.worker.preparation import Workplace, failure, prepare
 from app.worker.publication import PublishedResult, publish_result
-from app.worker.reporting import Reporter
+from app.worker.reporting import Reporter, write_metrics
 from app.worker.resources import Resources
 from app.worker.scoring import ScoringRunner
 
@@ -116,27 +119,28 @@ class RunningJob:
             _log.warning("job %s: released without a checkpoint: %s", self.job.id, error)
         self._resources.claims.release(self.job)
 
-    def finish(self, between: Callable[[], None]) -> str:
-        """Score the prefix, publish it and end the job; `name@digest` of the version.
+    def finish(self, between: Callable[[], None]) -> None:
+        """Score what was trained, publish it if it is a prefix, and end the job.
 
         `between` is called now and then. May be called again if the catalog or the store was busy.
         """
         resources = self._resources
         runner = ScoringRunner(resources.engine, between)
         if self._outcome is None:
-            self._reporter.say("The prefix is trained; it is scored and published now.")
+            self._reporter.say("The training has ended; its result is scored and stored now.")
             self.send(at_once=True)
             self._outcome = self._session.outcome(runner)
+            self._tell_faults(self._outcome)
         outcome = self._outcome
-        if self._published is None:
+        if self._session.gives_prefix and self._published is None:
             prefix = self._session.prefix(outcome.scores)
             between()
             self._published = publish_result(self.job, prefix, resources, runner)
-            self._tell_faults(outcome, self._published)
+            self._tell_refusal(self._published)
         self.send(at_once=True)
-        name = self._published.name
-        resources.claims.succeed(self.job, name, self._result(outcome, self._published))
-        return name
+        made = None if self._published is None else self._published.name
+        resources.claims.succeed(self.job, made, self._result(outcome), self._stored(outcome))
+        _log.info("job %s has made %s", self.job.id, made or self.job.spec.method)
 
     def fail(self, error: Exception) -> None:
         """End the job with an error."""
@@ -147,7 +151,21 @@ class RunningJob:
         """Remove the job's files from this machine."""
         self._place.remove()
 
-    def _tell_faults(self, outcome: Outcome, published: PublishedResult) -> None:
+    def _stored(self, outcome: Outcome) -> list[StoredResult]:
+        """The files that the job leaves, stored: its metrics, and what is no prefix."""
+        claims, session, files = self._resources.claims, self._session, []
+        if isinstance(session, Session) and not session.gives_prefix:
+            path = self._place.folder / f"{self.job.spec.suffix}.safetensors"
+            write_trained(session.trained(outcome.scores), path)
+            files.append(claims.store_result(self.job, path))
+        write_metrics(claims.metrics(self.job), self._place.metrics)
+        try:
+            files.append(claims.store_result(self.job, self._place.metrics))
+        except InsufficientStorage as error:
+            _log.warning("job %s leaves no metrics: %s", self.job.id, error)
+        return files
+
+    def _tell_faults(self, outcome: Outcome) -> None:
         if outcome.faults:
             self._reporter.say(
                 f"The prefix has not learned its task: {'; '.join(outcome.faults)}. Look at the"
@@ -155,12 +173,14 @@ class RunningJob:
                 f" {self.trainer.total} steps.",
                 level="warn",
             )
+
+    def _tell_refusal(self, published: PublishedResult) -> None:
         if published.refusal is not None:
             self._reporter.say(
                 f"The alias {self.job.spec.alias} has not moved: {published.refusal}", level="warn"
             )
 
-    def _result(self, outcome: Outcome, published: PublishedResult) -> dict[str, Any]:
+    def _result(self, outcome: Outcome) -> dict[str, Any]:
         """What the job's owner reads about its end, as JSON values."""
         trainer = self.trainer
         result: dict[str, Any] = {
@@ -172,7 +192,7 @@ class RunningJob:
             "recipe": trainer.recipe.as_dict(),
             "seconds": round(self._clock() - self._began, 1),
         }
-        if self.job.spec.alias is not None:
-            moved = published.refusal is None
+        if self.job.spec.alias is not None and self._published is not None:
+            moved = self._published.refusal is None
             result["alias"] = {"name": self.job.spec.alias, "moved": moved}
         return result

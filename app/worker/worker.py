@@ -235,12 +235,11 @@ class Worker:
     def _finish(self, run: RunningJob) -> None:
         try:
             run.save()
-            made = run.finish(self._between(run.job))
+            run.finish(self._between(run.job))
         except _Interrupted:
             return
         except Unavailable as error:
             _log.warning("job %s cannot be finished yet: %s", run.job.id, error)
             self._stopping.wait(_LOOK_S)
             return
-        _log.info("job %s has made %s", run.job.id, made)
         self._forget(run.job, run)

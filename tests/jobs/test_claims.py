@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import NotFound
-from app.jobs.claims import MAX_LOSSES
+from app.jobs.leases import MAX_LOSSES
 from app.jobs.trained_tokens import used_today
 from app.jobs.types import ClaimedJob, ClaimLost, Job, JobEvent, JobProgress, JobStatus, Order
 from app.registry.registry import Registry
@@ -282,6 +282,44 @@ def test_events_keep_their_order(workshop: Workshop) -> None:
     assert [event.message for event in found[-6:]] == [f"step {n}" for n in range(6)]
     assert found[-1].type == "metrics"
     assert found[-1].data == {"loss": 0.5}
+
+
+def test_what_a_job_leaves_is_the_tenants_and_only_if_it_succeeds(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    path = tmp_path / "step_metrics.csv"
+    path.write_text("step\n1\n")
+    made = workshop.job("acme")
+    [job] = claim(workshop)
+    stored = workshop.claims.store_result(job, path)
+    assert workshop.files.list("acme", purpose="fine-tune-results").items == ()
+    workshop.claims.succeed(job, None, {}, [stored])
+    shown = workshop.jobs.get("acme", made.id)
+    assert shown.fine_tuned_model is None
+    (file,) = workshop.files.list("acme", purpose="fine-tune-results").items
+    assert shown.result_files == (file.id,)
+    with workshop.files.open("acme", file.id) as content:
+        assert content.read() == path.read_bytes()
+    with pytest.raises(ClaimLost):
+        workshop.claims.store_result(job, path)
+    with pytest.raises(NotFound):
+        workshop.files.get("other", file.id)
+
+
+def test_metrics_of_all_attempts_are_told_by_step(workshop: Workshop) -> None:
+    workshop.job("acme")
+    [first] = claim(workshop)
+    metrics = [{"step": 1, "train_loss": 3.0}, {"step": 2, "train_loss": 2.5}]
+    workshop.claims.add_events(
+        first, [JobEvent(message="m", type="metrics", data=each) for each in metrics]
+    )
+    workshop.claims.release(first)
+    [again] = claim(workshop)
+    later = [{"step": 2, "train_loss": 2.0}, {"step": 3, "train_loss": 1.0}]
+    workshop.claims.add_events(
+        again, [JobEvent(message="m", type="metrics", data=each) for each in later]
+    )
+    assert workshop.claims.metrics(again) == [metrics[0], *later]
 
 
 def test_an_end_is_told_once(workshop: Workshop) -> None:

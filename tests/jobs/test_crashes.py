@@ -35,7 +35,10 @@ ACTS: dict[str, Act] = {
     "heartbeat": lambda shop, job, _: shop.claims.heartbeat("w1", [job]),
     "save_checkpoint": lambda shop, job, path: shop.claims.save_checkpoint(job, path, 1, {}),
     "load_checkpoint": lambda shop, job, path: shop.claims.load_checkpoint(job, path),
-    "succeed": lambda shop, job, _: shop.claims.succeed(job, "tone@abc", {}),
+    "store_result": lambda shop, job, path: shop.claims.store_result(job, path),
+    "succeed": lambda shop, job, path: shop.claims.succeed(
+        job, "tone@abc", {}, [shop.claims.store_result(job, path)]
+    ),
     "fail": lambda shop, job, _: shop.claims.fail(job, "a_code", "why"),
     "release": lambda shop, job, _: shop.claims.release(job),
     "cancel": lambda shop, job, _: shop.jobs.cancel(job.tenant, job.id),

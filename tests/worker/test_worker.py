@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 
+from app.datasets.example import Example
 from app.errors import Unavailable
 from app.jobs.types import JobStatus
 from app.registry.quality_gates import QualityGate
 from app.tenancy.tenants import Tenants
+from app.training.methods.files import read_trained
+from app.training.methods.tuned import tuned_model
 from app.training.trainer import Trainer
 from tests.worker.conftest import LONG, SMALL, TENANT, Workshop, examples, until
 
@@ -37,6 +43,45 @@ def test_a_job_becomes_a_version_with_scores_and_events(workshop: Workshop) -> N
     until(lambda: not list((workshop.folder / "worker-0").iterdir()))
 
 
+def test_a_job_leaves_its_metrics_as_a_file_of_its_user_that_expires(workshop: Workshop) -> None:
+    job_id = workshop.create(lines=examples(8), valid=examples(3, start=8), user="alice")
+    (job,) = workshop.run(job_id)
+    (file_id,) = job.result_files
+    file = workshop.files.get(TENANT, file_id)
+    assert (file.filename, file.purpose) == ("step_metrics.csv", "fine-tune-results")
+    assert file.user == "alice"
+    assert file.expires_at == file.created_at + 30 * 24 * 3600
+    with workshop.files.open(TENANT, file_id) as content:
+        rows = list(csv.DictReader(content.read().decode().splitlines()))
+    told = [event.data for event in workshop.events(job_id) if event.type == "metrics"]
+    assert [row["step"] for row in rows] == [str(data["step"]) for data in told if data]
+    assert float(rows[-1]["valid_loss"]) > 0
+
+
+def test_an_infix_job_leaves_a_file_that_answers_and_no_version(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    settings = {"length": 3, "max_steps": 4, "lr": 0.003}
+    infix = workshop.create("fox", settings, valid=examples(3, start=9), method="infix")
+    beside = workshop.create("dog")
+    job, other = workshop.run(infix, beside)
+    assert (job.status, job.fine_tuned_model) == (JobStatus.SUCCEEDED, None)
+    assert (other.fine_tuned_model or "").startswith("dog@")
+    assert job.result is not None
+    assert 0 <= job.result["bleu"] <= 100
+    names = {workshop.files.get(TENANT, each).filename: each for each in job.result_files}
+    assert list(names) == ["fox.safetensors", "step_metrics.csv"]
+    path = tmp_path / "fox.safetensors"
+    with workshop.files.open(TENANT, names["fox.safetensors"]) as content:
+        path.write_bytes(content.read())
+    trained = read_trained(path)
+    assert (trained.method, trained.provenance["steps"]) == ("infix", 4)
+    told = tuned_model(workshop.model, trained, path).evaluate([Example("a", ("b",), 1)])
+    assert len(told.texts) == 1
+    assert workshop.registry.list_prefixes(TENANT, None, 10).items != ()
+    assert any("fox.safetensors" in event.message for event in workshop.events(infix))
+
+
 def test_jobs_that_are_trained_together_make_what_each_makes_alone(workshop: Workshop) -> None:
     first = workshop.create("fox", SMALL, valid=examples(2, start=9), seed=1)
     second = workshop.create("dog", {**SMALL, "length": 2, "max_steps": 7}, seed=2)
@@ -57,7 +102,7 @@ def test_jobs_that_are_trained_together_make_what_each_makes_alone(workshop: Wor
         ({"hyperparameters": {"depth": 7}}, "invalid_value", "depth must be between"),
         ({"hyperparameters": {"initial_prefix": "/etc/passwd"}}, "invalid_value", "is none"),
         ({"hyperparameters": {"length": 600}}, "invalid_value", "at most 512"),
-        ({"method": "lora"}, "invalid_value", "makes no prefix"),
+        ({"method": "lora"}, "invalid_value", "changes the base model"),
         ({"on": "unknown@abcdef01"}, "prefix_not_found", "unknown"),
         (
             {"lines": [*examples(2), {"input": "long " * 200, "target": "x"}]},

@@ -15,9 +15,9 @@ from app.api.schemas.generation import ModelName, UserName
 from app.api.schemas.patterns import NAME
 from app.jobs.ids import FILE_ID, JOB_ID
 
-PREFIX_TYPES = ("prefix", "prefix-direct", "embedding")
-"""Methods whose result is a prefix that is trained on examples."""
 DISTILL = "distill"
+INFIX = "infix"
+"""A method that trains no prefix: its result is a file, which is not served."""
 SUPERVISED = "supervised"
 """OpenAI's only method that has a meaning here: the same as `prefix`."""
 
@@ -108,16 +108,16 @@ class MethodBody(StrictBody):
     """How to train: the `type`, and its settings in the field of the same name."""
 
     refused_fields = {
-        "infix": "what it trains is no prefix and is not served; use `polyprefix train`",
         "dpo": "preferences are not trained on",
         "reinforcement": "it is not trained by rewards",
     }
 
-    type: Literal["supervised", "prefix", "prefix-direct", "embedding", "distill"]
+    type: Literal["supervised", "prefix", "prefix-direct", "embedding", "infix", "distill"]
     supervised: SupervisedSettings | None = None
     prefix: PrefixSettings | None = None
     prefix_direct: PrefixSettings | None = None
     embedding: PrefixSettings | None = None
+    infix: PrefixSettings | None = None
     distill: DistillSettings | None = None
 
     @model_validator(mode="before")

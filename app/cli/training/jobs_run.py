@@ -75,10 +75,14 @@ def _checked(
 
 
 def _prepared(job: PlannedJob, model: FrozenModel, *, resume: bool) -> Session:
-    from app.training.groups.job_group import check_groupable
+    from app.training.methods.names import PREFIX_METHODS
     from app.training.session import Session
 
-    check_groupable(job.plan.job.recipe.method)
+    method = job.plan.job.recipe.method
+    if method not in PREFIX_METHODS:
+        raise InvalidRequest(
+            f"method: {method} gives no prefix; --jobs trains {', '.join(PREFIX_METHODS)}"
+        )
     session = Session(job.plan.job, model)
     if resume:
         session.trainer.resume()

@@ -144,6 +144,11 @@ class DistillationSession:
             raise InvalidRequest("this distillation is not prepared yet; call prepare first")
         return self._trainer
 
+    @property
+    def gives_prefix(self) -> bool:
+        """Whether the result is a prefix: always."""
+        return True
+
     def prepare(
         self,
         report: PrepareReport,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from app.errors import InvalidRequest, PolyprefixError
 from app.model.frozen import FrozenModel
 from app.training.groups.shared_step import SharedStep, compute_together
-from app.training.methods.names import PREFIX_METHODS
+from app.training.methods.names import FROZEN_METHODS
 from app.training.progress import Report
 from app.training.trainer import Trainer
 
@@ -49,10 +49,10 @@ class JobGroup:
     def add(self, trainer: Trainer) -> None:
         """Let a run take part from the next step on; it may have taken steps before.
 
-        Raises InvalidRequest for a method that gives no prefix, a run of another model, one that
+        Raises InvalidRequest for a method that changes the model, a run of another model, one that
         has ended and one that takes part already.
         """
-        check_groupable(trainer.recipe.method)
+        _check_shareable(trainer.recipe.method)
         if trainer.model is not self._model:
             raise InvalidRequest("a run of another base model cannot join; start another group")
         if trainer.ended:
@@ -94,12 +94,12 @@ class JobGroup:
         return [StepOutcome(trainer, found[trainer]) for trainer in members]
 
 
-def check_groupable(method: str) -> None:
+def _check_shareable(method: str) -> None:
     """Raise InvalidRequest unless runs of this method may take steps together."""
-    if method not in PREFIX_METHODS:
+    if method not in FROZEN_METHODS:
         raise InvalidRequest(
-            f"method: {method} cannot be trained together with other runs, because it gives no"
-            f" prefix in front of a row; choose one of {', '.join(PREFIX_METHODS)}"
+            f"method: {method} cannot be trained together with other runs, because it changes the"
+            f" base model; choose one of {', '.join(FROZEN_METHODS)}"
         )
 
 

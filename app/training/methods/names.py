@@ -11,6 +11,8 @@ PEFT_METHODS = ("peft", "peft-projection")
 """Prefix-tuning as PEFT does it."""
 PREFIX_METHODS = ("prefix", "prefix-direct", "embedding", *PEFT_METHODS)
 """Methods whose result is a prefix file."""
+FROZEN_METHODS = (*PREFIX_METHODS, "infix")
+"""Methods that leave the base model as it is, so that runs may share it."""
 WEIGHT_METHODS = ("finetune", "finetune-top2", "adapter", "lora")
 """Methods that change or add weights of the base model."""
 ADAPTER_SHARES = {"adapter-3%": 0.03, "adapter-0.1%": 0.001}
@@ -27,7 +29,7 @@ METHOD_TITLES = {
     "adapter": "bottleneck adapters (Houlsby et al. 2019)",
     "lora": "LoRA (Hu et al. 2022), by PEFT",
 }
-METHODS = (*PREFIX_METHODS, "infix", *WEIGHT_METHODS)
+METHODS = (*FROZEN_METHODS, *WEIGHT_METHODS)
 DECODER_ONLY = {
     "embedding": "because its encoder lets the trained positions see the input",
     "infix": "because its encoder lets the trained positions see the input",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from app.datasets.example import Example
-from app.engine.engine import Engine
 from app.engine.offline import CompletedRequest
 from app.engine.request import GenerationRequest
 from app.errors import InvalidRequest
@@ -32,12 +31,12 @@ Result = TypeVar("Result")
 class InfixRunner:
     """Gives each request the keys and values of its own input and the infix, as a prefix."""
 
-    engine: Engine
+    runner: EngineRunner
     infix: State
 
     async def complete(self, requests: Sequence[GenerationRequest]) -> list[CompletedRequest]:
-        """All requests together, each behind its own prefix."""
-        return await EngineRunner(self.engine).complete([self._with_infix(r) for r in requests])
+        """All requests, each behind its own prefix."""
+        return await self.runner.complete([self._with_infix(each) for each in requests])
 
     async def compute(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """At once."""
@@ -50,7 +49,7 @@ class InfixRunner:
         return [work(*piece) for piece in pieces]
 
     def _with_infix(self, request: GenerationRequest) -> GenerationRequest:
-        model, ids = self.engine.model, request.prompt_ids
+        model, ids = self.runner.engine.model, request.prompt_ids
         seen = keys_values_with_infix(model, self.infix, ids)
         prefix = Prefix({"decoder": seen}, PrefixMetadata(seen.length)).to(
             model.device, model.dtype
@@ -76,34 +75,37 @@ class TunedModel:
     on: Prefix | None = None
 
     def evaluate(
-        self, examples: Sequence[Example], metrics: Sequence[str] = ("bleu", "rouge_l")
+        self,
+        examples: Sequence[Example],
+        metrics: Sequence[str] = ("bleu", "rouge_l"),
+        runner: EngineRunner | None = None,
     ) -> Evaluation:
-        """Decode the inputs and score the texts."""
-        with running_engine(self.model) as engine:
-            return asyncio.run(
-                self._evaluator(engine).evaluate(
-                    self._prompts(examples), [example.targets for example in examples], metrics
-                )
-            )
+        """Decode the inputs and score the texts; `runner` has an engine on the model, if given."""
+        if runner is None:
+            with running_engine(self.model) as engine:
+                return self.evaluate(examples, metrics, EngineRunner(engine))
+        references = [example.targets for example in examples]
+        scored = self._evaluator(runner).evaluate(self._prompts(examples), references, metrics)
+        return asyncio.run(scored)
 
     def texts(self, inputs: Sequence[str]) -> list[str]:
         """What the model says to each input."""
         examples = [Example(text, ("",), 0) for text in inputs]
         with running_engine(self.model) as engine:
-            answers = asyncio.run(self._evaluator(engine).answers(self._prompts(examples)))
+            evaluator = self._evaluator(EngineRunner(engine))
+            answers = asyncio.run(evaluator.answers(self._prompts(examples)))
         return [answer.text for answer in answers]
 
-    def _evaluator(self, engine: Engine) -> Evaluator:
+    def _evaluator(self, runner: EngineRunner) -> Evaluator:
         if self.method == "infix":
-            runner = InfixRunner(engine, self.state)
-            return Evaluator(self.model, None, runner, self.decoding)
+            return Evaluator(self.model, None, InfixRunner(runner, self.state), self.decoding)
         prefix = None
         if modules := self._prefix_modules():
             offset = 0 if self.model.encoder_decoder is not None else modules["decoder"].length
             prefix = Prefix(modules, PrefixMetadata(offset))
             prefix = prefix if self.on is None else compose([self.on, prefix])
             prefix = prefix.to(self.model.device, self.model.dtype)
-        return Evaluator(self.model, prefix, EngineRunner(engine), self.decoding)
+        return Evaluator(self.model, prefix, runner, self.decoding)
 
     def _prefix_modules(self) -> dict[str, Any]:
         return modules_of(self.state) if "decoder.keys" in self.state else {}

@@ -251,7 +251,7 @@ def _reply(job: Job) -> JobReply:
         seed=spec.seed,
         training_file=spec.training_file,
         validation_file=spec.validation_file,
-        result_files=[],  # metrics are in the events and in `result`
+        result_files=list(job.result_files),
         integrations=[],
         trained_tokens=job.trained_tokens if job.finished_at is not None else None,
         suffix=spec.suffix,

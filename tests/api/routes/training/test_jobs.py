@@ -134,7 +134,13 @@ def test_openais_own_settings_are_understood(
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", ""),
         ({"method": {"type": "dpo"}}, "method.type", "'prefix'"),
         ({"method": {"type": "prefix", "embedding": {}}}, "method", "belong in `prefix`"),
-        ({"method": {"type": "infix", "infix": {}}}, "method.infix", "polyprefix train"),
+        ({"method": {"type": "infix"}, "alias": "stable"}, "alias", "an infix is no prefix"),
+        ({"method": {"type": "infix"}, "on": "tone"}, "on", "does not train behind"),
+        (
+            {"method": {"type": "infix", "infix": {"hyperparameters": {"initial_words": "a"}}}},
+            "method",
+            "--method infix cannot start from it",
+        ),
         (
             {"method": {"type": "prefix", "prefix": {"hyperparameters": {"epochs": 3}}}},
             "method.prefix.hyperparameters.epochs",
@@ -265,6 +271,7 @@ def test_a_finished_job_says_what_it_has_made(
     claim: Claim,
     trained: RunningServer,
     state: Path,
+    tmp_path: Path,
 ) -> None:
     claims = trained.services.training.claims
     made = client.fine_tuning.jobs.create(model=base, training_file=uploaded(), suffix="voice")
@@ -277,7 +284,9 @@ def test_a_finished_job_says_what_it_has_made(
     claims.add_events(
         job, [JobEvent(message="step 4", type="metrics", data={"step": 4, "train_loss": 2.5})]
     )
-    claims.succeed(job, "voice@abc", {"bleu": 50.0})
+    table = tmp_path / "step_metrics.csv"
+    table.write_text("step,train_loss\n4,2.5\n")
+    claims.succeed(job, "voice@abc", {"bleu": 50.0}, [claims.store_result(job, table)])
     done = client.fine_tuning.jobs.retrieve(made.id)
     assert (done.status, done.fine_tuned_model, done.trained_tokens) == (
         "succeeded", "voice@abc", 120,
@@ -285,6 +294,13 @@ def test_a_finished_job_says_what_it_has_made(
     assert done.finished_at is not None
     assert done.estimated_finish is None
     assert done.result == {"bleu": 50.0}  # type: ignore[attr-defined]
+    [result] = done.result_files
+    assert client.files.content(result).text == table.read_text()
+    shown = client.files.retrieve(result)
+    assert (shown.filename, shown.purpose) == ("step_metrics.csv", "fine-tune-results")
+    assert shown.expires_at is not None
+    with pytest.raises(openai.BadRequestError, match="uploaded for the purpose"):
+        client.fine_tuning.jobs.create(model=base, training_file=result)
     [checkpoint] = client.fine_tuning.jobs.checkpoints.list(made.id).data
     assert (checkpoint.step_number, checkpoint.metrics.train_loss) == (4, 2.5)
     assert checkpoint.fine_tuning_job_id == made.id
