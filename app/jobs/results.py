@@ -18,7 +18,7 @@ from app.db.errors import storage_faults
 from app.db.schema import job_events, training_files
 from app.jobs import contents
 from app.jobs.contents import NewContent
-from app.jobs.rows import new_id
+from app.jobs.ids import new_id
 from app.jobs.types import RESULT, ClaimedJob
 from app.registry.storage import contents as notes
 from app.registry.storage.store import ObjectStore
