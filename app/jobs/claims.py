@@ -22,7 +22,6 @@ from app.jobs import (
     checkpoints,
     contents,
     events,
-    leases,
     queue,
     results,
     trained_tokens,
@@ -81,7 +80,7 @@ class JobClaims:
                 turn = update(tenants).where(tenants.c.id == tenant).values(training_turn=epoch)
                 connection.execute(turn)
             taken = {
-                row.id: leases.take(connection, row, worker, self.lease_s, now)
+                row.id: workers.take(connection, row, worker, self.lease_s, now)
                 for row in _sorted(chosen)
             }
         return [job for row in chosen if (job := taken[row.id]) is not None]
@@ -101,10 +100,10 @@ class JobClaims:
     def expire(self) -> int:
         """Ends the leases that have run out; how many. Their jobs are queued again.
 
-        A job that has lost `leases.MAX_LOSSES` workers since its last checkpoint fails.
+        A job that has lost `workers.MAX_LOSSES` workers since its last checkpoint fails.
         """
         query = select(training_jobs).where(
-            training_jobs.c.token.is_not(None), training_jobs.c.status.in_(leases.OPEN_STATUSES)
+            training_jobs.c.token.is_not(None), training_jobs.c.status.in_(workers.OPEN_STATUSES)
         )
         with self._catalog.read() as connection:
             now = now_of(connection, self._clock)
@@ -115,7 +114,7 @@ class JobClaims:
             note(connection, epoch, ChangeKind.TRAINING, "")
             now = now_of(connection, self._clock)
             late = query.where(training_jobs.c.lease_until < now).order_by(training_jobs.c.id)
-            return sum(leases.end(connection, row, now) for row in connection.execute(late))
+            return sum(workers.end_lease(connection, row, now) for row in connection.execute(late))
 
     def heartbeat(self, worker: str, jobs: Collection[ClaimedJob]) -> Mapping[str, Order]:
         """Keeps the leases of these jobs; what to do with each, by id."""
@@ -135,7 +134,7 @@ class JobClaims:
             for job in sorted(held, key=lambda each: rows[each.id].id):
                 if job.tenant not in spent:
                     spent[job.tenant] = queue.must_stop(connection, job.tenant, now)
-                orders[job.id] = leases.renew(
+                orders[job.id] = workers.renew_lease(
                     connection, job, worker, now + self.lease_s, must_stop=spent[job.tenant]
                 )
         return {job.id: orders.get(job.id, Order.LOST) for job in jobs}
@@ -250,7 +249,7 @@ class JobClaims:
         """
         with self._catalog.append() as connection:
             row, now = self._held(connection, job)
-            values: dict[str, Any] = {"estimated_finish": None, **leases.NO_LEASE}
+            values: dict[str, Any] = {"estimated_finish": None, **workers.NO_LEASE}
             if row.status == JobStatus.RUNNING.value:
                 values["status"] = JobStatus.QUEUED.value
                 text = "The worker gave the job back; another one goes on with it."
@@ -270,7 +269,7 @@ class JobClaims:
             .where(
                 training_jobs.c.public_id == job.id,
                 training_jobs.c.token == job.token,
-                training_jobs.c.status.in_(leases.OPEN_STATUSES),
+                training_jobs.c.status.in_(workers.OPEN_STATUSES),
             )
             .values(lease_until=now + self.lease_s)
             .returning(training_jobs)
@@ -290,7 +289,7 @@ class JobClaims:
         now: float,
     ) -> None:
         ended = {"status": status.value, "finished_at": int(now), "estimated_finish": None}
-        self._set(connection, row.id, {**values, **ended, **leases.NO_LEASE})
+        self._set(connection, row.id, {**values, **ended, **workers.NO_LEASE})
         events.add(connection, row.id, [told], now)
         checkpoints.release(connection, row.id, now)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from app.errors import NotFound
-from app.jobs.leases import MAX_LOSSES
 from app.jobs.trained_tokens import used_today
 from app.jobs.types import ClaimedJob, ClaimLost, Job, JobEvent, JobProgress, JobStatus, Order
+from app.jobs.workers import MAX_LOSSES
 from app.registry.registry import Registry
 from tests.jobs.conftest import FINGERPRINT, LINE, Workshop
 

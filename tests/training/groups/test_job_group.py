@@ -14,6 +14,7 @@ from app.errors import InvalidRequest, PolyprefixError
 from app.evaluation.evaluator import evaluate, running_engine
 from app.evaluation.text_pairs import TokenPair, default_template, source_pairs, token_pairs
 from app.model.frozen import FrozenModel
+from app.model.load import load_model
 from app.prefix.prefix import Prefix, PrefixMetadata
 from app.training.groups.job_group import JobGroup
 from app.training.objective import position_offset
@@ -282,15 +283,31 @@ def test_a_resumed_group_ends_bit_for_bit_like_an_uninterrupted_one(
             assert torch.equal(tensor, theirs.parameters[name]), name
 
 
-def test_runs_that_cannot_take_part_are_refused_with_the_reason(
-    tiny_gpt2: FrozenModel, tiny_models: Mapping[str, FrozenModel], pairs: list[TokenPair]
+def test_an_infix_takes_its_steps_beside_prefixes_as_it_does_alone(
+    tiny_gpt2: FrozenModel, pairs: list[TokenPair]
 ) -> None:
+    recipe = replace(RECIPE, method="infix", max_steps=3)
+    alone = Trainer(tiny_gpt2, pairs, recipe)
+    alone.run(lambda _: None)
+    runs = [Trainer(tiny_gpt2, pairs, recipe), Trainer(tiny_gpt2, pairs, DIRECT)]
+    together(group_of(tiny_gpt2, runs))
+    for name, tensor in alone.state().items():
+        assert torch.equal(runs[0].state()[name], tensor), name
+
+
+def test_runs_that_cannot_take_part_are_refused_with_the_reason(
+    tiny_gpt2: FrozenModel,
+    tiny_gpt2_folder: Path,
+    tiny_models: Mapping[str, FrozenModel],
+    pairs: list[TokenPair],
+) -> None:
+    changeable = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32", packed=False)
     group = JobGroup(tiny_gpt2)
     member = Trainer(tiny_gpt2, pairs, replace(DIRECT, max_steps=1))
     with pytest.raises(InvalidRequest, match="does not take part"):
         group.remove(member)
-    with pytest.raises(InvalidRequest, match="infix cannot be trained together"):
-        group.add(Trainer(tiny_gpt2, pairs, replace(RECIPE, method="infix")))
+    with pytest.raises(InvalidRequest, match="finetune-top2 cannot be trained together"):
+        group.add(Trainer(changeable, pairs, replace(RECIPE, method="finetune-top2")))
     with pytest.raises(InvalidRequest, match="another base model"):
         group.add(Trainer(tiny_models["llama"], pairs, DIRECT))
     group.add(member)
