@@ -143,7 +143,7 @@ def test_a_study_trains_each_prefix_once_and_measures_whose_it_is(
     data = split_users(TRAIN, TEST, "who", examples=8, task_inputs=9, test_inputs=4)
     recipe = Recipe(length=2, hidden=16, max_steps=20, batch_size=8, warmup_steps=0, lr=3e-2)
     user = replace(recipe, method="prefix-direct", max_steps=10, lr=0.02)
-    plan = StudyPlan((8,), (101,), 8, ("random",), 9, 4, recipe, user)
+    plan = StudyPlan((8,), (101,), 8, "task-mean", ("random",), 9, 4, recipe, user)
     study = Study(str(tiny_gpt2_folder), tiny_gpt2, data, plan, tmp_path)
     trained: list[str] = []
     study.train(trained.append)
