@@ -67,7 +67,7 @@ Rate = Annotated[
     float | None,
     typer.Option(
         help="Peak learning rate. The default depends on the base model's parameters: 3e-3 up to 50"
-        " million, 4e-4 up to 250 million, else 5e-5 (the paper's value for GPT-2 medium)."
+        " million, 1e-3 up to 250 million, else 5e-5 (the paper's value for GPT-2 medium)."
     ),
 ]
 Warmup = Annotated[

@@ -46,16 +46,23 @@ class Pace:
 
 PACES = (
     Pace(50e6, lr=3e-3, batch_size=8, warmup_steps=30, min_steps=200, max_steps=400),
-    Pace(250e6, lr=4e-4, batch_size=8, warmup_steps=30, min_steps=200),
+    Pace(250e6, lr=1e-3, batch_size=8, warmup_steps=30, min_steps=200),
     Pace(math.inf, lr=5e-5, batch_size=5, warmup_steps=0),
 )
-"""Smallest models first. The first pace was measured on the demo GPT-2 and BART. The last one is
-the authors' for GPT-2 medium, GPT-2 large and BART large. The middle one is an interpolation."""
+"""Smallest models first. The first pace was measured on the demo GPT-2 and BART, the rate of the
+second on SmolLM2-135M. The last one is the authors' for GPT-2 medium and large and BART large."""
 
 
-RATE_SHARES = {"finetune": 0.1, "finetune-top2": 0.3, "prefix-direct": 3.0, "peft": 3.0}
+RATE_SHARES = {
+    "finetune": 0.1,
+    "finetune-top2": 0.3,
+    "lora": 3.0,
+    "peft": 10.0,
+    "prefix-direct": 10.0,
+}
 """How many times the rate of `PACES` a method starts with on models of up to 250 million
-parameters. Above, all methods have the authors' rate."""
+parameters; measured by `polyprefix experiment rates` on the demo GPT-2 or SmolLM2-135M, except
+`finetune-top2`. Above, all methods have the authors' rate."""
 
 METRICS = ("loss", "bleu")
 PRESETS = ("full-data", "low-data")

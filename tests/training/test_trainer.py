@@ -276,7 +276,7 @@ def test_rate_and_batch_are_chosen_by_the_size_of_the_model() -> None:
     assert chosen(6.4e6, 160) == (3e-3, 8, 30, 200)
     assert chosen(6.4e6, 10) == (3e-3, 8, 30, 200)
     assert chosen(6.4e6, 100_000) == (3e-3, 8, 30, 400)
-    assert chosen(124e6, 1000) == (4e-4, 8, 30, 1250)
+    assert chosen(124e6, 1000) == (1e-3, 8, 30, 1250)
     assert chosen(355e6, 1000) == (5e-5, 5, 0, 2000)
     assert chosen(6.4e6, 80, epochs=2) == (3e-3, 8, 30, 20)
     assert chosen(355e6, 80, lr=1.0, batch_size=4, warmup_steps=7, max_steps=9) == (1.0, 4, 7, 9)

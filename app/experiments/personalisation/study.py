@@ -39,8 +39,8 @@ _FIRST_SEED = 101
 class StudyPlan:
     """What is trained and tested. Sizes count a user's inputs.
 
-    All sizes have the start `start`; `other_starts` are tried at `starts_size` too. `test_inputs` is
-    the most of a user. The recipe was chosen on a part of WebNLG's training file.
+    All sizes have the start `start`; `other_starts` are tried at `starts_size` too. `test_inputs`
+    is the most of a user. The recipe was chosen on a part of WebNLG's training file.
     """
 
     sizes: tuple[int, ...] = (5, 20, 80)
