@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from importlib.metadata import version
 
@@ -28,7 +27,7 @@ from app.api.schemas.base import StrictJSONResponse
 from app.api.side_work import ConcurrencyCap, MeteredQueue, SideQueue
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
-from app.engine.probe import probe
+from app.engine.start_up import announced, prepare_engine
 from app.errors import InvalidRequest
 from app.jobs.services import TrainingServices
 from app.model.frozen import FrozenModel
@@ -63,7 +62,6 @@ _NOTE_USES_S = 5.0
 _WRITE_REFUSALS_S = 10.0
 _PRUNE_S = 3600.0
 _TRAINING_S = 10.0
-_LONG_S = 2.0
 _HOW_TO_KEYS = (
     "set POLYPREFIX_KEY_PEPPER to a random secret of 32 characters or more and make a key with "
     "`polyprefix tenant create NAME` and `polyprefix key create NAME --admin`"
@@ -290,34 +288,16 @@ async def _write_the_rest(usage: UsageLedger, audit: AuditLog) -> None:
 
 
 def _prepare(settings: Settings, model: FrozenModel | None) -> Engine:
-    """Everything that computes before the engine does: load, choose kernels, probe."""
+    """Everything that computes before the engine does, in the thread of the caller."""
     if model is None:
-        with _told("loading base model %s", settings.model):
+        with announced("loading base model %s", settings.model):
             model = load_model(
                 settings.model,
                 device=settings.device,
                 dtype=settings.dtype,
                 served_name=settings.served_model_name,
             )
-    with _told("choosing attention, and compiling it if need be"):
-        engine = Engine(model, _engine_config(settings))
-    with _told(
-        "comparing mixed batches with plain transformers (%s attention)", engine.decode_attention
-    ):
-        difference = probe(model, engine.attention)
-    _log.info("start-up probe passed: ragged = plain within %.1e", difference)
-    return engine
-
-
-@contextmanager
-def _told(what: str, *about: str) -> Iterator[None]:
-    """Say what begins, and how long it took if that was long."""
-    text, started = what % about, time.monotonic()
-    _log.info(text)
-    yield
-    took = time.monotonic() - started
-    if took >= _LONG_S:
-        _log.info("%s took %.1f s", text, took)
+    return prepare_engine(model, _engine_config(settings))
 
 
 def _engine_config(settings: Settings) -> EngineConfig:
