@@ -20,6 +20,7 @@ PAGES = {
         "app/CHANGELOG.md",
         "app/api/README.md",
         "app/api/routes/training/README.md",
+        "app/jobs/README.md",
         "app/training/README.md",
         "app/evaluation/README.md",
         "app/bench/README.md",

@@ -26,6 +26,7 @@ from tests.documents import PAGES, ROOT, SERVER, Block, blocks, differences, exa
 
 API = "app/api/README.md"
 JOBS = "app/api/routes/training/README.md"
+JOB_LIFE = "app/jobs/README.md"
 OPERATION = "docker/README.md"
 TRAINING = "app/training/README.md"
 
@@ -124,7 +125,7 @@ def served_with_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve
         yield Served(shell, url)
 
 
-@pytest.mark.parametrize("page", ["README.md", API, JOBS])
+@pytest.mark.parametrize("page", ["README.md", API, JOBS, JOB_LIFE])
 def test_replies_look_as_they_are_printed(
     served: Served, served_with_keys: Served, page: str
 ) -> None:
@@ -140,7 +141,8 @@ def test_replies_look_as_they_are_printed(
 def test_every_route_has_an_example_with_its_reply() -> None:
     shown = [
         (method, tuple(path.split("/")))
-        for example in [*examples(API), *examples(JOBS)]
+        for page in (API, JOBS, JOB_LIFE)
+        for example in examples(page)
         if example.reply is not None
         for method, path in example.requests()
     ]
