@@ -35,6 +35,15 @@ SMALL = {"length": 4, "hidden": 16, "max_steps": 12, "lr": 0.01, "batch_size": 4
 """Hyperparameters of a job that takes a second."""
 LONG = {**SMALL, "max_steps": 100_000}
 """Those of a job that lasts until somebody ends it."""
+SPEECH = (
+    "The fox jumps over the dog. The cat sat on the mat. The dog is lazy, and the fox is brown. "
+    "The cat and the dog sat over the fox. The mat is quick."
+)
+"""A text to distil."""
+SMALL_DISTILLATION = {
+    "length": 6, "max_steps": 8, "batch_size": 4, "lr": 0.02, "exchanges": 12,
+}  # fmt: skip
+"""Hyperparameters of a job that distils it in a second."""
 
 
 def examples(count: int, start: int = 0) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ import pytest
 
 from app.model.frozen import FrozenModel
 from tests.server import RunningServer, serving
-from tests.worker.conftest import examples, until
+from tests.worker.conftest import SMALL_DISTILLATION, SPEECH, examples, until
 
 # a process of low priority gets nothing while other tests fill all cores
 pytestmark = pytest.mark.alone
@@ -75,6 +75,29 @@ def test_the_official_client_goes_from_a_file_to_a_completion(
     assert (job.model_extra or {})["result"]["bleu"] >= 0
     assert answers(client, job.fine_tuned_model) == answers(client, "fox")
     assert answers(client, "fox") != answers(client, tiny_gpt2.spec.model_id)
+
+
+def test_the_official_client_goes_from_a_document_to_a_completion(
+    client: openai.OpenAI, tiny_gpt2: FrozenModel
+) -> None:
+    text = client.files.create(file=("speech.txt", SPEECH.encode()), purpose="user_data")
+    settings = {**SMALL_DISTILLATION, "max_steps": 40}
+    method = {"type": "distill", "distill": {"hyperparameters": settings}}
+    job_id = client.fine_tuning.jobs.create(
+        model=tiny_gpt2.spec.model_id,
+        training_file=text.id,
+        suffix="speech",
+        method=method,  # type: ignore[arg-type]
+    ).id
+    until(lambda: client.fine_tuning.jobs.retrieve(job_id).finished_at, 300)
+    job = client.fine_tuning.jobs.retrieve(job_id)
+    assert (job.status, job.error) == ("succeeded", None)
+    assert job.fine_tuned_model is not None
+    assert job.fine_tuned_model.startswith("speech@")
+    divergence = (job.model_extra or {})["result"]["divergence"]
+    assert divergence["last"] < divergence["first"], divergence
+    assert answers(client, job.fine_tuned_model) == answers(client, "speech")
+    assert answers(client, "speech") != answers(client, tiny_gpt2.spec.model_id)
 
 
 def test_replies_are_the_same_while_a_job_is_trained(

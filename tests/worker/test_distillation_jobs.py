@@ -11,17 +11,16 @@ import torch
 from app.jobs.checking import check_file
 from app.jobs.types import TEXT, JobSpec, JobStatus
 from app.training.distillation.exchanges import ExchangeMaker
-from tests.worker.conftest import SMALL, TENANT, Workshop, until
+from tests.worker.conftest import SMALL, SMALL_DISTILLATION, SPEECH, TENANT, Workshop, until
 
-SPEECH = (
-    "The fox jumps over the dog. The cat sat on the mat. The dog is lazy, and the fox is brown. "
-    "The cat and the dog sat over the fox. The mat is quick."
-)
-SETTINGS = {"length": 6, "max_steps": 8, "batch_size": 4, "lr": 0.02, "exchanges": 12}
+SETTINGS = SMALL_DISTILLATION
 
 
 def distill(
-    workshop: Workshop, text: str = SPEECH, settings: Mapping[str, Any] = SETTINGS, **more: Any
+    workshop: Workshop,
+    text: str = SPEECH,
+    settings: Mapping[str, Any] = SETTINGS,
+    **more: Any,
 ) -> str:
     """The id of a new job that distils a text."""
     with workshop.files.stage() as staged:
