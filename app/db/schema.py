@@ -186,6 +186,7 @@ gate_scores = Table(
     parent("versions", primary_key=True),
     *keys(measure=NAME),
     *columns(score=Float),
+    Index("gate_scores_by_version", "version_id"),
 )
 """Scores with which versions have passed an alias's gate; `measure` is the gate's."""
 

@@ -55,6 +55,6 @@ def plans(engine: Engine) -> Iterator[dict[str, list[str]]]:
 def scanned(plan: list[str]) -> set[str]:
     """The tables that a plan reads as a whole."""
     words = [line.split() for line in plan]
-    sqlite = {line[1] for line in words if line[0] == "SCAN" and "INDEX" not in line}
+    sqlite = {line[1] for line in words if line[0] == "SCAN"}
     postgres = {line[line.index("on") + 1] for line in words if "Seq Scan on" in " ".join(line)}
     return sqlite | postgres

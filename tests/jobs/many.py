@@ -37,7 +37,7 @@ TABLES = (
 _FIRST = 1_000_000
 """Numbers of rows that no other rows of a test have."""
 _BATCH = 10_000
-_EVENTS = 3
+_EVENTS = 2
 
 
 def user_of(number: int) -> str:
@@ -45,12 +45,15 @@ def user_of(number: int) -> str:
     return f"user-{number:06d}"
 
 
-def fill(catalog: Database, tenant: str, count: int, fingerprint: str) -> None:
-    """Gives `count` users what the module says; the planner knows of the new rows."""
+def fill(catalog: Database, tenant: str, count: int, fingerprint: str, *, first: int = 0) -> None:
+    """Gives `count` users, from the number `first` on, what the module says.
+
+    The planner knows of the new rows.
+    """
     with catalog.append() as connection:
         owner = connection.scalar(select(tenants.c.owner).where(tenants.c.id == tenant))
-        for start in range(0, count, _BATCH):
-            users = range(start, min(count, start + _BATCH))
+        for start in range(first, first + count, _BATCH):
+            users = range(start, min(first + count, start + _BATCH))
             for table, rows in _rows(users, tenant, str(owner), fingerprint):
                 _insert(connection, table, rows)
         connection.execute(text("ANALYZE"))

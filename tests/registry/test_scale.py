@@ -9,13 +9,11 @@ from __future__ import annotations
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
 
 from app.db.change_log import ChangeKind, note
 from app.db.paging import make_cursor
@@ -26,6 +24,7 @@ from app.registry.registry import Registry
 from app.registry.resolver import Resolver
 from app.registry.shipped.import_ import seed
 from app.registry.types import Quota, Resolved, VersionInfo
+from tests.db.plans import plans, scanned, steps
 from tests.db.told_catalog import ToldCatalog
 from tests.registry.many import fill, user_name
 
@@ -111,26 +110,6 @@ class Calls:
         self.registry.aliases.set("demo", name, "stable", {new.digest: 95, old.digest: 5})
 
 
-@contextmanager
-def steps(registry: Registry) -> Iterator[list[int]]:
-    """How many steps, in tens, SQLite takes inside the block: the first of the list."""
-    taken = [0]
-
-    def count() -> int:
-        taken[0] += 1
-        return 0
-
-    def listen(connection: Any, *_: Any) -> None:
-        connection.set_progress_handler(count, 10)
-
-    engine = registry.catalog.engine
-    event.listen(engine, "checkout", listen)
-    try:
-        yield taken
-    finally:
-        event.remove(engine, "checkout", listen)
-
-
 def test_no_call_takes_more_steps_where_there_are_more_prefixes(
     tmp_path: Path, info_of: Describe
 ) -> None:
@@ -139,7 +118,7 @@ def test_no_call_takes_more_steps_where_there_are_more_prefixes(
         (tmp_path / str(count)).mkdir()
         registry = opened(tmp_path / str(count), count)
         for name, call in Calls(registry, info_of, count).all().items():
-            with steps(registry) as seen:
+            with steps(registry.catalog.engine) as seen:
                 call()
             taken.setdefault(name, []).append(seen[0])
         registry.close()
@@ -151,28 +130,13 @@ def test_no_call_takes_more_steps_where_there_are_more_prefixes(
 def test_no_hot_query_scans_a_table(tmp_path: Path, info_of: Describe) -> None:
     registry = opened(tmp_path, FEW)
     calls = Calls(registry, info_of, FEW).all()
-    queries: dict[str, Any] = {}
-
-    def listen(_connection: Any, _cursor: Any, sql: str, values: Any, _: Any, many: bool) -> None:
-        if sql.startswith(("SELECT", "UPDATE", "DELETE")):
-            queries[sql] = values[0] if many else values
-
-    engine = registry.catalog.engine
-    event.listen(engine, "before_cursor_execute", listen)
-    for call in calls.values():
-        call()
-    event.remove(engine, "before_cursor_execute", listen)
-    scans = []
-    with registry.catalog.read() as connection:
-        for sql, values in queries.items():
-            plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", values)
-            for row in plan.all():
-                words = row.detail.split()
-                whole = words[0] == "SCAN" and "versions_pinned" not in words
-                if whole and words[1] in BIG_TABLES:
-                    scans.append(f"{row.detail}: {sql}")
-    assert len(queries) > 30
-    assert scans == []
+    with plans(registry.catalog.engine) as found:
+        for call in calls.values():
+            call()
+    assert len(found) > 30
+    for sql, plan in found.items():
+        lines = [line for line in plan if "versions_pinned" not in line]
+        assert not scanned(lines) & set(BIG_TABLES), (sql, plan)
     registry.close()
 
 

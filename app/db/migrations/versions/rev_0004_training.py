@@ -1,4 +1,4 @@
-"""Training files and jobs; whose a prefix is; trained tokens in the usage."""
+"""Training files and jobs; whose a prefix is; trained tokens in the usage; scores by version."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ down_revision = "0003"
 def upgrade() -> None:
     """The tables after this revision."""
     op.add_column("prefixes", sa.Column("user", USER))
+    op.create_index("gate_scores_by_version", "gate_scores", ["version_id"])
     op.create_index("prefixes_by_user", "prefixes", ["tenant_id", "user", "name"])
     for table, name in (("tenants", "training_turn"), ("usage_hours", "tokens_trained")):
         op.add_column(table, sa.Column(name, NUMBER, server_default="0", nullable=False))
