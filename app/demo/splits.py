@@ -2,9 +2,9 @@
 
     python -m app.demo.splits --data FOLDER --out FOLDER
 
-E2E is cut by `app/demo/e2e/split.py`, DialogSum by a hash of the dialogue. WebNLG is split by its
-own development split, with two files for each category. DART keeps the lines that pretraining never
-saw. SciTLDR takes the beginning of its development split. Official test splits are never read.
+E2E is cut by `app/demo/e2e/split.py`, SciTLDR by `app/demo/scitldr/split.py`, DialogSum by a hash
+of the dialogue. WebNLG is split by its own development split, with two files for each category.
+DART keeps the lines that pretraining never saw. Official test splits are never read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 from app.demo.e2e.split import write_files
 from app.demo.records import DART_EXCLUDED, clean, is_held_out, read_lines
+from app.demo.scitldr.split import write_abstracts
 
 DIALOGUES_HELD_OUT_SHARE = 0.2
-ABSTRACTS_HELD_OUT = 150
 Record = dict[str, Any]
 
 
@@ -40,7 +40,7 @@ def split_all(data: Path, out: Path) -> dict[str, int]:
         dialogues,
         lambda record: _hash_share(record["input"]) < DIALOGUES_HELD_OUT_SHARE,
     )
-    written |= _write_abstracts(data, out)
+    written |= write_abstracts(data, out)
     for split, part in (("train", "train"), ("dev", "valid")):
         records = list(read_lines(data / "webnlg" / f"{split}.jsonl"))
         for category in sorted({record["category"] for record in records}):
@@ -53,20 +53,6 @@ def split_all(data: Path, out: Path) -> dict[str, int]:
 def _hash_share(source: str) -> float:
     """A hash of the text as a number from 0 to 1."""
     return int.from_bytes(hashlib.sha256(source.encode()).digest()[:4]) / 2**32
-
-
-def _write_abstracts(data: Path, out: Path) -> dict[str, int]:
-    """SciTLDR without held-out lines that are also in its training split."""
-    train, dev = (
-        _one_line_each(read_lines(data / "scitldr" / f"{part}.jsonl")) for part in ("train", "dev")
-    )
-    seen = {record["input"] for record in train}
-    unseen = [record for record in dev if record["input"] not in seen][:ABSTRACTS_HELD_OUT]
-    parts = {"train": train, "valid": unseen}
-    return {
-        f"scitldr-{part}.jsonl": _write(out / f"scitldr-{part}.jsonl", records)
-        for part, records in parts.items()
-    }
 
 
 def _write_both(

@@ -45,8 +45,8 @@ def test_an_abstract_of_the_training_split_is_not_held_out(
     data_folder: Path, tmp_path: Path
 ) -> None:
     counts = split_all(data_folder, tmp_path)
-    [held_out] = read_lines(tmp_path / "scitldr-valid.jsonl")
-    assert counts["scitldr-valid.jsonl"] == 1
+    [held_out] = read_lines(tmp_path / "scitldr-held-out.jsonl")
+    assert counts["scitldr-held-out.jsonl"] == 1
     assert held_out["input"] == "Another abstract, of two lines."
 
 
