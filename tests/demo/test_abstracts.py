@@ -94,11 +94,10 @@ def test_the_ranker_picks_the_kind_of_sentence_that_agrees_with_summaries(
 def test_the_parts_are_disjoint_and_training_targets_are_sentences(tmp_path: Path) -> None:
     folder = tmp_path / "scitldr"
     folder.mkdir()
+    others = [(f"Nothing is said about the authors of number {n}.", "Nothing") for n in range(9)]
     for part, numbers in (("train", range(200)), ("dev", range(190, 230))):
-        lines = [
-            json.dumps({"input": text, "targets": [summary]})
-            for text, summary in map(abstract, numbers)
-        ]
+        pairs = [*map(abstract, numbers), *(others if part == "train" else ())]
+        lines = [json.dumps({"input": text, "targets": [summary]}) for text, summary in pairs]
         (folder / f"{part}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     counts = write_abstracts(tmp_path, tmp_path / "out")
     train, valid, held_out = (
@@ -106,12 +105,14 @@ def test_the_parts_are_disjoint_and_training_targets_are_sentences(tmp_path: Pat
         for part in ("train", "valid", "held-out")
     )
     assert counts["scitldr-held-out.jsonl"] == len(held_out) == 30
-    assert len(train) + len(valid) == 200
     assert len(valid) > 10
     inputs = [record["input"] for record in (*train, *valid, *held_out)]
-    assert sorted(inputs) == sorted(abstract(number)[0] for number in range(230))
+    left_out = {text for text, _ in others} - {record["input"] for record in valid}
+    assert len(left_out) > 1
+    expected = {abstract(number)[0] for number in range(230)} | {text for text, _ in others}
+    assert sorted(inputs) == sorted(expected - left_out)
     for record in train:
         [target] = record["targets"]
         assert target == without_opening(whole_sentences(record["input"])[1])
     picked = (tmp_path / "out" / "scitldr-held-out-picked.txt").read_text().splitlines()
-    assert picked == [without_opening(whole_sentences(text)[1]) for text in inputs[200:]]
+    assert picked == [without_opening(whole_sentences(text)[1]) for text in inputs[-30:]]

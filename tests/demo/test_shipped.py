@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from app.datasets.reader import read_examples
+from app.demo.scitldr.sentences import is_whole
 from app.evaluation.evaluator import evaluate, running_engine
 from app.evaluation.slots import slot_errors
 from app.model.frozen import FrozenModel
@@ -177,3 +178,4 @@ def test_the_prefix_scitldr_says_in_a_sentence_what_the_bart_repeats(
     assert tuned.rouge.rougeL > base.rouge.rougeL + 5
     words = [[len(text.split()) for text in said] for said in (base.texts, tuned.texts)]
     assert sum(words[1]) < 0.8 * sum(words[0])
+    assert all(map(is_whole, tuned.texts))

@@ -1,14 +1,17 @@
 """Training, development and held-out files for the prefix on abstracts, cut from SciTLDR.
 
 The training targets are sentences of the abstracts: those that `SentenceRanker` picks, without
-"In this paper," and the like. So every target is a whole sentence, and a small model can copy it.
-The development part is a part of the training split; steps and decoding are chosen on it.
+"In this paper," and the like. An abstract is left out if that sentence does not begin with "We",
+"Our" or "This paper". So every target is a whole sentence about the paper, and a small model can
+copy it. The development part, cut from the training split, is for choosing data, steps and
+decoding.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from app.demo.scitldr.sentences import without_opening
 
 DEVELOPMENT_SHARE = 0.15
 """Share of the training split that is the development part, chosen by a hash of the abstract."""
+_ABOUT_THE_PAPER = re.compile(r"(?:We|Our|This (?:paper|work|article))\b")
 Record = dict[str, Any]
 
 
@@ -34,7 +38,8 @@ def write_abstracts(data: Path, out: Path) -> dict[str, int]:
         parts["valid" if _is_development(record["input"]) else "train"].append(record)
     held_out = [record for abstract, record in dev.items() if abstract not in train]
     ranker = _trained(parts["train"])
-    picked = [{**record, "targets": [_said(ranker, record)]} for record in parts["train"]]
+    said = [{**record, "targets": [_said(ranker, record)]} for record in parts["train"]]
+    picked = [record for record in said if _ABOUT_THE_PAPER.match(record["targets"][0])]
     out.mkdir(parents=True, exist_ok=True)
     lines = {
         "scitldr-train.jsonl": _json_lines(picked),
