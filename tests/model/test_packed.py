@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -360,15 +361,18 @@ def test_a_backward_pass_in_fp32_packs_no_weight_that_an_embedding_shares() -> N
     assert resident_mb() - before < head.wte.weight.nbytes / 2e6
 
 
-def test_a_packed_model_leaves_its_checkpoint(tiny_gpt2_folder: Path) -> None:
+def test_a_packed_model_leaves_its_checkpoint(tiny_gpt2_folder: Path, tmp_path: Path) -> None:
     maps = Path("/proc/self/maps")
     if not maps.exists():
         pytest.skip("no list of what this process has mapped here")
-    file = str(tiny_gpt2_folder / "model.safetensors")
-    plain = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32", packed=False)
+    # no other test has mapped a copy
+    folder = shutil.copytree(tiny_gpt2_folder, tmp_path / "model")
+    file = str(folder / "model.safetensors")
+    plain = load_model(str(folder), device="cpu", dtype="float32", packed=False)
     assert file in maps.read_text()
     del plain
-    model = load_model(str(tiny_gpt2_folder), device="cpu", dtype="float32")
+    gc.collect()
+    model = load_model(str(folder), device="cpu", dtype="float32")
     assert model.notes["packed_weights"] == "on"
     gc.collect()
     assert file not in maps.read_text()
