@@ -112,7 +112,8 @@ def _check(made: FusedOperations) -> None:
         losses = torch.nn.functional.cross_entropy(exact, labels, reduction="none")
         slopes = torch.autograd.grad(losses.sum(), exact)[0]
     got = made.cross_entropy(x, labels, torch.ones(7), None, with_slopes=True)
-    for expected, found in [*pairs, *zip((losses, slopes), got, strict=True)]:
+    pairs += [(e, g) for e, g in zip((losses, slopes), got, strict=True) if g is not None]
+    for expected, found in pairs:
         difference = float((expected.detach() - found.float()).abs().max())
         if not difference <= _TOLERANCE * float(expected.detach().abs().max()):
             raise ArithmeticError(f"results differ from torch's by {difference:.2e}")
