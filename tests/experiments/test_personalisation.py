@@ -173,7 +173,7 @@ def test_the_command_writes_rows_and_a_page(tiny_gpt2_folder: Path, tmp_path: Pa
     data = tmp_path / "notes"
     data.mkdir()
     names = ("ann", "bob")
-    for part, count, start in (("train", 90, 0), ("dev", 3, 200)):
+    for part, count, start in (("train", 210, 0), ("dev", 3, 300)):
         lines = [
             json.dumps({"input": each.input, "target": each.targets[0], "who": name})
             for name in names
