@@ -40,8 +40,8 @@ class StudyPlan:
     """What is trained and tested. Sizes count a user's inputs.
 
     All sizes have the start `start`; `other_starts` are tried at `starts_size` too. `test_inputs`
-    is the most of a user. A user's prefix takes three passes over its examples, so that few examples
-    make few steps.
+    is the most of a user. A user's prefix takes three passes over its examples, so that few of
+    them make few steps.
     """
 
     sizes: tuple[int, ...] = (5, 20, 80, 200)
