@@ -55,7 +55,10 @@ def work(claims: JobClaims, name: str, job: ClaimedJob, state: Path) -> None:
             if step == 2:
                 state.write_bytes(b"%d" % step)
                 claims.save_checkpoint(job, state, step, {"step": step})
-        claims.succeed(job, f"{job.spec.suffix}@{name}", {})
+        table = state.with_name("metrics.csv")
+        table.write_text("step\n", encoding="utf-8")
+        made = f"{job.spec.suffix}@{name}"
+        claims.succeed(job, made, {}, [claims.store_result(job, table)])
         say(f"done {job.id}")
     except ClaimLost:
         say(f"lost {job.id}")

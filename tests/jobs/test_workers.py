@@ -114,7 +114,10 @@ def check(workshop: Workshop, crew: Crew, count: int) -> None:
     assert len(told) >= count - crew.killed
     registry = Registry(workshop.catalog, workshop.store)
     registry.collect_garbage(-5.0)
-    assert len(list(workshop.store.root.glob("*/*.safetensors"))) == 2, "the two training files"
+    left = len({file for row in rows for file in row.result_files})
+    assert left == count, "each job leaves one file"
+    stored = len(list(workshop.store.root.glob("*/*.safetensors")))
+    assert stored == 2 + count, "the two training files and what the jobs leave"
 
 
 def test_a_killed_workers_jobs_end_elsewhere(catalog_url: str, tmp_path: Path) -> None:
