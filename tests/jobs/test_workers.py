@@ -130,5 +130,5 @@ def test_a_killed_workers_jobs_end_elsewhere(catalog_url: str, tmp_path: Path) -
 def test_a_thousand_jobs_end_once_while_workers_are_killed(
     catalog_url: str, tmp_path: Path
 ) -> None:
-    crew = run_jobs(catalog_url, tmp_path, 1000, lease_s=10.0, kill_every_s=20.0)
+    crew = run_jobs(catalog_url, tmp_path, 1000, lease_s=10.0, kill_every_s=5.0)
     assert crew.killed >= 1
