@@ -66,6 +66,7 @@ def get_job_row(
 def needs_file(tenant: str, file_id: str) -> ColumnElement[bool]:
     """Whether a job of the tenant has not ended and is trained on a file, or validated on it."""
     jobs = training_jobs.c
+    # the tenant stands in both branches, since each has an index of its own
     return and_(
         jobs.status.in_([status.value for status in OPEN]),
         or_(

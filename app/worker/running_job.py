@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from app.db.errors import storage_faults
 from app.errors import InsufficientStorage, PolyprefixError
 from app.jobs.results import StoredResult
 from app.jobs.types import ClaimedJob, ClaimLost
@@ -158,17 +159,20 @@ class RunningJob:
             path = self._place.folder / f"{self.job.spec.suffix}.safetensors"
             write_trained(session.trained(outcome.scores), path)
             files.append(claims.store_result(self.job, path))
-        write_metrics(claims.metrics(self.job), self._place.metrics)
         try:
+            with storage_faults("writing the metrics"):
+                write_metrics(claims.metrics(self.job), self._place.metrics)
             files.append(claims.store_result(self.job, self._place.metrics))
         except InsufficientStorage as error:
-            _log.warning("job %s leaves no metrics: %s", self.job.id, error)
+            text = f"The job leaves no file of its metrics: {self._place.told(error.message)}"
+            self._reporter.say(text, level="warn")
+            self.send(at_once=True)
         return files
 
     def _tell_faults(self, outcome: Outcome) -> None:
         if outcome.faults:
             self._reporter.say(
-                f"The prefix has not learned its task: {'; '.join(outcome.faults)}. Look at the"
+                f"The job has not learned its task: {'; '.join(outcome.faults)}. Look at the"
                 f" data, or try another learning rate than {self.trainer.recipe.lr:g} or more than"
                 f" {self.trainer.total} steps.",
                 level="warn",

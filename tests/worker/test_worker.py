@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from app.tenancy.tenants import Tenants
 from app.training.methods.files import read_trained
 from app.training.methods.tuned import tuned_model
 from app.training.trainer import Trainer
+from app.worker import running_job
 from tests.worker.conftest import LONG, SMALL, TENANT, Workshop, examples, until
 
 
@@ -56,6 +58,22 @@ def test_a_job_leaves_its_metrics_as_a_file_of_its_user_that_expires(workshop: W
     told = [event.data for event in workshop.events(job_id) if event.type == "metrics"]
     assert [row["step"] for row in rows] == [str(data["step"]) for data in told if data]
     assert float(rows[-1]["valid_loss"]) > 0
+
+
+def test_a_full_disk_costs_a_job_its_metrics_and_not_its_prefix(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(running_job, "write_metrics", full)
+    job_id = workshop.create()
+    (job,) = workshop.run(job_id)
+    assert job.status is JobStatus.SUCCEEDED
+    assert (job.fine_tuned_model or "").startswith("fox@")
+    assert job.result_files == ()
+    told = [event for event in workshop.events(job_id) if event.level == "warn"]
+    assert any("writing the metrics failed: ENOSPC" in event.message for event in told)
 
 
 def test_an_infix_job_leaves_a_file_that_answers_and_no_version(
