@@ -61,8 +61,8 @@ RATE_SHARES = {
     "prefix-direct": 10.0,
 }
 """How many times the rate of `PACES` a method starts with on models of up to 250 million
-parameters; measured by `polyprefix experiment rates` on the demo GPT-2 or SmolLM2-135M, except
-`finetune-top2`. Above, all methods have the authors' rate."""
+parameters: near the best of four that `polyprefix experiment rates` tried on the demo GPT-2 or on
+SmolLM2-135M; for `finetune-top2` a guess. Above, all methods have the authors' rate."""
 
 METRICS = ("loss", "bleu")
 PRESETS = ("full-data", "low-data")
