@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Table, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, delete, or_, select, update
 
 from app.db.change_log import ChangeKind, note
 from app.db.database import Actor, Database
 from app.db.schema import job_checkpoints, prefixes, training_files, training_jobs
 from app.errors import InvalidRequest, PolyprefixError
 from app.jobs import checkpoints, events
-from app.jobs.rows import needs_file
+from app.jobs.rows import is_behind, needs_file
 from app.jobs.types import JobStatus
 from app.registry import versions
 from app.registry.storage import contents
@@ -37,8 +37,8 @@ class Erasure:
     """What one call has erased: names of prefixes, ids of files and jobs.
 
     `cancelled` are open jobs that are not the user's and needed the user's files, to train on or to
-    validate. `begun` are contents that are being removed from the store; `shared` counts those that
-    stay because others need them.
+    validate, or were trained behind the user's prefixes. `begun` are contents that are being
+    removed from the store; `shared` counts those that stay because others need them.
     """
 
     prefixes: list[str] = field(default_factory=list)
@@ -133,15 +133,20 @@ class _Batch:
         """The files; open jobs of others that need them are cancelled."""
         for row in self._rows(training_files):
             self._note(ChangeKind.TRAINING, row.public_id)
-            self._cancel_jobs_on(row.public_id)
+            for job in self._others_jobs(needs_file(self.tenant, row.public_id)):
+                use = "training" if job.training_file == row.public_id else "validation"
+                self._cancel(job, f"The {use} file was erased.")
             self._going.append((row.owner, row.digest))
             self.connection.execute(delete(training_files).where(training_files.c.id == row.id))
             self.erased.training_files.append(row.public_id)
 
     def forget_prefixes(self) -> None:
-        """The prefixes with their versions, aliases and publications."""
+        """The prefixes with their versions, aliases and publications; open jobs of others behind
+        them are cancelled."""
         for row in self._rows(prefixes):
             self._note(ChangeKind.PREFIX, row.name)
+            for job in self._others_jobs(is_behind(self.tenant, row.name)):
+                self._cancel(job, "The prefix behind which the job is trained was erased.")
             gone = versions.delete_prefix(self.connection, self.tenant, row.id)
             self._going += gone
             self.erased.versions += len(gone)
@@ -157,25 +162,24 @@ class _Batch:
                 self.erased.begun.append(content)
                 note(self.connection, self.epoch, ChangeKind.ERASURE, owner, digest)
 
-    def _cancel_jobs_on(self, file_id: str) -> None:
-        """Open jobs on the file; those of the user are left to `forget_jobs`."""
-        jobs = select(training_jobs).where(
-            needs_file(self.tenant, file_id),
-            or_(training_jobs.c.user.is_(None), training_jobs.c.user != self.user),
-        )
-        for job in sorted(self.connection.execute(jobs), key=lambda job: job.id):
-            self._note(ChangeKind.TRAINING, job.public_id)
-            values = {
-                "status": JobStatus.CANCELLED.value,
-                "finished_at": self.now,
-                "estimated_finish": None,
-            }
-            same = training_jobs.c.id == job.id
-            self.connection.execute(update(training_jobs).where(same).values(values))
-            use = "training" if job.training_file == file_id else "validation"
-            events.tell(self.connection, job.id, f"The {use} file was erased.", self.now)
-            checkpoints.release(self.connection, job.id, self.now)
-            self.erased.cancelled.append(job.public_id)
+    def _others_jobs(self, which: ColumnElement[bool]) -> Sequence[Any]:
+        """Those jobs without the user's, which are left to `forget_jobs`."""
+        others = or_(training_jobs.c.user.is_(None), training_jobs.c.user != self.user)
+        query = select(training_jobs).where(which, others).order_by(training_jobs.c.id)
+        return self.connection.execute(query).all()
+
+    def _cancel(self, job: Any, reason: str) -> None:
+        self._note(ChangeKind.TRAINING, job.public_id)
+        values = {
+            "status": JobStatus.CANCELLED.value,
+            "finished_at": self.now,
+            "estimated_finish": None,
+        }
+        same = training_jobs.c.id == job.id
+        self.connection.execute(update(training_jobs).where(same).values(values))
+        events.tell(self.connection, job.id, reason, self.now)
+        checkpoints.release(self.connection, job.id, self.now)
+        self.erased.cancelled.append(job.public_id)
 
     def _rows(self, table: Table) -> Sequence[Any]:
         query = _of_user(table, self.tenant, self.user).order_by(table.c.id).limit(_BATCH)

@@ -76,6 +76,16 @@ def needs_file(tenant: str, file_id: str) -> ColumnElement[bool]:
     )
 
 
+def is_behind(tenant: str, prefix: str) -> ColumnElement[bool]:
+    """Whether a job of the tenant has not ended and is trained behind a version of its prefix."""
+    jobs = training_jobs.c
+    return and_(
+        jobs.status.in_([status.value for status in OPEN]),
+        jobs.tenant_id == tenant,
+        jobs.on_prefix.startswith(f"{prefix}@", autoescape=True),
+    )
+
+
 def to_file(row: Row[Any]) -> TrainingFile:
     """A row of `training_files`."""
     return TrainingFile(

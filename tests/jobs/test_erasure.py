@@ -209,6 +209,31 @@ def test_others_jobs_on_the_users_file_are_cancelled(
     assert workshop.jobs.get("acme", unrelated.id).status is JobStatus.QUEUED
 
 
+def test_others_jobs_behind_the_users_prefix_are_cancelled(
+    workshop: Workshop, registry: Registry, erasure: UserErasure
+) -> None:
+    on = {
+        (tenant, name): f"{name}@{push(registry, tenant, name, user).digest}"
+        for tenant, name, user in (
+            ("acme", "ann_mill", "ann"),
+            ("acme", "ann-mill", None),
+            ("beta", "ann_mill", "ann"),
+        )
+    }
+    behind = workshop.job("acme", on=on["acme", "ann_mill"], user="bob")
+    others = [
+        workshop.job("acme", on=on["acme", "ann-mill"]),
+        workshop.job("acme"),
+        workshop.job("beta", on=on["beta", "ann_mill"]),
+    ]
+    erased, _ = erase(erasure, "acme", "ann")
+    assert erased.cancelled == [behind.id]
+    told = "The prefix behind which the job is trained was erased."
+    assert workshop.messages(behind)[-1] == told
+    for job in others:
+        assert workshop.jobs.get(job.tenant, job.id).status is JobStatus.QUEUED
+
+
 def test_a_users_own_jobs_are_forgotten_and_not_cancelled_however_many(
     workshop: Workshop, erasure: UserErasure
 ) -> None:

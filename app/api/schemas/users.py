@@ -19,7 +19,7 @@ _REMAINS = (
     "the audit log: names of prefixes in records of earlier calls, and the record of this one",
     "usage: sums of tokens under the names of the prefixes",
     "prefixes and training files that were uploaded without this user",
-    "prefixes that finished jobs of others have made from this user's files",
+    "prefixes that finished jobs of others have made from this user's files or prefixes",
     "files of versions that were deleted earlier, until their grace ends",
 )
 
@@ -28,7 +28,7 @@ class UserErased(Reply):
     """What was removed and what remains; of long lists the first 1000 are named.
 
     `cancelled_jobs` are open jobs that are not the user's and needed the user's files, to train on
-    or to validate.
+    or to validate, or were trained behind the user's prefixes.
     `objects` counts files in the store: those removed, those that a background task still removes,
     and those that stay because something that is not the user's has the same content.
     """
