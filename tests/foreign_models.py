@@ -20,7 +20,8 @@ from transformers import (
 from app.model.dense import dense_logits, dense_pair_logits
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
-from app.prefix.prefix import KeyValues, Prefix
+from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
+from tests.equivalence.bart_reference import carrying, plain_bart
 from tests.tiny import bart_config, gpt2_config, llama_like, save_model
 
 TOKENS = torch.tensor([[5, 9, 4, 7, 3, 8]])
@@ -70,5 +71,20 @@ def their_logits(model: torch.nn.Module, *, pair: bool) -> torch.Tensor:
     """Logits of the same tokens by a foreign library's model."""
     inputs = {"input_ids": SOURCE, "decoder_input_ids": TOKENS} if pair else {"input_ids": TOKENS}
     logits = model(**inputs).logits
+    assert isinstance(logits, torch.Tensor)
+    return logits
+
+
+@torch.inference_mode()
+def prepended_logits(folder: Path, slices: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Logits of the same pair by a BART with attention written out, tokens from position 0 on.
+
+    `slices`: keys and values in turn by module, [layers × 2, 1, heads, positions, head size].
+    """
+    modules = {name: KeyValues(made[0::2, 0], made[1::2, 0]) for name, made in slices.items()}
+    model = plain_bart(folder)
+    with carrying(model, [Prefix(modules, PrefixMetadata(position_offset=0))]):
+        output = model(input_ids=SOURCE, decoder_input_ids=TOKENS, use_cache=False)
+    logits = output.logits
     assert isinstance(logits, torch.Tensor)
     return logits

@@ -13,7 +13,7 @@ from app.errors import BaseModelMismatch, InvalidPrefix
 from app.model.frozen import FrozenModel
 from app.prefix.formats.adapterhub import import_adapterhub
 from app.prefix.prefix import Prefix
-from tests.foreign_models import TOKENS, frozen, our_logits, plain, save_base
+from tests.foreign_models import TOKENS, frozen, our_logits, plain, prepended_logits, save_base
 
 LENGTH, HIDDEN, MIDDLE = 4, 32, 10
 HEADS, SIZE = 4, 8
@@ -125,7 +125,9 @@ def test_gpt2_computes_what_the_library_computes(
     torch.testing.assert_close(our_logits(gpt2, prefix), theirs, atol=3e-5, rtol=1e-5)
 
 
-def test_bart_has_the_attentions_that_the_adapter_has(bart: FrozenModel) -> None:
+def test_bart_has_the_attentions_that_the_adapter_has(
+    folders: Mapping[str, Path], bart: FrozenModel
+) -> None:
     places = {"self_prefix": "decoder", "encoder_prefix": "encoder", "cross_prefix": "cross"}
     parts = {place: mlp(place, root="model", layers=3) for place in places}
     for kept in (tuple(places), ("self_prefix", "encoder_prefix"), ("self_prefix",)):
@@ -133,12 +135,13 @@ def test_bart_has_the_attentions_that_the_adapter_has(bart: FrozenModel) -> None
         prefix = read(tensors, config(), bart)
         assert set(prefix.modules) == {places[place] for place in kept}
         assert prefix.metadata.position_offset == 0
-        for place in kept:
-            slices = produced(tensors, place, root="model")
-            module = prefix.modules[places[place]]
-            torch.testing.assert_close(module.keys, slices[0::2, 0], atol=2e-6, rtol=1e-5)
-            torch.testing.assert_close(module.values, slices[1::2, 0], atol=2e-6, rtol=1e-5)
-        assert torch.isfinite(our_logits(bart, prefix)).all()
+        slices = {places[place]: produced(tensors, place, root="model") for place in kept}
+        for module, made in slices.items():
+            keys, values = prefix.modules[module].keys, prefix.modules[module].values
+            torch.testing.assert_close(keys, made[0::2, 0], atol=2e-6, rtol=1e-5)
+            torch.testing.assert_close(values, made[1::2, 0], atol=2e-6, rtol=1e-5)
+        theirs = prepended_logits(folders["bart-3"], slices)
+        torch.testing.assert_close(our_logits(bart, prefix), theirs, atol=3e-5, rtol=1e-5)
 
 
 def test_a_gated_adapter_is_refused_with_the_reason(gpt2: FrozenModel) -> None:

@@ -13,7 +13,7 @@ from app.errors import BaseModelMismatch, InvalidPrefix
 from app.model.frozen import FrozenModel
 from app.prefix.formats.authors import import_authors
 from app.prefix.prefix import KeyValues, Prefix
-from tests.foreign_models import TOKENS, frozen, our_logits, plain, save_base
+from tests.foreign_models import TOKENS, frozen, our_logits, plain, prepended_logits, save_base
 
 LENGTH, HIDDEN, MIDDLE = 5, 32, 12
 LAYERS, HEADS, SIZE = 2, 4, 8
@@ -85,16 +85,19 @@ def test_gpt2_computes_what_the_authors_code_computes(
 
 
 def test_bart_has_three_prefixes_and_tokens_at_zero(tmp_path: Path) -> None:
-    model = frozen(save_base("bart-3", tmp_path))
+    bart = save_base("bart-3", tmp_path)
+    model = frozen(bart)
     places = {"": "decoder", "_enc": "encoder", "2": "cross"}
     parts = {suffix: mlp(suffix, layers=3, seed=number) for number, suffix in enumerate(places)}
     tensors = {name: tensor for part in parts.values() for name, tensor in part.items()}
     prefix = read(tensors, model, model_type="bart")
     assert set(prefix.modules) == set(places.values())
     assert prefix.metadata.position_offset == 0
-    for suffix, module in places.items():
-        same(prefix.modules[module], produced(tensors, suffix, layers=3))
-    assert torch.isfinite(our_logits(model, prefix)).all()
+    slices = {places[suffix]: produced(tensors, suffix, layers=3) for suffix in places}
+    for module, made in slices.items():
+        same(prefix.modules[module], made)
+    theirs = prepended_logits(bart, slices)
+    torch.testing.assert_close(our_logits(model, prefix), theirs, atol=3e-5, rtol=1e-5)
 
 
 def test_an_infix_is_refused_with_the_reason(gpt2: FrozenModel) -> None:
