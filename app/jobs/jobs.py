@@ -14,7 +14,7 @@ from app.db.schema import job_checkpoints, job_events, training_jobs
 from app.errors import InvalidRequest, TenantQueueFull
 from app.jobs import checkpoints, events, workers
 from app.jobs.ids import new_id
-from app.jobs.rows import Clock, get_file_row, get_job_row, now_of, to_job
+from app.jobs.rows import Clock, get_file_row, get_job_row, has_metadata, now_of, to_job
 from app.jobs.types import (
     OPEN,
     TEXT,
@@ -115,9 +115,9 @@ class TrainingJobs:
         query = select(training_jobs).where(training_jobs.c.tenant_id == tenant)
         if user is not None:
             query = query.where(training_jobs.c.user == user)
-        for name, value in (metadata or {}).items():
-            query = query.where(training_jobs.c.metadata[name].as_string() == value)
         with self._catalog.read() as connection:
+            for name, value in (metadata or {}).items():
+                query = query.where(has_metadata(connection, name, value))
             if after is not None:
                 row = get_job_row(connection, tenant, after, param="after")
                 query = query.where(training_jobs.c.id < row.id)

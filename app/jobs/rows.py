@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, func, or_, select
 
 from app.db.schema import training_files, training_jobs
 from app.errors import NotFound
@@ -84,6 +84,16 @@ def is_behind(tenant: str, prefix: str) -> ColumnElement[bool]:
         jobs.tenant_id == tenant,
         jobs.on_prefix.startswith(f"{prefix}@", autoescape=True),
     )
+
+
+def has_metadata(connection: Connection, name: str, value: str) -> ColumnElement[bool]:
+    """Whether a job's metadata has this value under this name, whatever characters it has."""
+    column = training_jobs.c.metadata
+    if connection.dialect.name == "postgresql":
+        return column[name].as_string() == value
+    # a path of SQLite cannot name a key with a quote, a backslash or a character beyond ASCII
+    pairs = func.json_each(column).table_valued("key", "value")
+    return exists().where(pairs.c.key == name, pairs.c.value == value)
 
 
 def to_file(row: Row[Any]) -> TrainingFile:
