@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 _MAX_WAITING = 2048
 _MAX_WAITING_OF_TENANT = 512
 _PATIENCE_S = 30.0
+_CHECK_PATIENCE_S = 900.0
 
 _log = logging.getLogger(__name__)
 
@@ -208,10 +209,12 @@ class Workers:
         """What reads or writes local files in transit."""
         self.text = WorkerPool("text", 4, per_tenant=2)
         """What encodes or decodes text."""
+        self.checks = WorkerPool("checks", 2, per_tenant=1, patience_s=_CHECK_PATIENCE_S)
+        """What checks uploaded files of training data, for minutes where they are large."""
 
     async def close(self) -> None:
         pools = (self.keys, self.catalog, self.writes, self.store, self.files, self.text)
-        await asyncio.gather(*(pool.close() for pool in pools))
+        await asyncio.gather(*(pool.close() for pool in (*pools, self.checks)))
 
 
 class PeriodicThread:

@@ -65,7 +65,7 @@ async def upload_file(
         async with _staging(training, caller) as staged:
             form = await _receive(request, staged, caller, boundary, most)
             purpose, user, expires_after_s = _read_texts(form)
-            checked = await caller.workers.text.run(
+            checked = await caller.workers.checks.run(
                 caller.tenant, check_file, staged.path, form.filename or "", purpose
             )
             made: TrainingFile = await caller.workers.store.finish(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
+from app.api.routes.training import files
+from app.jobs.checking import CheckedFile, check_file
 from app.model.frozen import FrozenModel
 from app.tenancy.auth.principal import Scope
 from tests.api.guarded import EVERYTHING, Guarded, guarding
+from tests.api.helpers import until
 
 LINES = b'{"input": "a", "target": "b"}\n'
 
@@ -81,6 +86,34 @@ def test_a_tenant_keeps_no_more_bytes_than_it_may(guarded: Guarded) -> None:
         full = upload(client)
         assert (full.status_code, full.json()["error"]["code"]) == (409, "quota_exceeded")
     limited(guarded, max_training_bytes=None)
+
+
+def test_files_that_take_long_to_check_keep_no_other_request_waiting(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked, begun = threading.Event(), []
+
+    def check_slowly(*arguments: Any) -> CheckedFile:
+        begun.append(threading.current_thread().name)
+        assert checked.wait(30)
+        return check_file(*arguments)
+
+    monkeypatch.setattr(files, "check_file", check_slowly)
+    with (
+        guarded.client(guarded.key()) as mine,
+        guarded.client(guarded.key("rival")) as theirs,
+        ThreadPoolExecutor(4) as uploads,
+    ):
+        made = [uploads.submit(upload, client) for client in (mine, mine, theirs, theirs)]
+        until(lambda: len(begun) == 2)
+        try:
+            for client in (mine, theirs):
+                reply = client.post("/tokenize", json={"inputs": "the fox"}, timeout=10)
+                assert reply.status_code == 200
+                assert len(begun) == 2  # each tenant's other file waits
+        finally:
+            checked.set()
+        assert [each.result().status_code for each in made] == [200] * 4
 
 
 def test_what_is_done_is_on_record_by_its_id_and_without_content(
