@@ -37,8 +37,8 @@ Name = Annotated[
 Data = Annotated[
     Path,
     typer.Option(
-        help="A data file, of which inputs are held out, or a folder with files whose names contain"
-        " `train` and `test` (or `dev`, `valid`)."
+        help="A data file, of which inputs are held out, or a folder with files, subfolders or"
+        " saved splits called `train` and `test` (or `dev`, `valid`)."
     ),
 ]
 Model = Annotated[

@@ -15,6 +15,7 @@ from app.datasets.example import Example, group
 from app.datasets.hugging_face import is_saved_dataset, read_saved_dataset
 from app.datasets.lines import peek, unreadable
 from app.datasets.parallel import SUFFIXES, parallel_files, read_parallel
+from app.datasets.parts import check_one_part
 from app.datasets.records import Columns, read_json_lines
 from app.datasets.triples import read_document_of_triples
 from app.datasets.webnlg_xml import read_webnlg_xml
@@ -136,10 +137,15 @@ def _recognised_content(path: Path, suffix: str) -> str:
 
 
 def _xml_files(path: Path) -> Iterator[Example]:
-    """Of a file, or of all XML files below a folder, in the order of their names."""
+    """Of a file, or of all XML files below a folder, in the order of their names.
+
+    InvalidRequest if the folder has a data set's training part and its test part.
+    """
     try:
         files = sorted(path.rglob("*.xml")) if path.is_dir() else [path]
     except OSError as error:
         raise unreadable(path, error) from error
+    if path.is_dir():
+        check_one_part(path, files)
     for each in files:
         yield from read_webnlg_xml(each)

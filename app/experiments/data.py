@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from app.datasets.example import Example
+from app.datasets.hugging_face import is_saved_dataset
+from app.datasets.parts import data_files, parts_below, parts_in
 from app.datasets.reader import read_examples
 from app.datasets.splits import WEBNLG_UNSEEN, HoldOut, subset
 from app.errors import InvalidRequest
@@ -17,7 +19,8 @@ from app.errors import InvalidRequest
 _CATEGORY = "category"
 _FALLBACK_UNSEEN = ("Astronaut", "Monument", "University")
 """Held out where the data have none of the categories that the challenge held out."""
-_ENDINGS = frozenset({".jsonl", ".json", ".csv", ".tsv", ".txt", ".xml", ".source"})
+_TESTED = ("test", "dev", "valid")
+"""The parts to test on, the first one that there is."""
 _SPLIT_SEED = 101
 _HELD_OUT_SHARE = 0.1
 
@@ -53,8 +56,9 @@ def load_data(
 ) -> ExperimentData:
     """The data in a file or folder; at most `test_inputs` inputs are tested (0: all).
 
-    A folder may hold a file whose name contains `train`, and one to test on with `test`, `dev` or
-    `valid`. From a single file a tenth of the inputs, or `test_inputs` of them, is held out.
+    A folder may hold a file, a subfolder or a saved split called `train`, and one to test on called
+    `test`, `dev` or `valid`. From a single file a tenth of the inputs, or `test_inputs` of them, is
+    held out.
     With `hold_out`, examples that it names are never trained on and make a second test.
     InvalidRequest if a part is missing or empty.
     """
@@ -130,18 +134,28 @@ def _files(path: Path) -> tuple[Path, Path | None]:
         raise InvalidRequest(f"--data: {path} does not exist")
     if not path.is_dir():
         return path, None
-    files = sorted(each for each in path.iterdir() if each.suffix.lower() in _ENDINGS)
-    train = _named(files, "train")
-    test = _named(files, "test") or _named(files, "dev") or _named(files, "valid")
-    if train is not None:
-        return train, test
-    if len(files) == 1 and files[0].suffix.lower() != ".xml":
+    parts = parts_in(path)
+    train = parts.get("train", [])
+    test = next((parts[name][0] for name in _TESTED if name in parts), None)
+    if len(train) == 1 or (train and train[0].is_dir()):
+        return train[0], test
+    if train and test is not None:
+        names = ", ".join(each.name for each in train)
+        raise InvalidRequest(
+            f"--data: {path} has several files to train on ({names}); leave one of them there, or"
+            " put them into one file"
+        )
+    below = parts_below(path)
+    if len(below) > 1:
+        names = ", ".join(str(each[0].relative_to(path)) for each in below.values())
+        raise InvalidRequest(
+            f"--data: nothing directly in {path} is called train, but below it there are {names};"
+            " give the folder in which the training and the test part lie, or one file"
+        )
+    files = data_files(path)
+    if len(files) == 1 and files[0].suffix.lower() != ".xml" and not is_saved_dataset(path):
         return files[0], None
     return path, None
-
-
-def _named(files: Sequence[Path], word: str) -> Path | None:
-    return next((each for each in files if word in each.stem.lower()), None)
 
 
 def _held_out(

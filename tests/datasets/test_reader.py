@@ -144,6 +144,21 @@ def test_enriched_webnlg_and_folders_of_files_are_read(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("below", [("train", "test"), ("en/train", "en/test"), ("", "test")])
+def test_training_and_test_parts_of_a_release_are_not_mixed(
+    tmp_path: Path, below: tuple[str, str]
+) -> None:
+    for place, name in zip(below, ("1_train.xml", "Constrained_latest.xml"), strict=True):
+        (tmp_path / place).mkdir(parents=True, exist_ok=True)
+        put(tmp_path / place / name, ENTRY)
+    with pytest.raises(InvalidRequest) as caught:
+        read_examples(tmp_path)
+    first = tmp_path / (below[0] or "1_train.xml")
+    assert "several parts of a data set (" in caught.value.message
+    assert caught.value.message.endswith(f"must not be mixed; give one of them, such as {first}")
+    assert len(read_examples(tmp_path / below[1])) == 1
+
+
 def test_an_entry_without_a_good_text_is_left_out(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no example in it"):
         read_examples(put(tmp_path / "d.xml", ENTRY.replace('"good"', '"bad"')))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from app.datasets.example import Example
 from app.datasets.reader import read_examples
 from app.datasets.splits import HoldOut
 from app.errors import InvalidRequest
@@ -49,6 +51,54 @@ def test_a_folder_has_its_own_test_and_shared_inputs_are_not_trained_on(tmp_path
     data = load_data(tmp_path)
     assert [each.input for each in data.train] == [f"name : n{number}" for number in range(8)]
     assert len(data.test) == 6
+
+
+def webnlg(folder: Path, number: int) -> None:
+    """A WebNLG file with one entry about `n` with the number."""
+    entry = f"<modifiedtripleset><mtriple>n{number} | is | here</mtriple></modifiedtripleset>"
+    text = f'<b><entry category="Food" eid="1">{entry}<lex comment="good">Yes.</lex></entry></b>'
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{number}.xml").write_text(text, encoding="utf-8")
+
+
+def inputs(examples: Sequence[Example]) -> list[str]:
+    return [each.input for each in examples]
+
+
+def test_a_webnlg_release_is_tested_on_its_own_test_part(tmp_path: Path) -> None:
+    for part, number in (("train/1triples", 1), ("train/2triples", 2), ("dev", 3), ("test", 4)):
+        webnlg(tmp_path / "release" / "en" / part, number)
+    data = load_data(tmp_path / "release" / "en")
+    assert inputs(data.train) == [" | n1 : is : here", " | n2 : is : here"]
+    assert inputs(data.test) == [" | n4 : is : here"]
+    with pytest.raises(InvalidRequest, match="en/train.*give the folder in which the training and"):
+        load_data(tmp_path / "release")
+
+
+def test_splits_that_datasets_saved_are_trained_and_tested_on(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {
+        name: datasets.Dataset.from_dict({"input": [f"{name} {n}" for n in "ab"], "target": "xy"})
+        for name in ("train", "validation")
+    }
+    datasets.DatasetDict(rows).save_to_disk(tmp_path / "saved")
+    data = load_data(tmp_path / "saved")
+    assert inputs(data.train) == ["train a", "train b"]
+    assert inputs(data.test) == ["validation a", "validation b"]
+
+
+def test_one_file_to_train_on_is_asked_for(tmp_path: Path) -> None:
+    for name in ("train-a", "train-b", "dev"):
+        (tmp_path / f"{name}.jsonl").write_text(lines(3), encoding="utf-8")
+    with pytest.raises(InvalidRequest, match=r"several files to train on \(train-a.jsonl, train-b"):
+        load_data(tmp_path)
+
+
+def test_a_word_that_only_contains_a_parts_name_names_no_part(tmp_path: Path) -> None:
+    (tmp_path / "constrained.jsonl").write_text(lines(10), encoding="utf-8")
+    (tmp_path / "latest").mkdir()
+    (tmp_path / "latest" / "x.jsonl").write_text(lines(10), encoding="utf-8")
+    assert len(load_data(tmp_path).train) == 9
 
 
 def test_held_out_categories_make_a_second_test(file: Path) -> None:
