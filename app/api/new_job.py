@@ -17,7 +17,7 @@ from app.api.schemas.training import (
     MethodBody,
     PrefixHyperparameters,
 )
-from app.errors import InvalidRequest, PolyprefixError
+from app.errors import BaseModelMismatch, InvalidRequest, PolyprefixError, PrefixNotFound
 from app.jobs.erasure import check_user
 from app.jobs.types import JobSpec, TrainingFile
 from app.model.frozen import FrozenModel
@@ -53,7 +53,10 @@ class JobReader:
             )
 
     async def resolve_on(self, tenant: str, body: JobBody) -> str | None:
-        """The version behind which is trained, as `name@digest`; PrefixNotFound."""
+        """The version behind which is trained, as `name@digest` or `tenant/name@digest`.
+
+        PrefixNotFound, InvalidRequest or BaseModelMismatch, which name `on`.
+        """
         if body.on is None:
             return None
         method = MethodBody(type=SUPERVISED) if body.method is None else body.method
@@ -61,10 +64,13 @@ class JobReader:
             raise InvalidRequest(
                 f"on: the method {method.type} does not train behind another prefix", param="on"
             )
-        first, *more = self.selector.parse(body.on)
-        if more:
-            raise InvalidRequest("on: give one prefix, not several", param="on")
-        found = await self.selector.resolve(tenant, first, body.user)
+        try:
+            first, *more = self.selector.parse(body.on)
+            if more:
+                raise InvalidRequest("give one prefix, not several")
+            found = await self.selector.resolve(tenant, first, body.user)
+        except (InvalidRequest, PrefixNotFound, BaseModelMismatch) as error:
+            raise type(error)(f"on: {error.message}", param="on") from error
         owner = "" if found.tenant == tenant else f"{found.tenant}/"
         return f"{owner}{found.name}@{found.digest}"
 

@@ -8,8 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from app.errors import InvalidRequest, PolyprefixError
+from app.errors import InvalidRequest, PolyprefixError, PrefixNotFound
 from app.jobs.types import ClaimedJob, JobSpec
+from app.prefix.reference import parse_model_field
 from app.training.choices import CHOICES_FILE
 from app.training.distillation.session import LENGTH as DISTILLED_LENGTH
 from app.training.distillation.session import DistillationJob, DistillationSession
@@ -158,10 +159,23 @@ def _check_length(recipe: Recipe, most: int) -> None:
 
 
 def _fetch_on(job: ClaimedJob, path: Path, resources: Resources) -> None:
-    """Write the version that the job's prefix stands behind to `path`."""
-    name, _, digest = (job.spec.on or "").partition("@")
-    version = resources.registry.get_version(job.tenant, name, digest)
-    with resources.registry.open_content(job.tenant, version) as source, path.open("wb") as target:
+    """Write the version that the job's prefix stands behind to `path`.
+
+    PrefixNotFound if it was deleted, or is not published to the job's tenant any more.
+    """
+    registry = resources.registry
+    (reference,) = parse_model_field(job.spec.on or "")
+    try:
+        found = registry.resolve(job.tenant, reference)
+    except PrefixNotFound as error:
+        end = "deleted, or its owner no longer publishes it" if reference.tenant else "deleted"
+        raise PrefixNotFound(
+            f"on: the prefix {reference} cannot be used any more: it was {end}; make a new job"
+            " behind another one",
+            param="on",
+        ) from error
+    version = registry.get_version(found.tenant, found.name, found.digest)
+    with registry.open_content(found.tenant, version) as source, path.open("wb") as target:
         shutil.copyfileobj(source, target)
 
 

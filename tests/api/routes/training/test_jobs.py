@@ -164,7 +164,7 @@ def test_openais_own_settings_are_understood(
             "hyperparameters",
             "inside `method`",
         ),
-        ({"on": "nothing"}, "model", "does not exist"),
+        ({"on": "nothing"}, "on", "on: prefix 'nothing' does not exist"),
         ({"on": "a+b"}, "on", "one prefix"),
         ({"method": {"type": "distill"}}, "training_file", "`user_data`"),
     ],
