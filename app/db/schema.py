@@ -281,12 +281,20 @@ training_jobs = Table(
     Index("training_jobs_by_status", "status", "base_fingerprint", "tenant_id", "id"),
     Index("training_jobs_by_file", "tenant_id", "training_file"),
     Index("training_jobs_by_validation_file", "tenant_id", "validation_file"),
+    Index(
+        "training_jobs_by_on_prefix",
+        "on_prefix",
+        "tenant_id",
+        sqlite_where=text("on_prefix IS NOT NULL"),
+        postgresql_where=text("on_prefix IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,
 )
 """`token` is the right of the worker that has the job, until `lease_until`; see `jobs.claims`.
 `losses` counts the workers that were lost with the job since its last checkpoint; `events` is the
-number of its last event; `on_prefix` is the version behind which it is trained. `asked` has the
-settings as the request had them, `hyperparameters` as the worker takes them."""
+number of its last event; `on_prefix` is the version behind which it is trained, `name@digest`, or
+`tenant/name@digest` if it is another tenant's. `asked` has the settings as the request had them,
+`hyperparameters` as the worker takes them."""
 
 job_events = Table(
     "job_events",

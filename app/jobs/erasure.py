@@ -37,8 +37,9 @@ class Erasure:
     """What one call has erased: names of prefixes, ids of files and jobs.
 
     `cancelled` are open jobs that are not the user's and needed the user's files, to train on or to
-    validate, or were trained behind the user's prefixes. `begun` are contents that are being
-    removed from the store; `shared` counts those that stay because others need them.
+    validate, or were trained behind the user's prefixes. Jobs of other tenants are cancelled and
+    not listed. `begun` are contents that are being removed from the store; `shared` counts those
+    that stay because others need them.
     """
 
     prefixes: list[str] = field(default_factory=list)
@@ -145,7 +146,7 @@ class _Batch:
         them are cancelled."""
         for row in self._rows(prefixes):
             self._note(ChangeKind.PREFIX, row.name)
-            for job in self._others_jobs(is_behind(self.tenant, row.name)):
+            for job in self._others_jobs(is_behind(self.tenant, row)):
                 self._cancel(job, "The prefix behind which the job is trained was erased.")
             gone = versions.delete_prefix(self.connection, self.tenant, row.id)
             self._going += gone
@@ -164,12 +165,16 @@ class _Batch:
 
     def _others_jobs(self, which: ColumnElement[bool]) -> Sequence[Any]:
         """Those jobs without the user's, which are left to `forget_jobs`."""
-        others = or_(training_jobs.c.user.is_(None), training_jobs.c.user != self.user)
+        others = or_(
+            training_jobs.c.user.is_(None),
+            training_jobs.c.user != self.user,
+            training_jobs.c.tenant_id != self.tenant,
+        )
         query = select(training_jobs).where(which, others).order_by(training_jobs.c.id)
         return self.connection.execute(query).all()
 
     def _cancel(self, job: Any, reason: str) -> None:
-        self._note(ChangeKind.TRAINING, job.public_id)
+        note(self.connection, self.epoch, ChangeKind.TRAINING, job.tenant_id, job.public_id)
         values = {
             "status": JobStatus.CANCELLED.value,
             "finished_at": self.now,
@@ -179,7 +184,8 @@ class _Batch:
         self.connection.execute(update(training_jobs).where(same).values(values))
         events.tell(self.connection, job.id, reason, self.now)
         checkpoints.release(self.connection, job.id, self.now)
-        self.erased.cancelled.append(job.public_id)
+        if job.tenant_id == self.tenant:
+            self.erased.cancelled.append(job.public_id)
 
     def _rows(self, table: Table) -> Sequence[Any]:
         query = _of_user(table, self.tenant, self.user).order_by(table.c.id).limit(_BATCH)

@@ -6,9 +6,21 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, exists, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    exists,
+    func,
+    literal,
+    or_,
+    select,
+    union_all,
+)
 
-from app.db.schema import training_files, training_jobs
+from app.db.schema import training_files, training_jobs, versions
 from app.errors import NotFound
 from app.jobs.ids import FILE_ID, JOB_ID, check_id
 from app.jobs.types import OPEN, Job, JobFailure, JobSpec, JobStatus, TrainingFile
@@ -76,13 +88,27 @@ def needs_file(tenant: str, file_id: str) -> ColumnElement[bool]:
     )
 
 
-def is_behind(tenant: str, prefix: str) -> ColumnElement[bool]:
-    """Whether a job of the tenant has not ended and is trained behind a version of its prefix."""
-    jobs = training_jobs.c
+def is_behind(tenant: str, prefix: Row[Any]) -> ColumnElement[bool]:
+    """Whether a job has not ended and is trained behind a version of the tenant's prefix.
+
+    Jobs of other tenants, to which the prefix is published, count as well. `prefix` is a row of
+    `prefixes`.
+    """
+    jobs, foreign = training_jobs.c, f"{tenant}/"
+    names = union_all(
+        *(
+            select(literal(f"{start}{prefix.name}@").concat(versions.c.digest)).where(
+                versions.c.prefix_id == prefix.id
+            )
+            for start in ("", foreign)
+        )
+    )
     return and_(
-        jobs.status.in_([status.value for status in OPEN]),
-        jobs.tenant_id == tenant,
-        jobs.on_prefix.startswith(f"{prefix}@", autoescape=True),
+        # an expression, so that jobs are found by `on_prefix` and not by their status
+        jobs.status.concat("").in_([status.value for status in OPEN]),
+        jobs.on_prefix.is_not(None),
+        jobs.on_prefix.in_(names),
+        or_(jobs.tenant_id == tenant, jobs.on_prefix.startswith(foreign, autoescape=True)),
     )
 
 

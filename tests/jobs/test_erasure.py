@@ -220,18 +220,27 @@ def test_others_jobs_behind_the_users_prefix_are_cancelled(
             ("beta", "ann_mill", "ann"),
         )
     }
-    behind = workshop.job("acme", on=on["acme", "ann_mill"], user="bob")
+    newer = f"ann_mill@{push(registry, 'acme', 'ann_mill', 'ann', 'newer').digest}"
+    behind = [
+        workshop.job("acme", on=on["acme", "ann_mill"], user="bob"),
+        workshop.job("acme", on=newer),
+        workshop.job("beta", on=f"acme/{newer}"),  # it is published to this tenant
+        workshop.job("beta", on=f"acme/{newer}", user="ann"),  # another ann
+    ]
     others = [
         workshop.job("acme", on=on["acme", "ann-mill"]),
         workshop.job("acme"),
         workshop.job("beta", on=on["beta", "ann_mill"]),
+        workshop.job("beta", on=f"acme/{on['acme', 'ann-mill']}"),
     ]
     erased, _ = erase(erasure, "acme", "ann")
-    assert erased.cancelled == [behind.id]
     told = "The prefix behind which the job is trained was erased."
-    assert workshop.messages(behind)[-1] == told
+    for job in behind:
+        assert workshop.jobs.get(job.tenant, job.id).status is JobStatus.CANCELLED
+        assert workshop.messages(job)[-1] == told
     for job in others:
         assert workshop.jobs.get(job.tenant, job.id).status is JobStatus.QUEUED
+    assert erased.cancelled == [job.id for job in behind[:2]]  # the tenant hears of its own
 
 
 def test_a_users_own_jobs_are_forgotten_and_not_cancelled_however_many(
