@@ -2,7 +2,7 @@
 
 Rows are written in bulk, just as uploads, jobs and workers would have left them: each user has a
 prefix of one version, a training file, and a job on it with one checkpoint, which waits or has
-succeeded. All contents differ, and none is in the store.
+succeeded, and stands behind the next user's prefix. All contents differ, and none is in the store.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ def _rows(
         id=number_of, public_id=lambda n: f"ftjob-{n:024x}", user=user_of,
         training_file=lambda n: f"file-{n:024x}",
         validation_file=lambda n: f"file-{n + 1:024x}",
+        on_prefix=lambda n: f"{user_of(n + 1)}@{_digest(n + 1, 'a')}",
         status=lambda n: "queued" if n % 2 else "succeeded",
     )  # fmt: skip
     for sequence in range(1, _EVENTS + 1):
