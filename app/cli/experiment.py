@@ -12,9 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from app.cli.configuration import base_model, check_folder
 from app.cli.console import plain, print_warning, stderr, stdout, table
+from app.cli.evaluation import data_options as given
 from app.cli.training.personalisation import PERSONALISATION, run_personalisation
 
 if TYPE_CHECKING:
+    from app.datasets.reader import ReadOptions
     from app.experiments.data import ExperimentData
     from app.experiments.execution import Executor
     from app.experiments.grids import Experiment, GridOptions
@@ -111,6 +113,10 @@ def experiment(
     test_inputs: TestInputs = None,
     metrics: Metrics = None,
     hold_out: HoldOutOption = None,
+    data_format: given.Format = None,
+    input_column: given.InputColumn = None,
+    target_column: given.TargetColumns = None,
+    split: given.Split = None,
     users: Users = "category",
     methods: Methods = None,
     dtype: Dtype = "fp32",
@@ -126,30 +132,48 @@ def experiment(
     Example: `polyprefix experiment prefix-length --data e2e/dev.jsonl`
     """
     from app.evaluation.scores import metric_names
-    from app.experiments.execution import dtype_named, executor
+    from app.experiments.data import load_data
     from app.experiments.grids import GridOptions, experiment_named, method_names, scale_named
-    from app.experiments.results import ResultsFile, sole_use
     from app.experiments.tasks import task_named
-    from app.model.load import hide_progress_bars
 
+    reading = given.read_options(data_format, input_column, target_column, split)
     if name == PERSONALISATION:
-        run_personalisation(data, base_model(model), out, users, seeds, steps, test_inputs, device)
+        read = load_data(data, reading=reading)
+        run_personalisation(read, base_model(model), out, users, seeds, steps, test_inputs, device)
         return
     chosen, size = experiment_named(name), scale_named(scale)
     used = task_named(task, data.absolute().parts)
-    folder = out / name
-    check_folder(folder, "--out")
-    hide_progress_bars()
+    check_folder(out / name, "--out")
     scored = used.metrics if metrics is None else metric_names(metrics)
     tested = _TEST_INPUTS[size.value] if test_inputs is None else test_inputs
-    read = _read(chosen, data, tested, hold_out)
-    results = ResultsFile(folder / "results.csv")
+    read = _read(chosen, data, tested, hold_out, reading)
     asked = GridOptions(
         *(size, used, read.num_pairs, 0.0, scored, seeds, steps, method_names(methods)), dtype=dtype
     )
-    how: dict[str, Any] = {"decoding": used.decoding, "metrics": scored, "device": device}
-    how |= {"dtype": dtype_named(dtype), "is_tested": chosen.is_tested}
-    with sole_use(folder), executor(base_model(model), read, folder, **how) as running:
+    _do(chosen, asked, read, base_model(model), out, device, dry_run=dry_run)
+
+
+def _do(
+    chosen: Experiment,
+    asked: GridOptions,
+    read: ExperimentData,
+    base: str,
+    out: Path,
+    device: str,
+    *,
+    dry_run: bool,
+) -> None:
+    """Do the runs and show what came of them, or list them; exit with 130 after an interrupt."""
+    from app.experiments.execution import dtype_named, executor
+    from app.experiments.results import ResultsFile, sole_use
+    from app.model.load import hide_progress_bars
+
+    hide_progress_bars()
+    folder = out / chosen.name
+    results = ResultsFile(folder / "results.csv")
+    how: dict[str, Any] = {"decoding": asked.task.decoding, "metrics": asked.metrics}
+    how |= {"device": device, "dtype": dtype_named(asked.dtype), "is_tested": chosen.is_tested}
+    with sole_use(folder), executor(base, read, folder, **how) as running:
         options = _with_rates(asked, running, out)
         runs = chosen.runs(options)
         if dry_run:
@@ -161,15 +185,17 @@ def experiment(
         raise typer.Exit(_INTERRUPTED)
 
 
-def _read(chosen: Experiment, path: Path, tested: int, hold_out: str | None) -> ExperimentData:
+def _read(
+    chosen: Experiment, path: Path, tested: int, hold_out: str | None, reading: ReadOptions
+) -> ExperimentData:
     """The data; with a second test on what is held out, if the experiment has one."""
     from app.datasets.splits import HoldOut
     from app.experiments.data import default_hold_out, load_data
 
     apart = None
     if chosen.unseen:
-        apart = default_hold_out(path) if hold_out is None else HoldOut.parse(hold_out)
-    return load_data(path, test_inputs=tested, hold_out=apart)
+        apart = default_hold_out(path, reading) if hold_out is None else HoldOut.parse(hold_out)
+    return load_data(path, test_inputs=tested, hold_out=apart, reading=reading)
 
 
 def _with_rates(asked: GridOptions, running: Executor, out: Path) -> GridOptions:

@@ -193,5 +193,5 @@ def train(
         return
     publish(session.prefix(finish(session)), name, store=store, out=run.out, alias=alias)
     session.trainer.discard_checkpoint()
-    places = NextPlaces(model, valid or data, chosen.on, store, run.out)
+    places = NextPlaces(model, valid or data, chosen.on, store, run.out, chosen.reading_arguments)
     announce(next_commands(name, alias, places))

@@ -56,5 +56,7 @@ def _rows(folder: Path, split: str | None) -> Any:
         return loaded[names[0]]
     if split not in names:
         given = "has several splits" if split is None else f"has no split `{split}`"
-        raise InvalidRequest(f"{folder}: the data set {given}; choose one of {', '.join(names)}")
+        raise InvalidRequest(
+            f"{folder}: the data set {given}; choose one of {', '.join(names)} with --split"
+        )
     return loaded[split]

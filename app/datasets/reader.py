@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from app.datasets.delimited import read_delimited
 from app.datasets.e2e import SEPARATOR, read_e2e_lines
@@ -37,6 +38,14 @@ class ReadOptions:
     format: str | None = None
     columns: Columns = field(default_factory=Columns)
     split: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was asked for, as JSON values; empty if nothing was."""
+        made: dict[str, Any] = {"format": self.format, "split": self.split}
+        if self.columns.input != Columns().input:
+            made["input_column"] = self.columns.input
+        made["target_columns"] = list(self.columns.targets)
+        return {name: value for name, value in made.items() if value}
 
 
 _READERS: dict[str, Callable[[Path, ReadOptions], Iterator[Example]]] = {

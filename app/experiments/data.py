@@ -12,7 +12,7 @@ from pathlib import Path
 from app.datasets.example import Example
 from app.datasets.hugging_face import is_saved_dataset
 from app.datasets.parts import data_files, parts_below, parts_in
-from app.datasets.reader import read_examples
+from app.datasets.reader import ReadOptions, read_examples
 from app.datasets.splits import WEBNLG_UNSEEN, HoldOut, subset
 from app.errors import InvalidRequest
 
@@ -52,7 +52,11 @@ class ExperimentData:
 
 
 def load_data(
-    path: Path, *, test_inputs: int = 0, hold_out: HoldOut | None = None
+    path: Path,
+    *,
+    test_inputs: int = 0,
+    hold_out: HoldOut | None = None,
+    reading: ReadOptions | None = None,
 ) -> ExperimentData:
     """The data in a file or folder; at most `test_inputs` inputs are tested (0: all).
 
@@ -60,14 +64,14 @@ def load_data(
     `test`, `dev` or `valid`. From a single file a tenth of the inputs, or `test_inputs` of them, is
     held out.
     With `hold_out`, examples that it names are never trained on and make a second test.
-    InvalidRequest if a part is missing or empty.
+    `reading` says how the files are read. InvalidRequest if a part is missing or empty.
     """
-    train_file, test_file = _files(path)
-    train = read_examples(train_file)
+    train_file, test_file = _files(path, reading)
+    train = read_examples(train_file, reading)
     if test_file is None:
         train, test = _held_out(train, test_inputs, path)
     else:
-        test = read_examples(test_file)
+        test = read_examples(test_file, reading)
         tested = {example.input for example in test}
         train = [example for example in train if example.input not in tested]
     unseen: list[Example] = []
@@ -83,13 +87,13 @@ def load_data(
     return ExperimentData(path.name, train, _some(test, test_inputs), _some(unseen, test_inputs))
 
 
-def default_hold_out(path: Path) -> HoldOut:
+def default_hold_out(path: Path, reading: ReadOptions | None = None) -> HoldOut:
     """The WebNLG challenge's unseen categories; where the data have none of them, three others."""
-    files = [each for each in _files(path) if each is not None]
+    files = [each for each in _files(path, reading) if each is not None]
     found = {
         value
         for each in files
-        for example in read_examples(each)
+        for example in read_examples(each, reading)
         for value in example.attributes.get(_CATEGORY, ())
     }
     chosen = WEBNLG_UNSEEN if found & set(WEBNLG_UNSEEN) else _FALLBACK_UNSEEN
@@ -128,11 +132,11 @@ def write_examples(path: Path, examples: Sequence[Example]) -> Path:
     return path
 
 
-def _files(path: Path) -> tuple[Path, Path | None]:
+def _files(path: Path, reading: ReadOptions | None) -> tuple[Path, Path | None]:
     """The file or folder to train on, and the one to test on if it is another."""
     if not path.exists():
         raise InvalidRequest(f"--data: {path} does not exist")
-    if not path.is_dir():
+    if not path.is_dir() or (reading is not None and reading.split is not None):
         return path, None
     parts = parts_in(path)
     train = parts.get("train", [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from app.datasets.example import Example
-from app.datasets.reader import data_digest, read_examples
+from app.datasets.reader import ReadOptions, data_digest, read_examples
 from app.datasets.splits import Selection
 from app.errors import InvalidRequest
 from app.evaluation.evaluator import EngineRunner, Evaluation, evaluate, running_engine
@@ -57,7 +57,8 @@ class TrainingJob:
     prefix that stands before the trained one and does not change; its template is used. `choices`
     is a file with the rates and lengths that were chosen for base models (see `Choices`).
     `selection` is the part of `data` to train on; what it holds out validates
-    where `valid` is None.
+    where `valid` is None. `reading` says how both files are read; `valid_split` is another split
+    for `valid`.
     """
 
     model: str
@@ -73,6 +74,8 @@ class TrainingJob:
     on: Path | None = None
     selection: Selection = Selection()
     choices: Path | None = None
+    reading: ReadOptions = ReadOptions()
+    valid_split: str | None = None
 
 
 class Session:
@@ -86,8 +89,8 @@ class Session:
         """
         job.recipe.check()
         self._job = job
-        self.examples, held = job.selection.split(read_examples(job.data))
-        self.validation = held if job.valid is None else read_examples(job.valid)
+        self.examples, held = job.selection.split(read_examples(job.data, job.reading))
+        self.validation = held if job.valid is None else _read_valid(job, job.valid)
         if model is not None:
             _check_shared(model, job.recipe)
         self.model = model or load_base(job.model, job.recipe, job.device)
@@ -117,10 +120,16 @@ class Session:
             validation=valid_pairs,
             checkpoint=job.checkpoint,
             checkpoint_every=job.checkpoint_every,
-            identity=":".join(map(str, [*self._digests.values(), job.selection, self.template])),
+            identity=self._identity(),
             score=self._bleu if recipe.metric == "bleu" and self.validation else None,
             on=self.on,
         )
+
+    def _identity(self) -> str:
+        """What a checkpoint must have been trained on to be continued."""
+        job = self._job
+        reading = [each for each in (job.reading.as_dict(), job.valid_split) if each]
+        return ":".join(map(str, [*self._digests.values(), job.selection, *reading, self.template]))
 
     @property
     def recipe(self) -> Recipe:
@@ -266,6 +275,7 @@ class Session:
                 "sha256": self._digests["data"],
                 "inputs": len(self.examples),
                 "pairs": len(self.pairs),
+                **job.reading.as_dict(),
                 **job.selection.as_dict(),
             },
             "scores": dict(scores),
@@ -276,6 +286,7 @@ class Session:
                 "name": job.valid.name,
                 "sha256": self._digests["valid"],
                 "inputs": len(self.validation),
+                **({"split": job.valid_split} if job.valid_split is not None else {}),
             }
         if self.on is not None:
             provenance["on"] = {"digest": self.on.digest}
@@ -298,6 +309,12 @@ def _check_shared(model: FrozenModel, recipe: Recipe) -> None:
     if (recipe.dtype == "bf16") != (model.dtype == torch.bfloat16):
         has = str(model.dtype).removeprefix("torch.")
         raise InvalidRequest(f"dtype: the shared base model is in {has}, not in {recipe.dtype}")
+
+
+def _read_valid(job: TrainingJob, path: Path) -> list[Example]:
+    """The held-out examples of a job."""
+    split = job.reading.split if job.valid_split is None else job.valid_split
+    return read_examples(path, replace(job.reading, split=split))
 
 
 def _read(path: Path, model: FrozenModel) -> Prefix:

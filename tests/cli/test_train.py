@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from typer.testing import CliRunner
 
 from app.cli import app
+from app.datasets.reader import ReadOptions
+from app.datasets.records import Columns
 from app.model.load import load_model
 from app.training.choices import Choice, Choices
+from app.training.recipe import Recipe
+from app.training.session import Session, TrainingJob
 
 ANIMALS = [
     {"input": "cat", "target": "the small animal"},
@@ -103,6 +108,51 @@ def provenance_of(path: Path) -> dict[str, Any]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     return {**json.loads(metadata["provenance"]), "template": metadata["input_template"]}
+
+
+def test_a_table_with_other_headers_is_trained_on(usual: tuple[str, ...], tmp_path: Path) -> None:
+    table, out = tmp_path / "animals.csv", tmp_path / "out.safetensors"
+    table.write_text("question,answer,hint\ncat,small,pet\ndog,large,pet\n")
+    given = ("--data", str(table), "--steps", "1", "--out", str(out))
+    columns = ("--input-column", "question", "--target-column", "answer", "--target-column", "hint")
+    said = run("train", *usual, *given, *columns)
+    data = provenance_of(out)["data"]
+    assert (data["inputs"], data["pairs"]) == (2, 4)
+    assert (data["input_column"], data["target_columns"]) == ("question", ["answer", "hint"])
+    assert f"--data {table} {' '.join(columns)}" in said
+
+
+def test_one_split_is_trained_on_and_another_validates(
+    usual: tuple[str, ...], tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_list(ANIMALS)
+    datasets.DatasetDict(train=rows, held=rows.select([0])).save_to_disk(tmp_path / "many")
+    out = tmp_path / "out.safetensors"
+    given = ("--data", str(tmp_path / "many"), "--steps", "1", "--out", str(out))
+    said = run("train", *usual, *given, "--split", "train", "--valid-split", "held")
+    made = provenance_of(out)
+    assert (made["data"]["inputs"], made["data"]["split"]) == (3, "train")
+    assert (made["validation"]["inputs"], made["validation"]["split"]) == (1, "held")
+    assert f"--data {tmp_path / 'many'} --split held" in said
+
+
+def test_a_checkpoint_of_another_column_is_not_continued(
+    usual: tuple[str, ...], tmp_path: Path
+) -> None:
+    table, place = tmp_path / "animals.csv", tmp_path / "a.checkpoint"
+    table.write_text("input,target,hint\ncat,small,pet\ndog,large,pet\n")
+    recipe = Recipe(length=4, batch_size=3, lr=0.03, warmup_steps=0, max_steps=3)
+    job = TrainingJob(usual[1], table, recipe, place, device="cpu", decoding={"max_tokens": 128})
+    session = Session(replace(job, reading=ReadOptions(columns=Columns("input", ("target",)))))
+    session.trainer.initialise()
+    session.trainer.save()
+    given = (*usual, "--data", str(table), "--steps", "3", "--checkpoint", str(place))
+    out = ("--out", str(tmp_path / "out.safetensors"))
+    other = CliRunner().invoke(app, ["train", *given, *out, "--target-column", "hint"])
+    assert other.exit_code == 1
+    assert "belongs to another run" in other.stderr
+    run("train", *given, *out, "--target-column", "target")
 
 
 @pytest.fixture

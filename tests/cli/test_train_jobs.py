@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -99,6 +100,22 @@ def test_each_line_gives_the_prefix_that_it_gives_alone(
     for name, tensors in files().items():
         for key, tensor in tensors.items():
             torch.testing.assert_close(grouped[name][key], tensor, rtol=1e-3, atol=1e-3)
+
+
+def test_lines_may_name_the_columns_of_their_tables(common: tuple[str, ...]) -> None:
+    Path("table.csv").write_text("q,first,second\ncat,small,pet\ndog,large,pet\n")
+    line = {"data": "table.csv", "input_column": "q", "steps": 1}
+    lines = (
+        {**line, "name": "a", "target_column": "first"},
+        {**line, "name": "b", "target_column": ["first", "second"]},
+    )
+    done = train(*common, "--jobs", write_jobs(*lines))
+    assert done.exit_code == 0, done.output
+    pairs = []
+    for name in ("a", "b"):
+        with safe_open(f"{name}.safetensors", framework="pt") as file:
+            pairs.append(json.loads(file.metadata()["provenance"])["data"]["pairs"])
+    assert pairs == [2, 4]
 
 
 def test_every_wrong_line_is_named_before_the_first_step(common: tuple[str, ...]) -> None:

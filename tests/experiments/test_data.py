@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from app.datasets.example import Example
-from app.datasets.reader import read_examples
+from app.datasets.reader import ReadOptions, read_examples
+from app.datasets.records import Columns
 from app.datasets.splits import HoldOut
 from app.errors import InvalidRequest
 from app.experiments.data import default_hold_out, load_data, low_data_split, write_examples
@@ -99,6 +100,19 @@ def test_a_word_that_only_contains_a_parts_name_names_no_part(tmp_path: Path) ->
     (tmp_path / "latest").mkdir()
     (tmp_path / "latest" / "x.jsonl").write_text(lines(10), encoding="utf-8")
     assert len(load_data(tmp_path).train) == 9
+
+
+def test_columns_and_splits_can_be_named(tmp_path: Path) -> None:
+    table = tmp_path / "d.csv"
+    table.write_text("q,a\n" + "".join(f"in {at},out {at}\n" for at in range(20)))
+    columns = ReadOptions(columns=Columns("q", ("a",)))
+    assert len(load_data(table, test_inputs=5, reading=columns).train) == 15
+    datasets = pytest.importorskip("datasets")
+    rows = [{"input": f"in {at}", "target": "out"} for at in range(20)]
+    data = datasets.Dataset.from_list(rows)
+    datasets.DatasetDict(train=data, other=data).save_to_disk(tmp_path / "many")
+    read = load_data(tmp_path / "many", test_inputs=4, reading=ReadOptions(split="train"))
+    assert len(read.train) == 16
 
 
 def test_held_out_categories_make_a_second_test(file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,8 +64,18 @@ class DataSelection:
     @property
     def options(self) -> ReadOptions:
         """How the file is read."""
-        from app.datasets.reader import ReadOptions
-        from app.datasets.records import Columns
+        return read_options(self.format, self.input_column, self.target_columns, self.split)
 
-        columns = Columns(self.input_column or "input", self.target_columns)
-        return ReadOptions(self.format, columns, self.split)
+
+def read_options(
+    data_format: str | None,
+    input_column: str | None,
+    target_columns: Sequence[str] | None,
+    split: str | None,
+) -> ReadOptions:
+    """How a file is read, from the options of these names."""
+    from app.datasets.reader import ReadOptions
+    from app.datasets.records import Columns
+
+    columns = Columns(input_column or Columns().input, tuple(target_columns or ()))
+    return ReadOptions(data_format, columns, split)

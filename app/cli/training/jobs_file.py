@@ -122,6 +122,10 @@ def _arguments(option: Any, value: Any) -> Iterator[str]:
         return
     if isinstance(value, bool):
         raise InvalidRequest(f"{flag.lstrip('-')} takes a value, not {json.dumps(value)}")
+    if getattr(option, "multiple", False):
+        for each in value if isinstance(value, list | tuple) else [value]:
+            yield f"{flag}={each}"
+        return
     if isinstance(value, list):
         value = ",".join(map(str, value))
     elif isinstance(value, dict):

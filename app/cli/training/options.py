@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from app.cli.evaluation import data_options as given
 from app.cli.prefix.named_file import prefix_file
 
 if TYPE_CHECKING:
+    from app.datasets.reader import ReadOptions
     from app.datasets.splits import Selection
 
 Store = Annotated[
@@ -30,6 +32,9 @@ Out = Annotated[
     ),
 ]
 """Where a trained prefix goes."""
+
+_READING = ("data_format", "input_column", "target_column", "split", "valid_split")
+_NO_RECIPE = (*_READING, "subset", "subset_seed", "hold_out", "on", "choices", "log_dir")
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,17 @@ class MethodOptions:
             " q_proj,v_proj."
         ),
     ] = None
+    data_format: given.Format = None
+    input_column: given.InputColumn = None
+    target_column: given.TargetColumns = None
+    split: given.Split = None
+    valid_split: Annotated[
+        str | None,
+        typer.Option(
+            help="Split of `--valid`, or of `--data` if there is no `--valid`; by default that of"
+            " `--split`."
+        ),
+    ] = None
     subset: Annotated[int | None, typer.Option(help="Train on so many pairs, drawn at random.")] = (
         None
     )
@@ -124,10 +140,32 @@ class MethodOptions:
         Path | None, typer.Option(help="Folder for TensorBoard logs of loss, rate and scores.")
     ] = None
 
-    def of_job(self, store: Path | None) -> tuple[Path | None, Selection, Path]:
-        """The last fields of a training job: the prefix to train on, the data's part, choices."""
-        on = None if self.on is None else prefix_file(self.on, store)
-        return on, self.selection, self.choices
+    def of_job(self, store: Path | None) -> dict[str, Any]:
+        """Fields of a training job: the prefix to train on, the data's form and part, choices."""
+        return {
+            "on": None if self.on is None else prefix_file(self.on, store),
+            "reading": self.reading,
+            "valid_split": self.valid_split,
+            "selection": self.selection,
+            "choices": self.choices,
+        }
+
+    @property
+    def reading(self) -> ReadOptions:
+        """How the files of data are read."""
+        columns = (self.input_column, self.target_column)
+        return given.read_options(self.data_format, *columns, self.split)
+
+    @property
+    def reading_arguments(self) -> list[str]:
+        """The options for `polyprefix evaluate` to read the held-out data, or else the data."""
+        named = [
+            ("--format", self.data_format),
+            ("--input-column", self.input_column),
+            *(("--target-column", name) for name in self.target_column or ()),
+            ("--split", self.valid_split or self.split),
+        ]
+        return [word for flag, value in named if value is not None for word in (flag, value)]
 
     @property
     def selection(self) -> Selection:
@@ -140,7 +178,7 @@ class MethodOptions:
     def settings(self) -> dict[str, Any]:
         """The settings as fields of a recipe."""
         made = asdict(self)
-        for name in ("log_dir", "on", "subset", "subset_seed", "hold_out", "choices"):
+        for name in _NO_RECIPE:
             del made[name]
         targets = self.lora_targets.split(",") if self.lora_targets else ()
         made["lora_targets"] = tuple(target.strip() for target in targets)

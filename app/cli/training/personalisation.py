@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from app.cli.configuration import check_folder
 from app.cli.console import plain, stderr, stdout
 
+if TYPE_CHECKING:
+    from app.experiments.data import ExperimentData
+
 PERSONALISATION = "personalisation"
 
 
 def run_personalisation(
-    path: Path,
+    read: ExperimentData,
     base: str,
     out: Path,
     field: str,
@@ -26,7 +30,6 @@ def run_personalisation(
 
     Users are the values of `field`. `seeds`, `steps` 0 and `tested` None mean the plan's own.
     """
-    from app.experiments.data import load_data
     from app.experiments.personalisation.report import page, study_rows, write_rows
     from app.experiments.personalisation.study import Study, default_plan
     from app.experiments.personalisation.users import split_users
@@ -37,7 +40,6 @@ def run_personalisation(
     check_folder(folder, "--out")
     hide_progress_bars()
     plan = default_plan(seeds=seeds, steps=steps)
-    read = load_data(path)
     data = split_users(
         read.train,
         read.test,
@@ -56,9 +58,9 @@ def run_personalisation(
         rows = study_rows(study.measure())
         write_rows(rows, folder / "results.csv")
         names = ", ".join(user.name for user in data.users)
-        title = f"{model.spec.model_id}, {path.name} by {field}: {names}"
+        title = f"{model.spec.model_id}, {read.name} by {field}: {names}"
         written = folder / "table.md"
         written.write_text(page(rows, study.bleu({}), title), encoding="utf-8")
     stdout().print(plain(written.read_text(encoding="utf-8")), soft_wrap=True)
-    for path in (folder / "results.csv", written):
-        stdout().print(f"wrote {plain(str(path))}", soft_wrap=True)
+    for file in (folder / "results.csv", written):
+        stdout().print(f"wrote {plain(str(file))}", soft_wrap=True)

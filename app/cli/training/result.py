@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,13 +89,17 @@ def publish(
 
 @dataclass(frozen=True)
 class NextPlaces:
-    """What the next commands name: the base model and the prefix trained on, if given; files."""
+    """What the next commands name: the base model and the prefix trained on, if given; files.
+
+    `reading` are the options of `polyprefix evaluate` for `data`.
+    """
 
     model: str | None
     data: Path
     on: str | None
     store: Path | None
     out: Path | None
+    reading: Sequence[str] = ()
 
 
 def next_commands(name: str, alias: str | None, places: NextPlaces) -> list[str]:
@@ -104,7 +109,8 @@ def next_commands(name: str, alias: str | None, places: NextPlaces) -> list[str]
     store = ["--store", str(places.store)] if places.store is not None else []
     made = str(out) if out else name
     scored = ["--prefix", made] if on is None else ["--prefix", f"{on}+{made}", "--compare", on]
-    lines = [[program, "evaluate", *model, "--data", str(places.data), *store, *scored]]
+    data = ["--data", str(places.data), *places.reading]
+    lines = [[program, "evaluate", *model, *data, *store, *scored]]
     if out is not None:
         pointed = ["--alias", alias] if alias else []
         lines.append([program, "prefix", "push", str(out), "--name", name, *pointed])

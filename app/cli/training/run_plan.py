@@ -47,23 +47,26 @@ def plan_run(chosen: MethodOptions, options: Mapping[str, Any]) -> RunPlan:
     if store is None and out is None:
         out = Path(f"{name}.safetensors")
     _check_places(store, out, place, chosen.method)
-    on, selection, choices = chosen.of_job(store)
     job = TrainingJob(
         model=base_model(options["model"]),
         data=options["data"],
         recipe=_recipe({**options, **chosen.settings()}),
         checkpoint=place,
-        valid=options["valid"],
+        valid=_valid(chosen, options),
         template=options["template"],
         decoding={"max_tokens": options["max_tokens"], **parse_decoding(options["decoding"])},
         device=options["device"],
         checkpoint_every=options["checkpoint_every"],
         note=options["note"],
-        on=on,
-        selection=selection,
-        choices=choices,
+        **chosen.of_job(store),
     )
     return RunPlan(job, name, store, out, options["alias"], chosen.log_dir)
+
+
+def _valid(chosen: MethodOptions, options: Mapping[str, Any]) -> Path | None:
+    """The held-out data; `--valid-split` alone names a part of `--data`."""
+    valid: Path | None = options["valid"]
+    return options["data"] if valid is None and chosen.valid_split is not None else valid
 
 
 def _recipe(options: Mapping[str, Any]) -> Recipe:
