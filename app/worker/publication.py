@@ -12,6 +12,7 @@ from app.evaluation.gate_score import gate_examples, score_examples
 from app.evaluation.text_pairs import default_template
 from app.jobs.types import ClaimedJob
 from app.prefix.codec import encode
+from app.prefix.composition import compose
 from app.prefix.prefix import Prefix
 from app.registry.quality_gates import QualityGate, write_when_scored
 from app.registry.types import Quota, Version
@@ -34,21 +35,25 @@ class PublishedResult:
 
 
 def publish_result(
-    job: ClaimedJob, prefix: Prefix, resources: Resources, runner: EngineRunner
+    job: ClaimedJob,
+    prefix: Prefix,
+    resources: Resources,
+    runner: EngineRunner,
+    on: Prefix | None = None,
 ) -> PublishedResult:
-    """Make `prefix` a version of the job's name.
+    """Make `prefix`, which was trained behind `on` if that is given, a version of the job's name.
 
-    The same prefix again is the same version. An alias whose gate the version does not pass stays
-    where it is. Raises ClaimLost if the job is no longer the worker's, QuotaExceeded,
-    InvalidRequest, and what the catalog and the store raise.
+    A gate scores it behind `on`, as requests use it. The same prefix again is the same version. An
+    alias whose gate the version does not pass stays where it is. Raises ClaimLost if the job is no
+    longer the worker's, QuotaExceeded, InvalidRequest, and what the catalog and the store raise.
     """
     alias = job.spec.alias
     try:
-        return PublishedResult(_add(job, prefix, resources, runner, alias))
+        return PublishedResult(_add(job, prefix, resources, runner, alias, on))
     except (GateNotPassed, InvalidRequest) as refused:
         if alias is None:
             raise
-        made = _add(job, prefix, resources, runner, None)
+        made = _add(job, prefix, resources, runner, None, on)
         return PublishedResult(made, refused.message)
 
 
@@ -58,6 +63,7 @@ def _add(
     resources: Resources,
     runner: EngineRunner,
     alias: str | None,
+    on: Prefix | None,
 ) -> Version:
     registry, limits = resources.registry, resources.tenants.get(job.tenant).limits
     facts = {"action": "fine_tuning.job", "by": "worker", "job": job.id}
@@ -82,11 +88,11 @@ def _add(
 
     async def score(_: str, gate: QualityGate) -> float:
         model = resources.model
-        on_device = prefix.to(model.device, model.dtype)
+        whole = prefix if on is None else compose([on, prefix])
         has_encoder = model.encoder_decoder is not None
-        template = prefix.metadata.input_template
+        template = whole.metadata.input_template
         return await score_examples(
-            Evaluator(model, on_device, runner),
+            Evaluator(model, whole.to(model.device, model.dtype), runner),
             template or default_template(model.text, has_encoder=has_encoder),
             gate_examples(gate.examples),
             gate.metric,

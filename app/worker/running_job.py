@@ -136,7 +136,8 @@ class RunningJob:
         if self._session.gives_prefix and self._published is None:
             prefix = self._session.prefix(outcome.scores)
             between()
-            self._published = publish_result(self.job, prefix, resources, runner)
+            on = self._session.on if isinstance(self._session, Session) else None
+            self._published = publish_result(self.job, prefix, resources, runner, on)
             self._tell_refusal(self._published)
         self.send(at_once=True)
         made = None if self._published is None else self._published.name

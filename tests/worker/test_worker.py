@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import errno
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,11 @@ import torch
 
 from app.datasets.example import Example
 from app.errors import Unavailable
+from app.evaluation.evaluator import EngineRunner, Evaluator
+from app.evaluation.gate_score import gate_examples, score_examples
 from app.jobs.types import JobStatus
+from app.prefix.composition import compose
+from app.prefix.prefix import Prefix
 from app.registry.quality_gates import QualityGate
 from app.tenancy.tenants import Tenants
 from app.training.methods.files import read_trained
@@ -276,6 +282,34 @@ def test_a_prefix_is_trained_behind_the_version_that_the_job_names(workshop: Wor
     prefix = workshop.prefix(behind)
     digest = (task.fine_tuned_model or "").partition("@")[2]
     assert prefix.metadata.provenance["on"]["digest"] == digest
+
+
+def test_a_gate_scores_a_prefix_behind_the_version_that_it_was_trained_behind(
+    workshop: Workshop,
+) -> None:
+    task, old = workshop.run(workshop.create("task", seed=3), workshop.create("alice"))
+    assert old.status is JobStatus.SUCCEEDED
+    workshop.registry.gates.set(TENANT, "alice", "stable", gate(-0.01))
+    job_id = workshop.create("alice", alias="stable", on=task.fine_tuned_model)
+    (behind,) = workshop.run(job_id)
+    (told,) = [each.message for each in workshop.events(job_id) if "has not moved" in each.message]
+    prefix = workshop.prefix(behind)
+    engine = workshop.resources[-1].engine
+
+    def score(whole: Prefix) -> str:
+        evaluator = Evaluator(workshop.model, whole, EngineRunner(engine))
+        scored = score_examples(
+            evaluator,
+            whole.metadata.input_template or "",
+            gate_examples(gate(0).examples),
+            "mean_logprob",
+        )
+        return f"{asyncio.run(scored):.4f}"
+
+    found = re.search(r"scores (\S+) by mean_logprob", told)
+    assert found is not None
+    assert f"{float(found[1]):.4f}" == score(compose([workshop.prefix(task), prefix]))
+    assert score(prefix) != score(compose([workshop.prefix(task), prefix]))
 
 
 def test_what_the_catalog_refuses_at_the_end_is_tried_again(
