@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -88,6 +89,19 @@ def checkpoint_of_run(path: Path, identity: str, recipe: Mapping[str, Any]) -> C
             f"{path} holds values that are not finite; remove it or start again with --no-resume"
         )
     return saved
+
+
+def check_finite(
+    what: str, value: float, *, step: int, lr: float | None, kept: Path | None
+) -> None:
+    """Raise InvalidRequest unless the value of step `step` is finite; `kept` is the checkpoint."""
+    if math.isfinite(value):
+        return
+    state = "" if kept is None or not kept.exists() else f"; {kept} has the last good state"
+    raise InvalidRequest(
+        f"the {what} became {value} at step {step}{state}. Start again with a lower learning rate"
+        f" than {lr}"
+    )
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, name: str) -> dict[str, torch.Tensor]:

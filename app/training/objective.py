@@ -164,12 +164,15 @@ def _losses(
 
 
 def mean_loss(
-    loss_of_rows: Callable[[Sequence[TokenPair]], Loss], pairs: Sequence[TokenPair]
+    loss_of_rows: Callable[[Sequence[TokenPair]], Loss],
+    pairs: Sequence[TokenPair],
+    between: Callable[[], None] = lambda: None,
 ) -> float:
-    """The mean loss over `pairs`, computed for a few at a time."""
+    """The mean loss over `pairs`, computed for a few at a time, with a call of `between` before."""
     ordered = sorted(pairs, key=len)
     total, count = 0.0, 0
     for start in range(0, len(ordered), _ROWS_AT_ONCE):
+        between()
         part = loss_of_rows(ordered[start : start + _ROWS_AT_ONCE])
         total += part.mean.item() * part.count
         count += part.count

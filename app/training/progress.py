@@ -11,6 +11,10 @@ _LEARNED = 0.98
 """A run has learned something if its last loss is below this share of the first loss."""
 
 
+class Interrupted(Exception):
+    """What a run does ends here, because whoever trains it has something else to do."""
+
+
 @dataclass(frozen=True)
 class Report:
     """The state of a run after a step. The last two are set if the step measured them.
@@ -33,6 +37,7 @@ class RunState:
     """The state of a run, except its tensors.
 
     `stale` counts validations without a better one, `tokens` those of all steps so far.
+    `validation_due`: that of the last step was interrupted.
     """
 
     step: int = 0
@@ -44,6 +49,20 @@ class RunState:
     stopped: bool = False
     first_loss: float | None = None
     base_loss: float | None = None
+    validation_due: bool = False
+
+    def takes_best(self, loss: float, score: float, patience: int) -> bool:
+        """Note a validation; whether the state is the best so far.
+
+        The run ends after `patience` validations that are not (0: never).
+        """
+        if self.best_score is None or score > self.best_score:
+            self.best_loss, self.best_score, self.best_step = loss, score, self.step
+            self.stale = 0
+            return True
+        self.stale += 1
+        self.stopped = 0 < patience <= self.stale
+        return False
 
 
 @dataclass(frozen=True)

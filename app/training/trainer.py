@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from app.model.frozen import FrozenModel
 from app.prefix.prefix import KeyValues, Prefix
 from app.training.batches import Batches, sample
 from app.training.checkpoint import (
+    check_finite,
     checkpoint_of_run,
     optimizer_tensors,
     restore_optimizer,
@@ -35,7 +36,7 @@ from app.training.methods.method import Method, State
 from app.training.methods.names import PREFIX_METHODS
 from app.training.methods.prefix_method import PrefixMethod, modules_of
 from app.training.objective import Loss, PrefixedRows, mean_loss
-from app.training.progress import Report, RunState, TrainingProgress
+from app.training.progress import Interrupted, Report, RunState, TrainingProgress
 from app.training.recipe import Recipe
 
 _SAMPLED = 64
@@ -50,7 +51,8 @@ class Trainer:
     another model or another recipe is refused. `score` measures the recipe's metric for a state if
     that is not the loss; higher is better. `on` is a frozen prefix that stands before the trained
     one, as in the composition `task+user`. `method` replaces the recipe's own; `carried` are
-    tensors that checkpoints hold too.
+    tensors that checkpoints hold too. `between` is called between the parts of a validation; if it
+    raises Interrupted there, `settle` validates later.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Trainer:
         on: Prefix | None = None,
         method: Method | None = None,
         carried: Mapping[str, torch.Tensor] | None = None,
+        between: Callable[[], None] = lambda: None,
     ) -> None:
         recipe.check()
         if not pairs:
@@ -76,7 +79,7 @@ class Trainer:
         recipe.check_validation(has_data=bool(validation), has_score=score is not None)
         validated = recipe.validation_pairs or len(validation)
         self._validation = sample(validation, validated, recipe.seed)
-        self._score = score
+        self._score, self._between = score, between
         self._checkpoint, self._checkpoint_every = checkpoint, checkpoint_every
         self.identity = run_identity(model, identity, on)
         self._carried = carried or {}
@@ -172,8 +175,10 @@ class Trainer:
     def begin_step(self) -> Sequence[TokenPair]:
         """The pairs of the next step. Gradients of their loss belong into the parameters.
 
-        Before the first step, the losses are measured that `progress` compares with.
+        A validation that was interrupted comes first. Before the first step, the losses are
+        measured that `progress` compares with.
         """
+        self.settle()
         if self._state.first_loss is None:
             self._state.base_loss = self._loss_over(self._method.base_loss, self._sample)
             self._state.first_loss = self._loss_over(self._method.loss, self._sample)
@@ -206,11 +211,24 @@ class Trainer:
         lr = self.recipe.lr_at(self.step, self.total)
         self._state.step += 1
         self._state.tokens += tokens
-        due = self.step % self._validate_every == 0 or self.step == self.total
-        measured, score = self.validate() if due else (None, None)
+        self._state.validation_due = (
+            self.step % self._validate_every == 0 or self.step == self.total
+        )
+        measured, score = None, None
+        with suppress(Interrupted):
+            measured, score = self.settle()
         if self.step % self._checkpoint_every == 0 or self.ended:
             self.save()
         return Report(self.step, self.total, loss, lr, measured, score, tokens)
+
+    def settle(self) -> tuple[float | None, float | None]:
+        """Validate if the last step demands it and has not done so, as `validate` does.
+
+        The next step does so too; call it before the result is used, where `between` interrupts.
+        """
+        found = self.validate() if self._state.validation_due else (None, None)
+        self._state.validation_due = False
+        return found
 
     def progress(self) -> TrainingProgress:
         """The losses of the run so far, on a sample of the held-out pairs or of the training pairs.
@@ -306,20 +324,13 @@ class Trainer:
 
     def _check(self, what: str, value: float) -> None:
         """Raise InvalidRequest unless the value is finite, before anything is changed."""
-        if math.isfinite(value):
-            return
-        kept = self._checkpoint is not None and self._checkpoint.exists()
-        state = f"; {self._checkpoint} has the last good state" if kept else ""
-        raise InvalidRequest(
-            f"the {what} became {value} at step {self.step}{state}. Start again with a lower"
-            f" learning rate than {self.recipe.lr}"
-        )
+        check_finite(what, value, step=self.step, lr=self.recipe.lr, kept=self._checkpoint)
 
     @torch.no_grad()
     def _loss_over(
         self, loss_of_rows: Callable[[Sequence[TokenPair]], Loss], pairs: Sequence[TokenPair]
     ) -> float:
-        return mean_loss(loss_of_rows, pairs)
+        return mean_loss(loss_of_rows, pairs, self._between)
 
     def validate(self) -> tuple[float | None, float | None]:
         """The loss of the validation pairs and the metric; keeps the state if it is the best."""
@@ -327,15 +338,11 @@ class Trainer:
             return None, None
         loss = self._loss_over(self.loss_on, self._validation)
         self._check("validation loss", loss)
-        now, state = self._method.state(), self._state
+        now = self._method.state()
         by_loss = self.recipe.metric == "loss" or self._score is None
         score = -loss if by_loss or self._score is None else self._score(now)
-        if state.best_score is None or score > state.best_score:
-            state.best_loss, state.best_score, state.best_step = loss, score, self.step
-            state.stale, self._best = 0, now
-        else:
-            state.stale += 1
-            state.stopped = 0 < self.recipe.early_stopping <= state.stale
+        if self._state.takes_best(loss, score, self.recipe.early_stopping):
+            self._best = now
         return loss, None if by_loss else score
 
 

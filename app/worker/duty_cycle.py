@@ -7,22 +7,23 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 NICENESS = 10
 """A thread of this priority gets a tenth of a core that another thread wants all the time."""
 SHARE = 0.25
 """Part of its processors' time for which a worker computes while its server decodes rows."""
-_LONGEST_WAIT_S = 2.0
 _LOOK_S = 0.02
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
 class DutyCycle:
     """Pauses after pieces of work while the server decodes rows.
 
     A piece that took t seconds of `processors` is followed by a pause, so that both together last
-    t / `share`. It ends when the server has nothing to do. Where other processes have slowed the
-    piece down, it has given way already, and the pause is shorter. `rows` tells how many rows the
-    server decodes.
+    t / `share`, however long it was. It ends when the server has nothing to do. Where other
+    processes have slowed the piece down, it has given way already, and the pause is shorter. `rows`
+    tells how many rows the server decodes.
     """
 
     def __init__(
@@ -33,22 +34,23 @@ class DutyCycle:
         share: float = SHARE,
         work_clock: Callable[[], float] = time.process_time,
         clock: Callable[[], float] = time.monotonic,
-        longest_wait: float = _LONGEST_WAIT_S,
     ) -> None:
         """`work_clock` gives the seconds of all processors together, `clock` those that pass."""
         self._rows, self._share = rows, share * processors
         self._work_clock, self._clock = work_clock, clock
-        self._longest_wait = longest_wait
         self._over = threading.Event()
         self._worked, self._since = work_clock(), clock()
 
-    def pause(self) -> float:
-        """Wait as long as the work since the last call demands; the seconds that it took."""
+    def pause(self, is_wanted: Callable[[], bool] = lambda: False) -> float:
+        """Wait as long as the work since the last call demands; the seconds that it took.
+
+        The pause ends as soon as the worker `is_wanted`: by an order for a job, for example.
+        """
         began = self._clock()
         due = (self._work_clock() - self._worked) / self._share - (began - self._since)
-        until = time.monotonic() + min(due, self._longest_wait)
         waited = time.monotonic()
-        while self._rows() and (left := until - time.monotonic()) > 0:
+        until = waited + due
+        while self._rows() and not is_wanted() and (left := until - time.monotonic()) > 0:
             if self._over.wait(min(left, _LOOK_S)):
                 break
         self._worked, self._since = self._work_clock(), self._clock()
@@ -60,6 +62,11 @@ class DutyCycle:
 
 
 def take_low_priority() -> None:
-    """Let other processes of this machine compute first; threads that follow inherit it."""
+    """Let other processes of this machine compute first; threads that follow inherit it.
+
+    Where memory lacks, the kernel ends this process before others.
+    """
     with suppress(OSError, AttributeError):
         os.nice(NICENESS)
+    with suppress(OSError):
+        _OOM_SCORE.write_text("1000")

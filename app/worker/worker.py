@@ -11,7 +11,7 @@ from functools import partial
 from app.errors import PolyprefixError, Unavailable
 from app.jobs.types import ClaimedJob, ClaimLost, Order
 from app.training.groups.job_group import JobGroup
-from app.training.progress import Report
+from app.training.progress import Interrupted, Report
 from app.training.trainer import Trainer
 from app.worker.duty_cycle import DutyCycle
 from app.worker.heartbeats import PERIOD_S, Heartbeats
@@ -23,10 +23,6 @@ _log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 """Seconds between two looks into the queue."""
-
-
-class _Interrupted(Exception):
-    """What a job was doing ends, because the worker stops or has an order for the job."""
 
 
 class Worker:
@@ -46,6 +42,7 @@ class Worker:
         self._beats = Heartbeats(partial(claims.heartbeat, config.name), heartbeat_s)
         self._group = JobGroup(resources.model)
         self._running: list[RunningJob] = []
+        self._in_step = False
         self._stopping = threading.Event()
         self._looked, self._last_job = float("-inf"), clock()
         self._catalog_fails = False
@@ -105,9 +102,11 @@ class Worker:
     def _begin(self, job: ClaimedJob) -> None:
         """Prepare a job and add it to the group, or fail it."""
         _log.info("job %s of %s: attempt %d", job.id, job.tenant, job.attempt)
+        between = self._between(job)
         try:
-            run = RunningJob(job, self._resources, self._between(job))
-        except _Interrupted:
+            between()
+            run = RunningJob(job, self._resources, between)
+        except Interrupted:
             self._give_back_unbegun(job)
         except (ClaimLost, Unavailable) as error:
             # without its lease renewed, the job goes back to the queue by itself
@@ -168,29 +167,49 @@ class Worker:
         self._forget(run.job, run)
 
     def _between(self, job: ClaimedJob) -> Callable[[], None]:
-        """What is called now and then in long work for a job: pauses, and obeys orders."""
+        """What is called now and then in long work for a job: pauses, and obeys orders.
+
+        Outside of steps, orders for the other jobs are obeyed too.
+        """
 
         def pause() -> None:
-            self._duty.pause()
+            self._duty.pause(self._has_orders)
             if self._stopping.is_set() or self._beats.order(job) is not Order.GO_ON:
-                raise _Interrupted
+                raise Interrupted
+            if not self._in_step:
+                for run in list(self._running):
+                    if run.job is not job:
+                        self._obey(run)
 
         return pause
+
+    def _between_passes(self) -> None:
+        """What is called within a step of all jobs: pauses, and ends the step with the worker."""
+        self._duty.pause(self._has_orders)
+        if self._stopping.is_set():
+            raise Interrupted
+
+    def _has_orders(self) -> bool:
+        return any(self._beats.order(run.job) is not Order.GO_ON for run in self._running)
 
     # Work
 
     def _step(self) -> None:
         """One training step of all jobs; then each job is attended to."""
         by_trainer = {run.trainer: run for run in self._running}
-        for trainer, done in self._outcomes():
+        self._in_step = True
+        outcomes = self._outcomes()
+        self._in_step = False
+        for trainer, done in outcomes:
             run = by_trainer[trainer]
             if isinstance(done, Exception):
                 self._fail(run.job, done, run)
             else:
                 run.note(done)
         for run in list(self._running):
-            self._attend(run)
-        self._duty.pause()
+            if run in self._running:  # the end of another job has obeyed orders for this one
+                self._attend(run)
+        self._duty.pause(self._has_orders)
 
     def _outcomes(self) -> list[tuple[Trainer, Report | Exception]]:
         """What a step has been for each run of the group.
@@ -199,13 +218,16 @@ class Worker:
         alone, and those fail that cannot.
         """
         try:
-            return [*self._group.step()]
+            return [*self._group.step(self._between_passes)]
         except Exception as error:
             _log.warning("a shared step has failed and is taken job by job: %r", error)
         found: list[tuple[Trainer, Report | Exception]] = []
         for trainer in self._group.members:
             try:
+                self._between_passes()
                 found.append((trainer, trainer.take_step()))
+            except Interrupted:
+                break
             except Exception as error:
                 found.append((trainer, error))
             if trainer.ended:
@@ -214,14 +236,10 @@ class Worker:
 
     def _attend(self, run: RunningJob) -> None:
         """Obey the last order for a job, finish it, or tell and save its state."""
-        order = self._beats.order(run.job)
+        if self._obey(run):
+            return
         try:
-            if order in (Order.CANCEL, Order.LOST):
-                _log.info("job %s ends here: %s", run.job.id, order.value)
-                self._forget(run.job, run)
-            elif order is Order.PAUSE:
-                self._give_back(run)
-            elif run.is_trained:
+            if run.is_trained:
                 self._finish(run)
             else:
                 run.send()
@@ -232,11 +250,22 @@ class Worker:
         except Exception as error:
             self._fail(run.job, error, run)
 
+    def _obey(self, run: RunningJob) -> bool:
+        """Obey the last order for a job; whether it has left the worker."""
+        order = self._beats.order(run.job)
+        if order in (Order.CANCEL, Order.LOST):
+            _log.info("job %s ends here: %s", run.job.id, order.value)
+            self._forget(run.job, run)
+        elif order is Order.PAUSE:
+            self._give_back(run)
+        return order is not Order.GO_ON
+
     def _finish(self, run: RunningJob) -> None:
         try:
+            run.trainer.settle()
             run.save()
             run.finish(self._between(run.job))
-        except _Interrupted:
+        except Interrupted:
             return
         except Unavailable as error:
             _log.warning("job %s cannot be finished yet: %s", run.job.id, error)

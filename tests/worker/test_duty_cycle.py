@@ -50,15 +50,37 @@ def test_the_pause_ends_when_the_server_becomes_idle() -> None:
         share=0.1,
         work_clock=seconds(0, 10, 10),
         clock=idle_clock,
-        longest_wait=60,
     )
     threading.Timer(0.05, busy.clear).start()
     assert 0.03 < duty.pause() < 5
 
 
+def test_a_long_piece_of_work_is_followed_by_a_pause_as_long_as_its_share_demands() -> None:
+    busy = threading.Event()
+    busy.set()
+    duty = DutyCycle(
+        lambda: int(busy.is_set()), share=0.25, work_clock=seconds(0, 2, 2), clock=seconds(0, 2, 8)
+    )
+    waited: list[float] = []
+    thread = threading.Thread(target=lambda: waited.append(duty.pause()))
+    thread.start()
+    thread.join(2.5)
+    assert thread.is_alive()  # 6 s are due
+    busy.clear()
+    thread.join(5)
+    assert 2.4 < waited[0] < 5
+
+
+def test_the_pause_ends_when_the_worker_is_wanted() -> None:
+    wanted = threading.Event()
+    duty = DutyCycle(lambda: 1, share=0.01, work_clock=seconds(0, 9, 9), clock=idle_clock)
+    threading.Timer(0.05, wanted.set).start()
+    assert 0.03 < duty.pause(wanted.is_set) < 5
+
+
 def test_the_end_of_the_worker_ends_every_pause() -> None:
     clock = seconds(0, 100, 100, 200, 200)
-    duty = DutyCycle(lambda: 1, share=0.01, work_clock=clock, clock=idle_clock, longest_wait=60)
+    duty = DutyCycle(lambda: 1, share=0.01, work_clock=clock, clock=idle_clock)
     threading.Timer(0.05, duty.end).start()
     assert duty.pause() < 5
     assert duty.pause() < 5

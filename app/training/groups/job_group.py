@@ -7,15 +7,15 @@ each run's own, and so each run ends as it would alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from app.errors import InvalidRequest, PolyprefixError
 from app.model.frozen import FrozenModel
 from app.training.groups.shared_step import SharedStep, compute_together
 from app.training.methods.names import FROZEN_METHODS
-from app.training.progress import Report
+from app.training.progress import Interrupted, Report
 from app.training.trainer import Trainer
 
 MAX_TOKENS = 1024
@@ -67,31 +67,37 @@ class JobGroup:
             raise InvalidRequest("the run does not take part")
         self._members.remove(trainer)
 
-    def step(self) -> list[StepOutcome]:
-        """One step of each run, in order; then runs that have ended or failed leave the group.
+    def step(self, between: Callable[[], None] = lambda: None) -> list[StepOutcome]:
+        """One step of each run; then runs that have ended or failed leave the group.
 
         A run fails alone: with a loss, a gradient or a trained value that is not finite, a
         checkpoint that cannot be written and the like. The others' steps are as without it.
+        `between` is called before each pass. If it raises Interrupted, the step ends: a run without
+        an outcome has not taken it, and may take it later.
         """
         members = list(self._members)
         shared: dict[Trainer, SharedStep] = {}
         found: dict[Trainer, Report | PolyprefixError] = {}
-        for trainer in members:
-            with _failing_alone(trainer, found):
-                if trainer.shares_passes:
-                    rows = trainer.rows(trainer.begin_step())
-                    recompute = trainer.recipe.gradient_checkpointing
-                    shared[trainer] = SharedStep(rows, recompute=recompute)
-                else:
-                    found[trainer] = trainer.take_step()
-        compute_together(self._model, list(shared.values()), self._max_tokens)
-        for trainer, step in shared.items():
-            with _failing_alone(trainer, found):
-                found[trainer] = trainer.end_step(step.finish())
+        with suppress(Interrupted):
+            for trainer in members:
+                with _failing_alone(trainer, found):
+                    if trainer.shares_passes:
+                        rows = trainer.rows(trainer.begin_step())
+                        recompute = trainer.recipe.gradient_checkpointing
+                        shared[trainer] = SharedStep(rows, recompute=recompute)
+            compute_together(self._model, list(shared.values()), self._max_tokens, between)
+            for trainer, step in shared.items():
+                with _failing_alone(trainer, found):
+                    found[trainer] = trainer.end_step(step.finish())
+            for trainer in members:
+                if trainer not in found:
+                    between()
+                    with _failing_alone(trainer, found):
+                        found[trainer] = trainer.take_step()
         for trainer, report in found.items():
             if trainer.ended or isinstance(report, PolyprefixError):
                 self._members.remove(trainer)
-        return [StepOutcome(trainer, found[trainer]) for trainer in members]
+        return [StepOutcome(trainer, found[trainer]) for trainer in members if trainer in found]
 
 
 def _check_shareable(method: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -58,11 +58,20 @@ class SharedStep:
             yield made.values, self._copies[name].values
 
 
-def compute_together(model: FrozenModel, steps: Sequence[SharedStep], max_tokens: int) -> None:
-    """The losses of all steps and the gradients of their prefixes, in as few passes as fit."""
+def compute_together(
+    model: FrozenModel,
+    steps: Sequence[SharedStep],
+    max_tokens: int,
+    between: Callable[[], None] = lambda: None,
+) -> None:
+    """The losses of all steps and the gradients of their prefixes, in as few passes as fit.
+
+    `between` is called before each pass; what it raises ends the work.
+    """
     for recompute in (False, True):
         alike = [step for step in steps if step.recompute == recompute]
         for chosen in _passes(alike, max_tokens):
+            between()
             parts = [step.part(pairs) for step, pairs in chosen]
             with checkpointed_layers(model) if recompute else nullcontext():
                 losses = losses_of(model, parts)

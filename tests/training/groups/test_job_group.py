@@ -18,7 +18,7 @@ from app.model.load import load_model
 from app.prefix.prefix import Prefix, PrefixMetadata
 from app.training.groups.job_group import JobGroup
 from app.training.objective import position_offset
-from app.training.progress import Report
+from app.training.progress import Interrupted, Report
 from app.training.recipe import Recipe
 from app.training.trainer import Trainer
 from tests.tiny import random_prefix
@@ -316,3 +316,64 @@ def test_runs_that_cannot_take_part_are_refused_with_the_reason(
     group.step()
     with pytest.raises(InvalidRequest, match="has ended"):
         group.add(member)
+
+
+class Interruption:
+    """A `between` that interrupts its calls of these numbers, counted from 1."""
+
+    def __init__(self, *numbers: int) -> None:
+        self._numbers, self.calls = numbers, 0
+
+    def __call__(self) -> None:
+        self.calls += 1
+        if self.calls in self._numbers:
+            raise Interrupted
+
+
+def test_a_step_that_is_interrupted_between_passes_is_taken_later_with_equal_results(
+    tiny_gpt2: FrozenModel,
+) -> None:
+    pairs = pairs_of(tiny_gpt2)
+    recipes = [replace(RECIPE, max_steps=4), replace(MIXED[-1], max_steps=4)]
+    expected = [alone(Trainer(tiny_gpt2, pairs, recipe)) for recipe in recipes]
+    trainers = [Trainer(tiny_gpt2, pairs, recipe) for recipe in recipes]
+    group = group_of(tiny_gpt2, trainers, max_tokens=1)  # each row is a pass of its own
+    between = Interruption(2, 5, 9)
+    reports: dict[Trainer, list[Report]] = {trainer: [] for trainer in trainers}
+    short = 0
+    while group.members:
+        outcomes = group.step(between)
+        short += len(outcomes) < len(group.members)
+        for trainer, report in outcomes:
+            assert isinstance(report, Report)
+            reports[trainer].append(report)
+    assert between.calls > 9
+    assert short >= 2
+    for trainer, theirs in zip(trainers, expected, strict=True):
+        assert_equal_runs(reports[trainer], theirs)
+
+
+def test_a_validation_that_is_interrupted_is_made_up_for_also_from_a_checkpoint(
+    tiny_gpt2: FrozenModel, tmp_path: Path
+) -> None:
+    pairs, recipe = pairs_of(tiny_gpt2), replace(RECIPE, max_steps=6, validate_every=2)
+    whole = Trainer(tiny_gpt2, pairs, recipe, validation=pairs)
+    alone(whole)
+    between = Interruption()
+    path = tmp_path / "checkpoint"
+    cut = Trainer(tiny_gpt2, pairs, recipe, validation=pairs, checkpoint=path, between=between)
+    cut.run(lambda _: None, until=1)
+    between = Interruption(1)
+    cut = Trainer(tiny_gpt2, pairs, recipe, validation=pairs, checkpoint=path, between=between)
+    assert cut.resume()
+    assert cut.take_step().validation_loss is None
+    assert cut.best_loss is None
+    cut.save()
+    again = Trainer(tiny_gpt2, pairs, recipe, validation=pairs, checkpoint=path)
+    assert again.resume()
+    again.take_step()
+    assert again.best_loss is not None
+    alone(again)
+    assert again.best_loss == whole.best_loss
+    for name, made in whole.result().items():
+        assert torch.equal(made.keys, again.result()[name].keys)
