@@ -17,23 +17,6 @@ def rows_at_once(logits: torch.Tensor) -> int:
     return max(1, _ROW_BYTES.get(logits.device.type, 1 << 30) // (4 * logits.shape[1]))
 
 
-def summed_cross_entropy(
-    logits: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    divisor: float = 1.0,
-    label_smoothing: float = 0.0,
-    ignored: int = -100,
-) -> torch.Tensor:
-    """The summed loss of `logits` [rows, vocabulary] on `labels` [rows], divided by `divisor`.
-
-    Rows whose label is `ignored` do not count; the rest is as in `row_cross_entropy`.
-    """
-    weights = (labels != ignored) / divisor
-    smoothing = torch.full_like(weights, label_smoothing) if label_smoothing else None
-    return row_cross_entropy(logits, labels, weights, smoothing).sum()
-
-
 def row_cross_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
