@@ -294,6 +294,26 @@ def train_many(
 
 
 @app.command()
+def evaluate(
+    model: Model = "gpt2-shape",
+    inputs: Annotated[int, typer.Option(min=1, help="Inputs to answer.")] = 80,
+    longest: Annotated[int, typer.Option(min=1, help="Tokens of the longest input.")] = 64,
+    new: Annotated[int, typer.Option(min=1, help="New tokens of an answer, at most.")] = 40,
+    beams: Annotated[int, typer.Option(min=1, help="Beams of each input.")] = 5,
+    prefix_length: Annotated[int, typer.Option(min=1, help="Positions of the prefix.")] = 10,
+    dtype: Dtype = "auto",
+    rounds: Rounds = 1,
+    threads: Threads = 0,
+) -> None:
+    """Measure decoding by beams as `polyprefix evaluate` does it, and one input after another."""
+    from app.bench.evaluate_bench import EvaluationLoad, run_evaluate
+    from app.cli.configuration import base_model
+
+    load = EvaluationLoad(inputs, longest, new, beams, prefix_length)
+    _measure(run_evaluate, (base_model(model), dtype, rounds, threads), load)
+
+
+@app.command()
 def catalog(
     names: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="Prefixes of one tenant.")

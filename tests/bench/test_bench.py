@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from app.bench.evaluate_bench import (
+    EngineDecoder,
+    EvaluationLoad,
+    PlainDecoder,
+    run_evaluate,
+)
 from app.bench.load import Item, Load, parse_sampling
 from app.bench.measure import percentile
 from app.bench.peers import PEERS, expand_peers
 from app.bench.report import with_ratios
+from app.bench.settings import make_settings
 from app.bench.train_bench import TrainLoad
 from app.cli import app
 from app.errors import InvalidRequest
@@ -167,3 +176,38 @@ def test_train_many_compares_one_pass_with_jobs_one_after_another(folder: Path) 
     assert ours["memory_ratio"] == pytest.approx(
         ours["peak_mb"] / ours["peak_mb_of_one_job"], rel=0.01
     )
+
+
+def test_evaluate_answers_what_transformers_answers_one_by_one(folder: Path) -> None:
+    sizes = ("--inputs", "5", "--longest", "9", "--new", "6", "--prefix-length", "3")
+    result = bench("evaluate", folder, *SMALL, *sizes, "--beams", "3")
+    ours, theirs = result["ours"], result["peers"]["generate float32"]
+    assert result["inputs"] == 5
+    assert ours["outputs_that_differ"] == 0
+    assert set(result["ratio"]) == {"float32 / generate float32"}
+    quotient = ours["inputs_per_s"] / theirs["inputs_per_s"]
+    assert result["ratio"]["float32 / generate float32"] == pytest.approx(quotient, rel=0.05)
+
+
+def test_evaluate_decodes_behind_the_prefix_by_beams_in_both_ways(folder: Path) -> None:
+    """Each option changes what both say, and both say the same."""
+    load = EvaluationLoad(inputs=6, longest=24, new=8, num_beams=3, prefix_length=4)
+    assert {len(prompt) for prompt in load.prompts} <= set(range(16, 25))
+    said = []
+    for changes in ({}, {"num_beams": 1}, {"prefix_length": 1}):
+        given = (str(folder), replace(load, **changes), "float32", torch.get_num_threads())
+        ours, theirs = EngineDecoder(*given), PlainDecoder(*given)
+        ours()
+        ours.stop()
+        theirs()
+        assert ours.outputs == theirs.outputs
+        assert len(ours.outputs) == 6
+        said.append(ours.outputs)
+    assert said[0] != said[1]
+    assert said[0] != said[2]
+
+
+def test_evaluate_refuses_a_model_with_an_encoder(bart_folder: Path) -> None:
+    settings = make_settings(str(bart_folder), "float32", 1, 1)
+    with pytest.raises(InvalidRequest, match="--model has an encoder"):
+        run_evaluate(settings, EvaluationLoad(2, 9, 4, 2, 3))
