@@ -6,9 +6,9 @@ The base model's family and size choose the settings that are not given.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from app.errors import InvalidRequest
 from app.prefix.spec import MODULES
@@ -271,6 +271,15 @@ class Recipe:
         if step < warmup:
             return peak * (step + 1) / warmup
         return peak * max(0.0, (total - step) / max(1, total - warmup))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The recipe that `as_dict` has told; TypeError if there are settings that none has."""
+        made: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in content.items()
+        }
+        return cls(**made)
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe as JSON values, for checkpoints and provenance."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest, PolyprefixError, PrefixNotFound
 from app.jobs.types import ClaimedJob, JobSpec
 from app.prefix.reference import parse_model_field
+from app.training.checkpoint import load_checkpoint
 from app.training.choices import CHOICES_FILE
 from app.training.distillation.session import LENGTH as DISTILLED_LENGTH
 from app.training.distillation.session import DistillationJob, DistillationSession
@@ -19,6 +22,8 @@ from app.training.recipe import Recipe
 from app.training.session import Session, TrainingJob
 from app.worker.resources import Resources
 
+_log = logging.getLogger(__name__)
+
 _NEVER = 1 << 40
 """Steps between checkpoints of the trainer's own: the worker saves by time."""
 _DEFAULT_MAX_TOKENS = 128
@@ -26,6 +31,13 @@ DISTILL = "distill"
 """The method of a job whose training file is one text."""
 _DISTILL_RECIPE = ("length", "lr", "batch_size", "epochs", "max_steps", "warmup_steps")
 _DISTILL_JOB = ("exchanges", "part", "start")
+_UNUSABLE = (InvalidRequest, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What a checkpoint raises that is damaged, or of another run or another version of this program.
+The same errors of the data or of the settings are raised again by the session without it."""
+_STARTS_AGAIN = (
+    "The job's checkpoint cannot be used here: it is damaged, or of other settings. The training"
+    " starts again."
+)
 _LOCAL = {"initial_prefix"}
 """Settings of a recipe that name files of this machine, which no job may."""
 
@@ -69,50 +81,90 @@ class Workplace:
         return message.replace(f"{self.folder}/", "").replace(str(self.folder.resolve()) + "/", "")
 
 
+@dataclass(frozen=True)
+class PreparedJob:
+    """A session that can be trained, and what the job's owner must know of its checkpoint."""
+
+    session: Session | DistillationSession
+    warning: str | None = None
+
+
 def prepare(
     job: ClaimedJob, place: Workplace, resources: Resources, between: Callable[[], None]
-) -> Session | DistillationSession:
+) -> PreparedJob:
     """Fetch the job's files and make its session, which goes on from the last checkpoint.
 
+    A checkpoint that is damaged or of other settings is left: the job starts again, with a warning.
     `between` is called now and then while a text is prepared; what it raises ends the work. Raises
     InvalidRequest for data or settings that cannot be trained, NotFound for a file that is gone,
     ClaimLost, and what the catalog and the store raise.
     """
-    if job.spec.method == DISTILL:
-        return _prepare_distillation(job, place, resources, between)
     claims, spec = resources.claims, job.spec
-    recipe = recipe_of(spec)
-    _check_length(recipe, resources.config.max_prefix_length)
-    claims.read_file(job, "training", place.training)
-    if spec.validation_file is not None:
+    is_text = spec.method == DISTILL
+    claims.read_file(job, "training", place.text if is_text else place.training)
+    if spec.validation_file is not None and not is_text:
         claims.read_file(job, "validation", place.validation)
     if spec.on is not None:
         _fetch_on(job, place.on, resources)
-    valid = place.validation if spec.validation_file is not None else None
-    choices = resources.config.folder / CHOICES_FILE
+    make = partial(_distillation_session if is_text else _session, job, place, resources, between)
+    if not claims.load_checkpoint(job, place.checkpoint):
+        return PreparedJob(make())
+    try:
+        return PreparedJob(make(resume=True))
+    except _UNUSABLE as error:
+        if _is_out_of_memory(error):
+            raise
+        place.checkpoint.unlink()
+        reason = error.message if isinstance(error, PolyprefixError) else repr(error)
+        _log.warning("job %s: its checkpoint cannot be used: %s", job.id, reason)
+        return PreparedJob(make(), _STARTS_AGAIN)
+
+
+def _session(
+    job: ClaimedJob,
+    place: Workplace,
+    resources: Resources,
+    _between: Callable[[], None],
+    *,
+    resume: bool = False,
+) -> Session:
+    """The session of a file of examples, from the start or from the checkpoint there.
+
+    What the job leaves open is chosen once: the checkpoint has it, wherever the job goes on.
+    """
+    spec, choices = job.spec, resources.config.folder / CHOICES_FILE
+    recipe = recipe_of(spec)
+    if resume:
+        recipe = Recipe.from_dict(load_checkpoint(place.checkpoint).state["recipe"])
+    _check_length(recipe, resources.config.max_prefix_length)
     session = Session(
         TrainingJob(
             resources.config.model,
             place.training,
             recipe,
             place.checkpoint,
-            valid,
+            place.validation if spec.validation_file is not None else None,
             decoding={"max_tokens": _DEFAULT_MAX_TOKENS},
             device=resources.config.device,
             checkpoint_every=_NEVER,
             note=f"trained by job {job.id}",
             on=place.on if spec.on is not None else None,
-            choices=choices if choices.exists() else None,
+            choices=choices if choices.exists() and not resume else None,
         ),
         resources.model,
     )
-    if claims.load_checkpoint(job, place.checkpoint):
+    if resume:
         session.trainer.resume()
     return session
 
 
-def _prepare_distillation(
-    job: ClaimedJob, place: Workplace, resources: Resources, between: Callable[[], None]
+def _distillation_session(
+    job: ClaimedJob,
+    place: Workplace,
+    resources: Resources,
+    between: Callable[[], None],
+    *,
+    resume: bool = False,
 ) -> DistillationSession:
     """The session of a text. Its checkpoint holds the exchanges, which are then not made again."""
     given = dict(job.spec.hyperparameters)
@@ -120,7 +172,6 @@ def _prepare_distillation(
     settings = {name: given.pop(name) for name in _DISTILL_JOB if name in given}
     recipe = Recipe(seed=job.spec.seed, **{"length": DISTILLED_LENGTH, **given})
     _check_length(recipe, resources.config.max_prefix_length)
-    resources.claims.read_file(job, "training", place.text)
     session = DistillationSession(
         DistillationJob(
             resources.config.model,
@@ -135,7 +186,6 @@ def _prepare_distillation(
         ),
         resources.model,
     )
-    resume = resources.claims.load_checkpoint(job, place.checkpoint)
     session.prepare(lambda *_: between(), resume=resume)
     return session
 
@@ -183,7 +233,7 @@ def failure(error: Exception, place: Workplace) -> tuple[str, str, str | None]:
     """Code, message and parameter that tell a job's owner why it has failed."""
     if isinstance(error, PolyprefixError):
         return error.code, place.told(error.message), error.param
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _is_out_of_memory(error):
         return (
             "out_of_memory",
             "the worker has too little memory for this job; lower batch_size or length, or cut"
@@ -191,3 +241,7 @@ def failure(error: Exception, place: Workplace) -> tuple[str, str, str | None]:
             "hyperparameters",
         )
     return "internal_error", "the job has failed by an error of the worker; its log says more", None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"

@@ -45,13 +45,15 @@ class RunningJob:
         self._published: PublishedResult | None = None
         self._began = self._sent = self._saved = clock()
         try:
-            self._session = prepare(job, self._place, resources, between)
+            prepared = prepare(job, self._place, resources, between)
         except BaseException:
             self._place.remove()
             raise
+        self._session = prepared.session
         self.trainer: Trainer = self._session.trainer
         self._reporter = Reporter(self.trainer.recipe.lr or 0.0, self.trainer.tokens)
-        for sentence in self._session.advice():
+        warnings = [] if prepared.warning is None else [prepared.warning]
+        for sentence in [*warnings, *self._session.advice()]:
             self._reporter.say(sentence, level="warn")
         self.trainer.initialise()
 

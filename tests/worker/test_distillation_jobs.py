@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,24 @@ def test_a_job_that_was_given_back_goes_on_with_the_same_exchanges(
     made = workshop.prefix(job)
     assert torch.equal(made.decoder.keys, whole.decoder.keys)
     assert torch.equal(made.decoder.values, whole.decoder.values)
+
+
+def test_a_job_whose_checkpoint_is_damaged_distils_its_text_again(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    job_id = distill(workshop, settings={**SETTINGS, "max_steps": 60})
+    with workshop.working(workshop.worker("first")):
+        until(lambda: workshop.job(job_id).step >= 2)
+    claims = workshop.resources[0].claims
+    (claimed,) = claims.claim("between", workshop.model.spec.fingerprint, 1)
+    path = tmp_path / "checkpoint"
+    path.write_bytes(b"nothing")
+    claims.save_checkpoint(claimed, path, workshop.job(job_id).step, {})
+    claims.release(claimed)
+    (job,) = workshop.run(job_id)
+    assert (job.status, job.step) == (JobStatus.SUCCEEDED, 60)
+    told = [event.message for event in workshop.events(job_id) if event.level == "warn"]
+    assert any("The training starts again." in message for message in told)
 
 
 def test_a_cancelled_job_ends_while_its_text_is_prepared(

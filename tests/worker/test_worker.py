@@ -16,10 +16,13 @@ from app.errors import Unavailable
 from app.evaluation.evaluator import EngineRunner, Evaluator
 from app.evaluation.gate_score import gate_examples, score_examples
 from app.jobs.types import JobStatus
+from app.model.frozen import FrozenModel
 from app.prefix.composition import compose
 from app.prefix.prefix import Prefix
 from app.registry.quality_gates import QualityGate
 from app.tenancy.tenants import Tenants
+from app.training.checkpoint import load_checkpoint, save_checkpoint
+from app.training.choices import CHOICES_FILE, Choice, Choices
 from app.training.methods.files import read_trained
 from app.training.methods.tuned import tuned_model
 from app.training.trainer import Trainer
@@ -216,6 +219,61 @@ def test_a_stopped_worker_gives_its_jobs_back_and_another_one_ends_them_alike(
     moved, whole = workshop.run(job_id, workshop.create("whole", settings))
     assert workshop.prefix(moved).digest == workshop.prefix(whole).digest
     assert any("gave the job back" in event.message for event in workshop.events(job_id))
+
+
+def chosen(folder: Path, model: FrozenModel, length: int, lr: float) -> Path:
+    """A worker's data folder with a choice for the base model."""
+    folder.mkdir()
+    choice = Choice(model.spec.model_id, length, {"prefix": lr})
+    Choices(folder / CHOICES_FILE).keep(model.spec.fingerprint, choice)
+    return folder
+
+
+def test_a_job_keeps_its_recipe_on_a_worker_with_other_choices(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    open_settings = {"hidden": 16, "max_steps": 60, "batch_size": 4}
+    job_id = workshop.create("moved", open_settings)
+    first = workshop.worker("first", folder=chosen(tmp_path / "a", workshop.model, 3, 0.01))
+    with workshop.working(first):
+        until(lambda: workshop.job(job_id).step > 2)
+    second = workshop.worker("second", folder=chosen(tmp_path / "b", workshop.model, 5, 0.03))
+    with workshop.working(second):
+        moved = workshop.ended(job_id)
+    (whole,) = workshop.run(workshop.create("whole", {**open_settings, "length": 3, "lr": 0.01}))
+    assert moved.result is not None
+    assert (moved.result["recipe"]["length"], moved.result["recipe"]["lr"]) == (3, 0.01)
+    assert workshop.prefix(moved).digest == workshop.prefix(whole).digest
+    assert not any("starts again" in event.message for event in workshop.events(job_id))
+
+
+@pytest.mark.parametrize("kind", ["damaged", "of another run", "of another version"])
+def test_a_job_whose_checkpoint_cannot_be_used_starts_again_and_says_so(
+    workshop: Workshop, tmp_path: Path, kind: str
+) -> None:
+    settings = {**SMALL, "max_steps": 60}
+    job_id = workshop.create("again", settings)
+    first = workshop.worker("first")
+    with workshop.working(first):
+        until(lambda: workshop.job(job_id).step > 2)
+    claims = workshop.resources[0].claims
+    (claimed,) = claims.claim("between", workshop.model.spec.fingerprint, 1)
+    path = tmp_path / "checkpoint"
+    assert claims.load_checkpoint(claimed, path)
+    saved = load_checkpoint(path)
+    state = {**saved.state, "identity": "another"}
+    if kind == "of another version":
+        state = {**saved.state, "recipe": {**saved.state["recipe"], "colour": "red"}}
+    save_checkpoint(path, saved.tensors, state)
+    if kind == "damaged":
+        path.write_bytes(path.read_bytes()[:100])
+    claims.save_checkpoint(claimed, path, workshop.job(job_id).step, {})
+    claims.release(claimed)
+    again, whole = workshop.run(job_id, workshop.create("whole", settings))
+    assert again.status is JobStatus.SUCCEEDED
+    assert workshop.prefix(again).digest == workshop.prefix(whole).digest
+    told = [event.message for event in workshop.events(job_id) if event.level == "warn"]
+    assert any("The training starts again." in message for message in told)
 
 
 def test_two_workers_never_have_the_same_job(workshop: Workshop) -> None:
