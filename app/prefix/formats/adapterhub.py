@@ -72,6 +72,8 @@ def import_adapterhub(
     modules = {}
     for place, parts in _by_module(tensors).items():
         module = _module_of(place, spec)
+        _check_leave_out(place, module, spec, settings)
+        _check_heads(parts, spec.modules[module], config, spec)
         modules[module] = _read(place, parts, spec.modules[module], settings, max_length)
         check_length(modules[module].length, max_length, WHAT)
     if "decoder" not in modules:
@@ -154,24 +156,50 @@ def _read(
             outputs=outputs,
             max_length=max_length,
         )
-    _check_layers(place, rows, shape, settings)
-    return keys_values(rows, shape)
-
-
-def _check_layers(
-    place: str, rows: torch.Tensor, shape: ModuleShape, settings: Mapping[str, Any]
-) -> None:
-    """The prefix must reach all layers: zeros would still take part in the softmax of others."""
-    per_layer = width(shape) // shape.layers
-    layers, rest = divmod(rows.shape[1], per_layer)
-    if not rest and 0 < layers < shape.layers and settings.get("leave_out"):
-        raise InvalidPrefix(
-            f"this {WHAT} leaves layers out (leave_out): {place} has a prefix in {layers} of "
-            f"{shape.layers} layers. A prefix file has one for every layer, and none would equal "
-            "no prefix; train it without leave_out"
-        )
-    if rest or layers != shape.layers:
+    if rows.shape[1] != width(shape):
         raise BaseModelMismatch(
             f"{place} has {rows.shape[1]} numbers for each position; this model needs "
             f"{width(shape)} (layers × 2 × heads × head size)"
+        )
+    return keys_values(rows, shape)
+
+
+def _check_leave_out(
+    place: str, module: str, spec: BaseModelSpec, settings: Mapping[str, Any]
+) -> None:
+    """The prefix must reach all layers: zeros would still take part in the softmax of others.
+
+    The library counts the decoder's layers behind the encoder's.
+    """
+    left_out = settings.get("leave_out") or []
+    if not isinstance(left_out, list) or not all(type(each) is int for each in left_out):
+        raise InvalidPrefix(
+            f"not a usable {WHAT}: its config's leave_out is {ascii(left_out)[:40]}, not a list of "
+            "layers"
+        )
+    encoder = spec.modules.get("encoder")
+    first = 0 if encoder is None or module == "encoder" else encoder.layers
+    layers = spec.modules[module].layers
+    missing = sorted(set(left_out) & set(range(first, first + layers)))
+    if missing:
+        raise InvalidPrefix(
+            f"this {WHAT} leaves layers out (leave_out): {place} has a prefix in "
+            f"{layers - len(missing)} of {layers} layers. A prefix file has one for every layer, "
+            "and none would equal no prefix; train it without leave_out"
+        )
+
+
+def _check_heads(
+    parts: Tensors, shape: ModuleShape, config: Mapping[str, Any], spec: BaseModelSpec
+) -> None:
+    """The library makes keys for as many numbers as the hidden size, which all query heads have."""
+    embedding = parts.get("wte.weight")
+    given = config.get("hidden_size")
+    found = given if type(given) is int or embedding is None else embedding.shape[-1]
+    if type(found) is int and found != shape.kv_heads * shape.head_dim:
+        raise BaseModelMismatch(
+            f"this {WHAT} has keys of {found} numbers in each layer, for every query head; "
+            f"{spec.model_id!r} has {shape.kv_heads} heads of keys of size {shape.head_dim}, which "
+            "groups of query heads may share. A prefix file holds keys for each group, so the "
+            "adapter must be of a model without such groups and of the same hidden size"
         )

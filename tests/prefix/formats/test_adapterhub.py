@@ -23,12 +23,18 @@ Tensors = dict[str, torch.Tensor]
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     root = tmp_path_factory.mktemp("bases")
-    return {family: save_base(family, root / family) for family in ("gpt2", "bart-3")}
+    return {family: save_base(family, root / family) for family in ("gpt2", "bart-3", "llama")}
 
 
 @pytest.fixture(scope="module")
 def gpt2(folders: Mapping[str, Path]) -> FrozenModel:
     return frozen(folders["gpt2"])
+
+
+@pytest.fixture(scope="module")
+def llama(folders: Mapping[str, Path]) -> FrozenModel:
+    """Two heads of queries share one of keys."""
+    return frozen(folders["llama"])
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +167,23 @@ def test_layers_that_are_left_out_are_refused_and_whole_attentions_are_not(
     alone = mlp("encoder_prefix", root="model", layers=3)
     with pytest.raises(InvalidPrefix, match="no self_prefix"):
         read(alone, config(leave_out=[3, 4, 5]), bart)
+
+
+def test_left_out_layers_do_not_pass_for_the_heads_of_a_group(llama: FrozenModel) -> None:
+    shape = llama.spec.decoder
+    hidden = int(llama.hf.config.hidden_size)
+    assert hidden == 2 * shape.kv_heads * shape.head_dim
+    assert shape.layers == 2
+    flat = torch.zeros(LENGTH * 2 * hidden)  # one layer of all query heads: as many numbers
+    tensors = named("self_prefix", {"control_trans": flat}, "model")
+    with pytest.raises(InvalidPrefix, match="self_prefix has a prefix in 1 of 2 layers"):
+        read(tensors, config(leave_out=[0]), llama)
+    with pytest.raises(InvalidPrefix, match="leave_out is 'all'"):
+        read(tensors, config(leave_out="all"), llama)
+    with pytest.raises(BaseModelMismatch, match="for every query head"):
+        read(tensors, {**config(), "hidden_size": hidden}, llama)
+    with pytest.raises(BaseModelMismatch, match="for every query head"):
+        read(mlp(root="model"), config(), llama)
 
 
 NAN = torch.full((LENGTH * 128,), float("nan"))
