@@ -6,19 +6,33 @@ import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from app.errors import InvalidRequest
+from app.evaluation.e2e_phrases import ALIASES, NAMES, PHRASES
 from app.evaluation.fields import read_fields
+from app.prefix.strict_json import printable
 
 _CONTRIBUTION = re.compile(
     r"\b(?:we|this (?:paper|work|article))\s+(?:\w+\s+)?"
     r"(?:propos|present|show|introduc)(?:e|es|s)?\b",
     re.IGNORECASE,
 )
+_E2E_FIELDS = frozenset({*NAMES, *PHRASES})
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"“(])")
 
 
 def e2e_template(source: str) -> str:
-    """A restaurant's description that says every field of a linearised input."""
-    given = dict(read_fields(source))
+    """A restaurant's description that says every field of a linearised input.
+
+    Fields may have the challenge's names or the authors'. InvalidRequest if it is no such table.
+    """
+    given = {ALIASES.get(name, name): value for name, value in read_fields(source)}
+    if not given or not set(given) <= _E2E_FIELDS:
+        unknown = [name for name in given if name not in _E2E_FIELDS]
+        why = f"it has a field {printable(unknown[0])}" if unknown else "it is no table"
+        raise InvalidRequest(
+            "the baseline e2e-template describes E2E's restaurants, such as `name : Aromi | food :"
+            f" Italian`, and not {printable(source)}: {why}. Leave the baseline out"
+        )
     kind = given.get("eatType", "place")
     sentence = f"{given.get('name', 'It')} is a {given.get('food', '')} {kind}".replace("  ", " ")
     sentence += f" in the {given['area']} area" if "area" in given else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import InvalidRequest
 from app.evaluation.baselines import BASELINES, contribution_sentence, e2e_template
 from app.evaluation.slots import SlotCounts, slot_errors
 
@@ -122,6 +123,27 @@ def test_the_template_says_every_slot() -> None:
     report = slot_errors(inputs, list(map(e2e_template, inputs)))
     assert report is not None
     assert (report.error_rate, report.all_right) == (0, 11)
+
+
+def test_the_template_knows_the_authors_names_of_fields() -> None:
+    source = "name : Aromi | Type : coffee shop | price : cheap | family friendly : yes"
+    assert slot_errors([source], [e2e_template(source)]) is not None
+    assert e2e_template(source) == (
+        "Aromi is a coffee shop. It has a price range of cheap and is family friendly."
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("An abstract.", "it is no table"),
+        (" | Aarhus : city : Denmark", "it is no table"),
+        ("title : Emma | year : 1815", "it has a field 'title'"),
+    ],
+)
+def test_the_template_refuses_other_inputs(source: str, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"e2e-template.*{why}"):
+        e2e_template(source)
 
 
 def test_the_regular_expression_takes_the_contribution_or_the_first_sentence() -> None:
