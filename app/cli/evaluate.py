@@ -68,6 +68,9 @@ Compare = Annotated[
 Samples = Annotated[int, typer.Option(help="Samples of the bootstrap.", min=10, max=100_000)]
 Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)]
 BertModel = Annotated[Path | None, typer.Option(help="Folder of BERTScore's model.")]
+BertLayers = Annotated[
+    int, typer.Option(help="Layer of BERTScore's model that counts (0: the last).", min=0)
+]
 Limit = Annotated[int, typer.Option(help="Use only the first inputs (0: all).", min=0)]
 Outputs = Annotated[
     Path | None,
@@ -99,6 +102,7 @@ def evaluate(
     samples: Samples = 1000,
     seed: Seed = 12345,
     bertscore_model: BertModel = None,
+    bertscore_layers: BertLayers = 0,
     limit: Limit = 0,
     data_format: given.Format = None,
     input_column: given.InputColumn = None,
@@ -129,14 +133,14 @@ def evaluate(
     check_output(texts, "--texts")
     names = metric_names(metrics) if metrics else DEFAULT
     alone = {"max_tokens": max_tokens, **parse_decoding(decoding)}
-    columns = tuple(target_column or ())
-    selection = given.DataSelection(data_format, input_column, columns, split, subset, subset_seed)
-    examples = selection.read(data)[: limit or None]
+    reading = given.read_options(data_format, input_column, target_column, split)
+    examples = given.read_data(data, reading, subset, subset_seed)[: limit or None]
     parts = hold_out_parts(hold_out, examples)
     systems = Systems.named(prefix or [], baseline or [], base, compare)
     decoder = Decoder(examples, template, alone, beams, BEAMS.get(metrics or ""))
     said = decoder.texts(systems, base_model(model), store, device)
-    results = [score(one, examples, names, bertscore_model, parts) for one in said]
+    bert = (bertscore_model, bertscore_layers)
+    results = [score(one, examples, names, bert, parts) for one in said]
     if systems.other is not None:
         results = compared(results, systems.other, samples=samples, seed=seed)
     if texts is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +49,7 @@ BEAMS: Mapping[str, int] = MappingProxyType({"e2e": 5, "webnlg": 5, "dart": 5, "
 """The paper's number of beams for each task."""
 
 DEFAULT = ("bleu", "rouge1", "rouge2", "rougeL")
+_WORD = re.compile(r"\w+|[^\w\s]")
 _ROUGE = ("rouge1", "rouge2", "rougeL")
 _COCO: Mapping[str, Callable[[coco.Tokenised], Statistics]] = MappingProxyType(
     {
@@ -90,10 +93,12 @@ def score_texts(
     references: Sequence[Sequence[str]],
     names: Sequence[str],
     bert_model: Path | None = None,
+    bert_layers: int = 0,
 ) -> Scores:
     """Scores of `texts` by the metrics `names`, against all references of each.
 
-    A metric whose program, library or model is missing is left out, with the reason.
+    `bert_layers` is the layer of BERTScore's model whose states count (0: the last one). A metric
+    whose program, library or model is missing is left out, with the reason.
     """
     if not texts or len(texts) != len(references):
         raise InvalidRequest("scores need as many lists of references as texts, and at least one")
@@ -105,7 +110,7 @@ def score_texts(
         (tuple(_COCO), lambda: _coco(texts, references, names)),
         (("ter",), lambda: {"ter": ter_statistics(texts, references)}),
         (_ROUGE, lambda: rouge_statistics(texts, references)),
-        (("bertscore",), lambda: {"bertscore": _bert(texts, references, bert_model)}),
+        (("bertscore",), lambda: {"bertscore": _bert(texts, references, bert_model, bert_layers)}),
     ]
     for made, make in makers:
         wanted = [name for name in made if name in names]
@@ -131,11 +136,22 @@ def bleu_statistics(texts: Sequence[str], references: Sequence[Sequence[str]]) -
 
 
 def ter_statistics(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Statistics:
-    """Translation edit rate by sacrebleu, of lower-cased words, in percent; low is good."""
+    """Translation edit rate by sacrebleu, in percent; low is good.
+
+    Of lower-cased words, with every punctuation mark a word of its own, as the WebNLG challenge's
+    script splits texts for tercom.
+    """
     metric = TER()
-    scores = [metric.sentence_score(t, list(of)) for t, of in zip(texts, references, strict=True)]
+    scores = [
+        metric.sentence_score(_split(text), [_split(each) for each in of_text])
+        for text, of_text in zip(texts, references, strict=True)
+    ]
     rows = np.array([(one.num_edits, one.ref_length) for one in scores], dtype=np.float64)
     return Statistics(rows, lambda sums: np.asarray(100 * sums[:, 0] / sums[:, 1]))
+
+
+def _split(text: str) -> str:
+    return " ".join(_WORD.findall(text))
 
 
 def rouge_statistics(
@@ -169,7 +185,7 @@ def _coco(
 
 
 def _bert(
-    texts: Sequence[str], references: Sequence[Sequence[str]], model: Path | None
+    texts: Sequence[str], references: Sequence[Sequence[str]], model: Path | None, layers: int
 ) -> Statistics:
     """BERTScore's F1, 0 to 100, against the best reference."""
     if model is None:
@@ -180,6 +196,25 @@ def _bert(
         raise Unavailable(
             "the library `bert-score` is missing; install it with `pip install bert-score`"
         ) from error
-    scorer = BERTScorer(model_type=str(model), num_layers=None, lang="en")
-    _, _, f1 = scorer.score(list(texts), [list(of) for of in references])
+    used = layers or _num_layers(model)
+    try:
+        scorer = BERTScorer(model_type=str(model), num_layers=used, lang="en")
+        _, _, f1 = scorer.score(list(texts), [list(of) for of in references])
+    except Exception as error:  # a model that the library cannot use makes it raise anything
+        raise Unavailable(f"BERTScore failed with {model}: {error!r}") from error
     return mean_of([100 * float(value) for value in f1])
+
+
+def _num_layers(model: Path) -> int:
+    """The number of the last layer, by the folder's config.
+
+    bert-score itself knows the best layer of models by their hub names, but not of folders.
+    """
+    config = model / "config.json"
+    try:
+        layers = json.loads(config.read_text(encoding="utf-8"))["num_hidden_layers"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Unavailable(
+            f"BERTScore needs the folder of a model: {config} does not say num_hidden_layers"
+        ) from error
+    return int(layers)

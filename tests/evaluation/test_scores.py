@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -64,6 +65,45 @@ def test_bleu_ter_and_rouge_are_the_libraries_corpus_scores() -> None:
     same = score_texts(["A b c d"], [["a b c d", "x"]], ["ter"]).statistics["ter"].score
     half = score_texts(["a b x y"], [["a b c d"]], ["ter"]).statistics["ter"].score
     assert (same, half) == (0, 50)
+
+
+def test_ter_counts_a_punctuation_mark_as_a_word() -> None:
+    scores = score_texts(["He left."], [["He left ."]], ["ter"]).statistics
+    assert scores["ter"].score == 0
+    scores = score_texts(["In Rome, he left"], [["In Rome he left"]], ["ter"]).statistics
+    assert scores["ter"].score == 25
+
+
+class Scorer:
+    """Stands for `bert_score.BERTScorer`, which is not installed here."""
+
+    def __init__(self, *, model_type: str, num_layers: int, lang: str) -> None:
+        if lang != "en" or not Path(model_type).is_dir():
+            raise KeyError(model_type)
+        self.num_layers = num_layers
+
+    def score(
+        self, texts: list[str], references: list[list[str]]
+    ) -> tuple[None, None, list[float]]:
+        if "broken" in texts:
+            raise RuntimeError("no memory")
+        return None, None, [self.num_layers / 100 for _ in references]
+
+
+def test_bertscore_takes_the_layers_from_the_folders_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bert_score", SimpleNamespace(BERTScorer=Scorer))
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 6}')
+    scores = score_texts(["a", "b"], [["a"], ["b", "c"]], ["bertscore"], tmp_path)
+    assert scores.statistics["bertscore"].score == pytest.approx(6)
+    failed = score_texts(["broken"], [["a"]], ["bleu", "bertscore"], tmp_path)
+    assert list(failed.statistics) == ["bleu"]
+    assert "no memory" in failed.left_out["bertscore"]
+    fewer = score_texts(["a"], [["a"]], ["bertscore"], tmp_path, 3).statistics
+    assert fewer["bertscore"].score == pytest.approx(3)
+    missing = score_texts(["a"], [["a"]], ["bertscore"], tmp_path / "none")
+    assert "num_hidden_layers" in missing.left_out["bertscore"]
 
 
 def test_without_java_its_metrics_are_left_out_with_the_reason(

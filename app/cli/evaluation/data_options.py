@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,31 +39,15 @@ HoldOutOption = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class DataSelection:
-    """What the options say about a data set."""
+def read_data(
+    path: Path, reading: ReadOptions, size: int | None, subset_seed: int
+) -> list[Example]:
+    """The examples, or a subset of `size`. InvalidRequest says what is wrong with them."""
+    from app.datasets.reader import read_examples
+    from app.datasets.splits import subset
 
-    format: str | None = None
-    input_column: str | None = None
-    target_columns: tuple[str, ...] = ()
-    split: str | None = None
-    subset: int | None = None
-    subset_seed: int = 101
-
-    def read(self, path: Path) -> list[Example]:
-        """The examples, or the subset of them. InvalidRequest says what is wrong with them."""
-        from app.datasets.reader import read_examples
-        from app.datasets.splits import subset
-
-        examples = read_examples(path, self.options)
-        if self.subset is None:
-            return examples
-        return subset(examples, self.subset, self.subset_seed)
-
-    @property
-    def options(self) -> ReadOptions:
-        """How the file is read."""
-        return read_options(self.format, self.input_column, self.target_columns, self.split)
+    examples = read_examples(path, reading)
+    return examples if size is None else subset(examples, size, subset_seed)
 
 
 def read_options(

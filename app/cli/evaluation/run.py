@@ -174,13 +174,16 @@ def score(
     system: SystemOutputs,
     examples: Sequence[Example],
     names: Sequence[str],
-    bert_model: Path | None,
+    bert: tuple[Path | None, int],
     parts: Mapping[str, Sequence[int]],
 ) -> SystemResult:
-    """The system's scores by the metrics, its slot errors, and its scores on parts."""
+    """The system's scores by the metrics, its slot errors, and its scores on parts.
+
+    `bert` is the folder of BERTScore's model, and the layer that counts (0: the last).
+    """
     with stderr().status(f"scoring {system.name}"):
         references = [example.targets for example in examples]
-        scores = score_texts(system.texts, references, names, bert_model)
+        scores = score_texts(system.texts, references, names, *bert)
         return SystemResult(
             system.name,
             system.length,
