@@ -20,10 +20,13 @@ from app.training.recipe import MAX_LENGTH, Recipe
 _MEAN_NOISE = 0.1
 
 
-def complete_recipe(model: FrozenModel, recipe: Recipe, num_pairs: int) -> Recipe:
+def complete_recipe(
+    model: FrozenModel, recipe: Recipe, num_pairs: int, *, has_validation: bool = True
+) -> Recipe:
     """The recipe with every setting that is not given, for `model` and so many training pairs."""
     recipe.check()
-    made = recipe.for_model(model.spec.modules, model.num_parameters, num_pairs)
+    modules, size = model.spec.modules, model.num_parameters
+    made = recipe.for_model(modules, size, num_pairs, has_validation=has_validation)
     if made.length:
         return made
     return replace(made, length=len(words_token_ids(model, made.initial_words or "", 0)))

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from app.errors import InvalidRequest
 from app.prefix.spec import MODULES
+from app.training.methods.low_data import LOW_DATA_SUMMARIES, LOW_DATA_TABLES
 from app.training.methods.names import WEIGHT_METHODS, check_family, check_method
 
 MAX_LENGTH = 1024
@@ -66,8 +67,8 @@ SmolLM2-135M; for `finetune-top2` a guess. Above, all methods have the authors' 
 
 METRICS = ("loss", "bleu")
 PRESETS = ("full-data", "low-data")
-LOW_DATA_STEPS = ((200, 200), (math.inf, 400))
-"""(most pairs, steps) of the authors' low-data runs on E2E (Li & Liang 2021, appendix A.2)."""
+_PATIENCE = 5
+"""Validations without a better one that end a run with little data."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class Recipe:
     epoch). `validation_pairs`: so many held-out pairs, drawn by the seed, give the loss (0: all).
     `early_stopping`: the run ends after so many validations without a better one (0: off).
     `accumulate`: batches whose gradients make one step. `depth`: hidden layers of the networks.
-    `preset`: "low-data" chooses the authors' settings for 50 to 500 pairs where none are given.
+    `preset`: "low-data" chooses the authors' settings for 50 to 500 pairs where none are given;
+    those of early stopping only where there is validation data.
     """
 
     method: str = "prefix"
@@ -174,7 +176,7 @@ class Recipe:
         """Raise InvalidRequest if a setting needs validation data, or a score, that is missing."""
         if self.metric != "loss" and not (has_data and has_score):
             raise InvalidRequest(f"metric: {self.metric} needs validation data; give --valid")
-        if self.early_stopping and not has_data and self.preset != "low-data":
+        if self.early_stopping and not has_data:
             raise InvalidRequest("early_stopping needs validation data; give --valid")
 
     def _check_start(self) -> None:
@@ -186,7 +188,14 @@ class Recipe:
             if self.method not in _STARTS[name]:
                 raise InvalidRequest(f"{name}: --method {self.method} cannot start from it")
 
-    def for_model(self, available: Collection[str], parameters: int, num_pairs: int) -> Recipe:
+    def for_model(
+        self,
+        available: Collection[str],
+        parameters: int,
+        num_pairs: int,
+        *,
+        has_validation: bool = True,
+    ) -> Recipe:
         """The complete recipe for a model with these modules and parameters.
 
         The defaults are the authors': BART has a prefix in each attention, width 800 and dropout;
@@ -195,7 +204,7 @@ class Recipe:
         """
         pace = next(pace for pace in PACES if parameters <= pace.parameters)
         share = RATE_SHARES.get(self.method, 1.0) if pace is not PACES[-1] else 1.0
-        preset = self._with_preset(num_pairs, with_encoder="encoder" in available)
+        preset = self._with_preset(num_pairs, "encoder" in available, has_validation)
         paced = replace(
             preset,
             length=LENGTH if preset.length is None else preset.length,
@@ -208,31 +217,29 @@ class Recipe:
             paced = replace(paced, max_steps=min(steps, pace.max_steps or steps))
         return paced.for_modules(available)
 
-    def _with_preset(self, num_pairs: int, *, with_encoder: bool) -> Recipe:
+    def _with_preset(self, num_pairs: int, with_encoder: bool, has_validation: bool) -> Recipe:
         """The authors' low-data settings where none are given (Li & Liang 2021, appendix A.2).
 
         Their rate of 5e-5 for GPT-2 medium and BART large is that of `PACES`.
         """
         if self.preset != "low-data":
             return self
+        low = LOW_DATA_SUMMARIES if with_encoder else LOW_DATA_TABLES
         free = self._starts() in ([], ["initial_words"])
         can_start = free and self.method in _STARTS["initial_words"]
-        words = "summarize" if with_encoder else "table-to-text:"
         steps, epochs = self.max_steps, self.epochs
         if not steps and epochs is None:
-            if with_encoder:
-                epochs = 30 if num_pairs <= 50 else 20
-            else:
-                steps = next(count for most, count in LOW_DATA_STEPS if num_pairs <= most)
+            steps = low.steps_of(self.method, num_pairs)
+            epochs = low.epochs_of(self.method, num_pairs)
         return replace(
             self,
-            initial_words=(self.initial_words or words) if can_start else None,
+            initial_words=(self.initial_words or low.words) if can_start else None,
             length=(0 if can_start else None) if self.length is None else self.length,
-            batch_size=self.batch_size or (5 if with_encoder else 10),
-            warmup_steps=100 if self.warmup_steps is None else self.warmup_steps,
+            batch_size=self.batch_size or low.batch_size_of(self.method),
+            warmup_steps=low.warmup_steps if self.warmup_steps is None else self.warmup_steps,
             max_steps=steps,
             epochs=epochs,
-            early_stopping=self.early_stopping or 5,
+            early_stopping=self.early_stopping or (_PATIENCE if has_validation else 0),
         )
 
     def for_modules(self, available: Collection[str]) -> Recipe:

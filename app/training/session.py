@@ -103,7 +103,8 @@ class Session:
         recipe = job.recipe
         if job.choices is not None:
             recipe = Choices(job.choices).of(self.model.spec.fingerprint).apply(recipe)
-        recipe = complete_recipe(self.model, recipe, num_pairs)
+        validated = bool(self.validation)
+        recipe = complete_recipe(self.model, recipe, num_pairs, has_validation=validated)
         self._length = 0 if recipe.method in WEIGHT_METHODS else recipe.length or 0
         self.pairs = self._pairs(self.examples, job.data)
         valid_pairs = []

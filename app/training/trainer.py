@@ -75,8 +75,10 @@ class Trainer:
         if not pairs:
             raise InvalidRequest("there are no pairs to train on; the data needs at least one")
         self.model = model
-        self.recipe = recipe = complete_recipe(model, recipe, len(pairs))
-        recipe.check_validation(has_data=bool(validation), has_score=score is not None)
+        has_data = bool(validation)
+        recipe = complete_recipe(model, recipe, len(pairs), has_validation=has_data)
+        recipe.check_validation(has_data=has_data, has_score=score is not None)
+        self.recipe = recipe
         validated = recipe.validation_pairs or len(validation)
         self._validation = sample(validation, validated, recipe.seed)
         self._score, self._between = score, between

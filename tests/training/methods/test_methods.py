@@ -293,18 +293,6 @@ def test_a_run_stops_when_the_metric_no_longer_improves(
     assert [report.validation_score for report in reports] == [3.0, 5.0, 4.0, 5.0]
 
 
-def test_low_data_fills_in_the_authors_settings() -> None:
-    recipe = Recipe(preset="low-data").for_model(("decoder",), int(355e6), 100)
-    assert (recipe.initial_words, recipe.max_steps, recipe.warmup_steps) == (
-        "table-to-text:",
-        200,
-        100,
-    )
-    assert (recipe.lr, recipe.batch_size) == (5e-5, 10)
-    kept = Recipe(preset="low-data", batch_size=3, max_steps=7).for_model(("decoder",), 10, 100)
-    assert (kept.batch_size, kept.max_steps) == (3, 7)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -315,6 +303,7 @@ def test_low_data_fills_in_the_authors_settings() -> None:
         ({"dtype": "fp8"}, "dtype must be `fp32` or `bf16`"),
         ({"metric": "bleu"}, "needs validation data; give --valid"),
         ({"early_stopping": 2}, "early_stopping needs validation data"),
+        ({"early_stopping": 2, "preset": "low-data"}, "early_stopping needs validation data"),
         ({"label_smoothing": 1.0}, "label_smoothing must be"),
     ],
 )
