@@ -17,6 +17,7 @@ from app.cli.training.personalisation import PERSONALISATION, run_personalisatio
 
 if TYPE_CHECKING:
     from app.datasets.reader import ReadOptions
+    from app.datasets.splits import HoldOut
     from app.experiments.data import ExperimentData
     from app.experiments.execution import Executor
     from app.experiments.grids import Experiment, GridOptions
@@ -134,7 +135,7 @@ def experiment(
     from app.evaluation.scores import metric_names
     from app.experiments.data import load_data
     from app.experiments.grids import GridOptions, experiment_named, method_names, scale_named
-    from app.experiments.tasks import task_named
+    from app.experiments.tasks import held_out_news, task_named
 
     reading = given.read_options(data_format, input_column, target_column, split)
     if name == PERSONALISATION:
@@ -146,9 +147,12 @@ def experiment(
     check_folder(out / name, "--out")
     scored = used.metrics if metrics is None else metric_names(metrics)
     tested = _TEST_INPUTS[size.value] if test_inputs is None else test_inputs
-    read = _read(chosen, data, tested, hold_out, reading)
+    apart = _held_out(data, hold_out, reading) if chosen.unseen else None
+    read = load_data(data, test_inputs=tested, hold_out=apart, reading=reading)
     asked = GridOptions(
-        *(size, used, read.num_pairs, 0.0, scored, seeds, steps, method_names(methods)), dtype=dtype
+        *(size, used, read.num_pairs, 0.0, scored, seeds, steps, method_names(methods)),
+        dtype=dtype,
+        held_out=held_out_news(used, apart.values) if apart else "",
     )
     _do(chosen, asked, read, base_model(model), out, device, dry_run=dry_run)
 
@@ -185,17 +189,12 @@ def _do(
         raise typer.Exit(_INTERRUPTED)
 
 
-def _read(
-    chosen: Experiment, path: Path, tested: int, hold_out: str | None, reading: ReadOptions
-) -> ExperimentData:
-    """The data; with a second test on what is held out, if the experiment has one."""
+def _held_out(path: Path, hold_out: str | None, reading: ReadOptions) -> HoldOut:
+    """What is never trained on: what `--hold-out` says, else the default for the data."""
     from app.datasets.splits import HoldOut
-    from app.experiments.data import default_hold_out, load_data
+    from app.experiments.data import default_hold_out
 
-    apart = None
-    if chosen.unseen:
-        apart = default_hold_out(path, reading) if hold_out is None else HoldOut.parse(hold_out)
-    return load_data(path, test_inputs=tested, hold_out=apart, reading=reading)
+    return default_hold_out(path, reading) if hold_out is None else HoldOut.parse(hold_out)
 
 
 def _with_rates(asked: GridOptions, running: Executor, out: Path) -> GridOptions:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from app.errors import InvalidRequest
 from app.experiments.plan import RunSettings
-from app.experiments.tasks import ExperimentTask, LowData
+from app.experiments.tasks import ExperimentTask, PaperSettings
 from app.training.methods.names import ADAPTER_SHARES, METHODS, check_method
 from app.training.recipe import RATE_SHARES
 
@@ -27,7 +28,8 @@ class GridOptions:
     `num_pairs`: pairs to train on. `default_lr`: the rate that `train` would use for this model.
     `seeds` and `steps` replace the number of seeds and of steps of a run where they are not 0,
     `methods` those that an experiment compares where there are any. `rates` are the learning rates
-    that were found best on this model, by method.
+    that were found best on this model, by method. `held_out`: the paper's name for what
+    `extrapolation` holds out of the task, if it has one.
     """
 
     scale: Scale
@@ -40,6 +42,7 @@ class GridOptions:
     methods: tuple[str, ...] = ()
     rates: Mapping[str, float] = field(default_factory=dict)
     dtype: str = "fp32"
+    held_out: str = ""
 
     def shown(self) -> tuple[str, ...]:
         """The two metrics of the figure: the task's, or others where these are not computed."""
@@ -53,7 +56,15 @@ class GridOptions:
 
     def usual_length(self) -> int:
         """The length of the prefix where the experiment does not vary it."""
-        return SMALL_LENGTH if self.small else self.task.paper("prefix").length
+        return SMALL_LENGTH if self.small else self.paper("prefix").length
+
+    def longest(self) -> float:
+        """The longest prefix that the scale allows."""
+        return SMALL_LONGEST if self.small else math.inf
+
+    def paper(self, method: str) -> PaperSettings:
+        """The paper's settings of a method for this task, without what is held out."""
+        return self.task.paper(method, self.held_out)
 
     def run(self, experiment: str, method: str, **changes: object) -> RunSettings:
         """A run with the scale's settings for the method, and with `changes`."""
@@ -66,7 +77,7 @@ class GridOptions:
                 lr=self.rates.get(method),
             )
         else:
-            paper = self.task.paper(method)
+            paper = self.paper(method)
             settings = RunSettings(
                 experiment,
                 method,
@@ -92,6 +103,7 @@ class GridOptions:
 
 
 SMALL_LENGTH = 10
+SMALL_LONGEST = 40
 SMALL_STEPS = 200
 FIRST_SEED = 101
 LOW_DATA_SIZES = (50, 100, 200, 500)
@@ -104,8 +116,6 @@ INITIAL_WORDS = (
 """None: random values."""
 _INITIALISATION_SIZE = 100
 _FROM_WORDS = ("prefix", "prefix-direct", "embedding")
-_LIKE_FINETUNING = ("finetune", "finetune-top2", "adapter-3%", "adapter-0.1%", "lora")
-"""Methods that take the paper's settings of fine-tuning where it has none of their own."""
 ABLATION_LENGTHS = (1, 10, 20)
 _BOTH = ("prefix", "finetune")
 _BASELINES = ("prefix", "finetune", "finetune-top2", "adapter-3%", "adapter-0.1%")
@@ -138,7 +148,7 @@ class Experiment:
 
 def _prefix_length(options: GridOptions) -> list[RunSettings]:
     task = options.task
-    lengths = [length for length in task.lengths if length <= 40 or not options.small]
+    lengths = [length for length in task.lengths if length <= options.longest()]
     rates: list[float | None] = [None]
     if not options.small:
         rates = [task.paper("prefix").lr]
@@ -189,17 +199,25 @@ def _extrapolation(options: GridOptions) -> list[RunSettings]:
 
 
 def _ablation(options: GridOptions) -> list[RunSettings]:
+    methods = options.compared("prefix", "infix", "embedding")
     runs = [
         options.run("ablation", method, length=length)
         for length in ABLATION_LENGTHS
-        for method in options.compared("prefix", "infix", "embedding")
+        for method in methods
     ]
+    usual = options.task.paper("prefix").length
+    if "prefix" in methods and usual not in ABLATION_LENGTHS and usual <= options.longest():
+        runs.append(options.run("ablation", "prefix", length=usual))
     return options.finished(runs, 2 if options.small else 3)
 
 
 def _baselines(options: GridOptions) -> list[RunSettings]:
     methods = options.compared(*_BASELINES, "lora")
-    return options.finished([options.run("baselines", method) for method in methods], 3)
+    runs = [options.run("baselines", method) for method in methods]
+    if "prefix" in methods and not options.small:
+        others = options.task.other_lengths
+        runs += [options.run("baselines", "prefix", length=length) for length in others]
+    return options.finished(runs, 3)
 
 
 def _rates(options: GridOptions) -> list[RunSettings]:
@@ -220,7 +238,7 @@ def _rates(options: GridOptions) -> list[RunSettings]:
 
 
 def _low_data_run(options: GridOptions, experiment: str, method: str, size: int) -> RunSettings:
-    recipe: LowData = options.task.low_data
+    recipe = options.task.low_data
     size = min(size, int(options.num_pairs / (1 + _DEVELOPMENT_SHARE)))
     development = max(1, round(_DEVELOPMENT_SHARE * size))
     common = {
@@ -231,16 +249,15 @@ def _low_data_run(options: GridOptions, experiment: str, method: str, size: int)
     }
     if options.small:
         return options.run(experiment, method, **common, max_steps=100 if size < 200 else 200)
-    like = "finetune" if method in _LIKE_FINETUNING else "prefix"
     return options.run(
         experiment,
         method,
         **common,
         lr=recipe.lr,
-        batch_size=recipe.batch_size[like],
+        batch_size=recipe.batch_size_of(method),
         warmup_steps=recipe.warmup_steps,
-        max_steps=recipe.steps.get(like, {}).get(size, 0),
-        epochs=recipe.epochs.get(like, {}).get(size),
+        max_steps=recipe.steps_of(method, size),
+        epochs=recipe.epochs_of(method, size),
     )
 
 

@@ -7,7 +7,7 @@ from statistics import fmean
 
 from app.evaluation.scores import LABELS
 from app.experiments.grids import Experiment, GridOptions
-from app.experiments.paper import FINDINGS, SOURCE, paper_scores
+from app.experiments.paper import FINDINGS, paper_scores, source
 from app.experiments.results import SLOT_METRICS, RunResult
 from app.experiments.summary import Setting, settings_of
 
@@ -54,7 +54,7 @@ def markdown(
         f"# {experiment.title}",
         "",
         f"Base model {', '.join(models)}, data `{data}`, {tested} test inputs; mean ± standard"
-        f" deviation over runs. Columns marked (paper): {SOURCE}.",
+        f" deviation over runs. Columns marked (paper): {source(models[0] if models else '')}.",
         "",
         _line(head),
         _line(["---"] * len(head)),
@@ -91,14 +91,20 @@ def _metrics(options: GridOptions, settings: Sequence[Setting]) -> list[str]:
     return [name for name in names if any(each.spread(name) for each in settings)]
 
 
+_VARY_LENGTH = ("prefix-length", "ablation")
+
+
 def _paper(options: GridOptions, setting: Setting) -> dict[str, float]:
-    experiment = setting.results[0].experiment
-    usual = options.task.paper("prefix").length
+    first, length = setting.results[0], setting.length
     # a table at the small scale has one prefix length of its own: that row is the paper's prefix
-    length = usual if setting.length == options.usual_length() else setting.length
-    if experiment == "prefix-length":
-        length = setting.length
-    return dict(paper_scores(experiment, options.task.name, setting.method, length, usual))
+    if first.experiment not in _VARY_LENGTH and length == options.usual_length():
+        length = options.paper("prefix").length
+    found = paper_scores(
+        *(first.experiment, options.task.name, setting.method, length),
+        held_out=options.held_out,
+        model=first.model,
+    )
+    return dict(found)
 
 
 def _row(

@@ -5,12 +5,18 @@ Settings are those of Li & Liang 2021, Table 6 and Appendix A.2 of the ACL versi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import InvalidRequest
 from app.evaluation.scores import BEAMS, TASKS
+from app.training.methods.low_data import LOW_DATA_SUMMARIES, LOW_DATA_TABLES, LowDataSettings
+
+WITHIN_NEWS = "within-news"
+NEWS_TO_SPORTS = "news-to-sports"
+_OTHER_NEWS = frozenset({"health", "technology"})
+"""Kinds of news that the paper names among those held out for `within-news`."""
 
 TABLE_DECODING = {"num_beams": BEAMS["e2e"], "max_tokens": 100}
 SUMMARY_DECODING = {"num_beams": BEAMS["xsum"], "max_tokens": 62, "length_penalty": 0.8}
@@ -27,59 +33,34 @@ class PaperSettings:
 
 
 @dataclass(frozen=True)
-class LowData:
-    """The recipe for little data: by size, optimiser steps or else epochs of each method."""
-
-    words: str
-    length: int
-    batch_size: Mapping[str, int]
-    steps: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
-    epochs: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
-    warmup_steps: int = 100
-    lr: float = 5e-5
-
-
-@dataclass(frozen=True)
 class ExperimentTask:
-    """A data set of the paper. `shown` are the metrics of its figures, the more important first."""
+    """A data set of the paper. `shown` are the metrics of its figures, the more important first.
+
+    `other_lengths`: further prefixes of the paper's table. `held_out`: the settings of experiments
+    that hold out a part of it, by the paper's name of the part.
+    """
 
     name: str
     shown: tuple[str, str]
     decoding: Mapping[str, Any]
     lengths: tuple[int, ...]
     settings: Mapping[str, PaperSettings]
-    low_data: LowData
+    low_data: LowDataSettings
+    other_lengths: tuple[int, ...] = ()
+    held_out: Mapping[str, Mapping[str, PaperSettings]] = field(default_factory=dict)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics that the paper reports for it."""
         return TASKS[self.name]
 
-    def paper(self, method: str) -> PaperSettings:
+    def paper(self, method: str, held_out: str = "") -> PaperSettings:
         """The paper's settings of a method; its defaults where the table has no row."""
-        return self.settings.get(method, PaperSettings())
+        return self.held_out.get(held_out, self.settings).get(method, PaperSettings())
 
 
 _TABLE_LENGTHS = (1, 5, 10, 20, 40)
 _SUMMARY_LENGTHS = (1, 10, 20, 50, 80, 100, 200, 300)
-_LOW_TABLE = LowData(
-    words="table-to-text:",
-    length=6,
-    batch_size={"prefix": 10, "finetune": 10},
-    steps={
-        "prefix": {50: 200, 100: 200, 200: 200, 500: 400},
-        "finetune": {50: 100, 100: 100, 200: 200, 500: 400},
-    },
-)
-_LOW_SUMMARY = LowData(
-    words="summarize",
-    length=1,
-    batch_size={"prefix": 5, "finetune": 6},
-    epochs={
-        "prefix": {50: 30, 100: 20, 200: 20, 500: 20},
-        "finetune": {50: 30, 100: 10, 200: 3, 500: 3},
-    },
-)
 
 EXPERIMENT_TASKS = {
     task.name: task
@@ -96,7 +77,7 @@ EXPERIMENT_TASKS = {
                 "finetune": PaperSettings(5e-5, 5, 10),
                 "finetune-top2": PaperSettings(5e-5, 5, 10),
             },
-            low_data=_LOW_TABLE,
+            low_data=LOW_DATA_TABLES,
         ),
         ExperimentTask(
             "webnlg",
@@ -110,7 +91,7 @@ EXPERIMENT_TASKS = {
                 "finetune": PaperSettings(1e-5, 10, 6),
                 "finetune-top2": PaperSettings(5e-5, 10, 9),
             },
-            low_data=_LOW_TABLE,
+            low_data=LOW_DATA_TABLES,
         ),
         ExperimentTask(
             "dart",
@@ -124,7 +105,7 @@ EXPERIMENT_TASKS = {
                 "finetune": PaperSettings(1e-5, 10, 6),
                 "finetune-top2": PaperSettings(5e-5, 5, 5),
             },
-            low_data=_LOW_TABLE,
+            low_data=LOW_DATA_TABLES,
         ),
         ExperimentTask(
             "xsum",
@@ -135,7 +116,18 @@ EXPERIMENT_TASKS = {
                 "prefix": PaperSettings(5e-5, 30, 14, length=100),
                 "finetune": PaperSettings(3e-5, 5, 18),
             },
-            low_data=_LOW_SUMMARY,
+            low_data=LOW_DATA_SUMMARIES,
+            other_lengths=(5,),
+            held_out={
+                WITHIN_NEWS: {
+                    "prefix": PaperSettings(5e-5, 30, 36, length=80),
+                    "finetune": PaperSettings(3e-5, 5, 18),
+                },
+                NEWS_TO_SPORTS: {
+                    "prefix": PaperSettings(5e-5, 15, 36, length=40),
+                    "finetune": PaperSettings(3e-5, 5, 18),
+                },
+            },
         ),
     )
 }
@@ -155,3 +147,14 @@ def task_named(name: str | None, path_parts: tuple[str, ...]) -> ExperimentTask:
         what = "the data's path names no task" if name is None else f"there is no task '{name}'"
         raise InvalidRequest(f"{what}; give --task with one of {', '.join(EXPERIMENT_TASKS)}")
     return EXPERIMENT_TASKS[name]
+
+
+def held_out_news(task: ExperimentTask, values: Sequence[str]) -> str:
+    """The paper's name for holding out these kinds of XSUM's articles; empty if it has none."""
+    sports = ["sport" in value.lower() for value in values]
+    if task.name != "xsum" or not sports:
+        return ""
+    if all(sports):
+        return NEWS_TO_SPORTS
+    others = _OTHER_NEWS.intersection(value.lower() for value in values)
+    return WITHIN_NEWS if others and not any(sports) else ""

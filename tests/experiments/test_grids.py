@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from app.errors import InvalidRequest
@@ -13,10 +15,10 @@ from app.experiments.grids import (
     experiment_named,
     scale_named,
 )
-from app.experiments.tasks import EXPERIMENT_TASKS, task_named
+from app.experiments.tasks import EXPERIMENT_TASKS, NEWS_TO_SPORTS, WITHIN_NEWS, task_named
 
 
-def options(scale: Scale, task: str = "e2e", pairs: int = 4000, **more: int) -> GridOptions:
+def options(scale: Scale, task: str = "e2e", pairs: int = 4000, **more: Any) -> GridOptions:
     return GridOptions(scale, EXPERIMENT_TASKS[task], pairs, 3e-3, ("bleu",), **more)
 
 
@@ -38,6 +40,35 @@ def test_prefix_lengths_of_the_paper_have_its_settings() -> None:
     assert {(run.lr, run.epochs, run.batch_size) for run in runs} == {(5e-5, 30, 14)}
 
 
+def test_the_ablation_has_the_papers_own_prefix() -> None:
+    for scale in Scale:
+        runs = experiment_named("ablation").runs(options(scale, seeds=1))
+        prefixes = [run.length for run in runs if run.method == "prefix"]
+        assert prefixes == [1, 10, 20, 5]
+        assert {run.length for run in runs if run.method == "infix"} == {1, 10, 20}
+    of_summaries = experiment_named("ablation").runs(options(Scale.SMALL, "xsum"))
+    assert max(run.length for run in of_summaries) == 20
+
+
+def test_summaries_of_the_paper_have_a_prefix_of_a_tenth_of_a_percent() -> None:
+    runs = experiment_named("baselines").runs(options(Scale.PAPER, "xsum", seeds=1))
+    assert [run.length for run in runs if run.method == "prefix"] == [100, 5]
+    assert {(run.lr, run.epochs, run.batch_size) for run in runs if run.method == "prefix"} == {
+        (5e-5, 30, 14)
+    }
+
+
+@pytest.mark.parametrize(
+    ("part", "of_prefix"), [(WITHIN_NEWS, (80, 30, 36)), (NEWS_TO_SPORTS, (40, 15, 36))]
+)
+def test_held_out_news_have_the_papers_settings(part: str, of_prefix: tuple[int, int, int]) -> None:
+    asked = options(Scale.PAPER, "xsum", methods=("prefix", "finetune"), seeds=1, held_out=part)
+    prefix, finetune = experiment_named("extrapolation").runs(asked)
+    assert (prefix.length, prefix.epochs, prefix.batch_size) == of_prefix
+    assert (prefix.lr, finetune.lr) == (5e-5, 3e-5)
+    assert (finetune.epochs, finetune.batch_size) == (5, 18)
+
+
 def test_little_data_of_the_paper_are_5_subsets_with_2_seeds() -> None:
     runs = experiment_named("low-data").runs(options(Scale.PAPER))
     prefix = [run for run in runs if run.method == "prefix"]
@@ -50,6 +81,26 @@ def test_little_data_of_the_paper_are_5_subsets_with_2_seeds() -> None:
     }
     assert {run.development for run in prefix} == {15, 30, 60, 150}
     assert {(run.length, run.words) for run in prefix} == {(6, "table-to-text:")}
+
+
+@pytest.mark.parametrize(
+    ("task", "method", "batch_size", "amounts"),
+    [
+        ("e2e", "finetune", 10, [100, 100, 200, 400]),
+        ("e2e", "adapter-3%", 10, [100, 100, 200, 400]),
+        ("e2e", "prefix", 10, [200, 200, 200, 400]),
+        ("xsum", "finetune", 6, [30, 10, 3, 3]),
+        ("xsum", "prefix", 5, [30, 20, 20, 20]),
+    ],
+)
+def test_little_data_have_the_papers_steps_or_epochs_of_the_method(
+    task: str, method: str, batch_size: int, amounts: list[int]
+) -> None:
+    asked = options(Scale.PAPER, task, methods=(method,), seeds=1)
+    runs = [run for run in experiment_named("low-data").runs(asked) if not run.subset_seed]
+    assert [run.max_steps or run.epochs for run in runs] == amounts
+    assert all(bool(run.max_steps) == (task == "e2e") for run in runs)
+    assert {(run.batch_size, run.lr, run.warmup_steps) for run in runs} == {(batch_size, 5e-5, 100)}
 
 
 def test_little_data_are_cut_to_what_there_is() -> None:
