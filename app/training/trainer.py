@@ -71,14 +71,12 @@ class Trainer:
         carried: Mapping[str, torch.Tensor] | None = None,
         between: Callable[[], None] = lambda: None,
     ) -> None:
-        recipe.check()
         if not pairs:
             raise InvalidRequest("there are no pairs to train on; the data needs at least one")
         self.model = model
-        has_data = bool(validation)
-        recipe = complete_recipe(model, recipe, len(pairs), has_validation=has_data)
-        recipe.check_validation(has_data=has_data, has_score=score is not None)
-        self.recipe = recipe
+        held = bool(validation)
+        self.recipe = recipe = complete_recipe(model, recipe, len(pairs), has_validation=held)
+        recipe.check_validation(has_data=held, has_score=score is not None)
         validated = recipe.validation_pairs or len(validation)
         self._validation = sample(validation, validated, recipe.seed)
         self._score, self._between = score, between
