@@ -35,6 +35,9 @@ def print_result(result: Mapping[str, Any]) -> None:
             times = "" if ratio is None else f"{ratio:.2f} ×"
             table.add_row(name, f"{figures['tokens_per_s']:.1f}", times)
         console.print(table)
+        for name, ratio in result["ratio"].items():
+            if name not in result["peers"]:
+                console.print(f"{name}: {ratio:.2f} ×")
     else:
         console.print(title)
     for name, value in result["ours"].items():

@@ -20,7 +20,7 @@ from app.bench.evaluate_bench import (
 from app.bench.load import Item, Load, parse_sampling
 from app.bench.measure import percentile
 from app.bench.peers import PEERS, expand_peers
-from app.bench.report import with_ratios
+from app.bench.report import print_result, with_ratios
 from app.bench.settings import make_settings
 from app.bench.train_bench import TrainLoad
 from app.cli import app
@@ -154,6 +154,21 @@ def test_peers_are_named_by_commas_and_a_family_stands_for_its_kinds() -> None:
 def test_a_ratio_is_ours_over_theirs() -> None:
     result = with_ratios("engine", "cpu", {"tokens_per_s": 30.0}, {"a": 10.0, "b": 60.0})
     assert result["ratio"] == {"a": 3.0, "b": 0.5}
+
+
+def test_ratios_of_two_dtypes_are_printed_below_the_table(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    figures = {"tokens_per_s": 30.0}
+    result = {
+        "bench": "evaluate",
+        "device": "cpu",
+        "ours": figures,
+        "peers": {"generate float32": {"tokens_per_s": 10.0}},
+        "ratio": {"bfloat16 / generate float32": 3.0},
+    }
+    print_result(result)
+    assert "bfloat16 / generate float32: 3.00 ×" in capsys.readouterr().out
 
 
 def test_a_percentile_is_one_of_the_values() -> None:
