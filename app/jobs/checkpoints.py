@@ -19,13 +19,13 @@ def add(
     step: int,
     metrics: Mapping[str, Any],
     now: float,
-) -> None:
-    """Notes a stored content as the job's last checkpoint; those of the earlier ones may go.
+) -> list[tuple[str, str]]:
+    """Notes a stored content as the job's last checkpoint; what `release` gives of earlier ones.
 
     In a transaction that takes its turn. Unavailable if the content was removed meanwhile.
     """
     contents.check_present(connection, new.noted)
-    release(connection, job, now)
+    replaced = release(connection, job)
     again = (job_checkpoints.c.job_id == job) & (job_checkpoints.c.step >= step)
     connection.execute(delete(job_checkpoints).where(again))
     row = {
@@ -38,6 +38,7 @@ def add(
         "nbytes": new.nbytes,
     }
     connection.execute(insert(job_checkpoints).values(row))
+    return replaced
 
 
 def newest(connection: Connection, job: int) -> Row[Any] | None:
@@ -48,10 +49,14 @@ def newest(connection: Connection, job: int) -> Row[Any] | None:
     return connection.execute(query.order_by(job_checkpoints.c.step.desc()).limit(1)).first()
 
 
-def release(connection: Connection, job: int, now: float) -> None:
-    """The contents of the job's checkpoints are not needed any more; their metrics stay."""
+def release(connection: Connection, job: int) -> list[tuple[str, str]]:
+    """The contents of the job's checkpoints, (owner, digest), are not needed any more.
+
+    They may be removed at once: nobody reads them again. The checkpoints' metrics stay.
+    """
     held = (job_checkpoints.c.job_id == job) & job_checkpoints.c.digest.is_not(None)
     query = select(job_checkpoints.c.owner, job_checkpoints.c.digest).where(held)
     going = [(row.owner, row.digest) for row in connection.execute(query)]
-    contents.release(connection, going, int(now))
+    contents.end_grace(connection, going)
     connection.execute(update(job_checkpoints).where(held).values(digest=None))
+    return going

@@ -188,11 +188,16 @@ class JobClaims:
         with self._catalog.append() as connection:
             _, now = self._held(connection, job)
         new = contents.store_copy(self._catalog, self._objects, job.tenant, path, now)
-        with self._catalog.write() as (connection, epoch):
-            note(connection, epoch, ChangeKind.TRAINING, job.tenant, job.id)
-            row, now = self._held(connection, job)
-            checkpoints.add(connection, row.id, new, step, metrics, now)
-            self._set(connection, row.id, {"losses": 0})
+        try:
+            with self._catalog.write() as (connection, epoch):
+                note(connection, epoch, ChangeKind.TRAINING, job.tenant, job.id)
+                row, now = self._held(connection, job)
+                replaced = checkpoints.add(connection, row.id, new, step, metrics, now)
+                self._set(connection, row.id, {"losses": 0})
+        except Exception:
+            contents.remove(self._catalog, self._objects, [new.key])
+            raise
+        contents.remove(self._catalog, self._objects, replaced)
 
     def load_checkpoint(self, job: ClaimedJob, path: Path) -> bool:
         """Copies the job's last checkpoint to a local path; False if there is none."""
@@ -217,6 +222,11 @@ class JobClaims:
             _, now = self._held(connection, job)
         return results.store(self._catalog, self._objects, job, path, now)
 
+    def discard(self, files: Sequence[StoredResult]) -> None:
+        """Removes stored results from the store if they are nobody's: the job did not succeed."""
+        going = [each.content.key for each in files]
+        contents.remove(self._catalog, self._objects, going)
+
     def succeed(
         self,
         job: ClaimedJob,
@@ -232,7 +242,8 @@ class JobClaims:
             note(connection, epoch, ChangeKind.TRAINING, job.tenant, job.id)
             row, now = self._held(connection, job)
             values["result_files"] = results.add(connection, job, files, now)
-            self._finish(connection, row, JobStatus.SUCCEEDED, values, told, now)
+            going = self._finish(connection, row, JobStatus.SUCCEEDED, values, told, now)
+        contents.remove(self._catalog, self._objects, going)
 
     def fail(self, job: ClaimedJob, code: str, message: str, param: str | None = None) -> None:
         """Ends the job with an error."""
@@ -240,7 +251,9 @@ class JobClaims:
         told = JobEvent(message=message, level="error", data={"code": code})
         with self._catalog.append() as connection:
             row, now = self._held(connection, job)
-            self._finish(connection, row, JobStatus.FAILED, {"error": vars(error)}, told, now)
+            values = {"error": vars(error)}
+            going = self._finish(connection, row, JobStatus.FAILED, values, told, now)
+        contents.remove(self._catalog, self._objects, going)
 
     def release(self, job: ClaimedJob) -> None:
         """Gives the job back: another worker goes on from its last checkpoint, unless it is paused.
@@ -287,11 +300,12 @@ class JobClaims:
         values: Mapping[str, Any],
         told: JobEvent,
         now: float,
-    ) -> None:
+    ) -> list[tuple[str, str]]:
+        """Ends the job; the contents of its checkpoints, which are to be removed."""
         ended = {"status": status.value, "finished_at": int(now), "estimated_finish": None}
         self._set(connection, row.id, {**values, **ended, **workers.NO_LEASE})
         events.add(connection, row.id, [told], now)
-        checkpoints.release(connection, row.id, now)
+        return checkpoints.release(connection, row.id)
 
     def _set(self, connection: Connection, job: int, values: Mapping[str, Any]) -> None:
         connection.execute(update(training_jobs).where(training_jobs.c.id == job).values(values))

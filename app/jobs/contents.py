@@ -6,20 +6,29 @@ needs is found and removed like any other content of the tenant.
 
 from __future__ import annotations
 
+import logging
 import secrets
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from app.db.change_log import ChangeKind, note
 from app.db.database import Database
 from app.db.errors import storage_faults
-from app.errors import Unavailable
+from app.errors import PolyprefixError, Unavailable
 from app.registry import scope
 from app.registry.storage import contents
 from app.registry.storage.contents import Content
+from app.registry.storage.garbage import GarbageCollector
 from app.registry.storage.store import ObjectStore
 
+_log = logging.getLogger(__name__)
+
 _PIECE_BYTES = 1 << 20
+_WAIT_S = 0.5
+"""Seconds that `remove` waits while another process removes."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,11 @@ class NewContent:
 
     noted: Content
     nbytes: int
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Its owner and its digest."""
+        return self.noted.owner, self.noted.digest
 
 
 def store(
@@ -55,6 +69,24 @@ def store_copy(
             while piece := file.read(_PIECE_BYTES):
                 staged.write(piece)
         return store(catalog, objects, tenant, staged.path, now)
+
+
+def remove(catalog: Database, objects: ObjectStore, going: Collection[tuple[str, str]]) -> None:
+    """Removes contents, (owner, digest), from the store, without grace; not what a row needs.
+
+    What cannot be removed now is removed in the background.
+    """
+    if not going:
+        return
+    try:
+        with catalog.write() as (connection, epoch):
+            note(connection, epoch, ChangeKind.CONTENT, "")
+            now = int(time.time())
+            begun = [contents.begin_erasure(connection, *key, now) for key in going]
+        mine = [content for content in begun if content is not None]
+        GarbageCollector(catalog, objects, 0.0, time.time).erase(mine, wait_s=_WAIT_S)
+    except PolyprefixError as error:
+        _log.info("%d files are removed from the store later: %s", len(going), error)
 
 
 def fetch(file: BinaryIO, path: Path) -> None:

@@ -38,8 +38,8 @@ class Erasure:
 
     `cancelled` are open jobs that are not the user's and needed the user's files, to train on or to
     validate, or were trained behind the user's prefixes. Jobs of other tenants are cancelled and
-    not listed. `begun` are contents that are being removed from the store; `shared` counts those
-    that stay because others need them.
+    not listed. `begun` are the user's contents that are being removed from the store, `others`
+    those of cancelled jobs; `shared` counts those that stay because others need them.
     """
 
     prefixes: list[str] = field(default_factory=list)
@@ -48,6 +48,7 @@ class Erasure:
     training_jobs: list[str] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     begun: list[Content] = field(default_factory=list)
+    others: list[Content] = field(default_factory=list)
     shared: int = 0
 
 
@@ -85,18 +86,21 @@ class UserErasure:
         return erased
 
     def remove(self, erased: Erasure) -> int:
-        """Removes the files of `begun` from the store; how many are gone.
+        """Removes the files of `begun` and `others` from the store; how many of `begun` are gone.
 
         The rest is removed in the background: if the store fails, or another process removes.
         """
+        going = erased.begun + erased.others
         collector = GarbageCollector(self._catalog, self._objects, 0.0, self._clock)
         try:
-            return collector.erase(erased.begun, wait_s=_WAIT_S) if erased.begun else 0
+            is_gone = bool(going) and collector.erase(going, wait_s=_WAIT_S) > 0
         except PolyprefixError:
-            return 0
+            is_gone = False
+        return len(erased.begun) if is_gone else 0
 
     def finish_removals(self) -> None:
-        """Removes what `remove` has left, and other contents whose removal was cut short."""
+        """Removes what `remove` has left, other contents whose removal was cut short, and
+        checkpoints that no job needs any more."""
         GarbageCollector(self._catalog, self._objects, 0.0, self._clock).finish()
 
     def _has_rows(self, tenant: str, user: str) -> bool:
@@ -183,7 +187,9 @@ class _Batch:
         same = training_jobs.c.id == job.id
         self.connection.execute(update(training_jobs).where(same).values(values))
         events.tell(self.connection, job.id, reason, self.now)
-        checkpoints.release(self.connection, job.id, self.now)
+        for owner, digest in checkpoints.release(self.connection, job.id):
+            content = contents.begin_erasure(self.connection, owner, digest, self.now)
+            self.erased.others += [] if content is None else [content]
         if job.tenant_id == self.tenant:
             self.erased.cancelled.append(job.public_id)
 

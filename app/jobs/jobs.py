@@ -206,7 +206,7 @@ class TrainingJobs:
             connection.execute(changed)
             events.tell(connection, row.id, f"The job was {_DONE[to]}.", now)
             if to is JobStatus.CANCELLED:
-                checkpoints.release(connection, row.id, now)
+                checkpoints.release(connection, row.id)
             return to_job(get_job_row(connection, tenant, job_id))
 
     def _locked(self, connection: Connection, tenant: str, job_id: str) -> tuple[Row[Any], float]:

@@ -109,7 +109,7 @@ def end_lease(connection: Connection, row: Row[Any], now: float) -> int:
     if ended:
         events.add(connection, row.id, [told], now)
         if "finished_at" in values:
-            checkpoints.release(connection, row.id, now)
+            checkpoints.release(connection, row.id)
     return ended
 
 

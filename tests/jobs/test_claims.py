@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import NotFound
+from app.errors import NotFound, Unavailable
+from app.jobs.erasure import UserErasure
 from app.jobs.trained_tokens import used_today
 from app.jobs.types import ClaimedJob, ClaimLost, Job, JobEvent, JobProgress, JobStatus, Order
 from app.jobs.workers import MAX_LOSSES
-from app.registry.registry import Registry
 from tests.jobs.conftest import FINGERPRINT, LINE, Workshop
 
 
@@ -225,29 +225,103 @@ def test_a_checkpoint_is_read_by_the_next_worker(workshop: Workshop, tmp_path: P
     assert found.items[0].metrics == {"train_loss": 1.5}
 
 
+def stored(workshop: Workshop) -> int:
+    """The contents that the store has."""
+    return len(list(workshop.store.root.glob("*/*.safetensors")))
+
+
+def save(workshop: Workshop, job: ClaimedJob, folder: Path, steps: int) -> None:
+    """Saves a checkpoint after each of so many steps."""
+    for step in range(1, steps + 1):
+        (folder / "state").write_bytes(b"%d" % step)
+        workshop.claims.save_checkpoint(job, folder / "state", step, {})
+
+
+@pytest.mark.parametrize("end", ["succeed", "fail"])
 def test_the_store_keeps_the_last_checkpoint_alone_and_none_of_an_ended_job(
-    workshop: Workshop, tmp_path: Path
+    workshop: Workshop, tmp_path: Path, end: str
 ) -> None:
-    file = workshop.upload("acme")
-    workshop.job("acme", file)
+    workshop.job("acme")
     [job] = claim(workshop)
-    state = tmp_path / "state"
-    registry = Registry(workshop.catalog, workshop.store, clock=workshop.clock)
+    for _ in range(3):
+        save(workshop, job, tmp_path, 3)
+        assert stored(workshop) == 2  # this one and the training file
+    assert workshop.claims.load_checkpoint(job, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"3"
+    if end == "succeed":
+        workshop.claims.succeed(job, "tone@abc", {})
+    else:
+        workshop.claims.fail(job, "a_code", "why")
+    assert stored(workshop) == 1
 
-    def stored() -> int:
-        workshop.clock.now += 10
-        registry.collect_garbage(5.0)
-        return len(list(workshop.store.root.glob("*/*.safetensors")))
 
-    for step in (1, 2, 3):
-        state.write_bytes(b"%d" % step)
-        workshop.claims.save_checkpoint(job, state, step, {})
-        assert workshop.claims.heartbeat("w1", [job]) == {job.id: Order.GO_ON}
-        assert stored() == 2  # this one and the training file
-    workshop.claims.succeed(job, "tone@abc", {})
-    assert stored() == 1
-    workshop.files.delete("acme", file.id)
-    assert stored() == 0
+@pytest.mark.parametrize("end", ["cancel", "lose workers"])
+def test_house_keeping_removes_a_checkpoint_whose_worker_does_not(
+    workshop: Workshop, tmp_path: Path, end: str
+) -> None:
+    workshop.job("acme")
+    [job] = claim(workshop)
+    save(workshop, job, tmp_path, 2)
+    if end == "cancel":
+        workshop.jobs.cancel("acme", job.id)
+    else:
+        for _ in range(MAX_LOSSES):
+            workshop.clock.now += 31
+            workshop.claims.expire()
+            claim(workshop)
+    assert stored(workshop) == 2
+    UserErasure(workshop.catalog, workshop.store, clock=workshop.clock).finish_removals()
+    assert stored(workshop) == 1
+
+
+def test_what_a_store_that_fails_keeps_of_a_checkpoint_is_removed_later(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise Unavailable("the store does not answer")
+
+    workshop.job("acme")
+    [job] = claim(workshop)
+    with monkeypatch.context() as patch:
+        patch.setattr(workshop.store, "delete", fail)
+        save(workshop, job, tmp_path, 3)
+    assert stored(workshop) == 4
+    UserErasure(workshop.catalog, workshop.store, clock=workshop.clock).finish_removals()
+    assert stored(workshop) == 2
+
+
+def test_what_was_stored_for_a_job_that_is_lost_meanwhile_goes(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop.job("acme")
+    [job] = claim(workshop)
+    result = workshop.claims.store_result(job, write(tmp_path / "step_metrics.csv"))
+    commit = workshop.store.commit
+
+    def cancelled(owner: str, digest: str, staged: Path) -> None:
+        commit(owner, digest, staged)
+        workshop.jobs.cancel("acme", job.id)
+
+    monkeypatch.setattr(workshop.store, "commit", cancelled)
+    with pytest.raises(ClaimLost):
+        workshop.claims.save_checkpoint(job, write(tmp_path / "state"), 1, {})
+    assert stored(workshop) == 2
+    workshop.claims.discard([result])
+    assert stored(workshop) == 1
+
+
+def test_a_result_that_is_the_tenants_is_not_discarded(workshop: Workshop, tmp_path: Path) -> None:
+    workshop.job("acme")
+    [job] = claim(workshop)
+    result = workshop.claims.store_result(job, write(tmp_path / "step_metrics.csv"))
+    workshop.claims.succeed(job, None, {}, [result])
+    workshop.claims.discard([result])
+    assert stored(workshop) == 2
+
+
+def write(path: Path) -> Path:
+    path.write_bytes(b"state")
+    return path
 
 
 def test_a_worker_reads_the_jobs_files(workshop: Workshop, tmp_path: Path) -> None:

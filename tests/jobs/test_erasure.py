@@ -243,6 +243,30 @@ def test_others_jobs_behind_the_users_prefix_are_cancelled(
     assert erased.cancelled == [job.id for job in behind[:2]]  # the tenant hears of its own
 
 
+def test_no_checkpoint_of_the_users_and_of_cancelled_jobs_is_left(
+    workshop: Workshop, registry: Registry, erasure: UserErasure, tmp_path: Path
+) -> None:
+    on = f"acme/ann-mill@{push(registry, 'acme', 'ann-mill', 'ann').digest}"
+    files = {tenant: upload(workshop, tenant, None) for tenant in ("acme", "beta")}
+    workshop.job("acme", files["acme"], user="ann")  # it ends
+    workshop.job("acme", files["acme"], user="ann")
+    workshop.job("acme", upload(workshop, "acme", "ann"), user="bob")
+    workshop.job("beta", files["beta"], on=on)
+    state = tmp_path / "state"
+    jobs = {}
+    for job in workshop.claims.claim("w1", FINGERPRINT, 4):
+        jobs[job.tenant, job.spec.user] = job
+        for step in (1, 2, 3):
+            state.write_bytes(SECRET.encode())
+            workshop.claims.save_checkpoint(job, state, step, {})
+    workshop.claims.succeed(jobs["acme", "ann"], None, {})
+    erased, removed = erase(erasure, "acme", "ann")
+    assert removed == len(erased.begun) == 3  # the version, the file and the job that was running
+    assert len(erased.others) == 2
+    kept = {path.stem for path in (tmp_path / "store").rglob("*.safetensors")}
+    assert len(kept) == len(files)
+
+
 def test_a_users_own_jobs_are_forgotten_and_not_cancelled_however_many(
     workshop: Workshop, erasure: UserErasure
 ) -> None:

@@ -20,7 +20,8 @@ _REMAINS = (
     "usage: sums of tokens under the names of the prefixes",
     "prefixes and training files that were uploaded without this user",
     "prefixes that finished jobs of others have made from this user's files or prefixes",
-    "files of versions that were deleted earlier, until their grace ends",
+    "versions and training files that were deleted earlier, until their grace ends",
+    "what a lost worker was storing when it was lost, until its grace ends",
 )
 
 

@@ -41,6 +41,9 @@ _PRESENT = "present"
 _REMOVING = "removing"
 _MAX_FOUND = 1024
 
+NO_GRACE = -1
+"""When a content was last touched that may be removed as soon as nothing needs it."""
+
 _REFERRING = (version_rows, training_files, job_checkpoints)
 """The tables whose rows need a content: that of their `owner` and `digest`."""
 _IS_NEEDED = or_(
@@ -94,6 +97,12 @@ def release(connection: Connection, going: Iterable[tuple[str, str]], now: int) 
     """Begins the grace of contents, (owner, digest), that are about to lose what needs them."""
     for owner, digest in going:
         _touch(connection, owner, digest, now)
+
+
+def end_grace(connection: Connection, going: Iterable[tuple[str, str]]) -> None:
+    """As `release`, of contents that nobody reads any more: they may be removed at once."""
+    for owner, digest in going:
+        _touch(connection, owner, digest, NO_GRACE)
 
 
 def find_unneeded(connection: Connection, before: int, cut_before: int) -> list[Content]:

@@ -77,10 +77,10 @@ class GarbageCollector:
             time.sleep(_TURN_S)
 
     def finish(self) -> None:
-        """Ends removals that were cut short when a process died."""
+        """Ends removals that were cut short when a process died; removes what has no grace."""
         with self.objects.removing() as settled_s:
             if settled_s is not None:
-                self._remove_known(int(self.clock() - settled_s), before=-1)
+                self._remove_known(int(self.clock() - settled_s), before=contents.NO_GRACE)
 
     def _remove_known(self, cut_before: int, *, before: int | None = None) -> int:
         removed = 0
