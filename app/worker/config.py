@@ -19,8 +19,8 @@ class WorkerConfig:
     threads (0: as many as torch chooses). `idle_exit` ends a worker that has had no job for so long
     (None: never). With `low_priority` other processes of the machine compute first.
     `load_fd` is the file descriptor of a server's `LoadSignal`, to which the worker gives way. A
-    checkpoint is saved after every `checkpoint_every` seconds of training, and the catalog hears of
-    a job's steps every `tell_every` seconds.
+    checkpoint is saved after every `checkpoint_every` seconds of training, or later where saving
+    takes long, and the catalog hears of a job's steps every `tell_every` seconds.
     """
 
     name: str

@@ -23,6 +23,9 @@ from app.worker.scoring import ScoringRunner
 
 _log = logging.getLogger(__name__)
 
+_SAVING_SHARE = 0.05
+"""Part of a worker's time that its jobs' checkpoints may take."""
+
 
 class RunningJob:
     """A claimed job with its session. Any call may raise ClaimLost: then forget the job."""
@@ -44,6 +47,7 @@ class RunningJob:
         self._outcome: Outcome | None = None
         self._published: PublishedResult | None = None
         self._began = self._sent = self._saved = clock()
+        self._saving_s = 0.0
         try:
             prepared = prepare(job, self._place, resources, between)
         except BaseException:
@@ -85,20 +89,23 @@ class RunningJob:
             self._reporter.put_back(events)
             _log.warning("job %s: its progress cannot be told yet: %s", self.job.id, error)
 
-    def save(self, *, if_due: bool = False) -> None:
+    def save(self, *, if_due: bool = False, jobs: int = 1) -> None:
         """Store a checkpoint, from which any worker can go on.
 
-        With `if_due`, only if the last one is old; a full disk is then told, and training goes on.
+        With `if_due`, only if the last one is old, for a worker that has so many `jobs`; a full
+        disk is then told, and training goes on.
         """
-        age = self._clock() - self._saved
-        if if_due and age < self._resources.config.checkpoint_every:
+        slow = jobs * self._saving_s / _SAVING_SHARE
+        wait = max(self._resources.config.checkpoint_every, slow)
+        began = self._clock()
+        if if_due and began - self._saved < wait:
             return
-        self._saved = self._clock()
         try:
             self.trainer.save()
             self._resources.claims.save_checkpoint(
                 self.job, self._place.checkpoint, self.trainer.step, self._reporter.metrics
             )
+            self._saving_s = self._clock() - began
         except InsufficientStorage as error:
             if not if_due:
                 raise
@@ -110,6 +117,8 @@ class RunningJob:
             if not if_due:
                 raise
             _log.warning("job %s: no checkpoint could be saved: %s", self.job.id, error)
+        finally:
+            self._saved = self._clock()
 
     def release(self) -> None:
         """Give the job back with a checkpoint: because of a pause, or since the worker stops."""
@@ -143,7 +152,13 @@ class RunningJob:
             self._tell_refusal(self._published)
         self.send(at_once=True)
         made = None if self._published is None else self._published.name
-        resources.claims.succeed(self.job, made, self._result(outcome), self._stored(outcome))
+        files: list[StoredResult] = []
+        try:
+            self._store_files(outcome, files)
+            resources.claims.succeed(self.job, made, self._result(outcome), files)
+        except Exception:
+            resources.claims.discard(files)
+            raise
         _log.info("job %s has made %s", self.job.id, made or self.job.spec.method)
 
     def fail(self, error: Exception) -> None:
@@ -155,9 +170,9 @@ class RunningJob:
         """Remove the job's files from this machine."""
         self._place.remove()
 
-    def _stored(self, outcome: Outcome) -> list[StoredResult]:
-        """The files that the job leaves, stored: its metrics, and what is no prefix."""
-        claims, session, files = self._resources.claims, self._session, []
+    def _store_files(self, outcome: Outcome, files: list[StoredResult]) -> None:
+        """Store what the job leaves and add it to `files`: its metrics, and what is no prefix."""
+        claims, session = self._resources.claims, self._session
         if isinstance(session, Session) and not session.gives_prefix:
             path = self._place.folder / f"{self.job.spec.suffix}.safetensors"
             write_trained(session.trained(outcome.scores), path)
@@ -170,7 +185,6 @@ class RunningJob:
             text = f"The job leaves no file of its metrics: {self._place.told(error.message)}"
             self._reporter.say(text, level="warn")
             self.send(at_once=True)
-        return files
 
     def _tell_faults(self, outcome: Outcome) -> None:
         if outcome.faults:

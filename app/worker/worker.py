@@ -243,7 +243,7 @@ class Worker:
                 self._finish(run)
             else:
                 run.send()
-                run.save(if_due=True)
+                run.save(if_due=True, jobs=len(self._running))
         except ClaimLost as lost:
             _log.info("job %s: %s", run.job.id, lost)
             self._forget(run.job, run)

@@ -15,6 +15,7 @@ from app.datasets.example import Example
 from app.errors import Unavailable
 from app.evaluation.evaluator import EngineRunner, Evaluator
 from app.evaluation.gate_score import gate_examples, score_examples
+from app.jobs.claims import JobClaims
 from app.jobs.types import JobStatus
 from app.model.frozen import FrozenModel
 from app.prefix.composition import compose
@@ -27,6 +28,7 @@ from app.training.methods.files import read_trained
 from app.training.methods.tuned import tuned_model
 from app.training.trainer import Trainer
 from app.worker import running_job
+from app.worker.running_job import RunningJob
 from tests.worker.conftest import LONG, SMALL, TENANT, Workshop, examples, until
 
 
@@ -52,6 +54,28 @@ def test_a_job_becomes_a_version_with_scores_and_events(workshop: Workshop) -> N
     assert last.data["valid_loss"] > 0
     assert any("only 8 pairs" in event.message for event in events)
     until(lambda: not list((workshop.folder / "worker-0").iterdir()))
+
+
+def test_checkpoints_take_a_small_part_of_a_workers_time(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, saved = [0.0], []
+
+    def slow(*_: object) -> None:
+        saved.append(now[0])
+        now[0] += 3.0
+
+    monkeypatch.setattr(JobClaims, "save_checkpoint", slow)
+    workshop.create()
+    workshop.worker(checkpoint_every=20.0)
+    (resources,) = workshop.resources
+    (job,) = resources.claims.claim("one", workshop.model.spec.fingerprint, 1)
+    run = RunningJob(job, resources, clock=lambda: now[0])
+    for jobs, until_s in ((1, 200.0), (4, 1000.0)):
+        while now[0] < until_s:
+            now[0] += 1.0
+            run.save(if_due=True, jobs=jobs)
+    assert saved == [20.0, 83.0, 146.0, 389.0, 632.0, 875.0]  # 60 s apart at least, then 240 s
 
 
 def test_a_job_leaves_its_metrics_as_a_file_of_its_user_that_expires(workshop: Workshop) -> None:
