@@ -77,6 +77,21 @@ def test_bf16_training_ends_near_fp32(usual: tuple[str, ...], tmp_path: Path) ->
     assert ends["bf16"]["last"] == pytest.approx(ends["fp32"]["last"], rel=0.05)
 
 
+def test_a_gradient_is_scaled_down_to_the_norm_that_is_given(
+    usual: tuple[str, ...], tmp_path: Path
+) -> None:
+    ends = {}
+    for norm in ("1.0", "1e-20"):
+        out = tmp_path / f"{norm}.safetensors"
+        run("train", *usual, "--steps", "5", "--clip-norm", norm, "--out", str(out))
+        assert provenance_of(out)["recipe"]["clip_norm"] == float(norm)
+        ends[norm] = losses(out)["last"]
+    assert ends["1.0"] < ends["1e-20"]
+    refused = CliRunner().invoke(app, ["train", *usual, "--clip-norm", "0"])
+    assert refused.exit_code == 1
+    assert "clip_norm must be a positive number" in " ".join(refused.output.split())
+
+
 def test_logs_are_written_for_tensorboard(usual: tuple[str, ...], tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     out = str(tmp_path / "p.safetensors")

@@ -64,6 +64,9 @@ class MethodOptions:
         float, typer.Option(help="Share of each target spread over the vocabulary.")
     ] = 0.0
     accumulate: Annotated[int, typer.Option(help="Batches that make one optimiser step.")] = 1
+    clip_norm: Annotated[
+        float, typer.Option(help="Norm to which a larger gradient is scaled down.")
+    ] = 1.0
     dtype: Annotated[str, typer.Option(help="`fp32`, or `bf16` for the model's products.")] = "fp32"
     gradient_checkpointing: Annotated[
         bool, typer.Option(help="Compute layers twice to save memory.")
