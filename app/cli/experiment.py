@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from app.cli.configuration import base_model, check_folder
 from app.cli.console import plain, print_warning, stderr, stdout, table
 from app.cli.evaluation import data_options as given
-from app.cli.training.personalisation import PERSONALISATION, run_personalisation
+from app.cli.training.personalisation import (
+    PERSONALISATION,
+    UNUSED,
+    StudyOptions,
+    run_personalisation,
+)
+from app.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from app.datasets.reader import ReadOptions
@@ -103,6 +109,7 @@ DryRun = Annotated[
 
 
 def experiment(
+    ctx: typer.Context,
     name: Name,
     data: Data,
     model: Model = None,
@@ -139,10 +146,12 @@ def experiment(
 
     reading = given.read_options(data_format, input_column, target_column, split)
     if name == PERSONALISATION:
-        read = load_data(data, reading=reading)
-        run_personalisation(read, base_model(model), out, users, seeds, steps, test_inputs, device)
+        _check_options(ctx, name, UNUSED)
+        asked_of = StudyOptions(users, seeds, steps, test_inputs, device, dry_run)
+        run_personalisation(load_data(data, reading=reading), base_model(model), out, asked_of)
         return
     chosen, size = experiment_named(name), scale_named(scale)
+    _check_options(ctx, name, chosen.unused_options)
     used = task_named(task, data.absolute().parts)
     check_folder(out / name, "--out")
     scored = used.metrics if metrics is None else metric_names(metrics)
@@ -187,6 +196,15 @@ def _do(
         _show(running, chosen, options, results, runs, folder, read.name)
     if not whole:
         raise typer.Exit(_INTERRUPTED)
+
+
+def _check_options(ctx: typer.Context, name: str, unused: Mapping[str, str]) -> None:
+    """Raise InvalidRequest for an option that was typed and does nothing in this experiment."""
+    for option, why in unused.items():
+        source = ctx.get_parameter_source(option)
+        if source is not None and source.name == "COMMANDLINE":
+            typed = "--" + option.replace("_", "-")
+            raise InvalidRequest(f"{typed}: `{name}` does not use it, because {why}; leave it out")
 
 
 def _held_out(path: Path, hold_out: str | None, reading: ReadOptions) -> HoldOut:

@@ -132,7 +132,7 @@ class Experiment:
     """An experiment of the paper. `title` heads its figure and table.
 
     `unseen`: whether it tests on held-out values too. `is_tested`: whether it tests at all; if not,
-    it is about losses on development pairs.
+    it is about losses on development pairs. `compares`: whether it compares methods.
     """
 
     name: str
@@ -140,6 +140,19 @@ class Experiment:
     build: Callable[[GridOptions], list[RunSettings]]
     unseen: bool = False
     is_tested: bool = True
+    compares: bool = True
+
+    @property
+    def unused_options(self) -> Mapping[str, str]:
+        """Options of `polyprefix experiment` that do nothing in this one, and why."""
+        unused = {"users": "it has no users"}
+        if not self.unseen:
+            unused["hold_out"] = "it holds no values out"
+        if not self.compares:
+            unused["methods"] = "it trains prefixes alone"
+        if not self.is_tested:
+            unused["metrics"] = "it compares losses"
+        return unused
 
     def runs(self, options: GridOptions) -> list[RunSettings]:
         """The grid, in the order in which it is run: all of it once before a second seed."""
@@ -278,9 +291,11 @@ def _own_subsets(runs: Sequence[RunSettings]) -> list[RunSettings]:
 EXPERIMENTS = {
     each.name: each
     for each in (
-        Experiment("prefix-length", "Prefix length", _prefix_length),
+        Experiment("prefix-length", "Prefix length", _prefix_length, compares=False),
         Experiment("data-size", "Size of the training data", _data_size),
-        Experiment("initialisation", "Initialisation with little data", _initialisation),
+        Experiment(
+            *("initialisation", "Initialisation with little data", _initialisation), compares=False
+        ),
         Experiment("low-data", "Little data", _low_data),
         Experiment("ablation", "Prefix, infix and embedding-only", _ablation),
         Experiment("extrapolation", "Unseen categories", _extrapolation, unseen=True),

@@ -39,7 +39,8 @@ def run(tiny_gpt2_folder: Path, tmp_path: Path, out: Path) -> Run:
     def running(name: str = "prefix-length", *more: str) -> Result:
         arguments = ["experiment", name, "--model", str(tiny_gpt2_folder), "--data", str(data)]
         arguments += ["--out", str(out), "--seeds", "1", "--steps", "2", "--test-inputs", "2"]
-        arguments += ["--device", "cpu", "--metrics", "bleu,rougeL", *more]
+        scored = [] if name == "rates" else ["--metrics", "bleu,rougeL"]
+        arguments += ["--device", "cpu", *scored, *more]
         return CliRunner().invoke(app, arguments, env={"COLUMNS": "300"})
 
     return running
@@ -221,6 +222,25 @@ def test_rates_are_chosen_by_the_loss_and_used_by_other_experiments(run: Run, ou
     lengths = ResultsFile(out / "prefix-length" / "results.csv").read()
     assert {row.lr for row in lengths} == {chosen["rates"]["prefix"]}
     assert [row.length for row in lengths] == [1, 5, 10, 20, 40]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "why"),
+    [
+        ("prefix-length", "--methods", "lora", "it trains prefixes alone"),
+        ("initialisation", "--methods", "lora", "it trains prefixes alone"),
+        ("baselines", "--hold-out", "category=x", "it holds no values out"),
+        ("ablation", "--users", "category", "it has no users"),
+        ("rates", "--metrics", "bleu", "it compares losses"),
+    ],
+)
+def test_an_option_that_does_nothing_is_refused_by_name(
+    run: Run, name: str, option: str, value: str, why: str
+) -> None:
+    done = run(name, option, value)
+    assert done.exit_code == 1
+    said = f"{option}: `{name}` does not use it, because {why}; leave it out"
+    assert said in " ".join(done.output.split())
 
 
 def test_an_unknown_method_is_refused(run: Run) -> None:

@@ -169,7 +169,9 @@ def test_a_study_trains_each_prefix_once_and_measures_whose_it_is(
     assert {len(each.rows) for each in scores.values()} == {8}
 
 
-def test_the_command_writes_rows_and_a_page(tiny_gpt2_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def command(tiny_gpt2_folder: Path, tmp_path: Path) -> list[str]:
+    """`polyprefix experiment personalisation` with two users and one step a run."""
     data = tmp_path / "notes"
     data.mkdir()
     names = ("ann", "bob")
@@ -182,7 +184,48 @@ def test_the_command_writes_rows_and_a_page(tiny_gpt2_folder: Path, tmp_path: Pa
         (data / f"{part}.jsonl").write_text("\n".join(lines))
     options = ("--model", str(tiny_gpt2_folder), "--users", "who", "--device", "cpu")
     small = ("--seeds", "1", "--steps", "1", "--out", str(tmp_path / "out"))
-    command = ["experiment", "personalisation", "--data", str(data), *options, *small]
+    return ["experiment", "personalisation", "--data", str(data), *options, *small]
+
+
+def test_a_dry_run_lists_the_prefixes_and_trains_none(command: list[str], tmp_path: Path) -> None:
+    ran = CliRunner().invoke(app, [*command, "--dry-run"])
+    assert ran.exit_code == 0, ran.output
+    settings = len(default_plan(seeds=1).settings())
+    assert f"{1 + 2 * settings} prefixes for 2 users" in ran.stdout
+    assert "users', 200 inputs, start random, seed 101" in ran.stdout
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_with_no_limit_every_held_out_text_of_a_user_is_tested(
+    command: list[str], tmp_path: Path
+) -> None:
+    ran = CliRunner().invoke(app, [*command, "--test-inputs", "0"])
+    assert ran.exit_code == 0, ran.output
+    with (tmp_path / "out" / "personalisation" / "results.csv").open() as file:
+        assert {row["inputs"] for row in csv.DictReader(file)} == {"3", "6"}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--scale", "small"),
+        ("--task", "e2e"),
+        ("--metrics", "bleu"),
+        ("--methods", "lora"),
+        ("--dtype", "bf16"),
+        ("--hold-out", "who=ann"),
+    ],
+)
+def test_an_option_that_does_nothing_here_is_refused(
+    command: list[str], option: str, value: str
+) -> None:
+    ran = CliRunner().invoke(app, [*command, option, value])
+    assert ran.exit_code == 1
+    said = f"{option}: `personalisation` does not use it, because it "
+    assert said in " ".join(ran.output.split())
+
+
+def test_the_command_writes_rows_and_a_page(command: list[str], tmp_path: Path) -> None:
     ran = CliRunner().invoke(app, command)
     assert ran.exit_code == 0, ran.output
     folder = tmp_path / "out" / "personalisation"

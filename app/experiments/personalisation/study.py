@@ -107,6 +107,17 @@ class Study:
         """How many prefixes are trained."""
         return len(self.plan.seeds) + len(self.plan.settings()) * len(self.data.users)
 
+    def planned(self) -> list[tuple[str, int, int]]:
+        """What `train` trains: in words, how many prefixes, how many of them are there already."""
+        groups = {"the task's": [self._task_file(seed) for seed in self.plan.seeds]}
+        for each in self.plan.settings():
+            what = f"users', {each.size} inputs, start {each.start}, seed {each.seed}"
+            groups[what] = [self._user_file(user, each) for user in self.data.users]
+        return [
+            (what, len(places), sum(place.exists() for place in places))
+            for what, places in groups.items()
+        ]
+
     def train(self, done: Callable[[str], None]) -> None:
         """Train what is missing; `done` is told each prefix."""
         for seed in self.plan.seeds:
