@@ -304,7 +304,7 @@ def _show(
     written.write_text(markdown(chosen, options, rows, data), encoding="utf-8")
     choices = Choices(folder.parent / CHOICES_FILE)
     if len(rows) == len(runs):
-        for said in choose(choices, chosen.name, rows, options.shown()[0]):
+        for said in choose(choices, chosen.name, rows):
             stdout().print(f"{said} (in {plain(str(choices.path))})", soft_wrap=True)
     for path in [results.path, written, *draw(chosen, options, rows, folder)]:
         stdout().print(f"wrote {plain(str(path))}", soft_wrap=True)

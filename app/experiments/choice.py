@@ -10,13 +10,10 @@ from app.experiments.summary import Setting, settings_of
 from app.training.choices import Choice, Choices
 
 
-def choose(
-    choices: Choices, experiment: str, results: Sequence[RunResult], metric: str
-) -> list[str]:
+def choose(choices: Choices, experiment: str, results: Sequence[RunResult]) -> list[str]:
     """Keep what a `prefix-length` or a `rates` experiment found best; say it in words.
 
-    The length is the one with the best `metric` on the test inputs, so that score is optimistic.
-    A method's rate is the one with the lowest loss on development pairs.
+    The length, and each method's rate, are those with the lowest loss on development pairs.
     """
     if not results:
         return []
@@ -26,7 +23,7 @@ def choose(
     if experiment == "rates":
         after, said = _rates(before, settings)
     elif experiment == "prefix-length":
-        after, said = _length(before, settings, metric)
+        after, said = _length(before, settings)
     else:
         return []
     if said:
@@ -34,17 +31,17 @@ def choose(
     return said
 
 
-def _length(before: Choice, settings: Sequence[Setting], metric: str) -> tuple[Choice, list[str]]:
-    found = [(spread.mean, each) for each in settings if (spread := each.spread(metric))]
+def _length(before: Choice, settings: Sequence[Setting]) -> tuple[Choice, list[str]]:
+    name = "development_loss"
+    found = [(spread.mean, each) for each in settings if (spread := each.spread(name))]
     if not found:
         return before, []
-    score, best = max(found, key=lambda each: each[0])
+    loss, best = min(found, key=lambda each: each[0])
     rates = {} if best.lr is None else {"prefix": best.lr}
     evidence = {
-        metric: round(score, 2),
+        name: round(loss, 4),
         "runs": len(best.results),
         "steps": best.results[0].steps,
-        "test_inputs": best.results[0].test_inputs,
     }
     after = replace(
         before,

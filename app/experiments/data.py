@@ -119,6 +119,29 @@ def low_data_split(
     return train, [pair for pair in both if pair not in chosen]
 
 
+def development_split(
+    examples: Sequence[Example], pairs: int, seed: int
+) -> tuple[list[Example], list[Example]]:
+    """Inputs to train on, and others for development with at least so many pairs.
+
+    The same seed gives the same inputs. InvalidRequest if nothing is left to train on.
+    """
+    order = list(range(len(examples)))
+    random.Random(seed).shuffle(order)
+    held: set[int] = set()
+    found = 0
+    while order and found < pairs:
+        at = order.pop()
+        held.add(at)
+        found += len(examples[at].targets)
+    if not order:
+        raise InvalidRequest(
+            f"{pairs} pairs for development leave nothing to train on; give more data"
+        )
+    train = [example for at, example in enumerate(examples) if at not in held]
+    return train, [examples[at] for at in sorted(held)]
+
+
 def write_examples(path: Path, examples: Sequence[Example]) -> Path:
     """Write examples as JSON lines, completely or not at all; return the path."""
     lines = [

@@ -18,11 +18,17 @@ from app.errors import InvalidRequest
 from app.evaluation.evaluator import decode_texts, running_engine
 from app.evaluation.scores import score_texts
 from app.evaluation.systems import table_slots
-from app.experiments.data import ExperimentData, low_data_split, write_examples
+from app.experiments.data import (
+    ExperimentData,
+    development_split,
+    low_data_split,
+    write_examples,
+)
 from app.experiments.plan import RunSettings
 from app.experiments.results import RunResult
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
+from app.training.objective import target_losses
 from app.training.progress import Report
 from app.training.recipe import Recipe
 from app.training.session import Session, TrainingJob
@@ -129,7 +135,7 @@ class Executor:
             base_loss=progress.base,
             first_loss=progress.first,
             last_loss=progress.last,
-            development_loss=session.trainer.best_loss,
+            development_loss=self._development_loss(session, settings),
             scores=scores,
         )
         session.trainer.discard_checkpoint()
@@ -146,7 +152,7 @@ class Executor:
             method=settings.method,
             length=settings.length,
             words=settings.words or "",
-            data_size=settings.data_size or self._data.num_pairs,
+            data_size=self._num_pairs(settings),
             subset_seed=settings.subset_seed,
             seed=settings.seed,
             lr=settings.lr,
@@ -177,7 +183,7 @@ class Executor:
 
     def estimate(self, settings: RunSettings, pace: RunPace) -> float:
         """About how many seconds a run takes at that pace."""
-        pairs = settings.data_size or self._data.num_pairs
+        pairs = self._num_pairs(settings)
         recipe = settings.recipe().for_model(self.model.spec.modules, self._size, pairs)
         trained = recipe.total_steps(pairs) * (recipe.batch_size or 1) * pace.pair
         inputs = len(self._data.test) + len(self._data.unseen)
@@ -198,14 +204,38 @@ class Executor:
         return Session(job)
 
     def _split(self, settings: RunSettings) -> tuple[Path, Path | None]:
-        """The files of the run's training pairs and of its development pairs."""
-        if not settings.data_size and not settings.development:
-            return self._written("all", self._data.train), None
+        """The files of the run's training pairs and of the pairs that choose its best state."""
         size, held = settings.data_size, settings.development
+        if not size:
+            name = f"all-{held}-{settings.subset_seed}" if held else "all"
+            return self._written(name, self._whole(settings)[0]), None
         train, development = low_data_split(self._data.train, size, held, settings.subset_seed)
         name = f"{size}-{held}-{settings.subset_seed}"
         valid = self._written(f"{name}-development", development) if development else None
         return self._written(name, train), valid
+
+    def _whole(self, settings: RunSettings) -> tuple[Sequence[Example], Sequence[Example]]:
+        """All that there is to train on, without the inputs for development; and these."""
+        if not settings.development:
+            return self._data.train, ()
+        return development_split(self._data.train, settings.development, settings.subset_seed)
+
+    def _num_pairs(self, settings: RunSettings) -> int:
+        """Pairs of input and target that the run trains on."""
+        if settings.data_size:
+            return settings.data_size
+        return sum(len(example.targets) for example in self._whole(settings)[0])
+
+    def _development_loss(self, session: Session, settings: RunSettings) -> float | None:
+        """Of the best state where development pairs choose it, else of the last state."""
+        held = () if settings.data_size else self._whole(settings)[1]
+        if not held:
+            return session.trainer.best_loss
+        model, pairs = session.model, session.pairs_of(held)
+        prefix = session.prefix({}).to(model.device, model.dtype)
+        tokens = sum(len(pair.target_ids) for pair in pairs)
+        count = len(pairs) if model.encoder_decoder is None else tokens
+        return sum(target_losses(model, prefix, pairs)) / count
 
     def _written(self, name: str, examples: Sequence[Example]) -> Path:
         path = self._folder / "data" / f"{self._digest[:8]}-{name}.jsonl"

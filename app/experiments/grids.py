@@ -120,6 +120,8 @@ ABLATION_LENGTHS = (1, 10, 20)
 _BOTH = ("prefix", "finetune")
 _BASELINES = ("prefix", "finetune", "finetune-top2", "adapter-3%", "adapter-0.1%")
 _DEVELOPMENT_SHARE = 0.3
+_LENGTH_DEVELOPMENT = 128
+"""Most pairs that are held out of the training part to choose a length by their loss."""
 _RATE_SIZE = 200
 _RATES = (1 / 3, 1.0, 3.0, 10.0)
 """Of the model's default rate for the method."""
@@ -169,8 +171,9 @@ def _prefix_length(options: GridOptions) -> list[RunSettings]:
         rates = [options.rates["prefix"]]
     else:
         rates = [float(f"{options.default_lr * share:.1g}") for share in _SMALL_RATES]
+    held = max(1, min(_LENGTH_DEVELOPMENT, options.num_pairs // 10))
     runs = [
-        options.run("prefix-length", "prefix", length=length, lr=rate)
+        options.run("prefix-length", "prefix", length=length, lr=rate, development=held)
         for rate in rates
         for length in lengths
     ]

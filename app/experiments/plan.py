@@ -23,10 +23,11 @@ class RunSettings:
     """One training run of an experiment.
 
     `data_size`: pairs of input and target (0: all). `development`: further pairs that choose the
-    best state (0: the last state counts). `lr`, `batch_size`, `warmup_steps` and the number of
-    steps are the model's defaults where they are None or 0. `method` is one of `polyprefix train`,
-    or an adapter with its share of the model, as `adapter-3%`. `dtype` is that of products, in
-    training and in decoding.
+    best state (0: the last state counts); with all pairs, the last state counts, and its loss is
+    measured on so many pairs of inputs that are held out. `lr`, `batch_size`, `warmup_steps` and
+    the number of steps are the model's defaults where they are None or 0. `method` is one of
+    `polyprefix train`, or an adapter with its share of the model, as `adapter-3%`. `dtype` is that
+    of products, in training and in decoding.
     """
 
     experiment: str
@@ -57,7 +58,7 @@ class RunSettings:
             epochs=self.epochs,
             max_steps=self.max_steps,
             warmup_steps=self.warmup_steps,
-            keep="best" if self.development else "last",
+            keep="best" if self.development and self.data_size else "last",
             seed=self.seed,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -106,10 +106,10 @@ class Session:
         validated = bool(self.validation)
         recipe = complete_recipe(self.model, recipe, num_pairs, has_validation=validated)
         self._length = 0 if recipe.method in WEIGHT_METHODS else recipe.length or 0
-        self.pairs = self._pairs(self.examples, job.data)
+        self.pairs = self.pairs_of(self.examples, job.data)
         valid_pairs = []
         if self.validation:
-            valid_pairs = self._pairs(self.validation, job.valid or job.data)
+            valid_pairs = self.pairs_of(self.validation, job.valid or job.data)
         self._digests = {
             "data": data_digest(job.data),
             "valid": data_digest(job.valid) if job.valid is not None else None,
@@ -242,7 +242,8 @@ class Session:
         whole = whole.to(model.device, model.dtype)
         return base, evaluate(runner.engine, self.validation, prefix=whole, runner=runner)
 
-    def _pairs(self, examples: list[Example], source: Path | None) -> list[TokenPair]:
+    def pairs_of(self, examples: Sequence[Example], source: Path | None = None) -> list[TokenPair]:
+        """Inputs and targets as this run reads them; `source` is the file that errors name."""
         spec = self.model.spec
         offset = offset_behind(self.model, self.on, self._length)
         room = spec.context_limit - offset

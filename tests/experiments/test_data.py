@@ -13,7 +13,13 @@ from app.datasets.reader import ReadOptions, read_examples
 from app.datasets.records import Columns
 from app.datasets.splits import HoldOut
 from app.errors import InvalidRequest
-from app.experiments.data import default_hold_out, load_data, low_data_split, write_examples
+from app.experiments.data import (
+    default_hold_out,
+    development_split,
+    load_data,
+    low_data_split,
+    write_examples,
+)
 
 CATEGORIES = ("Food", "Airport", "Monument")
 
@@ -134,6 +140,17 @@ def test_subsets_and_development_pairs_are_drawn_by_seed_and_disjoint(file: Path
     assert low_data_split(examples, 20, 6, seed=2)[0] != train
     everything, none = low_data_split(examples, 0, 0, seed=1)
     assert (len(everything), none) == (60, [])
+
+
+def test_inputs_for_development_are_not_trained_on(file: Path) -> None:
+    examples = read_examples(file)
+    train, development = development_split(examples, 5, seed=1)
+    assert len(development) == 3  # inputs of two pairs each
+    assert sorted(inputs([*train, *development])) == sorted(inputs(examples))
+    assert development_split(examples, 5, seed=1) == (train, development)
+    assert development_split(examples, 5, seed=2)[1] != development
+    with pytest.raises(InvalidRequest, match="60 pairs for development leave nothing to train on"):
+        development_split(examples, 60, seed=1)
 
 
 def test_written_examples_are_read_back(file: Path, tmp_path: Path) -> None:

@@ -73,7 +73,12 @@ def test_a_grid_ends_with_rows_a_table_and_figures(run: Run, out: Path) -> None:
     (of_the_papers_length,) = [line for line in page.splitlines() if "| prefix | 5 |" in line]
     assert "| 70.3 |" in of_the_papers_length
     (chosen,) = json.loads((out / "chosen.json").read_text(encoding="utf-8")).values()
-    assert chosen["length"] in (1, 5)
+    best = min(rows, key=lambda row: row.development_loss or 0.0)
+    assert chosen["length"] == best.length
+    assert chosen["evidence"]["prefix-length"]["development_loss"] == pytest.approx(
+        best.development_loss, abs=1e-3
+    )
+    assert {row.data_size for row in rows} == {18}  # of 20 pairs, those of one input are held out
     assert not list(folder.glob("*.checkpoint"))
 
 
