@@ -286,21 +286,28 @@ def decode_texts(
     prefix: Prefix | None = None,
     template: str | None = None,
     decoding: Mapping[str, Any] | None = None,
+    max_source: int = 0,
 ) -> tuple[str, ...]:
-    """What the model says to each example, as in `evaluate`, which scores it too."""
+    """What the model says to each example, as in `evaluate`, which scores it too.
+
+    `max_source`: tokens of a source that an encoder reads (0: as many as it can).
+    """
     evaluator = Evaluator(engine.model, prefix, EngineRunner(engine), decoding or {})
-    answers = asyncio.run(evaluator.answers(_prompts(engine, examples, prefix, template)))
+    prompts = _prompts(engine, examples, prefix, template, max_source)
+    answers = asyncio.run(evaluator.answers(prompts))
     return tuple(answer.text for answer in answers)
 
 
 def _prompts(
-    engine: Engine, examples: Sequence[Example], prefix: Prefix | None, template: str | None
+    engine: Engine,
+    examples: Sequence[Example],
+    prefix: Prefix | None,
+    template: str | None,
+    max_source: int = 0,
 ) -> list[tuple[int, ...]]:
     model, text = engine.model, engine.model.text
     own_template = prefix.metadata.input_template if prefix is not None else None
     has_encoder = model.encoder_decoder is not None
     used = template or own_template or default_template(text, has_encoder=has_encoder)
-    return [
-        text.cut_source(text.render(used, example.input), model.spec.source_limit)
-        for example in examples
-    ]
+    room = model.source_room(max_source)
+    return [text.cut_source(text.render(used, example.input), room) for example in examples]

@@ -56,12 +56,16 @@ Answers = Callable[[Sequence[Example]], Sequence[str]]
 
 
 def _answers(session: Session, engine: Engine) -> Answers:
-    """What was trained, ready to answer: a prefix on `engine`, else a model of its own."""
+    """What was trained, ready to answer: a prefix on `engine`, else a model of its own.
+
+    It reads as much of a source as in training.
+    """
+    room = session.recipe.max_source
     if session.gives_prefix:
         used = session.prefix({}).to(engine.model.device, engine.model.dtype)
-        return lambda examples: decode_texts(engine, examples, prefix=used)
+        return lambda examples: decode_texts(engine, examples, prefix=used, max_source=room)
     tuned = session.tuned(str(engine.model.dtype).removeprefix("torch."))
-    return lambda examples: tuned.texts([example.input for example in examples])
+    return lambda examples: tuned.texts([each.input for each in examples], max_source=room)
 
 
 class Executor:
@@ -79,6 +83,7 @@ class Executor:
         device: str,
         parameters: int,
         is_tested: bool,
+        max_source: int,
     ) -> None:
         self._name = model
         self._data = data
@@ -91,6 +96,8 @@ class Executor:
         # packed layers hold their weights elsewhere, so the plain model says how many there are
         self._size = parameters
         self._is_tested = is_tested
+        has_encoder = engine.model.encoder_decoder is not None
+        self._max_source = max_source if has_encoder else 0
 
     @property
     def model(self) -> FrozenModel:
@@ -104,14 +111,15 @@ class Executor:
 
     def run_digest(self, settings: RunSettings) -> str:
         """The name of a run on this model and these data; the version of the code is no part."""
-        return settings.digest(
-            {
-                "model": self.model.spec.fingerprint,
-                "data": self._digest,
-                "decoding": self._decoding,
-                "metrics": self._metrics,
-            }
-        )
+        context: dict[str, Any] = {
+            "model": self.model.spec.fingerprint,
+            "data": self._digest,
+            "decoding": self._decoding,
+            "metrics": self._metrics,
+        }
+        if self._max_source:
+            context["max_source"] = self._max_source
+        return settings.digest(context)
 
     def run(self, settings: RunSettings, report: Callable[[Report], None]) -> RunResult:
         """Train and score. A run that was interrupted continues from its checkpoint."""
@@ -194,7 +202,7 @@ class Executor:
         job = TrainingJob(
             self._name,
             train,
-            settings.recipe(),
+            replace(settings.recipe(), max_source=self._max_source),
             self._folder / f"{name}.checkpoint",
             development,
             decoding=self._decoding,
@@ -282,10 +290,12 @@ def executor(
     device: str,
     dtype: str = "fp32",
     is_tested: bool = True,
+    max_source: int = 0,
 ) -> Iterator[Executor]:
     """An executor with a started engine in `dtype`, `fp32` or `bf16`, until the end of the block.
 
-    `is_tested`: whether runs are scored on the test inputs.
+    `is_tested`: whether runs are scored on the test inputs. `max_source`: tokens of a source that
+    an encoder reads (0: as many as it can).
     """
     parameters = _count_parameters(model, device)
     products = _DTYPES[dtype]
@@ -300,6 +310,7 @@ def executor(
             device=device,
             parameters=parameters,
             is_tested=is_tested,
+            max_source=max_source,
         )
 
 

@@ -19,7 +19,13 @@ _OTHER_NEWS = frozenset({"health", "technology"})
 """Kinds of news that the paper names among those held out for `within-news`."""
 
 TABLE_DECODING = {"num_beams": BEAMS["e2e"], "max_tokens": 100}
-SUMMARY_DECODING = {"num_beams": BEAMS["xsum"], "max_tokens": 62, "length_penalty": 0.8}
+SUMMARY_DECODING = {
+    "num_beams": BEAMS["xsum"],
+    "min_tokens": 10,
+    "max_tokens": 61,
+    "length_penalty": 0.8,
+}
+"""The authors' least and greatest length, 11 and 62, count the start token too."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class ExperimentTask:
     """A data set of the paper. `shown` are the metrics of its figures, the more important first.
 
     `other_lengths`: further prefixes of the paper's table. `held_out`: the settings of experiments
-    that hold out a part of it, by the paper's name of the part.
+    that hold out a part of it, by the paper's name of the part. `max_source`: tokens of a source
+    that an encoder reads, in training and in tests (0: as many as it can).
     """
 
     name: str
@@ -47,6 +54,7 @@ class ExperimentTask:
     settings: Mapping[str, PaperSettings]
     low_data: LowDataSettings
     other_lengths: tuple[int, ...] = ()
+    max_source: int = 0
     held_out: Mapping[str, Mapping[str, PaperSettings]] = field(default_factory=dict)
 
     @property
@@ -118,6 +126,7 @@ EXPERIMENT_TASKS = {
             },
             low_data=LOW_DATA_SUMMARIES,
             other_lengths=(5,),
+            max_source=512,
             held_out={
                 WITHIN_NEWS: {
                     "prefix": PaperSettings(5e-5, 30, 36, length=80),

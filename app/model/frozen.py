@@ -75,6 +75,14 @@ class FrozenModel:
         num_before = num_prompt if self.encoder_decoder is None else 1
         return max(defaults.min_length - num_before, 0)
 
+    def source_room(self, asked: int = 0) -> int | None:
+        """Tokens of a source that the encoder reads, at most `asked` (0: as many as it can).
+
+        None without an encoder.
+        """
+        limit = self.spec.source_limit
+        return None if limit is None else min(asked or limit, limit)
+
     def forward(
         self, input_ids: Tensor, position_ids: Tensor, plan: AttentionPlan, keep: Tensor | int = 0
     ) -> Tensor:

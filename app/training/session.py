@@ -191,8 +191,7 @@ class Session:
     @property
     def _source_room(self) -> int | None:
         """Tokens of an input that an encoder reads; None without an encoder."""
-        limit = self.model.spec.source_limit
-        return None if limit is None else min(self._job.recipe.max_source or limit, limit)
+        return self.model.source_room(self._job.recipe.max_source)
 
     def outcome(self, runner: EngineRunner | None = None) -> Outcome:
         """What the run has reached, with the scores of `score`."""

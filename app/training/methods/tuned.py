@@ -88,12 +88,16 @@ class TunedModel:
         scored = self._evaluator(runner).evaluate(self._prompts(examples), references, metrics)
         return asyncio.run(scored)
 
-    def texts(self, inputs: Sequence[str]) -> list[str]:
-        """What the model says to each input."""
+    def texts(self, inputs: Sequence[str], *, max_source: int = 0) -> list[str]:
+        """What the model says to each input, of which an encoder reads `max_source` tokens.
+
+        With 0 it reads as many as it can.
+        """
         examples = [Example(text, ("",), 0) for text in inputs]
         with running_engine(self.model) as engine:
             evaluator = self._evaluator(EngineRunner(engine))
-            answers = asyncio.run(evaluator.answers(self._prompts(examples)))
+            prompts = self._prompts(examples, max_source)
+            answers = asyncio.run(evaluator.answers(prompts))
         return [answer.text for answer in answers]
 
     def _evaluator(self, runner: EngineRunner) -> Evaluator:
@@ -110,9 +114,9 @@ class TunedModel:
     def _prefix_modules(self) -> dict[str, Any]:
         return modules_of(self.state) if "decoder.keys" in self.state else {}
 
-    def _prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
-        text, limit = self.model.text, self.model.spec.source_limit
-        return [text.cut_source(text.render(self.template, e.input), limit) for e in examples]
+    def _prompts(self, examples: Sequence[Example], max_source: int = 0) -> list[tuple[int, ...]]:
+        text, room = self.model.text, self.model.source_room(max_source)
+        return [text.cut_source(text.render(self.template, e.input), room) for e in examples]
 
 
 def load_tuned_model(path: Path, model: str, *, device: str = "auto") -> TunedModel:
