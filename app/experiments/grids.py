@@ -215,15 +215,14 @@ def _extrapolation(options: GridOptions) -> list[RunSettings]:
 
 
 def _ablation(options: GridOptions) -> list[RunSettings]:
-    methods = options.compared("prefix", "infix", "embedding")
+    usual = options.task.paper("prefix").length
+    lengths = {*ABLATION_LENGTHS, *([usual] if usual <= options.longest() else [])}
     runs = [
         options.run("ablation", method, length=length)
-        for length in ABLATION_LENGTHS
-        for method in methods
+        for length in sorted(lengths)
+        for method in options.compared("prefix", "infix", "embedding")
+        if method == "prefix" or length in ABLATION_LENGTHS
     ]
-    usual = options.task.paper("prefix").length
-    if "prefix" in methods and usual not in ABLATION_LENGTHS and usual <= options.longest():
-        runs.append(options.run("ablation", "prefix", length=usual))
     return options.finished(runs, 2 if options.small else 3)
 
 
