@@ -186,6 +186,7 @@ def _do(
     results = ResultsFile(folder / "results.csv")
     how: dict[str, Any] = {"decoding": asked.task.decoding, "metrics": asked.metrics}
     how |= {"max_source": asked.task.max_source}
+    how |= {} if asked.small else {"banned": asked.task.banned}
     how |= {"device": device, "dtype": dtype_named(asked.dtype), "is_tested": chosen.is_tested}
     with sole_use(folder), executor(base, read, folder, **how) as running:
         options = _with_rates(asked, running, out)

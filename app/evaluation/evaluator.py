@@ -36,6 +36,7 @@ _PASSED_ON = (
     "presence_penalty",
     "frequency_penalty",
     "no_repeat_ngram_size",
+    "logit_bias",
 )
 _NEED_ANSWERS = frozenset({"exact_match", "bleu", "rouge_l"})
 _MAX_ROUGE_WORK = 32_000_000

@@ -39,6 +39,8 @@ _CHECKPOINT_EVERY = 50
 _TRIAL_STEPS = 3
 _TRIAL_INPUTS = 4
 _TRIAL = "trial"
+_BAN = -1e6
+"""Added to the log-probability of a token that no answer has."""
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -84,13 +86,14 @@ class Executor:
         parameters: int,
         is_tested: bool,
         max_source: int,
+        banned: Sequence[str],
     ) -> None:
         self._name = model
         self._data = data
         self._digest = data.digest()
         self._folder = folder
         self._engine = engine
-        self._decoding = dict(decoding)
+        self._decoding = {**decoding, **_bans(engine.model, banned)}
         self._device = device
         self._metrics = tuple(metrics)
         # packed layers hold their weights elsewhere, so the plain model says how many there are
@@ -291,11 +294,12 @@ def executor(
     dtype: str = "fp32",
     is_tested: bool = True,
     max_source: int = 0,
+    banned: Sequence[str] = (),
 ) -> Iterator[Executor]:
     """An executor with a started engine in `dtype`, `fp32` or `bf16`, until the end of the block.
 
     `is_tested`: whether runs are scored on the test inputs. `max_source`: tokens of a source that
-    an encoder reads (0: as many as it can).
+    an encoder reads (0: as many as it can). `banned`: texts of single tokens that no answer has.
     """
     parameters = _count_parameters(model, device)
     products = _DTYPES[dtype]
@@ -311,7 +315,15 @@ def executor(
             parameters=parameters,
             is_tested=is_tested,
             max_source=max_source,
+            banned=banned,
         )
+
+
+def _bans(model: FrozenModel, texts: Sequence[str]) -> Mapping[str, Any]:
+    """The decoding option that forbids the tokens with these texts, as far as there are such."""
+    rendered = [model.text.render("{input}", text) for text in texts]
+    biases = {token_ids[0]: _BAN for token_ids in rendered if len(token_ids) == 1}
+    return {"logit_bias": biases} if biases else {}
 
 
 def _count_parameters(model: str, device: str) -> int:

@@ -19,6 +19,7 @@ _OTHER_NEWS = frozenset({"health", "technology"})
 """Kinds of news that the paper names among those held out for `within-news`."""
 
 TABLE_DECODING = {"num_beams": BEAMS["e2e"], "max_tokens": 100}
+LINE_BREAKS = ("\n", "\n\n")
 SUMMARY_DECODING = {
     "num_beams": BEAMS["xsum"],
     "min_tokens": 10,
@@ -44,7 +45,8 @@ class ExperimentTask:
 
     `other_lengths`: further prefixes of the paper's table. `held_out`: the settings of experiments
     that hold out a part of it, by the paper's name of the part. `max_source`: tokens of a source
-    that an encoder reads, in training and in tests (0: as many as it can).
+    that an encoder reads, in training and in tests (0: as many as it can). `banned`: what the
+    authors forbid in outputs.
     """
 
     name: str
@@ -55,6 +57,7 @@ class ExperimentTask:
     low_data: LowDataSettings
     other_lengths: tuple[int, ...] = ()
     max_source: int = 0
+    banned: tuple[str, ...] = ()
     held_out: Mapping[str, Mapping[str, PaperSettings]] = field(default_factory=dict)
 
     @property
@@ -86,6 +89,7 @@ EXPERIMENT_TASKS = {
                 "finetune-top2": PaperSettings(5e-5, 5, 10),
             },
             low_data=LOW_DATA_TABLES,
+            banned=LINE_BREAKS,
         ),
         ExperimentTask(
             "webnlg",
@@ -100,6 +104,7 @@ EXPERIMENT_TASKS = {
                 "finetune-top2": PaperSettings(5e-5, 10, 9),
             },
             low_data=LOW_DATA_TABLES,
+            banned=LINE_BREAKS,
         ),
         ExperimentTask(
             "dart",
@@ -114,6 +119,7 @@ EXPERIMENT_TASKS = {
                 "finetune-top2": PaperSettings(5e-5, 5, 5),
             },
             low_data=LOW_DATA_TABLES,
+            banned=LINE_BREAKS,
         ),
         ExperimentTask(
             "xsum",

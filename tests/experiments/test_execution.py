@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from transformers import BartForConditionalGeneration
 
 from app.datasets.example import Example
 from app.evaluation.evaluator import decode_texts, running_engine
+from app.evaluation.scores import Scores, score_texts
+from app.experiments import execution
 from app.experiments.data import ExperimentData
 from app.experiments.execution import executor
 from app.experiments.plan import RunSettings
@@ -36,6 +40,35 @@ def test_summaries_are_decoded_as_by_transformers_with_the_authors_lengths(
     )
     assert text == tiny_bart.text.decode(found[0].tolist()[1:]).strip()
     assert EXPERIMENT_TASKS["xsum"].max_source == 512
+
+
+def test_an_answer_has_no_banned_token(
+    tiny_gpt2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+
+    def kept(texts: Sequence[str], *given: Any) -> Scores:
+        said.extend(texts)
+        return score_texts(texts, *given)
+
+    monkeypatch.setattr(execution, "score_texts", kept)
+    data = ExperimentData("d", [Example(WORDS, (WORDS,), 1)], [Example(WORDS, ("fox",), 1)])
+    how = {"decoding": {"max_tokens": 9}, "metrics": ("bleu",), "device": "cpu"}
+    settings = RunSettings("baselines", "prefix", length=2, batch_size=1, max_steps=1, lr=1e-4)
+    model = str(tiny_gpt2_folder)
+    names: list[str] = []
+
+    def answer(*banned: str) -> str:
+        with executor(model, data, tmp_path, banned=banned, **how) as running:  # type: ignore[arg-type]
+            names.append(running.run(settings, lambda _: None).run)
+        return said.pop()
+
+    usual = answer()
+    letters = {letter for letter in usual if letter.isascii() and letter.isalpha()}
+    assert letters
+    assert not letters & set(answer(*letters))
+    assert answer("more than one token") == usual
+    assert names[0] == names[2] != names[1]
 
 
 def with_more(data: ExperimentData, more: str) -> ExperimentData:
