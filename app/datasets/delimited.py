@@ -45,9 +45,19 @@ def _check_header(names: list[str], wanted: tuple[str, ...], where: str) -> None
         raise InvalidRequest(f"{where}: two columns have one name")
     if missing := [name for name in wanted if name not in names]:
         raise InvalidRequest(
-            f"{where}: there is no column `{missing[0]}`; the header has {', '.join(names)}. Say"
-            " which column is the input (--input-column) and which are targets (--target-column)"
+            f"{where}: there is no column `{missing[0]}`; the header has {', '.join(names)}."
+            f" {_advice(names)}"
         )
+
+
+def _advice(names: list[str]) -> str:
+    if len(names) == 1 and ";" in names[0]:
+        return "Cells seem to be separated by semicolons; save the table with commas or tabs (.tsv)"
+    if len(names) == 1 and "\t" in names[0]:
+        return "Cells seem to be separated by tabs; give --format tsv"
+    if len(names) == 1 and "," in names[0]:
+        return "Cells seem to be separated by commas; give --format csv"
+    return "Say which column is the input (--input-column) and which are targets (--target-column)"
 
 
 def _record(names: list[str], cells: list[str], columns: Columns) -> dict[str, object]:

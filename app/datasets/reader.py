@@ -14,11 +14,11 @@ from app.datasets.delimited import read_delimited
 from app.datasets.e2e import SEPARATOR, read_e2e_lines
 from app.datasets.example import Example, group
 from app.datasets.hugging_face import is_saved_dataset, read_saved_dataset
-from app.datasets.lines import peek, unreadable
+from app.datasets.lines import check_is_text, peek, unreadable
 from app.datasets.parallel import SUFFIXES, parallel_files, read_parallel
 from app.datasets.parts import check_one_part
 from app.datasets.records import Columns, read_json_lines
-from app.datasets.triples import read_document_of_triples
+from app.datasets.triples import read_json_document
 from app.datasets.webnlg_xml import read_webnlg_xml
 from app.errors import InvalidRequest
 
@@ -53,7 +53,7 @@ _READERS: dict[str, Callable[[Path, ReadOptions], Iterator[Example]]] = {
     "csv": lambda path, options: read_delimited(path, options.columns, ","),
     "tsv": lambda path, options: read_delimited(path, options.columns, "\t"),
     "e2e": lambda path, _: read_e2e_lines(path),
-    "json": lambda path, _: read_document_of_triples(path),
+    "json": lambda path, options: read_json_document(path, options.columns),
     "xml": lambda path, _: _xml_files(path),
     "parallel": lambda path, _: read_parallel(path),
     "datasets": lambda path, options: read_saved_dataset(path, options.columns, options.split),
@@ -71,10 +71,7 @@ def read_examples(path: Path, options: ReadOptions | None = None) -> list[Exampl
     file and line of what is wrong.
     """
     options = options or ReadOptions()
-    chosen = options.format or _recognised(path)
-    if chosen not in _READERS:
-        raise InvalidRequest(f"the format '{chosen}' is unknown; formats are {', '.join(FORMATS)}")
-    grouped = group(_READERS[chosen](path, options))
+    grouped = group(_read(path, options))
     if not grouped.examples:
         raise InvalidRequest(f"{path}: there is no example in it")
     if grouped.repeated_pairs:
@@ -86,6 +83,24 @@ def read_examples(path: Path, options: ReadOptions | None = None) -> list[Exampl
     if grouped.repeated_inputs:
         _log.info("%s: %d lines repeat an input", path, grouped.repeated_inputs)
     return grouped.examples
+
+
+def _read(path: Path, options: ReadOptions) -> Iterator[Example]:
+    """The examples; an error says which format was read if only the content could tell it."""
+    if path.is_file():
+        check_is_text(path)
+    chosen = options.format or _named(path) or _recognised_content(path)
+    if chosen not in _READERS:
+        raise InvalidRequest(f"the format '{chosen}' is unknown; formats are {', '.join(FORMATS)}")
+    try:
+        yield from _READERS[chosen](path, options)
+    except InvalidRequest as error:
+        if options.format is not None or path.is_dir() or _named(path) is not None:
+            raise
+        raise InvalidRequest(
+            f"{error.message}. By how it begins, the file was read in the format {chosen}; --format"
+            f" names another one: {', '.join(FORMATS)}"
+        ) from error
 
 
 def data_digest(path: Path) -> str:
@@ -108,8 +123,8 @@ def _files(path: Path) -> list[Path]:
     return list(parallel_files(path)) if path.suffix in SUFFIXES else [path]
 
 
-def _recognised(path: Path) -> str:
-    """The name of the format that a path has."""
+def _named(path: Path) -> str | None:
+    """The format that a folder or the ending of a file tells; None if the content must."""
     if path.is_dir():
         return _recognised_folder(path)
     suffix = path.suffix.lower()
@@ -119,7 +134,7 @@ def _recognised(path: Path) -> str:
         return "jsonl"
     if suffix in (".csv", ".tsv", ".xml"):
         return suffix[1:]
-    return _recognised_content(path, suffix)
+    return None
 
 
 def _recognised_folder(path: Path) -> str:
@@ -127,15 +142,20 @@ def _recognised_folder(path: Path) -> str:
         return "datasets"
     if next(path.rglob("*.xml"), None) is not None:
         return "xml"
+    if next(path.rglob("*.parquet"), None) is not None:
+        raise InvalidRequest(
+            f"{path}: the folder holds Parquet files, which are not read; save the data with the"
+            " library `datasets`: `load_dataset('parquet', data_dir=…).save_to_disk(FOLDER)`"
+        )
     raise InvalidRequest(
         f"{path}: the folder was not saved by `datasets` and has no WebNLG XML files; give"
         " --data a file"
     )
 
 
-def _recognised_content(path: Path, suffix: str) -> str:
+def _recognised_content(path: Path) -> str:
     """By how the file begins; JSON lines if nothing else is recognised."""
-    begin = peek(path)
+    begin, suffix = peek(path), path.suffix.lower()
     if begin.startswith("<"):
         return "xml"
     if suffix == ".json" and (begin.startswith("[") or _ENTRIES.match(begin)):

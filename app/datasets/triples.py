@@ -1,4 +1,4 @@
-"""Triples of subject, property and object as WebNLG's and DART's JSON files hold them."""
+"""JSON documents: WebNLG's and DART's triples of subject, property and object, or records."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from app.datasets.example import Example, checked_text
 from app.datasets.lines import read_text
+from app.datasets.records import Columns, from_record
 from app.errors import InvalidRequest
 
 GOOD = "good"
@@ -27,8 +28,8 @@ def linearise_dart(triples: Iterable[Triple]) -> str:
     return " | ".join(f"{subject} : {name.lower()} : {value}" for subject, name, value in triples)
 
 
-def read_document_of_triples(path: Path) -> Iterator[Example]:
-    """The examples of WebNLG's 2017 challenge JSON or of DART's JSON.
+def read_json_document(path: Path, columns: Columns) -> Iterator[Example]:
+    """The examples of WebNLG's 2017 challenge JSON, of DART's JSON or of a list of records.
 
     `line` is the number of the entry. InvalidRequest names file and entry. WebNLG's
     lexicalisations that are not good are left out, and entries without any good one with them.
@@ -39,11 +40,15 @@ def read_document_of_triples(path: Path) -> Iterator[Example]:
             yield from _webnlg_entry(entry, number, f"{path}: entry {number}")
     elif isinstance(document, list):
         for number, entry in enumerate(document, start=1):
-            yield _dart_entry(entry, number, f"{path}: entry {number}")
+            where = f"{path}: entry {number}"
+            if isinstance(entry, dict) and "tripleset" not in entry:
+                yield from_record(entry, columns, number, where)
+            else:
+                yield _dart_entry(entry, number, where)
     else:
         raise InvalidRequest(
-            f"{path}: a JSON file holds WebNLG's `entries` or DART's list of triple sets; for other"
-            " data write one JSON object a line and name the file .jsonl"
+            f"{path}: a JSON file holds WebNLG's `entries`, DART's list of triple sets or a list of"
+            " objects with `input` and `target`; with one object a line, name the file .jsonl"
         )
 
 
@@ -96,6 +101,7 @@ def _dart_entry(entry: Any, number: int, where: str) -> Example:
     except (KeyError, TypeError) as error:
         raise InvalidRequest(
             f'{where} must look like {{"tripleset": [[S, r, O]], "annotations": [{{"text": …}}]}}'
+            ' or {"input": …, "target": …}'
         ) from error
     return _example(linearise_dart(triples), texts, number, where, {"source": sources})
 

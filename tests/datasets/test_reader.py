@@ -322,6 +322,75 @@ def test_a_folder_of_nothing_known_is_refused(tmp_path: Path) -> None:
         read_examples(tmp_path)
 
 
+def test_a_list_of_records_is_read_as_records(tmp_path: Path) -> None:
+    records = [{"input": "a", "targets": ["one", "two"]}, {"input": "b", "target": "three"}]
+    path = put(tmp_path / "d.json", json.dumps(records, indent=1))
+    assert plain(path) == [("a", ("one", "two"), 1), ("b", ("three",), 2)]
+    columns = ReadOptions(columns=Columns("q", ("r",)))
+    assert plain(put(tmp_path / "e.json", '[{"q": "a", "r": "b"}]'), columns) == [("a", ("b",), 1)]
+    bad = put(tmp_path / "bad.json", '[{"input": "a", "target": "b"}, {"input": "a"}]')
+    with pytest.raises(InvalidRequest, match=r"bad\.json: entry 2: give `target`"):
+        read_examples(bad)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "message"),
+    [
+        ("d.parquet", b"PAR1", "d.parquet: this is a Parquet file, .*read_parquet"),
+        ("d.jsonl", b"PAR1", "a Parquet file"),
+        ("d.zip", b"PK\x03\x04", "a zip archive or an Excel file, .*save the table as CSV"),
+        ("d.csv.gz", b"\x1f\x8b\x08", "a gzip archive, not a text; unpack it"),
+        ("d.csv", b"\x1f\x8b\x08", "a gzip archive"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(
+    tmp_path: Path, name: str, start: bytes, message: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=message):
+        read_examples(put(tmp_path / name, start + bytes(50)))
+
+
+def test_a_folder_of_parquet_files_is_named(tmp_path: Path) -> None:
+    put(tmp_path / "train.parquet", b"PAR1")
+    with pytest.raises(InvalidRequest, match=r"holds Parquet files.*save_to_disk"):
+        read_examples(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "advice"),
+    [
+        ("d.csv", "input;target\na;b\n", "separated by semicolons; save the table with commas"),
+        ("d.csv", "input\ttarget\na\tb\n", "separated by tabs; give --format tsv"),
+        ("d.tsv", "input,target\na,b\n", "separated by commas; give --format csv"),
+    ],
+)
+def test_a_table_with_another_separator_is_told(
+    tmp_path: Path, name: str, text: str, advice: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=rf"{name}:1: there is no column .*{advice}"):
+        read_examples(put(tmp_path / name, text))
+
+
+def test_lines_may_end_with_carriage_returns_alone(tmp_path: Path) -> None:
+    table = put(tmp_path / "d.csv", "input,target\ra,one\rb,two\r")
+    assert plain(table) == [("a", ("one",), 2), ("b", ("two",), 3)]
+    records = put(tmp_path / "d.jsonl", '{"input": "a", "target": "é"}\r{"input": "b"}')
+    with pytest.raises(InvalidRequest, match=r"d\.jsonl:2: give `target`"):
+        read_examples(records)
+    stray = put(tmp_path / "d.source", "a\rb\nc\n")
+    put(tmp_path / "d.target", "one\ntwo\n")
+    assert plain(stray) == [("a\rb", ("one",), 1), ("c", ("two",), 2)]
+
+
+def test_a_format_that_the_content_told_is_named_in_errors(tmp_path: Path) -> None:
+    path = put(tmp_path / "d.txt", "name : Aromi\nname : Cotto||Cotto.\n")
+    with pytest.raises(InvalidRequest, match=r"d\.txt:1: .*in the format jsonl; --format names"):
+        read_examples(path)
+    with pytest.raises(InvalidRequest, match=r"d\.txt:1: there is no `\|\|`") as caught:
+        read_examples(path, ReadOptions(format="e2e"))
+    assert "--format" not in caught.value.message
+
+
 def test_a_format_can_be_named(tmp_path: Path) -> None:
     path = put(tmp_path / "d.dat", "input,target\na,b\n")
     assert plain(path, ReadOptions(format="csv")) == [("a", ("b",), 2)]
