@@ -27,11 +27,18 @@ from app.db.database import Actor
 from app.engine.engine import Engine
 from app.engine.request import GenerationRequest, RequestFailed, SamplingParams
 from app.errors import GenerationFault, InvalidPrefix, InvalidRequest
-from app.model.dense import check_finite
+from app.model.dense import check_finite, keys_values_of_embeddings
 from app.model.frozen import FrozenModel
 from app.model.text import Text
 from app.prefix.codec import decode, encode, max_file_bytes
-from app.prefix.formats.peft import read_peft
+from app.prefix.formats.detection import (
+    ForeignCheckpoint,
+    ImportTarget,
+    import_checkpoint,
+    is_prompt_tuning,
+    prompt_positions,
+    read_upload,
+)
 from app.prefix.prefix import Prefix, PrefixMetadata
 from app.prefix.spec import BaseModelSpec
 from app.registry.quality_gates import QualityGate, write_when_scored
@@ -42,6 +49,9 @@ from app.runtime.prefix_cache import PrefixCache, PrefixKey
 from app.runtime.workers import Workers
 from app.tenancy.auth.principal import Principal
 from app.training.publish import describe
+
+_HIDDEN_UNITS = 1024
+"""Of an MLP in a checkpoint; the authors have 512 and 800."""
 
 NEW_VERSION = Answer({JSON: VersionReply}, ("location",))
 """What a route answers that makes a version: 201, or 200 if the prefix had it already."""
@@ -87,6 +97,14 @@ class VersionPublisher:
     def max_file_bytes(self) -> int:
         """The largest file that may hold a prefix of this model."""
         return max_file_bytes(self.engine.model.spec, self.max_length)
+
+    @property
+    def max_checkpoint_bytes(self) -> int:
+        """The largest checkpoint of another library: it may hold the MLP that makes a prefix.
+
+        An MLP is as large as a prefix with a position for each hidden unit.
+        """
+        return max_file_bytes(self.engine.model.spec, self.max_length + _HIDDEN_UNITS)
 
     @asynccontextmanager
     async def staging(self, tenant: str) -> AsyncIterator[StagedFile]:
@@ -145,7 +163,7 @@ class VersionPublisher:
         version, created = await write_when_scored(write, score)
         return PublishedVersion(version, prefix, created, warnings)
 
-    async def publish_adapter(
+    async def publish_foreign(
         self,
         principal: Principal,
         name: str,
@@ -156,28 +174,44 @@ class VersionPublisher:
         actor: Actor,
         user: str | None = None,
     ) -> PublishedVersion:
-        """As `publish`, of a PEFT adapter: its tensors at `path`, the text of its `config`.
+        """As `publish`, of a foreign checkpoint: its tensors at `path`, the text of its `config`.
 
-        Also raises BaseModelMismatch if the adapter is for another base model.
+        Also raises BaseModelMismatch if it is for another base model, and for prompt tuning, which
+        the base model reads once, what limits of the tenant raise.
         """
-        spec = self.engine.model.spec
-        async with self.staging(principal.tenant) as staged:
-            await self.workers.files.run(
-                principal.tenant, _convert, path, config, spec, self.max_length, staged
-            )
+        tenant, files = principal.tenant, self.workers.files
+        checkpoint = await files.run(tenant, read_upload, path, config, self.max_checkpoint_bytes)
+        prefix = await cancel_on_disconnect(receive, self._convert(principal, checkpoint))
+        async with self.staging(tenant) as staged:
+            await files.run(tenant, lambda: staged.write(encode(prefix)))
             return await self.publish(principal, name, staged.path, alias, receive, actor, user)
+
+    async def _convert(self, principal: Principal, checkpoint: ForeignCheckpoint) -> Prefix:
+        """The prefix that a checkpoint stands for, computed beside the engine."""
+        tenant, model = principal.tenant, self.engine.model
+        deadline = time.monotonic() + self.timeout
+        run = partial(keys_values_of_embeddings, model)
+        target = ImportTarget(model.spec, model.family, self.max_length, run)
+        if not is_prompt_tuning(checkpoint):
+            return await self.side_queue.run(
+                tenant, deadline, import_checkpoint, checkpoint, target
+            )
+        positions = await self.workers.files.run(tenant, prompt_positions, checkpoint, target)
+        [prefix] = await self.evaluations.queue.run(
+            principal,
+            deadline,
+            import_checkpoint,
+            [(checkpoint, target)],
+            tokens=[positions],
+            selection=PrefixSelection([]),
+        )
+        return prefix
 
     async def _is_served(self, tenant: str, name: str, digest: str) -> bool:
         """Whether the tenant has this content already, and the model computes with it now."""
         find = self.registry.find_content
         content = await self.workers.catalog.run(tenant, find, tenant, name, digest)
         return content is not None and self.prefix_cache.contains(PrefixKey(*content)) == "device"
-
-
-def _convert(
-    path: Path, config: str, spec: BaseModelSpec, max_length: int, staged: StagedFile
-) -> None:
-    staged.write(encode(read_peft(path, config, spec, max_length)))
 
 
 def _decode(model: FrozenModel, path: Path, max_length: int) -> tuple[Prefix, Prefix, list[str]]:

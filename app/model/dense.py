@@ -140,6 +140,7 @@ def keys_values_of_embeddings(model: FrozenModel, embeddings: torch.Tensor) -> K
         inputs_embeds=embeddings.to(model.device, model.dtype)[None],
         position_ids=torch.arange(positions, device=model.device)[None],
         use_cache=False,
+        logits_to_keep=1,
         plan=plan,
     )
     recorded = plan.recorded()["decoder"]

@@ -8,24 +8,48 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 
 START_BYTES = 64 * 1024
 """As much of a file as is looked at."""
 
-_OWN = "What is taken: a safetensors file of format polyprefix/1, as `polyprefix train` writes it"
+
+class Reader(Enum):
+    """Who refuses a file: a server, or `polyprefix prefix push`, which takes more."""
+
+    SERVER = "server"
+    PUSH = "push"
+
+
+_TAKEN = {
+    Reader.SERVER: (
+        "What is taken: a safetensors file of format polyprefix/1, as `polyprefix train` writes "
+        "it, or an adapter with its config (x-adapter-config)"
+    ),
+    Reader.PUSH: (
+        "What is taken: files of format polyprefix/1, as `polyprefix train` writes them, and "
+        "prefix tuning and prompt tuning of PEFT, AdapterHub, TGIS and the authors' code "
+        "(prefixes/README.md)"
+    ),
+}
 _MODEL = "a base model is served with `polyprefix serve --model FOLDER`"
 _UNPACK = "unpack it and send the file that is in it"
-_PICKLE = "pickles are never read, since they can run code"
-_PEFT_PREFIX = (
-    "push its folder with `polyprefix prefix push`, or upload adapter_model.safetensors with the "
-    "text of adapter_config.json, in one line, as the header x-adapter-config"
+_PICKLE = "a server never reads pickles, since they can run code; save its tensors as safetensors"
+_CONVERT = (
+    "push its folder with `polyprefix prefix push`, or upload its tensors with its config, in "
+    "one line, as the header x-adapter-config"
 )
-_PUSH = "the server does not convert it; `polyprefix prefix push` does, from its folder"
-_PUSH_PROMPT = (
-    "it holds embeddings, not keys and values; `polyprefix prefix push --model BASE` runs the base "
-    "model once to make a prefix of them"
-)
+_WITHIN_PUSH = {
+    _PICKLE: (
+        "pickles are read only if they are named .bin, .pt, .pth or .ckpt and hold tensors alone; "
+        "save its tensors as safetensors"
+    ),
+    _CONVERT: "push its folder, with its config beside its tensors",
+}
+"""What to do instead where `polyprefix prefix push` itself says it."""
+
+_ONE_TASK = "train PEFT's prompt tuning or prefix tuning on one task"
 _LAYERS = "it changes the model's layers, which a prefix does not do; train a prefix instead"
 
 _STARTS: tuple[tuple[bytes, str, str], ...] = (
@@ -46,13 +70,22 @@ _NAME = re.compile(rb'"([^"\\]{1,300})"\s{0,8}:\s{0,8}\{\s{0,8}"(?:dtype|shape|d
 _PICKLED = re.compile(rb"\x80[\x02-\x05]")
 
 _PEFT_TYPES = {
-    "PREFIX_TUNING": ("a PEFT prefix-tuning adapter", _PEFT_PREFIX),
-    "CARTRIDGE": ("a PEFT cartridge", _PEFT_PREFIX),
-    "PROMPT_TUNING": ("a PEFT prompt-tuning adapter", _PUSH_PROMPT),
-    "P_TUNING": ("a PEFT P-tuning adapter", _PUSH_PROMPT),
+    "PREFIX_TUNING": ("a PEFT prefix-tuning adapter", _CONVERT),
+    "CARTRIDGE": ("a PEFT cartridge", _CONVERT),
+    "PROMPT_TUNING": ("a PEFT prompt-tuning adapter", _CONVERT),
+    "P_TUNING": ("a PEFT P-tuning adapter", _CONVERT),
+    "MULTITASK_PROMPT_TUNING": (
+        "a PEFT adapter of multitask prompt tuning (MULTITASK_PROMPT_TUNING)",
+        f"it holds a prompt that is changed for each of several tasks, not one prompt; {_ONE_TASK}",
+    ),
+    "CPT": (
+        "a PEFT adapter of context-aware prompt tuning (CPT)",
+        "its prompt is the embeddings of a text plus trained changes, which is not converted; "
+        "train PEFT's prompt tuning or prefix tuning",
+    ),
     "LORA": ("a PEFT LoRA adapter", _LAYERS),
 }
-_PROMPT = ("a PEFT adapter of prefix tuning or prompt tuning", _PEFT_PREFIX)
+_PROMPT = ("a PEFT adapter of prefix tuning or prompt tuning", _CONVERT)
 
 _PARTS: tuple[tuple[str, tuple[str, str]], ...] = (
     (
@@ -71,16 +104,30 @@ _PARTS: tuple[tuple[str, tuple[str, str]], ...] = (
             "the same train command goes on from it",
         ),
     ),
-    (r"prefix_tunings\.", ("an AdapterHub prefix-tuning adapter", _PUSH)),
+    (r"prefix_tunings\.", ("an AdapterHub prefix-tuning adapter", _CONVERT)),
     (
         r"\.(adapters|loras|prompt_tunings|invertible_adapters)\.\w+\.",
         ("an AdapterHub adapter", _LAYERS),
     ),
+    (r"^control_trans", ("a checkpoint of the authors' prefix-tuning code", _CONVERT)),
     (
-        r"(^|\.)(decoder_)?control_trans",
-        ("a checkpoint of the authors' prefix-tuning code", _PUSH),
+        r"^decoder_control_trans",
+        (
+            "a prefix-tuning checkpoint of OpenPrompt",
+            "nothing here converts it; train the prefix with PEFT or `polyprefix train`",
+        ),
     ),
-    (r"^prompt_embeddings|^prompt_encoder\.|^prefix_task_", _PROMPT),
+    (
+        r"\.control_trans",
+        (
+            "a whole model's checkpoint with a prefix in it, as He et al. (2022) and Lightning "
+            "save it",
+            "save the tensors of the prefix alone, named as in the authors' code (wte.weight, "
+            "control_trans.0.weight, …)",
+        ),
+    ),
+    (r"^prefix_task_", _PEFT_TYPES["MULTITASK_PROMPT_TUNING"]),
+    (r"^prompt_embeddings|^prompt_encoder\.", _PROMPT),
     (r"lora_(A|B|embedding_A|magnitude)|lora_(up|down)\.", ("a LoRA adapter", _LAYERS)),
     (
         r"^base_model\.model\.|\.(ia3_l|hada_w1|lokr_w|oft_|boft_|vera_lambda|adaption_prompt)",
@@ -101,13 +148,13 @@ def looks_like(start: bytes) -> str | None:
     `start` is the first `START_BYTES` of the file, or all of it.
     """
     found = _by_first_bytes(start)
-    return None if found is None else _sentence(*found)
+    return None if found is None else _sentence(*found, Reader.SERVER)
 
 
 def looks_like_file(path: Path) -> str | None:
-    """As `looks_like`, of a file or a folder on this machine; knows PEFT's `adapter_config.json`.
+    """As `looks_like`, of what `polyprefix prefix push` is given: a file or a folder.
 
-    None also for what cannot be read.
+    Knows PEFT's `adapter_config.json`. None also for what cannot be read.
     """
     found = None
     try:
@@ -120,26 +167,28 @@ def looks_like_file(path: Path) -> str | None:
                 found = _by_config(path.with_name("adapter_config.json")) or found
     except OSError:
         return None
-    return None if found is None else _sentence(*found)
+    return None if found is None else _sentence(*found, Reader.PUSH)
 
 
-def adapter_look(kind: str) -> str:
+def adapter_look(kind: str, reader: Reader) -> str:
     """What PEFT's `peft_type` stands for, and what to do with such an adapter."""
-    return _sentence(*_by_kind(kind))
+    return _sentence(*_by_kind(kind), reader)
 
 
-def names_look(names: Iterable[str]) -> str | None:
+def names_look(names: Iterable[str], reader: Reader) -> str | None:
     """What a checkpoint is whose tensors have these names; None if nothing is recognised."""
     found = _by_names(list(names))
-    return None if found is None else _sentence(*found)
+    return None if found is None else _sentence(*found, reader)
 
 
 def _by_kind(kind: str) -> tuple[str, str]:
     return _PEFT_TYPES.get(kind, (f"a PEFT adapter ({ascii(kind[:40])})", _LAYERS))
 
 
-def _sentence(what: str, advice: str) -> str:
-    return f"This looks like {what}: {advice}. {_OWN}"
+def _sentence(what: str, advice: str, reader: Reader) -> str:
+    if reader is Reader.PUSH:
+        advice = _WITHIN_PUSH.get(advice, advice)
+    return f"This looks like {what}: {advice}. {_TAKEN[reader]}"
 
 
 def _by_first_bytes(start: bytes) -> tuple[str, str] | None:
@@ -175,7 +224,7 @@ def _pickled(start: bytes) -> tuple[str, str]:
     what = "a pickle, as torch.save writes it (.bin, .pt, .pth, .ckpt)"
     if found is not None:
         what += f", and like {found[0]}"
-    return what, f"{_PICKLE}; save its tensors as safetensors"
+    return what, _PICKLE
 
 
 def _by_tensors(start: bytes) -> tuple[str, str] | None:
@@ -219,7 +268,7 @@ def _by_config(path: Path) -> tuple[str, str] | None:
         return _by_kind(kind)
     inner = config.get("config")
     if isinstance(inner, dict) and inner.get("architecture") == "prefix_tuning":
-        return "an AdapterHub prefix-tuning adapter", _PUSH
+        return "an AdapterHub prefix-tuning adapter", _CONVERT
     return None
 
 

@@ -185,10 +185,15 @@ def _load_pickle(file: Path) -> dict[Any, Any]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the loader raise anything
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidPrefix(f"this is not a file of tensors that torch reads: {reason}") from error
+        raise InvalidPrefix(
+            f"torch cannot read this file as tensors alone ({type(error).__name__}). Other "
+            "objects, as trainers save them, are never built, since they can run code: save the "
+            "tensors alone with `torch.save(model.state_dict(), FILE)`"
+        ) from error
     if isinstance(loaded, torch.Tensor):
         return {file.stem: loaded}
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]  # a trainer's checkpoint holds other things beside it
     if not isinstance(loaded, dict):
         raise InvalidPrefix(f"it holds a {type(loaded).__name__}, not tensors by name")
     return loaded

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidPrefix
-from app.prefix.foreign import adapter_look, names_look
+from app.prefix.foreign import Reader, adapter_look, names_look
 from app.prefix.formats import adapterhub, authors, peft, prompt_tuning
 from app.prefix.formats.prompt_tuning import RunEmbeddings
-from app.prefix.formats.tensors import Tensors
+from app.prefix.formats.tensors import Tensors, read_tensors
 from app.prefix.prefix import Prefix
 from app.prefix.spec import BaseModelSpec
 
 
 @dataclass(frozen=True)
 class ForeignCheckpoint:
-    """What a foreign file holds: tensors by name, and the fields of the config beside it."""
+    """What a foreign file holds: tensors by name, and the fields of the config beside it.
+
+    `reader` got it, and its errors say what to give that.
+    """
 
     tensors: Tensors
     config: Mapping[str, Any] = field(default_factory=dict)
+    reader: Reader = Reader.PUSH
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,23 @@ def is_importable(names: Iterable[str]) -> bool:
     )
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def read_upload(path: Path, config: str, limit: int) -> ForeignCheckpoint:
+    """The checkpoint with its tensors at `path`, of at most `limit` bytes, and its config's text.
+
+    Raises FileTooLarge, or InvalidPrefix if no prefix can be made of it.
+    """
+    fields = peft.parse_config(config)
+    check_config(fields, Reader.SERVER)
+    checkpoint = ForeignCheckpoint(read_tensors(path, limit), fields, Reader.SERVER)
+    check_importable(checkpoint)
+    return checkpoint
+
+
+def check_config(config: Mapping[str, Any], reader: Reader = Reader.PUSH) -> None:
     """InvalidPrefix if a config alone shows that its adapter cannot become a prefix."""
     kind = config.get("peft_type")
     if kind is not None and kind not in (*peft.KINDS, *prompt_tuning.PEFT_KINDS):
-        raise InvalidPrefix(adapter_look(str(kind)))
+        raise InvalidPrefix(adapter_look(str(kind)[:40], reader))
 
 
 def is_prompt_tuning(checkpoint: ForeignCheckpoint) -> bool:
@@ -59,18 +76,30 @@ def is_prompt_tuning(checkpoint: ForeignCheckpoint) -> bool:
     return of_peft or _is_tgis(tensors)
 
 
+def prompt_positions(checkpoint: ForeignCheckpoint, target: ImportTarget) -> int:
+    """Positions of prompt tuning that the base model must read; raises what its import raises."""
+    embeddings = prompt_tuning.checked_embeddings(
+        checkpoint.tensors, checkpoint.config, target.spec, target.max_length
+    )
+    return embeddings.shape[0]
+
+
 def check_importable(checkpoint: ForeignCheckpoint) -> None:
     """InvalidPrefix if a checkpoint cannot become a prefix of any base model."""
-    tensors = checkpoint.tensors
-    check_config(checkpoint.config)
-    if peft.TENSOR in tensors and "peft_type" not in checkpoint.config:
-        raise InvalidPrefix(
-            "this looks like a PEFT adapter without its adapter_config.json, which says what the "
-            "tensor means; put it into the same folder"
-        )
+    tensors, config, reader = checkpoint.tensors, checkpoint.config, checkpoint.reader
+    check_config(config, reader)
+    hub = adapterhub.is_adapterhub(tensors)
+    if peft.TENSOR in tensors and config.get("peft_type") is None:
+        raise _no_config("a PEFT", reader)
+    if hub and not isinstance(config.get("config"), dict):
+        raise _no_config("an AdapterHub", reader)
     known = peft.TENSOR in tensors or _is_tgis(tensors)
-    if not known and not authors.is_authors(tensors) and not adapterhub.is_adapterhub(tensors):
-        raise InvalidPrefix(names_look(tensors) or "its tensors are those of no known format")
+    if not known and not authors.is_authors(tensors) and not hub:
+        raise InvalidPrefix(
+            names_look(tensors, reader)
+            or "its tensors are those of no known format: it has no prompt_embeddings (PEFT), and "
+            "none that is named as AdapterHub, TGIS or the authors' code name theirs"
+        )
 
 
 def import_checkpoint(checkpoint: ForeignCheckpoint, target: ImportTarget) -> Prefix:
@@ -91,6 +120,17 @@ def import_checkpoint(checkpoint: ForeignCheckpoint, target: ImportTarget) -> Pr
     hub = adapterhub.is_adapterhub(tensors)
     read = adapterhub.import_adapterhub if hub else authors.import_authors
     return read(tensors, config, spec, family=target.family, max_length=limit)
+
+
+def _no_config(whose: str, reader: Reader) -> InvalidPrefix:
+    advice = {
+        Reader.PUSH: "put it into the same folder",
+        Reader.SERVER: "send its text, in one line, as the header x-adapter-config",
+    }
+    return InvalidPrefix(
+        f"this looks like {whose} adapter without its adapter_config.json, which says what its "
+        f"tensors mean; {advice[reader]}"
+    )
 
 
 def _is_tgis(tensors: Tensors) -> bool:

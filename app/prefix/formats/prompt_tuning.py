@@ -49,9 +49,33 @@ def import_prompt_tuning(
     `tensors` are PEFT's `prompt_embeddings` or TGIS's `decoder`; `run_embeddings` runs the base
     model `spec`. Raises InvalidPrefix, BaseModelMismatch, or InvalidRequest without a model.
     """
+    embeddings = checked_embeddings(tensors, config, spec, max_length)
+    if run_embeddings is None:
+        raise InvalidRequest(
+            "this is prompt tuning: embeddings, which the base model turns into keys and values; "
+            "name the served base model with --model"
+        )
+    module = run_embeddings(embeddings)
+    kind = {"peft_type": str(config["peft_type"])} if config else {}
+    metadata = PrefixMetadata(
+        position_offset=module.length,
+        base_model=spec.model_id or base_name(config.get("base_model_name_or_path")),
+        base_fingerprint=spec.fingerprint,
+        provenance={
+            "imported_from": "PEFT" if config else "TGIS",
+            "method": "prompt tuning",
+            **kind,
+        },
+    )
+    return Prefix({"decoder": module}, metadata)
+
+
+def checked_embeddings(
+    tensors: Tensors, config: Mapping[str, Any], spec: BaseModelSpec, max_length: int
+) -> torch.Tensor:
+    """The learned embeddings [positions, hidden]; InvalidPrefix or BaseModelMismatch."""
     if "encoder" in spec.modules or "encoder" in tensors:
         raise InvalidPrefix(_PAIR)
-    origin = "TGIS" if not config else "PEFT"
     if config:
         _check_config(config, spec)
     if len(tensors) != 1:
@@ -70,20 +94,7 @@ def import_prompt_tuning(
             f"not a usable {WHAT}: it has {embeddings.shape[0]} positions and its config says "
             f"num_virtual_tokens {ascii(config.get('num_virtual_tokens'))[:20]}"
         )
-    if run_embeddings is None:
-        raise InvalidRequest(
-            "this is prompt tuning: embeddings, which the base model turns into keys and values; "
-            "name the served base model with --model"
-        )
-    module = run_embeddings(embeddings)
-    kind = {"peft_type": str(config["peft_type"])} if config else {}
-    metadata = PrefixMetadata(
-        position_offset=module.length,
-        base_model=spec.model_id or base_name(config.get("base_model_name_or_path")),
-        base_fingerprint=spec.fingerprint,
-        provenance={"imported_from": origin, "method": "prompt tuning", **kind},
-    )
-    return Prefix({"decoder": module}, metadata)
+    return embeddings
 
 
 def _check_config(config: Mapping[str, Any], spec: BaseModelSpec) -> None:

@@ -22,6 +22,8 @@ MAX_BYTES = 2 << 30
 
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_DIMENSIONS = 5
+_MAX_HIDDEN = 16_384
+"""Units of a hidden layer: a narrow layer behind a wide one could ask for any amount of memory."""
 _MAX_NAME = 256
 
 
@@ -160,6 +162,11 @@ def mlp_rows(
     for step in steps:
         weight, bias = parts[f"control_trans.{step}.weight"], parts[f"control_trans.{step}.bias"]
         fits = rows.dim() == weight.dim() == 2 and rows.shape[1] == weight.shape[1]
+        if step != steps[-1] and weight.shape[0] > _MAX_HIDDEN:
+            raise InvalidPrefix(
+                f"not a usable {what}: layer control_trans.{step} has {weight.shape[0]} units; at "
+                f"most {_MAX_HIDDEN} are taken"
+            )
         if not fits or tuple(bias.shape) != tuple(weight.shape[:1]):
             raise InvalidPrefix(
                 f"not a usable {what}: layer control_trans.{step} of shape {list(weight.shape)} "

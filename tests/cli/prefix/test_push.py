@@ -178,6 +178,29 @@ def test_a_checkpoint_of_the_authors_is_pushed_from_its_folder(
     assert "whole model" in push(tmp_path, NOBODY).stderr
 
 
+def test_a_trainers_checkpoint_is_opened_at_its_state_dict(
+    server: RunningServer, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "preseqlen": 3}')
+    state = {"control_trans": torch.zeros(3 * 128)}
+    torch.save({"epoch": 1, "state_dict": state}, tmp_path / "last.ckpt")
+    version = json.loads(push(tmp_path / "last.ckpt", server.url, "--json").stdout)
+    assert version["length"] == 3
+    inside = {"model.wte.weight": torch.zeros(1), "model.control_trans.0.weight": torch.zeros(1)}
+    torch.save({"state_dict": inside}, tmp_path / "last.ckpt")
+    assert "save the tensors of the prefix alone" in push(tmp_path / "last.ckpt", NOBODY).stderr
+    torch.save({"state_dict": state, "hyper": Path("x")}, tmp_path / "last.ckpt")
+    assert "torch.save(model.state_dict(), FILE)" in push(tmp_path / "last.ckpt", NOBODY).stderr
+
+
+def test_an_adapter_of_adapterhub_without_its_config_is_refused(tmp_path: Path) -> None:
+    name = "transformer.prefix_tuning.prefix_tunings.x.self_prefix.control_trans"
+    save_file({name: torch.zeros(256)}, tmp_path / "a.safetensors")
+    said = push(tmp_path / "a.safetensors", NOBODY).stderr
+    assert "AdapterHub adapter without its adapter_config.json" in said
+    assert "into the same folder" in said
+
+
 def test_an_adapter_of_adapterhub_is_pushed_from_its_folder(
     server: RunningServer, tmp_path: Path
 ) -> None:

@@ -111,6 +111,16 @@ def without(tensors: Tensors, name: str) -> Tensors:
     return {key: tensor for key, tensor in tensors.items() if key != name}
 
 
+def hidden(units: int) -> Tensors:
+    """A deep MLP with one narrow and one wide hidden layer, small as a file."""
+    widths = [1, units, 1, 128]
+    made = {"wte.weight": torch.zeros(LENGTH, 1)}
+    for step, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+        made[f"control_trans.{2 * step}.weight"] = torch.zeros(after, before)
+        made[f"control_trans.{2 * step}.bias"] = torch.zeros(after)
+    return made
+
+
 HOSTILE: Mapping[str, tuple[Tensors, dict[str, object], type[Exception], str]] = {
     "layers": (mlp(layers=3), {}, BaseModelMismatch, "192 numbers"),
     "embeddings only": (
@@ -119,6 +129,7 @@ HOSTILE: Mapping[str, tuple[Tensors, dict[str, object], type[Exception], str]] =
         BaseModelMismatch,
         "32 numbers",
     ),
+    "wide": (hidden(20_000), {}, InvalidPrefix, "20000 units; at most 16384"),
     "flat width": ({"control_trans": torch.zeros(130)}, {}, BaseModelMismatch, "128 numbers"),
     "flat length": (
         {"control_trans": torch.zeros(128)},

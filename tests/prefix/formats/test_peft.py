@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save, save_file
 
 from app.errors import BaseModelMismatch, FileTooLarge, InvalidPrefix, InvalidRequest
 from app.model.frozen import FrozenModel
-from app.prefix.formats.peft import export_peft, parse_config, read_peft
+from app.prefix.codec import max_file_bytes
+from app.prefix.formats.detection import ImportTarget, import_checkpoint, read_upload
+from app.prefix.formats.peft import export_peft, parse_config
 from app.prefix.prefix import KeyValues, Prefix, PrefixMetadata
 from tests.foreign_models import (
     frozen,
@@ -64,7 +66,9 @@ def adapter(base: Path, folder: Path, *, pair: bool, kind: str = "plain") -> tor
 
 def import_folder(folder: Path, model: FrozenModel, max_length: int = 100) -> Prefix:
     text = (folder / "adapter_config.json").read_text()
-    return read_peft(folder / "adapter_model.safetensors", text, model.spec, max_length)
+    limit = max_file_bytes(model.spec, max_length)
+    checkpoint = read_upload(folder / "adapter_model.safetensors", text, limit)
+    return import_checkpoint(checkpoint, ImportTarget(model.spec, model.family, max_length))
 
 
 def changed(folder: Path, **fields: object) -> None:
@@ -137,7 +141,7 @@ def test_what_peft_cannot_express_is_not_exported(
     ("fields", "error", "words"),
     [
         ({"peft_type": "LORA"}, InvalidPrefix, "LoRA"),
-        ({"peft_type": "PROMPT_TUNING"}, InvalidPrefix, "prompt-tuning"),
+        ({"peft_type": "PROMPT_TUNING"}, InvalidRequest, "this is prompt tuning"),
         ({"peft_type": None}, InvalidPrefix, "PEFT adapter"),
         ({"modules_to_save": ["lm_head"]}, InvalidPrefix, "modules_to_save"),
         ({"task_type": "SEQ_CLS"}, BaseModelMismatch, "task_type 'SEQ_CLS'"),

@@ -53,10 +53,11 @@ async def upload_version(
 ) -> Response:
     """A new version of a prefix from its raw file; the same content again is the same version.
 
-    With `x-adapter-config`, the text of an `adapter_config.json`, the body is a PEFT adapter of
-    prefix tuning (`adapter_model.safetensors`) and becomes a prefix file. An upload is idempotent
-    by its content, so `Idempotency-Key` is checked for its form alone. A new prefix is the one of
-    `user`; an old one must be this user's already.
+    With `x-adapter-config`, the text of an `adapter_config.json` (of the authors' code: of its
+    `config.json`), the body is the safetensors file of a checkpoint of PEFT (prefix tuning,
+    cartridges, prompt tuning), AdapterHub or the authors' code, and becomes a prefix file. An
+    upload is idempotent by its content, so `Idempotency-Key` is checked for its form alone. A new
+    prefix is the one of `user`; an old one must be this user's already.
     """
     check_name(name)
     if x_alias is not None:
@@ -69,12 +70,15 @@ async def upload_version(
     tenant, files = caller.tenant, caller.workers.files
     with uploads.slot(tenant):
         async with publisher.staging(tenant) as staged:
-            await _receive(request, staged, files, tenant, publisher.max_file_bytes)
+            limit = publisher.max_file_bytes
+            if x_adapter_config is not None:
+                limit = publisher.max_checkpoint_bytes
+            await _receive(request, staged, files, tenant, limit)
             facts = (x_alias, request.receive, caller.actor, user)
             if x_adapter_config is None:
                 admitted = await publisher.publish(caller.principal, name, staged.path, *facts)
             else:
-                admitted = await publisher.publish_adapter(
+                admitted = await publisher.publish_foreign(
                     caller.principal, name, staged.path, x_adapter_config, *facts
                 )
     return admitted.reply
@@ -90,7 +94,10 @@ async def _receive(
     request: Request, staged: StagedFile, pool: WorkerPool, tenant: str, limit: int
 ) -> None:
     """Stream the body to disk; what the client declares about its length is not believed."""
-    error = FileTooLarge(f"a prefix file for this model has at most {limit} bytes")
+    error = FileTooLarge(
+        f"a file for this model has at most {limit} bytes; `polyprefix prefix push` converts larger"
+        " checkpoints of other libraries before it sends them"
+    )
     declared = request.headers.get("content-length", "0")
     if declared.isdigit() and int(declared) > limit:
         raise error

@@ -1,4 +1,4 @@
-"""`POST /v1/prefixes/{name}/versions` with `x-adapter-config`: PEFT's files as they are."""
+"""`POST /v1/prefixes/{name}/versions` with `x-adapter-config`: foreign files as they are."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Iterator
 import httpx
 import pytest
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 
+from app.model.dense import keys_values_of_embeddings
 from app.model.frozen import FrozenModel
+from app.prefix.codec import max_file_bytes
+from app.prefix.formats.detection import ForeignCheckpoint, ImportTarget, import_checkpoint
 from app.prefix.formats.peft import export_peft
 from app.prefix.prefix import Prefix, PrefixMetadata
 from tests.api.helpers import complete, error_of, text_of
@@ -140,3 +143,112 @@ def test_a_prefix_file_with_a_config_is_refused(
     reply = server.push(NAME, prefix, **{"x-adapter-config": config})
     assert reply.status_code == 422
     assert "prompt_embeddings" in error_of(reply)["message"]
+
+
+HUB = "transformer.prefix_tuning.prefix_tunings.task.self_prefix.control_trans"
+AUTHORS = {
+    "wte.weight": torch.linspace(-1, 1, 96).view(3, 32),
+    "control_trans.0.weight": torch.linspace(-1, 1, 256).view(8, 32),
+    "control_trans.0.bias": torch.zeros(8),
+    "control_trans.2.weight": torch.linspace(-1, 1, 1024).view(128, 8),
+    "control_trans.2.bias": torch.zeros(128),
+}
+FOREIGN: dict[str, tuple[dict[str, torch.Tensor], dict[str, object], str, int]] = {
+    "AdapterHub": (
+        {HUB: torch.linspace(-1, 1, 256)},
+        {"config": {"architecture": "prefix_tuning", "prefix_length": 2}},
+        "AdapterHub",
+        0,
+    ),
+    "authors": (AUTHORS, {"model_type": "gpt2", "preseqlen": 3}, "the authors' code", 3),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_checkpoints_of_other_libraries_become_the_prefixes_that_they_are(
+    case: str, server: RunningServer, tiny_gpt2: FrozenModel
+) -> None:
+    tensors, config, origin, offset = FOREIGN[case]
+    reply = server.push(NAME, save(tensors), **{"x-adapter-config": json.dumps(config)})
+    assert reply.status_code == 201, reply.text
+    target = ImportTarget(tiny_gpt2.spec, tiny_gpt2.family, 100)
+    expected = import_checkpoint(ForeignCheckpoint(tensors, config), target)
+    body = reply.json()
+    assert body["digest"] == expected.digest
+    assert (body["position_offset"], body["provenance"]["imported_from"]) == (offset, origin)
+
+
+def test_a_checkpoint_may_be_larger_than_a_prefix_by_its_mlp(
+    client: httpx.Client, server: RunningServer, tiny_gpt2: FrozenModel
+) -> None:
+    longest = client.get("/info").json()["max_prefix_length"]
+    for units, status in ((longest + 500, 201), (longest + 1200, 413)):
+        tensors = {
+            "wte.weight": torch.zeros(3, 1),
+            "control_trans.0.weight": torch.zeros(units, 1),
+            "control_trans.0.bias": torch.zeros(units),
+            "control_trans.2.weight": torch.zeros(128, units),
+            "control_trans.2.bias": torch.zeros(128),
+        }
+        assert len(save(tensors)) > max_file_bytes(tiny_gpt2.spec, longest)
+        reply = server.push(NAME, save(tensors), **{"x-adapter-config": "{}"})
+        assert reply.status_code == status, reply.text
+    assert "`polyprefix prefix push` converts larger" in error_of(reply)["message"]
+
+
+PROMPT = {
+    "peft_type": "PROMPT_TUNING",
+    "task_type": "CAUSAL_LM",
+    "num_layers": 2,
+    "num_virtual_tokens": 3,
+}
+
+
+def tokens_in(client: httpx.Client) -> int:
+    return sum(each["tokens_in"] for each in client.get("/v1/usage").json()["data"])
+
+
+@pytest.mark.parametrize("library", ["PEFT", "TGIS"])
+def test_prompt_tuning_is_read_by_the_base_model_and_counted(
+    library: str, client: httpx.Client, server: RunningServer, tiny_gpt2: FrozenModel
+) -> None:
+    before = tokens_in(client)
+    embeddings = torch.linspace(-1, 1, 96).view(3, 32)
+    name, config = ("prompt_embeddings", PROMPT) if library == "PEFT" else ("decoder", {})
+    reply = server.push(NAME, save({name: embeddings}), **{"x-adapter-config": json.dumps(config)})
+    assert reply.status_code == 201, reply.text
+    body = reply.json()
+    assert (body["length"], body["position_offset"], body["verified"]) == (3, 3, True)
+    assert body["provenance"]["imported_from"] == library
+    made = load(client.get(f"{URL}/versions/{body['digest']}/content").content)
+    expected = keys_values_of_embeddings(tiny_gpt2, embeddings)
+    torch.testing.assert_close(made["decoder.keys"], expected.keys)
+    torch.testing.assert_close(made["decoder.values"], expected.values)
+    assert tokens_in(client) == before + 3
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "status", "words"),
+    [
+        ({"prompt_embeddings": torch.zeros(3, 64)}, PROMPT, 409, "64 numbers"),
+        ({"prompt_embeddings": torch.zeros(2, 32)}, PROMPT, 422, "num_virtual_tokens 3"),
+        ({"prompt_embeddings": torch.zeros(3, 32)}, {}, 422, "header x-adapter-config"),
+        ({HUB: torch.zeros(256)}, {}, 422, "AdapterHub adapter without its adapter_config.json"),
+        (AUTHORS, {"model_type": "bart"}, 409, "type 'bart'"),
+        ({"wte.weight": torch.zeros(1)}, {"preseqlen": 3}, 422, "whole model"),
+        ({"decoder_control_trans": torch.zeros(1)}, {}, 422, "OpenPrompt"),
+    ],
+    ids=["width", "length", "no type", "no config", "BART", "model", "OpenPrompt"],
+)
+def test_a_checkpoint_that_is_none_of_this_models_prefixes_is_refused(
+    tensors: dict[str, torch.Tensor],
+    config: dict[str, object],
+    status: int,
+    words: str,
+    client: httpx.Client,
+    server: RunningServer,
+) -> None:
+    reply = server.push(NAME, save(tensors), **{"x-adapter-config": json.dumps(config)})
+    assert reply.status_code == status, reply.text
+    assert words in error_of(reply)["message"]
+    assert client.get(URL).status_code == 404
