@@ -149,4 +149,4 @@ def test_the_wheel_gives_the_pinned_model_and_the_prefix_says_every_slot(
     report = slot_errors([example.input for example in examples], tuned.texts)
     assert tuned.bleu > 64
     assert report is not None
-    assert report.share_all_right > 85
+    assert report.share_all_right >= 90

@@ -1,4 +1,9 @@
-"""What a text says about the slots of an E2E input: which are missing, changed or invented."""
+"""What a text says about the slots of an E2E input: which are missing, changed or invented.
+
+This chooses training targets, and `app.evaluation.slots` scores answers. They disagree on 597 of
+the 12,120 texts that `app.demo.e2e.split` asks about. So no answer is scored by the rules that
+chose what it learned from, and the files that shipped prefixes name by digest can be cut again.
+"""
 
 from __future__ import annotations
 
