@@ -74,12 +74,15 @@ def markdown(
 
 
 def average_gap(settings: Sequence[Setting], metric: str) -> float | None:
-    """The mean over data sizes of a prefix's score minus fine-tuning's; None without both."""
+    """The mean over data sizes of a prefix's score minus fine-tuning's; None without both.
+
+    Of several prefixes, the first counts: it has the paper's usual length.
+    """
     by_method: dict[str, dict[int, float]] = {}
     for each in settings:
         found = each.spread(metric)
         if found is not None:
-            by_method.setdefault(each.method, {})[each.data_size] = found.mean
+            by_method.setdefault(each.method, {}).setdefault(each.data_size, found.mean)
     prefix, finetune = by_method.get("prefix", {}), by_method.get("finetune", {})
     both = [prefix[size] - finetune[size] for size in prefix.keys() & finetune.keys()]
     return fmean(both) if both else None
