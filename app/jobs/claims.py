@@ -262,14 +262,30 @@ class JobClaims:
         """
         with self._catalog.append() as connection:
             row, now = self._held(connection, job)
-            values: dict[str, Any] = {"estimated_finish": None, **workers.NO_LEASE}
-            if row.status == JobStatus.RUNNING.value:
-                values["status"] = JobStatus.QUEUED.value
-                text = "The worker gave the job back; another one goes on with it."
-                if queue.must_stop(connection, job.tenant, now):
-                    text = "The day's training tokens are used up; the job goes on tomorrow (UTC)."
-                events.tell(connection, row.id, text, now)
-            self._set(connection, row.id, values)
+            text = "The worker gave the job back; another one goes on with it."
+            if queue.must_stop(connection, job.tenant, now):
+                text = "The day's training tokens are used up; the job goes on tomorrow (UTC)."
+            workers.give_back(connection, row, JobEvent(message=text), row.losses, now)
+
+    def release_in_trouble(self, job: ClaimedJob, code: str, message: str) -> None:
+        """As `release`, since this worker cannot go on: its disk is full, for example.
+
+        That counts as a lost worker; the last one that may be lost fails the job with this error.
+        """
+        going: list[tuple[str, str]] = []
+        with self._catalog.append() as connection:
+            row, now = self._held(connection, job)
+            losses = row.losses + 1
+            if losses < workers.MAX_LOSSES or row.status != JobStatus.RUNNING.value:
+                text = f"The worker gave the job back: {message}"
+                told = JobEvent(message=text, level="warn", data={"code": code})
+                workers.give_back(connection, row, told, losses, now)
+            else:
+                error = JobFailure(code=code, message=message)
+                told = JobEvent(message=message, level="error", data={"code": code})
+                values = {"error": vars(error), "losses": losses}
+                going = self._finish(connection, row, JobStatus.FAILED, values, told, now)
+        contents.remove(self._catalog, self._objects, going)
 
     def _held(self, connection: Connection, job: ClaimedJob) -> tuple[Row[Any], float]:
         """The job's row, which nobody else changes before the transaction ends, and the time.

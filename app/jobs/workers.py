@@ -113,6 +113,17 @@ def end_lease(connection: Connection, row: Row[Any], now: float) -> int:
     return ended
 
 
+def give_back(
+    connection: Connection, row: Row[Any], told: JobEvent, losses: int, now: float
+) -> None:
+    """Ends the lease of the worker that asks for it; a running job is queued again."""
+    values: dict[str, Any] = {"losses": losses, "estimated_finish": None, **NO_LEASE}
+    if row.status == JobStatus.RUNNING.value:
+        values["status"] = JobStatus.QUEUED.value
+        events.add(connection, row.id, [told], now)
+    connection.execute(update(training_jobs).where(training_jobs.c.id == row.id).values(values))
+
+
 def renew_lease(
     connection: Connection, job: ClaimedJob, worker: str, until: float, *, must_stop: bool
 ) -> Order:

@@ -46,13 +46,13 @@ _SAMPLED = 64
 class Trainer:
     """Trains one method on `pairs`; `validation` decides which state is the best.
 
-    With `checkpoint`, the state is written there every `checkpoint_every` steps. `resume` continues
-    from it with bit-identical results. `identity` names the data; a checkpoint of other data,
-    another model or another recipe is refused. `score` measures the recipe's metric for a state if
-    that is not the loss; higher is better. `on` is a frozen prefix that stands before the trained
-    one, as in the composition `task+user`. `method` replaces the recipe's own; `carried` are
-    tensors that checkpoints hold too. `between` is called between the parts of a validation; if it
-    raises Interrupted there, `settle` validates later.
+    With `checkpoint`, the state is written there every `checkpoint_every` steps and at the end (0:
+    only by `save`). `resume` continues from it with bit-identical results. `identity` names the
+    data; a checkpoint of other data, another model or another recipe is refused. `score` measures
+    the recipe's metric for a state if that is not the loss; higher is better. `on` is a frozen
+    prefix that stands before the trained one, as in the composition `task+user`. `method` replaces
+    the recipe's own; `carried` are tensors that checkpoints hold too. `between` is called between
+    the parts of a validation; if it raises Interrupted there, `settle` validates later.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class Trainer:
         measured, score = None, None
         with suppress(Interrupted):
             measured, score = self.settle()
-        if self.step % self._checkpoint_every == 0 or self.ended:
+        if self._checkpoint_every and (self.step % self._checkpoint_every == 0 or self.ended):
             self.save()
         return Report(self.step, self.total, loss, lr, measured, score, tokens)
 

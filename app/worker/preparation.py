@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -10,7 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from app.errors import InvalidRequest, PolyprefixError, PrefixNotFound
+from app.db.errors import storage_faults
+from app.errors import (
+    InsufficientStorage,
+    InvalidRequest,
+    PolyprefixError,
+    PrefixNotFound,
+    Unavailable,
+)
 from app.jobs.types import ClaimedJob, JobSpec
 from app.prefix.reference import parse_model_field
 from app.training.checkpoint import load_checkpoint
@@ -24,8 +32,6 @@ from app.worker.resources import Resources
 
 _log = logging.getLogger(__name__)
 
-_NEVER = 1 << 40
-"""Steps between checkpoints of the trainer's own: the worker saves by time."""
 _DEFAULT_MAX_TOKENS = 128
 DISTILL = "distill"
 """The method of a job whose training file is one text."""
@@ -70,7 +76,11 @@ class Workplace:
         self.checkpoint = self.folder / "checkpoint"
         self.on = self.folder / "on.safetensors"
         self.metrics = self.folder / "step_metrics.csv"
-        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def make(self) -> None:
+        """Make the folder. Raises as `storage_faults`."""
+        with storage_faults("making the job's folder"):
+            self.folder.mkdir(parents=True, exist_ok=True)
 
     def remove(self) -> None:
         """Remove the folder with all that is in it."""
@@ -146,7 +156,7 @@ def _session(
             place.validation if spec.validation_file is not None else None,
             decoding={"max_tokens": _DEFAULT_MAX_TOKENS},
             device=resources.config.device,
-            checkpoint_every=_NEVER,
+            checkpoint_every=0,  # the worker saves by time
             note=f"trained by job {job.id}",
             on=place.on if spec.on is not None else None,
             choices=choices if choices.exists() and not resume else None,
@@ -180,7 +190,7 @@ def _distillation_session(
             place.checkpoint,
             decoding={"max_tokens": _DEFAULT_MAX_TOKENS},
             device=resources.config.device,
-            checkpoint_every=_NEVER,
+            checkpoint_every=0,  # the worker saves by time
             note=f"trained by job {job.id}",
             **settings,
         ),
@@ -229,10 +239,23 @@ def _fetch_on(job: ClaimedJob, path: Path, resources: Resources) -> None:
         shutil.copyfileobj(source, target)
 
 
+def is_trouble(error: Exception) -> bool:
+    """Whether an error is no fault of the job's: of this machine, the store or the catalog.
+
+    Another worker, or this one later, may then go on with the job.
+    """
+    if isinstance(error, OSError | InsufficientStorage | Unavailable):
+        return True
+    return type(error) is PolyprefixError and isinstance(error.__cause__, OSError)
+
+
 def failure(error: Exception, place: Workplace) -> tuple[str, str, str | None]:
     """Code, message and parameter that tell a job's owner why it has failed."""
     if isinstance(error, PolyprefixError):
         return error.code, place.told(error.message), error.param
+    if isinstance(error, OSError):
+        reason = errno.errorcode.get(error.errno or 0, "unknown error")
+        return "internal_error", f"a disk of the worker has failed: {reason}", None
     if _is_out_of_memory(error):
         return (
             "out_of_memory",

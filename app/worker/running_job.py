@@ -15,7 +15,7 @@ from app.training.methods.files import write_trained
 from app.training.progress import Outcome, Report
 from app.training.session import Session
 from app.training.trainer import Trainer
-from app.worker.preparation import Workplace, failure, prepare
+from app.worker.preparation import Workplace, is_trouble, prepare
 from app.worker.publication import PublishedResult, publish_result
 from app.worker.reporting import Reporter, write_metrics
 from app.worker.resources import Resources
@@ -47,8 +47,9 @@ class RunningJob:
         self._outcome: Outcome | None = None
         self._published: PublishedResult | None = None
         self._began = self._sent = self._saved = clock()
-        self._saving_s = 0.0
+        self._saving_s, self._saved_step = 0.0, -1
         try:
+            self._place.make()
             prepared = prepare(job, self._place, resources, between)
         except BaseException:
             self._place.remove()
@@ -92,44 +93,31 @@ class RunningJob:
     def save(self, *, if_due: bool = False, jobs: int = 1) -> None:
         """Store a checkpoint, from which any worker can go on.
 
-        With `if_due`, only if the last one is old, for a worker that has so many `jobs`; a full
-        disk is then told, and training goes on.
+        Without effect if this step is saved already; with `if_due`, also if the last one is not old
+        yet, for a worker that has so many `jobs`. If a disk is full, the job's owner is told.
         """
         slow = jobs * self._saving_s / _SAVING_SHARE
         wait = max(self._resources.config.checkpoint_every, slow)
         began = self._clock()
-        if if_due and began - self._saved < wait:
+        if self._saved_step == self.trainer.step or (if_due and began - self._saved < wait):
             return
         try:
-            self.trainer.save()
+            with storage_faults("writing the checkpoint"):
+                self.trainer.save()
             self._resources.claims.save_checkpoint(
                 self.job, self._place.checkpoint, self.trainer.step, self._reporter.metrics
             )
             self._saving_s = self._clock() - began
+            self._saved_step = self.trainer.step
         except InsufficientStorage as error:
-            if not if_due:
-                raise
             text = f"No checkpoint could be saved: {self._place.told(error.message)}"
             self._reporter.say(text, level="warn")
-        except ClaimLost:
-            raise
-        except PolyprefixError as error:
-            if not if_due:
+        except (PolyprefixError, OSError) as error:
+            if not is_trouble(error):
                 raise
             _log.warning("job %s: no checkpoint could be saved: %s", self.job.id, error)
         finally:
             self._saved = self._clock()
-
-    def release(self) -> None:
-        """Give the job back with a checkpoint: because of a pause, or since the worker stops."""
-        try:
-            self.send(at_once=True)
-            self.save()
-        except ClaimLost:
-            raise
-        except PolyprefixError as error:
-            _log.warning("job %s: released without a checkpoint: %s", self.job.id, error)
-        self._resources.claims.release(self.job)
 
     def finish(self, between: Callable[[], None]) -> None:
         """Score what was trained, publish it if it is a prefix, and end the job.
@@ -160,11 +148,6 @@ class RunningJob:
             resources.claims.discard(files)
             raise
         _log.info("job %s has made %s", self.job.id, made or self.job.spec.method)
-
-    def fail(self, error: Exception) -> None:
-        """End the job with an error."""
-        self.send(at_once=True)
-        self._resources.claims.fail(self.job, *failure(error, self._place))
 
     def close(self) -> None:
         """Remove the job's files from this machine."""

@@ -15,7 +15,7 @@ from app.training.progress import Interrupted, Report
 from app.training.trainer import Trainer
 from app.worker.duty_cycle import DutyCycle
 from app.worker.heartbeats import PERIOD_S, Heartbeats
-from app.worker.preparation import Workplace, failure
+from app.worker.preparation import Workplace, failure, is_trouble
 from app.worker.resources import Resources
 from app.worker.running_job import RunningJob
 
@@ -23,6 +23,9 @@ _log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 """Seconds between two looks into the queue."""
+_FIRST_BACK_OFF_S = 2.0
+"""Seconds without new jobs after one could not begin for a reason that is not the job's."""
+_LONGEST_BACK_OFF_S = 30.0
 
 
 class Worker:
@@ -34,6 +37,8 @@ class Worker:
         duty: DutyCycle | None = None,
         *,
         heartbeat_s: float = PERIOD_S,
+        look_s: float = _LOOK_S,
+        first_back_off_s: float = _FIRST_BACK_OFF_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         config, claims = resources.config, resources.claims
@@ -44,7 +49,10 @@ class Worker:
         self._running: list[RunningJob] = []
         self._in_step = False
         self._stopping = threading.Event()
-        self._looked, self._last_job = float("-inf"), clock()
+        self._look_s, self._first_back_off_s = look_s, first_back_off_s
+        self._look_at, self._last_job = float("-inf"), clock()
+        self._troubles = 0
+        self._ends: dict[str, tuple[ClaimedJob, Callable[[], None]]] = {}
         self._catalog_fails = False
 
     @property
@@ -63,6 +71,7 @@ class Worker:
         self._beats.start()
         try:
             while not self._stopping.is_set():
+                self._end_claims()
                 self._take_jobs()
                 if self._running:
                     self._last_job = self._clock()
@@ -70,10 +79,11 @@ class Worker:
                 elif idle_exit is not None and self._clock() - self._last_job > idle_exit:
                     return
                 else:
-                    self._stopping.wait(_LOOK_S / 2)
+                    self._stopping.wait(self._look_s / 2)
+        finally:
             for run in list(self._running):
                 self._give_back(run)
-        finally:
+            self._end_claims()
             self._beats.stop()
 
     # Jobs come and go
@@ -82,9 +92,9 @@ class Worker:
         """Claim jobs for the free places, if the last look is long enough ago."""
         config, now = self._resources.config, self._clock()
         free = config.train_jobs - len(self._running)
-        if free <= 0 or now - self._looked < _LOOK_S:
+        if free <= 0 or now < self._look_at:
             return
-        self._looked = now
+        self._look_at = now + self._look_s
         fingerprint = self._resources.model.spec.fingerprint
         try:
             claimed = self._resources.claims.claim(config.name, fingerprint, free)
@@ -94,13 +104,29 @@ class Worker:
             self._catalog_fails = True
             return
         self._catalog_fails = False
+        if not claimed:
+            return
+        self._last_job = now
         for job in claimed:
             self._beats.add(job)
-        for job in claimed:
-            self._begin(job)
+        begun = [self._begin(job) for job in claimed]
+        if all(begun):
+            self._troubles = 0
+        else:
+            self._back_off()
 
-    def _begin(self, job: ClaimedJob) -> None:
-        """Prepare a job and add it to the group, or fail it."""
+    def _back_off(self) -> None:
+        """Claim nothing for a while, longer each time in a row."""
+        wait = min(self._first_back_off_s * 2.0**self._troubles, _LONGEST_BACK_OFF_S)
+        self._troubles += 1
+        self._look_at = self._clock() + wait
+        _log.warning("no jobs are claimed for %.0f s", wait)
+
+    def _begin(self, job: ClaimedJob) -> bool:
+        """Prepare a job and add it to the group, or fail it.
+
+        False if it goes back to the queue because of the worker or what the worker needs.
+        """
         _log.info("job %s of %s: attempt %d", job.id, job.tenant, job.attempt)
         between = self._between(job)
         try:
@@ -108,47 +134,89 @@ class Worker:
             run = RunningJob(job, self._resources, between)
         except Interrupted:
             self._give_back_unbegun(job)
-        except (ClaimLost, Unavailable) as error:
-            # without its lease renewed, the job goes back to the queue by itself
-            _log.warning("job %s cannot begin now: %s", job.id, error)
-            self._forget(job)
+        except ClaimLost as lost:
+            _log.info("job %s: %s", job.id, lost)
+            self._beats.remove(job)
         except Exception as error:
             self._fail(job, error)
+            return not is_trouble(error)
         else:
             self._running.append(run)
             if not run.is_trained:
                 self._group.add(run.trainer)
+        return True
 
     def _give_back_unbegun(self, job: ClaimedJob) -> None:
         """Obey an order, or the end of the worker, that came while a job was prepared."""
         if self._beats.order(job) in (Order.GO_ON, Order.PAUSE):
-            try:
-                self._resources.claims.release(job)
-            except PolyprefixError as error:
-                _log.warning("job %s cannot be given back: %s", job.id, error)
-        self._forget(job)
-
-    def _fail(self, job: ClaimedJob, error: Exception, run: RunningJob | None = None) -> None:
-        """End a job with an error; the others go on."""
-        if isinstance(error, PolyprefixError):
-            _log.info("job %s has failed: %s", job.id, error)
+            self._end_claim(job, partial(self._resources.claims.release, job))
         else:
-            _log.error("job %s has failed", job.id, exc_info=error)
-        try:
-            if run is not None:
-                run.fail(error)
-            else:
-                place = Workplace(self._resources.folder, job)
-                self._resources.claims.fail(job, *failure(error, place))
-                place.remove()
-        except PolyprefixError as problem:
-            _log.warning("job %s: its failure cannot be told: %s", job.id, problem)
-        self._forget(job, run)
+            self._beats.remove(job)
 
-    def _forget(self, job: ClaimedJob, run: RunningJob | None = None) -> None:
-        self._beats.remove(job)
-        if run is None:
-            return
+    def _fail(self, job: ClaimedJob, error: Exception) -> None:
+        """End a job with an error, or give it back if the error is not its own."""
+        claims = self._resources.claims
+        place = Workplace(self._resources.folder, job)
+        place.remove()
+        code, message, param = failure(error, place)
+        if isinstance(error, Unavailable):
+            _log.warning("job %s is given back: %s", job.id, error)
+            self._end_claim(job, partial(claims.release, job))
+        elif is_trouble(error):
+            _log.warning("job %s is given back: %s", job.id, error)
+            self._end_claim(job, partial(claims.release_in_trouble, job, code, message))
+        else:
+            if isinstance(error, PolyprefixError):
+                _log.info("job %s has failed: %s", job.id, error)
+            else:
+                _log.error("job %s has failed", job.id, exc_info=error)
+            self._end_claim(job, partial(claims.fail, job, code, message, param))
+
+    def _fail_running(self, run: RunningJob, error: Exception) -> None:
+        """As `_fail`, of a job that has begun; the others go on."""
+        self._leave(run, save=is_trouble(error))
+        self._fail(run.job, error)
+
+    def _give_back(self, run: RunningJob) -> None:
+        self._leave(run, save=True)
+        _log.info("job %s is given back after step %d", run.job.id, run.trainer.step)
+        self._end_claim(run.job, partial(self._resources.claims.release, run.job))
+
+    def _leave(self, run: RunningJob, *, save: bool) -> None:
+        """Tell and save the state of a job, as far as that is possible, and drop it."""
+        try:
+            run.send(at_once=True)
+            if save:
+                run.save()
+        except ClaimLost as lost:
+            _log.info("job %s: %s", run.job.id, lost)
+        except Exception as error:
+            _log.warning("job %s is left without a checkpoint: %r", run.job.id, error)
+        self._drop(run)
+
+    def _end_claim(self, job: ClaimedJob, end: Callable[[], None]) -> None:
+        """End the claim on a job; its lease is kept until the catalog has taken the end."""
+        self._ends[job.id] = job, end
+        self._end_claims()
+
+    def _end_claims(self) -> None:
+        for job, end in list(self._ends.values()):
+            try:
+                end()
+            except ClaimLost as lost:
+                _log.info("job %s: %s", job.id, lost)
+            except PolyprefixError as error:
+                _log.warning("job %s: its end here cannot be told yet: %s", job.id, error)
+                continue
+            del self._ends[job.id]
+            self._beats.remove(job)
+
+    def _forget(self, run: RunningJob) -> None:
+        """The job is over, or another's."""
+        self._beats.remove(run.job)
+        self._drop(run)
+
+    def _drop(self, run: RunningJob) -> None:
         self._leave_group(run)
         self._running.remove(run)
         run.close()
@@ -156,15 +224,6 @@ class Worker:
     def _leave_group(self, run: RunningJob) -> None:
         if run.trainer in self._group.members:
             self._group.remove(run.trainer)
-
-    def _give_back(self, run: RunningJob) -> None:
-        try:
-            run.release()
-        except PolyprefixError as error:
-            _log.warning("job %s cannot be given back: %s", run.job.id, error)
-        else:
-            _log.info("job %s is given back after step %d", run.job.id, run.trainer.step)
-        self._forget(run.job, run)
 
     def _between(self, job: ClaimedJob) -> Callable[[], None]:
         """What is called now and then in long work for a job: pauses, and obeys orders.
@@ -203,7 +262,7 @@ class Worker:
         for trainer, done in outcomes:
             run = by_trainer[trainer]
             if isinstance(done, Exception):
-                self._fail(run.job, done, run)
+                self._fail_running(run, done)
             else:
                 run.note(done)
         for run in list(self._running):
@@ -246,16 +305,16 @@ class Worker:
                 run.save(if_due=True, jobs=len(self._running))
         except ClaimLost as lost:
             _log.info("job %s: %s", run.job.id, lost)
-            self._forget(run.job, run)
+            self._forget(run)
         except Exception as error:
-            self._fail(run.job, error, run)
+            self._fail_running(run, error)
 
     def _obey(self, run: RunningJob) -> bool:
         """Obey the last order for a job; whether it has left the worker."""
         order = self._beats.order(run.job)
         if order in (Order.CANCEL, Order.LOST):
             _log.info("job %s ends here: %s", run.job.id, order.value)
-            self._forget(run.job, run)
+            self._forget(run)
         elif order is Order.PAUSE:
             self._give_back(run)
         return order is not Order.GO_ON
@@ -271,4 +330,4 @@ class Worker:
             _log.warning("job %s cannot be finished yet: %s", run.job.id, error)
             self._stopping.wait(_LOOK_S)
             return
-        self._forget(run.job, run)
+        self._forget(run)

@@ -109,7 +109,7 @@ class Workshop:
         )
         return self.jobs.create(TENANT, spec).id
 
-    def worker(self, name: str = "one", **config: Any) -> Worker:
+    def worker(self, name: str = "one", *, first_back_off_s: float = 0.01, **config: Any) -> Worker:
         """A worker, not started yet."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ class Workshop:
             folder,
         )
         self.resources.append(resources)
-        return Worker(resources, heartbeat_s=0.05)
+        return Worker(resources, heartbeat_s=0.05, look_s=0.1, first_back_off_s=first_back_off_s)
 
     @contextmanager
     def working(self, worker: Worker) -> Iterator[threading.Thread]:
