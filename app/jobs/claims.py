@@ -70,7 +70,8 @@ class JobClaims:
         Also puts back into the queue what lost workers have held. `worker` is a name of at most 64
         characters, for events and logs.
         """
-        if not self.look(worker, base_fingerprint):
+        self.announce(worker, base_fingerprint)
+        if not self.look(base_fingerprint):
             return []
         with self._catalog.write() as (connection, epoch):
             note(connection, epoch, ChangeKind.TRAINING, "")
@@ -85,17 +86,21 @@ class JobClaims:
             }
         return [job for row in chosen if (job := taken[row.id]) is not None]
 
-    def look(self, worker: str, base_fingerprint: str) -> bool:
-        """Whether `claim` may find a job now; the worker counts as one that asks for jobs."""
+    def announce(self, worker: str, base_fingerprint: str) -> None:
+        """Notes that the worker takes jobs for this base model, unless it was noted just now."""
+        with self._catalog.read() as connection:
+            now = now_of(connection, self._clock)
+            if workers.is_known(connection, worker, base_fingerprint, now):
+                return
+        with self._catalog.append() as connection:
+            workers.note_seen(connection, worker, base_fingerprint, now)
+
+    def look(self, base_fingerprint: str) -> bool:
+        """Whether `claim` may find a job now."""
         self.expire()
         with self._catalog.read() as connection:
             now = now_of(connection, self._clock)
-            is_known = workers.is_known(connection, worker, base_fingerprint, now)
-            has_work = bool(queue.choose(connection, base_fingerprint, 1, now))
-        if not is_known:
-            with self._catalog.append() as connection:
-                workers.note_seen(connection, worker, base_fingerprint, now)
-        return has_work
+            return bool(queue.choose(connection, base_fingerprint, 1, now))
 
     def expire(self) -> int:
         """Ends the leases that have run out; how many. Their jobs are queued again.

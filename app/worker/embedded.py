@@ -30,6 +30,8 @@ class EmbeddedWorker:
     `command` starts a process that reads a `WorkerConfig` from its standard input and ends when
     that is closed, so it never outlives this process. `has_work` tells whether a job waits, `rows`
     how many rows the server has, and `obstacle` why no process can be started now (None: it can).
+    `announce` is called now and then as long as a process can be started: users are not told then
+    that there is no worker.
     """
 
     def __init__(
@@ -40,11 +42,13 @@ class EmbeddedWorker:
         has_work: Callable[[], bool],
         rows: Callable[[], int],
         obstacle: Callable[[], str | None] = lambda: None,
+        announce: Callable[[], None] = lambda: None,
         look_s: float = _LOOK_S,
         first_back_off_s: float = 1.0,
     ) -> None:
         self._command, self._config = tuple(command), config
         self._has_work, self._rows, self._obstacle = has_work, rows, obstacle
+        self._announce = announce
         self._look_s, self._first_back_off_s = look_s, first_back_off_s
         self._process: subprocess.Popen[str] | None = None
         self._signal = LoadSignal.create()
@@ -84,9 +88,11 @@ class EmbeddedWorker:
 
     def _is_wanted(self) -> bool:
         try:
+            obstacle = self._obstacle()
+            if obstacle is None:
+                self._announce()
             if not self._has_work():
                 return False
-            obstacle = self._obstacle()
         except PolyprefixError as error:
             obstacle = str(error)
         if obstacle is not None and obstacle != self._told:

@@ -45,7 +45,8 @@ def embedded_worker(
     return EmbeddedWorker(
         _COMMAND,
         config,
-        has_work=partial(claims.look, config.name, model.spec.fingerprint),
+        has_work=partial(claims.look, model.spec.fingerprint),
         rows=rows,
         obstacle=partial(memory_obstacle, model) if checked else lambda: None,
+        announce=partial(claims.announce, config.name, model.spec.fingerprint),
     )

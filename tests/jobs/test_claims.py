@@ -484,6 +484,8 @@ def test_a_deleted_tenants_jobs_are_lost(workshop: Workshop) -> None:
 def test_without_a_worker_an_event_says_so(workshop: Workshop) -> None:
     alone = workshop.job("acme")
     assert "No worker" in workshop.messages(alone)[-1]
+    assert workshop.claims.look(FINGERPRINT)
+    assert "No worker" in workshop.messages(workshop.job("acme"))[-1]
     claim(workshop)
     assert "No worker" not in workshop.messages(workshop.job("acme"))[-1]
     workshop.clock.now += 3600
