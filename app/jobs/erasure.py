@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, delete, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, or_, select, update
 
 from app.db.change_log import ChangeKind, note
 from app.db.database import Actor, Database
@@ -20,6 +20,7 @@ from app.errors import InvalidRequest, PolyprefixError
 from app.jobs import checkpoints, events
 from app.jobs.rows import is_behind, needs_file
 from app.jobs.types import JobStatus
+from app.jobs.workers import OPEN_STATUSES
 from app.registry import versions
 from app.registry.storage import contents
 from app.registry.storage.contents import Content
@@ -29,6 +30,8 @@ from app.registry.storage.store import ObjectStore
 MAX_USER = 512
 _BATCH = 64
 """Prefixes, files and jobs of one transaction."""
+_LOCKED = 500
+"""Rows of jobs that one statement locks."""
 _WAIT_S = 10.0
 
 
@@ -78,11 +81,7 @@ class UserErasure:
         erased = Erasure()
         while self._has_rows(tenant, user):
             with self._catalog.write(actor) as (connection, epoch):
-                batch = _Batch(connection, epoch, tenant, user, int(self._clock()), erased)
-                batch.forget_jobs()
-                batch.forget_files()
-                batch.forget_prefixes()
-                batch.begin_removals()
+                _Batch(connection, epoch, tenant, user, int(self._clock()), erased).forget()
         return erased
 
     def remove(self, erased: Erasure) -> int:
@@ -123,41 +122,73 @@ class _Batch:
     erased: Erasure
     _going: list[tuple[str, str]] = field(default_factory=list)
 
-    def forget_jobs(self) -> None:
-        """The jobs with their events and checkpoints; a worker that has one loses it."""
-        for row in self._rows(training_jobs):
-            self._note(ChangeKind.TRAINING, row.public_id)
-            held = select(job_checkpoints.c.owner, job_checkpoints.c.digest).where(
-                job_checkpoints.c.job_id == row.id, job_checkpoints.c.digest.is_not(None)
-            )
-            self._going += [(each.owner, each.digest) for each in self.connection.execute(held)]
-            self.connection.execute(delete(training_jobs).where(training_jobs.c.id == row.id))
-            self.erased.training_jobs.append(row.public_id)
+    def forget(self) -> None:
+        """Finds what goes, locks the jobs among it, and only then changes something."""
+        own, files = self._rows(training_jobs), self._rows(training_files)
+        named = self._rows(prefixes)
+        needing = self._jobs_on(files) | self._jobs_behind(named)
+        self._lock({job.id for job in own} | set(needing))
+        for job in own:
+            self._forget_job(job)
+        for job, reason in needing.values():
+            self._cancel(job, reason)
+        for file in files:
+            self._forget_file(file)
+        for prefix in named:
+            self._forget_prefix(prefix)
+        self._begin_removals()
 
-    def forget_files(self) -> None:
-        """The files; open jobs of others that need them are cancelled."""
-        for row in self._rows(training_files):
-            self._note(ChangeKind.TRAINING, row.public_id)
-            for job in self._others_jobs(needs_file(self.tenant, row.public_id)):
-                use = "training" if job.training_file == row.public_id else "validation"
-                self._cancel(job, f"The {use} file was erased.")
-            self._going.append((row.owner, row.digest))
-            self.connection.execute(delete(training_files).where(training_files.c.id == row.id))
-            self.erased.training_files.append(row.public_id)
+    def _jobs_on(self, files: Sequence[Any]) -> dict[int, tuple[Any, str]]:
+        """Open jobs of others that need the files, and why they end, by the numbers of rows."""
+        found = {}
+        for file in files:
+            for job in self._others_jobs(needs_file(self.tenant, file.public_id)):
+                use = "training" if job.training_file == file.public_id else "validation"
+                found[job.id] = job, f"The {use} file was erased."
+        return found
 
-    def forget_prefixes(self) -> None:
-        """The prefixes with their versions, aliases and publications; open jobs of others behind
-        them are cancelled."""
-        for row in self._rows(prefixes):
-            self._note(ChangeKind.PREFIX, row.name)
-            for job in self._others_jobs(is_behind(self.tenant, row)):
-                self._cancel(job, "The prefix behind which the job is trained was erased.")
-            gone = versions.delete_prefix(self.connection, self.tenant, row.id)
-            self._going += gone
-            self.erased.versions += len(gone)
-            self.erased.prefixes.append(row.name)
+    def _jobs_behind(self, named: Sequence[Any]) -> dict[int, tuple[Any, str]]:
+        """As `_jobs_on`, for jobs that are trained behind the prefixes."""
+        reason = "The prefix behind which the job is trained was erased."
+        return {
+            job.id: (job, reason)
+            for prefix in named
+            for job in self._others_jobs(is_behind(self.tenant, prefix))
+        }
 
-    def begin_removals(self) -> None:
+    def _lock(self, numbers: set[int]) -> None:
+        """Locks rows of jobs in the order in which all transactions do; no worker changes them."""
+        ordered = sorted(numbers)
+        for start in range(0, len(ordered), _LOCKED):
+            part = training_jobs.c.id.in_(ordered[start : start + _LOCKED])
+            query = select(training_jobs.c.id).where(part).order_by(training_jobs.c.id)
+            self.connection.execute(query.with_for_update())
+
+    def _forget_job(self, job: Any) -> None:
+        """A job with its events and checkpoints; a worker that has it loses it."""
+        self._note(ChangeKind.TRAINING, job.public_id)
+        held = select(job_checkpoints.c.owner, job_checkpoints.c.digest).where(
+            job_checkpoints.c.job_id == job.id, job_checkpoints.c.digest.is_not(None)
+        )
+        self._going += [(each.owner, each.digest) for each in self.connection.execute(held)]
+        self.connection.execute(delete(training_jobs).where(training_jobs.c.id == job.id))
+        self.erased.training_jobs.append(job.public_id)
+
+    def _forget_file(self, file: Any) -> None:
+        self._note(ChangeKind.TRAINING, file.public_id)
+        self._going.append((file.owner, file.digest))
+        self.connection.execute(delete(training_files).where(training_files.c.id == file.id))
+        self.erased.training_files.append(file.public_id)
+
+    def _forget_prefix(self, prefix: Any) -> None:
+        """A prefix with its versions, aliases and publications."""
+        self._note(ChangeKind.PREFIX, prefix.name)
+        gone = versions.delete_prefix(self.connection, self.tenant, prefix.id)
+        self._going += gone
+        self.erased.versions += len(gone)
+        self.erased.prefixes.append(prefix.name)
+
+    def _begin_removals(self) -> None:
         """Contents that nothing needs any more lose their grace."""
         for owner, digest in dict.fromkeys(self._going):
             content = contents.begin_erasure(self.connection, owner, digest, self.now)
@@ -168,7 +199,7 @@ class _Batch:
                 note(self.connection, self.epoch, ChangeKind.ERASURE, owner, digest)
 
     def _others_jobs(self, which: ColumnElement[bool]) -> Sequence[Any]:
-        """Those jobs without the user's, which are left to `forget_jobs`."""
+        """Those jobs without the user's, which are not cancelled but forgotten."""
         others = or_(
             training_jobs.c.user.is_(None),
             training_jobs.c.user != self.user,
@@ -178,14 +209,16 @@ class _Batch:
         return self.connection.execute(query).all()
 
     def _cancel(self, job: Any, reason: str) -> None:
-        note(self.connection, self.epoch, ChangeKind.TRAINING, job.tenant_id, job.public_id)
+        """Ends a job unless it has ended before it was locked."""
         values = {
             "status": JobStatus.CANCELLED.value,
             "finished_at": self.now,
             "estimated_finish": None,
         }
-        same = training_jobs.c.id == job.id
-        self.connection.execute(update(training_jobs).where(same).values(values))
+        still = and_(training_jobs.c.id == job.id, training_jobs.c.status.in_(OPEN_STATUSES))
+        if not self.connection.execute(update(training_jobs).where(still).values(values)).rowcount:
+            return
+        note(self.connection, self.epoch, ChangeKind.TRAINING, job.tenant_id, job.public_id)
         events.tell(self.connection, job.id, reason, self.now)
         for owner, digest in checkpoints.release(self.connection, job.id):
             content = contents.begin_erasure(self.connection, owner, digest, self.now)

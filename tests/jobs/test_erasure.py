@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import ColumnElement, Connection, event, select, text, update
 
-from app.db.schema import metadata
+from app.db.schema import metadata, training_jobs
 from app.errors import Conflict, InvalidRequest, NotFound, PrefixNotFound
 from app.jobs.checking import check_file
 from app.jobs.erasure import Erasure, UserErasure
@@ -274,6 +276,54 @@ def test_a_users_own_jobs_are_forgotten_and_not_cancelled_however_many(
     own = [workshop.job("acme", file, user="ann").id for _ in range(70)]
     erased, _ = erase(erasure, "acme", "ann")
     assert (erased.training_jobs, erased.cancelled) == (own, [])
+
+
+@pytest.fixture
+def blocked(
+    workshop: Workshop, erasure: UserErasure
+) -> Iterator[Callable[[Connection], Future[Erasure]]]:
+    """Begins to erase ann, and waits until that waits for a lock of the given transaction."""
+    if workshop.catalog.engine.dialect.name != "postgresql":
+        pytest.skip("SQLite has one writer at a time")
+    with ThreadPoolExecutor(1) as pool:
+
+        def begin(connection: Connection) -> Future[Erasure]:
+            erased = pool.submit(erasure.forget, "acme", "ann")
+            waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            deadline = time.monotonic() + 10
+            while not connection.scalar(waiting):
+                assert time.monotonic() < deadline, "it waits for nothing"
+                time.sleep(0.01)
+            return erased
+
+        yield begin
+
+
+def of_job(job: Job) -> ColumnElement[bool]:
+    return training_jobs.c.public_id == job.id
+
+
+def test_jobs_are_locked_in_the_order_of_their_making(
+    workshop: Workshop, blocked: Callable[[Connection], Future[Erasure]]
+) -> None:
+    file = upload(workshop, "acme", "ann")
+    others, own = workshop.job("acme", file), workshop.job("acme", file, user="ann")
+    with workshop.catalog.engine.begin() as worker:  # as a heartbeat of a worker that has both
+        worker.execute(select(training_jobs).where(of_job(others)).with_for_update())
+        erased = blocked(worker)
+        worker.execute(select(training_jobs).where(of_job(own)).with_for_update(nowait=True))
+    assert (erased.result().training_jobs, erased.result().cancelled) == ([own.id], [others.id])
+
+
+def test_a_job_that_ends_while_its_file_is_erased_is_not_cancelled(
+    workshop: Workshop, blocked: Callable[[Connection], Future[Erasure]]
+) -> None:
+    job = workshop.job("acme", upload(workshop, "acme", "ann"))
+    with workshop.catalog.engine.begin() as worker:
+        worker.execute(update(training_jobs).where(of_job(job)).values(status="succeeded"))
+        erased = blocked(worker)
+    assert erased.result().cancelled == []
+    assert workshop.jobs.get("acme", job.id).status is JobStatus.SUCCEEDED
 
 
 def test_jobs_of_others_that_have_ended_stay_as_they_are(
