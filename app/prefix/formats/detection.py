@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,10 @@ class ImportTarget:
 
 def is_importable(names: Iterable[str]) -> bool:
     """Whether tensors of these names may belong to a checkpoint that can be imported."""
-    return any(
+    found = set(names)
+    return _is_tgis(found) or any(
         name == peft.TENSOR or "control_trans" in name or "prefix_tunings." in name
-        for name in names
+        for name in found
     )
 
 
@@ -133,5 +134,5 @@ def _no_config(whose: str, reader: Reader) -> InvalidPrefix:
     )
 
 
-def _is_tgis(tensors: Tensors) -> bool:
-    return bool(tensors) and set(tensors) <= prompt_tuning.TGIS_NAMES
+def _is_tgis(names: Collection[str]) -> bool:
+    return bool(names) and set(names) <= prompt_tuning.TGIS_NAMES

@@ -225,6 +225,9 @@ def test_prompt_tuning_needs_the_servers_base_model(
     version = json.loads(ran.stdout)
     assert (version["length"], version["position_offset"], version["verified"]) == (3, 3, True)
     assert version["base_fingerprint"] == tiny_gpt2.spec.fingerprint
+    save_file({"decoder": embeddings}, tmp_path / "prompt.safetensors")
+    again = push(tmp_path / "prompt.safetensors", server.url, "--json", "--model", tiny_gpt2_folder)
+    assert json.loads(again.stdout)["digest"] == version["digest"]
     assert "fingerprint" in push(tmp_path, server.url, "--model", "demo-gpt2").stderr
     (tmp_path / "encoder.pt").write_bytes((tmp_path / "decoder.pt").read_bytes())
     assert "encoder-decoder" in push(tmp_path, server.url).stderr
