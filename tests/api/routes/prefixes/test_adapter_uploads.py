@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Iterator
 
 import httpx
@@ -225,6 +227,28 @@ def test_prompt_tuning_is_read_by_the_base_model_and_counted(
     torch.testing.assert_close(made["decoder.keys"], expected.keys)
     torch.testing.assert_close(made["decoder.values"], expected.values)
     assert tokens_in(client) == before + 3
+
+
+def test_the_base_model_reads_prompt_tuning_outside_the_event_loop(
+    server: RunningServer, tiny_gpt2: FrozenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    embeddings = tiny_gpt2.hf.get_input_embeddings()
+
+    def noted() -> torch.nn.Module:
+        threads.append(threading.get_ident())
+        return embeddings
+
+    async def of_loop() -> int:
+        return threading.get_ident()
+
+    monkeypatch.setattr(tiny_gpt2.hf, "get_input_embeddings", noted)
+    body = save({"prompt_embeddings": torch.zeros(3, 32)})
+    reply = server.push(NAME, body, **{"x-adapter-config": json.dumps(PROMPT)})
+    assert reply.status_code == 201
+    loop = asyncio.run_coroutine_threadsafe(of_loop(), server.loop).result(10)
+    assert threads
+    assert loop not in threads
 
 
 @pytest.mark.parametrize(
