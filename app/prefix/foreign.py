@@ -35,7 +35,10 @@ _TAKEN = {
 }
 _MODEL = "a base model is served with `polyprefix serve --model FOLDER`"
 _UNPACK = "unpack it and send the file that is in it"
-_PICKLE = "a server never reads pickles, since they can run code; save its tensors as safetensors"
+_PICKLE = (
+    "a server never reads pickles, since they can run code; save its tensors as safetensors, or "
+    "give it to `polyprefix prefix push`"
+)
 _CONVERT = (
     "push its folder with `polyprefix prefix push`, or upload its tensors with its config, in "
     "one line, as the header x-adapter-config"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidPrefix
-from app.prefix.foreign import Reader, adapter_look, names_look
+from app.prefix.foreign import START_BYTES, Reader, adapter_look, looks_like, names_look
 from app.prefix.formats import adapterhub, authors, peft, prompt_tuning
 from app.prefix.formats.prompt_tuning import RunEmbeddings
 from app.prefix.formats.tensors import Tensors, read_tensors
@@ -58,7 +58,15 @@ def read_upload(path: Path, config: str, limit: int) -> ForeignCheckpoint:
     """
     fields = peft.parse_config(config)
     check_config(fields, Reader.SERVER)
-    checkpoint = ForeignCheckpoint(read_tensors(path, limit), fields, Reader.SERVER)
+    try:
+        tensors = read_tensors(path, limit)
+    except InvalidPrefix as error:
+        with path.open("rb") as file:
+            look = looks_like(file.read(START_BYTES))
+        if look is None:
+            raise
+        raise InvalidPrefix(f"{error.message}. {look}") from error
+    checkpoint = ForeignCheckpoint(tensors, fields, Reader.SERVER)
     check_importable(checkpoint)
     return checkpoint
 

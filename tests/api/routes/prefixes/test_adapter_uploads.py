@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import threading
 from collections.abc import Iterator
@@ -178,6 +179,20 @@ def test_checkpoints_of_other_libraries_become_the_prefixes_that_they_are(
     body = reply.json()
     assert body["digest"] == expected.digest
     assert (body["position_offset"], body["provenance"]["imported_from"]) == (offset, origin)
+
+
+def test_a_pickle_is_named_with_the_command_that_reads_it(
+    client: httpx.Client, server: RunningServer
+) -> None:
+    pickled = io.BytesIO()
+    torch.save({"prompt_embeddings": torch.zeros(3, 128)}, pickled)
+    config = json.dumps({"peft_type": "PREFIX_TUNING"})
+    reply = server.push(NAME, pickled.getvalue(), **{"x-adapter-config": config})
+    assert reply.status_code == 422
+    message = error_of(reply)["message"]
+    assert "a pickle, as torch.save writes it" in message
+    assert "`polyprefix prefix push`" in message
+    assert client.get(URL).status_code == 404
 
 
 def test_a_checkpoint_may_be_larger_than_a_prefix_by_its_mlp(
