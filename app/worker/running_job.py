@@ -47,7 +47,7 @@ class RunningJob:
         self._outcome: Outcome | None = None
         self._published: PublishedResult | None = None
         self._began = self._sent = self._saved = clock()
-        self._saving_s, self._saved_step = 0.0, -1
+        self._saving_s = 0.0
         try:
             self._place.make()
             prepared = prepare(job, self._place, resources, between)
@@ -56,6 +56,8 @@ class RunningJob:
             raise
         self._session = prepared.session
         self.trainer: Trainer = self._session.trainer
+        # a trainer that has steps has them from the job's checkpoint
+        self._saved_step = self.trainer.step or -1
         self._reporter = Reporter(self.trainer.recipe.lr or 0.0, self.trainer.tokens)
         warnings = [] if prepared.warning is None else [prepared.warning]
         for sentence in [*warnings, *self._session.advice()]:

@@ -71,7 +71,8 @@ class Worker:
         self._beats.start()
         try:
             while not self._stopping.is_set():
-                self._end_claims()
+                if self._ends and self._clock() >= self._look_at:
+                    self._end_claims()
                 self._take_jobs()
                 if self._running:
                     self._last_job = self._clock()
@@ -92,7 +93,7 @@ class Worker:
         """Claim jobs for the free places, if the last look is long enough ago."""
         config, now = self._resources.config, self._clock()
         free = config.train_jobs - len(self._running)
-        if free <= 0 or now < self._look_at:
+        if free <= 0 or self._ends or now < self._look_at:
             return
         self._look_at = now + self._look_s
         fingerprint = self._resources.model.spec.fingerprint
@@ -110,13 +111,11 @@ class Worker:
         for job in claimed:
             self._beats.add(job)
         begun = [self._begin(job) for job in claimed]
-        if all(begun):
-            self._troubles = 0
-        else:
+        if not all(begun):
             self._back_off()
 
     def _back_off(self) -> None:
-        """Claim nothing for a while, longer each time in a row."""
+        """Claim nothing for a while, longer each time until a job succeeds."""
         wait = min(self._first_back_off_s * 2.0**self._troubles, _LONGEST_BACK_OFF_S)
         self._troubles += 1
         self._look_at = self._clock() + wait
@@ -176,6 +175,8 @@ class Worker:
         """As `_fail`, of a job that has begun; the others go on."""
         self._leave(run, save=is_trouble(error))
         self._fail(run.job, error)
+        if is_trouble(error):
+            self._back_off()
 
     def _give_back(self, run: RunningJob) -> None:
         self._leave(run, save=True)
@@ -207,6 +208,7 @@ class Worker:
                 _log.info("job %s: %s", job.id, lost)
             except PolyprefixError as error:
                 _log.warning("job %s: its end here cannot be told yet: %s", job.id, error)
+                self._look_at = max(self._look_at, self._clock() + self._look_s)
                 continue
             del self._ends[job.id]
             self._beats.remove(job)
@@ -330,4 +332,5 @@ class Worker:
             _log.warning("job %s cannot be finished yet: %s", run.job.id, error)
             self._stopping.wait(_LOOK_S)
             return
+        self._troubles = 0
         self._forget(run)

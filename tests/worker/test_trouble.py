@@ -136,6 +136,18 @@ def test_a_disk_that_is_full_when_a_prefix_is_published_moves_the_job(
     assert [text for text in warnings(workshop, job_id) if "gave the job back: no space" in text]
 
 
+def test_a_trained_job_that_no_worker_can_publish_fails_in_the_end(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = workshop.create()
+    error = InsufficientStorage("no space")
+    calls = failing(monkeypatch, workshop.registry, "stage", error, 1000)
+    (job,) = workshop.run(job_id)
+    assert job.status is JobStatus.FAILED
+    assert (job.error.code if job.error else None) == "insufficient_storage"
+    assert len(calls) == MAX_LOSSES
+
+
 def test_a_worker_that_ends_by_an_error_gives_its_jobs_back(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
