@@ -19,9 +19,10 @@ from app.api.schemas.training import (
 )
 from app.errors import BaseModelMismatch, InvalidRequest, PolyprefixError, PrefixNotFound
 from app.jobs.erasure import check_user
-from app.jobs.types import JobSpec, TrainingFile
+from app.jobs.types import TEXT, JobSpec, TrainingFile
 from app.model.frozen import FrozenModel
 from app.prefix.reference import check_alias
+from app.training.groups.limits import RunLimits
 from app.training.initial import complete_recipe
 from app.training.recipe import Recipe
 
@@ -35,12 +36,13 @@ _MULTIPLIER = "learning_rate_multiplier"
 class JobReader:
     """Makes specs of bodies, for one base model; `selector` finds the prefixes that they name.
 
-    `max_length` bounds the positions of a prefix here.
+    `max_length` bounds the positions of a prefix here, `limits` what else a job may take.
     """
 
     model: FrozenModel
     selector: PrefixSelector
     max_length: int
+    limits: RunLimits = RunLimits()
 
     def check_model(self, body: JobBody) -> None:
         """InvalidRequest unless the body names the base model, which alone is trained on."""
@@ -74,10 +76,16 @@ class JobReader:
         owner = "" if found.tenant == tenant else f"{found.tenant}/"
         return f"{owner}{found.name}@{found.digest}"
 
-    def make_spec(self, body: JobBody, on: str | None, file: TrainingFile) -> JobSpec:
+    def make_spec(
+        self,
+        body: JobBody,
+        on: str | None,
+        file: TrainingFile,
+        validation: TrainingFile | None = None,
+    ) -> JobSpec:
         """What the job is to do; InvalidRequest names the setting that cannot be.
 
-        The settings are completed for this base model and the file's pairs once, to see that they
+        The settings are completed for this base model and the files' pairs once, to see that they
         can be; the job keeps what was asked.
         """
         if body.alias is not None:
@@ -112,7 +120,7 @@ class JobReader:
             suffix=body.suffix or f"ft-{secrets.token_hex(4)}",
             training_file=body.training_file,
             validation_file=body.validation_file,
-            hyperparameters=self._hyperparameters(name, settings, seed, file),
+            hyperparameters=self._hyperparameters(name, settings, seed, file, validation),
             asked={name: value for name, value in asked.items() if value not in (None, _AUTO)},
             seed=seed,
             on=on,
@@ -122,7 +130,12 @@ class JobReader:
         )
 
     def _hyperparameters(
-        self, method: str, settings: StrictBody, seed: int, file: TrainingFile
+        self,
+        method: str,
+        settings: StrictBody,
+        seed: int,
+        file: TrainingFile,
+        validation: TrainingFile | None,
     ) -> dict[str, Any]:
         """The settings that were given, as the recipe of the method calls them."""
         given = settings.model_dump(exclude_unset=True)
@@ -131,10 +144,13 @@ class JobReader:
         named = {_RENAMED.get(name, name): value for name, value in given.items()}
         self._check_length(named.get("length"))
         if not isinstance(settings, Hyperparameters):
+            self._check_distillation(named, file)
             return named
         recipe = replace(Recipe(method=method, seed=seed), **_as_recipe(named))
+        pairs, held_out = max(1, file.pairs), 0 if validation is None else validation.pairs
         try:
-            complete = complete_recipe(self.model, recipe, max(1, file.pairs))
+            complete = complete_recipe(self.model, recipe, pairs)
+            self.limits.apply(self.model, complete, pairs, held_out)
         except PolyprefixError as error:
             where = "method" if isinstance(settings, PrefixHyperparameters) else "hyperparameters"
             raise InvalidRequest(error.message, param=where) from error
@@ -143,6 +159,15 @@ class JobReader:
                 raise InvalidRequest(f"give lr or {_MULTIPLIER}, not both", param="method")
             named["lr"] = (complete.lr or 0.0) * multiplier
         return named
+
+    def _check_distillation(self, named: dict[str, Any], file: TrainingFile) -> None:
+        try:
+            self.limits.check_step(Recipe(batch_size=named.get("batch_size")))
+            self.limits.count_exchanges(named.get("exchanges", 0), 0, 1)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, param="method") from error
+        if file.purpose == TEXT:
+            self.limits.check_text(file.nbytes)
 
     def _check_length(self, length: int | None) -> None:
         if length is not None and length > self.max_length:

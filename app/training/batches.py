@@ -9,12 +9,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TypeVar
 
 import torch
 
-from app.evaluation.text_pairs import TokenPair
+from app.datasets.example import Example
+from app.errors import InvalidRequest
+from app.evaluation.text_pairs import TokenPair, source_pairs, token_pairs
+from app.model.frozen import FrozenModel
 from app.model.packed import padded_rows
 from app.model.sequences.packed_tokens import PackedTokens, pack_tokens
+
+Item = TypeVar("Item")
 
 IGNORED = -100
 """The label of a token that does not count."""
@@ -34,6 +40,39 @@ class Batch:
     keep: torch.Tensor
     labels: torch.Tensor
     sources: PackedTokens | None = None
+
+
+def pairs_behind(
+    model: FrozenModel,
+    examples: Sequence[Example],
+    template: str,
+    *,
+    offset: int,
+    source_room: int | None,
+    source: str,
+) -> list[TokenPair]:
+    """The pairs of examples as tokens, behind prefixes of `offset` positions.
+
+    `source_room` is how many tokens of an input an encoder reads; None without an encoder.
+    InvalidRequest names `source` and the line of an example that does not fit.
+    """
+    room = model.spec.context_limit - offset
+    if room < 2:
+        raise InvalidRequest(
+            f"prefixes of {offset} positions leave no room for text in a model with"
+            f" {model.spec.context_limit} positions"
+        )
+    if source_room is None:
+        return token_pairs(examples, model.text, template, room=room, source=source)
+    return source_pairs(
+        examples,
+        model.text,
+        template,
+        source_room=source_room,
+        target_room=room,
+        first=model.generation.frame.forced_first,
+        source=source,
+    )
 
 
 class Batches:
@@ -68,9 +107,9 @@ class Batches:
         return batches
 
 
-def sample(pairs: Sequence[TokenPair], size: int, seed: int) -> list[TokenPair]:
-    """Up to `size` random pairs; the same seed gives the same pairs."""
-    return random.Random(f"{seed}:sample").sample(list(pairs), min(size, len(pairs)))
+def sample(items: Sequence[Item], size: int, seed: int) -> list[Item]:
+    """Up to `size` random items, pairs for example; the same seed gives the same ones."""
+    return random.Random(f"{seed}:sample").sample(list(items), min(size, len(items)))
 
 
 def by_length(pair: TokenPair) -> tuple[int, ...]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.datasets.example import Example
 from app.evaluation.text_pairs import TokenPair
+from app.model.text import Text
+
+_log = logging.getLogger(__name__)
 
 FEW_PAIRS = 50
 """With fewer pairs, a prefix learns little beyond the form of the answers (Li & Liang 2021, §6.3,
@@ -100,3 +104,13 @@ def _cut_answers(pairs: Sequence[TokenPair], decoding: Mapping[str, Any]) -> str
         f"{len(long)} of {len(pairs)} targets are longer than the prefix's answers, which end after"
         f" {most} tokens (max_tokens); the longest target has {max(long)}."
     )
+
+
+def warn_of_specials(text: Text, template: str) -> None:
+    """Log what looks like a special token in a template and is none of the tokenizer."""
+    for part in text.unknown_specials(template):
+        _log.warning(
+            "the template's %s is not a special token of this tokenizer, so the model reads it"
+            " letter by letter",
+            part,
+        )

@@ -45,6 +45,11 @@ def words_token_ids(model: FrozenModel, words: str, length: int) -> list[int]:
     return list(islice(cycle(token_ids), length or len(token_ids)))
 
 
+def read_prefix(path: Path, model: FrozenModel) -> Prefix:
+    """The prefix in a file, in single precision. Raises what `decode` raises."""
+    return decode(path.resolve(), model.spec, torch.float32, max_length=model.spec.context_limit)
+
+
 def initial_keys_values(
     model: FrozenModel, recipe: Recipe, on: Prefix | None = None
 ) -> dict[str, KeyValues]:
@@ -88,8 +93,7 @@ def words_keys_values(
 
 def _of_file(model: FrozenModel, name: str, recipe: Recipe) -> dict[str, KeyValues]:
     """The keys and values of a prefix file; its positions are cut or repeated to the length."""
-    limit = model.spec.context_limit
-    prefix = decode(Path(name).resolve(), model.spec, torch.float32, max_length=limit)
+    prefix = read_prefix(Path(name), model)
     _check_modules(prefix, name, recipe)
     return {module: _fitted(prefix.modules, module, recipe.positions) for module in recipe.modules}
 

@@ -98,13 +98,15 @@ class TrainingProgress:
 class Outcome:
     """Losses of a run, and its answers to held-out inputs beside those of its `baseline`.
 
-    `base` and `tuned` are None without validation data.
+    `base` and `tuned` are None without validation data. `inputs` says how many inputs were answered
+    and how many there are, where not all were.
     """
 
     progress: TrainingProgress
     validation_loss: float | None = None
     base: Evaluation | None = None
     tuned: Evaluation | None = None
+    inputs: tuple[int, int] | None = None
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -121,6 +123,8 @@ class Outcome:
             scores["bleu_signature"] = self.tuned.signature
             scores["rouge"] = self.tuned.rouge.rounded()
             scores[f"rouge_of_{alone}"] = self.base.rouge.rounded()
+            if self.inputs is not None:
+                scores["scored_inputs"], scores["validation_inputs"] = self.inputs
         return scores
 
     @property

@@ -86,7 +86,8 @@ class Recipe:
     over the positions of the frozen prefix that the trained one stands behind. `length` 0: as many
     as the words have.
     `keep`: "best" (by `metric` on the validation data) or "last". `validate_every`: steps (0: each
-    epoch). `validation_pairs`: so many held-out pairs, drawn by the seed, give the loss (0: all).
+    epoch). `validation_pairs`: so many held-out pairs, drawn by the seed, give the loss, and so
+    many inputs the BLEU (0: all).
     `early_stopping`: the run ends after so many validations without a better one (0: off).
     `accumulate`: batches whose gradients make one step. `depth`: hidden layers of the networks.
     `preset`: "low-data" chooses the authors' settings for 50 to 500 pairs where none are given;

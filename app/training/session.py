@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,21 +15,16 @@ from app.datasets.reader import ReadOptions, data_digest, read_examples
 from app.datasets.splits import Selection
 from app.errors import InvalidRequest
 from app.evaluation.evaluator import EngineRunner, Evaluation, evaluate, running_engine
-from app.evaluation.text_pairs import (
-    TokenPair,
-    default_template,
-    source_pairs,
-    token_pairs,
-)
+from app.evaluation.text_pairs import TokenPair, default_template
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
-from app.model.text import Text
-from app.prefix.codec import decode
 from app.prefix.composition import compose
 from app.prefix.prefix import Prefix
+from app.training.batches import pairs_behind, sample
 from app.training.choices import Choices
-from app.training.data_advice import data_advice
-from app.training.initial import complete_recipe
+from app.training.data_advice import data_advice, warn_of_specials
+from app.training.groups.limits import RunLimits
+from app.training.initial import complete_recipe, read_prefix
 from app.training.methods.files import TrainedFile
 from app.training.methods.method import State
 from app.training.methods.names import (
@@ -46,8 +40,6 @@ from app.training.publish import as_prefix
 from app.training.recipe import Recipe
 from app.training.trainer import Trainer
 
-_log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -58,7 +50,7 @@ class TrainingJob:
     is a file with the rates and lengths that were chosen for base models (see `Choices`).
     `selection` is the part of `data` to train on; what it holds out validates
     where `valid` is None. `reading` says how both files are read; `valid_split` is another split
-    for `valid`.
+    for `valid`. `limits` bound a run that others wait for.
     """
 
     model: str
@@ -76,35 +68,46 @@ class TrainingJob:
     choices: Path | None = None
     reading: ReadOptions = ReadOptions()
     valid_split: str | None = None
+    limits: RunLimits | None = None
 
 
 class Session:
     """A running job: call `train`, optionally `score`, then `prefix`."""
 
-    def __init__(self, job: TrainingJob, model: FrozenModel | None = None) -> None:
+    def __init__(
+        self,
+        job: TrainingJob,
+        model: FrozenModel | None = None,
+        *,
+        runner: Callable[[], EngineRunner] | None = None,
+        between: Callable[[], None] = lambda: None,
+    ) -> None:
         """Read the data and load the model. Raises InvalidRequest if one of them is unusable.
 
         `model` is one that `load_base` has returned; several sessions may share it, since prefix
-        methods never change it.
+        methods never change it. `runner` gives a started engine on it, for BLEU in validations;
+        otherwise each starts one. `between` is as for `Trainer`.
         """
         job.recipe.check()
-        self._job = job
+        self._job, self._runner = job, runner
         self.examples, held = job.selection.split(read_examples(job.data, job.reading))
         self.validation = held if job.valid is None else _read_valid(job, job.valid)
         if model is not None:
             _check_shared(model, job.recipe)
         self.model = model or load_base(job.model, job.recipe, job.device)
         has_encoder = self.model.encoder_decoder is not None
-        self.on = None if job.on is None else _read(job.on, self.model)
+        self.on = None if job.on is None else read_prefix(job.on, self.model)
         given = _template(job.template, self.on)
         self.template = given or default_template(self.model.text, has_encoder=has_encoder)
-        _warn_of_specials(self.model.text, self.template)
+        warn_of_specials(self.model.text, self.template)
         num_pairs = sum(len(example.targets) for example in self.examples)
         recipe = job.recipe
         if job.choices is not None:
             recipe = Choices(job.choices).of(self.model.spec.fingerprint).apply(recipe)
-        validated = bool(self.validation)
-        recipe = complete_recipe(self.model, recipe, num_pairs, has_validation=validated)
+        held_out = sum(len(example.targets) for example in self.validation)
+        recipe = complete_recipe(self.model, recipe, num_pairs, has_validation=held_out > 0)
+        if job.limits is not None:
+            recipe = job.limits.apply(self.model, recipe, num_pairs, held_out)
         self._length = 0 if recipe.method in WEIGHT_METHODS else recipe.length or 0
         self.pairs = self.pairs_of(self.examples, job.data)
         valid_pairs = []
@@ -124,7 +127,10 @@ class Session:
             identity=self._identity(),
             score=self._bleu if recipe.metric == "bleu" and self.validation else None,
             on=self.on,
+            between=between,
         )
+        if job.limits is not None:
+            job.limits.check_tokens(self.trainer, self.pairs)
 
     def _identity(self) -> str:
         """What a checkpoint must have been trained on to be continued."""
@@ -154,6 +160,11 @@ class Session:
         )
 
     @property
+    def prepared_tokens(self) -> int:
+        """Tokens that were read before training: none."""
+        return 0
+
+    @property
     def gives_prefix(self) -> bool:
         """Whether the method's result is a prefix, which `prefix` returns; else `trained` does."""
         return self.recipe.method in PREFIX_METHODS
@@ -176,11 +187,19 @@ class Session:
         return {} if self.on is None else self.on.metadata.decoding
 
     def _bleu(self, state: State) -> float:
-        """BLEU of the held-out inputs in the middle of the run; weights are the model's own."""
+        """BLEU of held-out inputs in the middle of the run; weights are the model's own.
+
+        As many inputs are answered as pairs validate, drawn by the seed.
+        """
+        count = self.recipe.validation_pairs or len(self.validation)
+        if self._job.limits is not None:
+            count = min(count, self._job.limits.validation_answers)
+        inputs = sample(self.validation, count, self.recipe.seed)
         decoding = {**self._job.decoding, **self._task_decoding}
         method = self.recipe.method
         tuned = TunedModel(self.model, method, state, self.template, decoding, self.on)
-        return tuned.evaluate(self.validation, ("bleu",)).bleu
+        runner = None if self._runner is None else self._runner()
+        return tuned.evaluate(inputs, ("bleu",), runner).bleu
 
     def advice(self) -> list[str]:
         """What the owner of the data should know before the run; empty if all is well."""
@@ -196,7 +215,18 @@ class Session:
     def outcome(self, runner: EngineRunner | None = None) -> Outcome:
         """What the run has reached, with the scores of `score`."""
         base, tuned = self.score(runner) or (None, None)
-        return Outcome(self.trainer.progress(), self.trainer.best_loss, base, tuned)
+        inputs = None
+        if self._job.limits is not None and self.validation:
+            inputs = len(self._scored), len(self.validation)
+        return Outcome(self.trainer.progress(), self.trainer.best_loss, base, tuned, inputs)
+
+    @property
+    def _scored(self) -> list[Example]:
+        """The held-out inputs that are answered at the end."""
+        limits = self._job.limits
+        if limits is None:
+            return self.validation
+        return limits.choose_scored(self.validation, self.recipe.seed)
 
     def score(self, runner: EngineRunner | None = None) -> tuple[Evaluation, Evaluation] | None:
         """Scores of the progress' `baseline` and with the prefix; None without validation data.
@@ -213,8 +243,8 @@ class Session:
         with running_engine(plain) as engine:
             if self.recipe.method in FROZEN_METHODS:
                 return self._scores(EngineRunner(engine))
-            base = evaluate(engine, self.validation, template=self.template, decoding=job.decoding)
-        return base, self.tuned().evaluate(self.validation)
+            base = evaluate(engine, self._scored, template=self.template, decoding=job.decoding)
+        return base, self.tuned().evaluate(self._scored)
 
     def tuned(self, dtype: str = "float32") -> TunedModel:
         """A fresh base model in `dtype` with what a method that gives no prefix has learned."""
@@ -224,10 +254,10 @@ class Session:
 
     def _scores(self, runner: EngineRunner) -> tuple[Evaluation, Evaluation]:
         """Scores without and with what was trained, on the runner's engine."""
-        model, on = runner.engine.model, self.on
+        model, on, scored = runner.engine.model, self.on, self._scored
         base = evaluate(
             runner.engine,
-            self.validation,
+            scored,
             prefix=None if on is None else on.to(model.device, model.dtype),
             template=self.template,
             decoding={**self._job.decoding, **self._task_decoding},
@@ -235,32 +265,20 @@ class Session:
         )
         if not self.gives_prefix:
             tuned = tuned_model(model, self.trained({}), self._job.checkpoint)
-            return base, tuned.evaluate(self.validation, runner=runner)
+            return base, tuned.evaluate(scored, runner=runner)
         prefix = self.prefix({})
         whole = prefix if on is None else compose([on, prefix])
         whole = whole.to(model.device, model.dtype)
-        return base, evaluate(runner.engine, self.validation, prefix=whole, runner=runner)
+        return base, evaluate(runner.engine, scored, prefix=whole, runner=runner)
 
     def pairs_of(self, examples: Sequence[Example], source: Path | None = None) -> list[TokenPair]:
         """Inputs and targets as this run reads them; `source` is the file that errors name."""
-        spec = self.model.spec
-        offset = offset_behind(self.model, self.on, self._length)
-        room = spec.context_limit - offset
-        if room < 2:
-            raise InvalidRequest(
-                f"prefixes of {offset} positions leave no room for text in a model with"
-                f" {spec.context_limit} positions"
-            )
-        text, template, source_room = self.model.text, self.template, self._source_room
-        if source_room is None:
-            return token_pairs(examples, text, template, room=room, source=str(source))
-        return source_pairs(
+        return pairs_behind(
+            self.model,
             examples,
-            text,
-            template,
-            source_room=source_room,
-            target_room=room,
-            first=self.model.generation.frame.forced_first,
+            self.template,
+            offset=offset_behind(self.model, self.on, self._length),
+            source_room=self._source_room,
             source=str(source),
         )
 
@@ -318,11 +336,6 @@ def _read_valid(job: TrainingJob, path: Path) -> list[Example]:
     return read_examples(path, replace(job.reading, split=split))
 
 
-def _read(path: Path, model: FrozenModel) -> Prefix:
-    """The prefix to train on. Raises what `decode` raises."""
-    return decode(path.resolve(), model.spec, torch.float32, max_length=model.spec.context_limit)
-
-
 def _template(given: str | None, on: Prefix | None) -> str | None:
     """The template of the composition, which a server takes from the first prefix that has one."""
     of_task = None if on is None else on.metadata.input_template
@@ -332,12 +345,3 @@ def _template(given: str | None, on: Prefix | None) -> str | None:
         f"template: behind the prefix to train on, requests have its own template {of_task!r};"
         " leave the option out"
     )
-
-
-def _warn_of_specials(text: Text, template: str) -> None:
-    for part in text.unknown_specials(template):
-        _log.warning(
-            "the template's %s is not a special token of this tokenizer, so the model reads it"
-            " letter by letter",
-            part,
-        )

@@ -29,6 +29,7 @@ from app.training.methods.names import FROZEN_METHODS
 from app.training.recipe import Recipe
 from app.training.session import Session, TrainingJob
 from app.worker.resources import Resources
+from app.worker.scoring import ScoringRunner
 
 _log = logging.getLogger(__name__)
 
@@ -105,9 +106,9 @@ def prepare(
     """Fetch the job's files and make its session, which goes on from the last checkpoint.
 
     A checkpoint that is damaged or of other settings is left: the job starts again, with a warning.
-    `between` is called now and then while a text is prepared; what it raises ends the work. Raises
-    InvalidRequest for data or settings that cannot be trained, NotFound for a file that is gone,
-    ClaimLost, and what the catalog and the store raise.
+    `between` is called now and then while a text is prepared, and in validations; what it raises
+    ends the work. Raises InvalidRequest for data or settings that cannot be trained, NotFound for a
+    file that is gone, ClaimLost, and what the catalog and the store raise.
     """
     claims, spec = resources.claims, job.spec
     is_text = spec.method == DISTILL
@@ -134,7 +135,7 @@ def _session(
     job: ClaimedJob,
     place: Workplace,
     resources: Resources,
-    _between: Callable[[], None],
+    between: Callable[[], None],
     *,
     resume: bool = False,
 ) -> Session:
@@ -160,8 +161,11 @@ def _session(
             note=f"trained by job {job.id}",
             on=place.on if spec.on is not None else None,
             choices=choices if choices.exists() and not resume else None,
+            limits=resources.limits,
         ),
         resources.model,
+        runner=lambda: ScoringRunner(resources.engine, between),
+        between=between,
     )
     if resume:
         session.trainer.resume()
@@ -192,6 +196,7 @@ def _distillation_session(
             device=resources.config.device,
             checkpoint_every=0,  # the worker saves by time
             note=f"trained by job {job.id}",
+            limits=resources.limits,
             **settings,
         ),
         resources.model,

@@ -16,6 +16,7 @@ from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
 from app.tenancy.audit.log import AuditLog
 from app.tenancy.tenants import Tenants
+from app.training.groups.limits import RunLimits
 from app.worker.config import WorkerConfig
 from app.worker.workspace import workspace
 
@@ -24,7 +25,10 @@ _SCORING = EngineConfig(max_rows=32, max_waiting=4096, kv_bytes=256 << 20)
 
 @dataclass
 class Resources:
-    """Shared by all jobs of one worker; `folder` holds files in transit."""
+    """Shared by all jobs of one worker; `folder` holds files in transit.
+
+    `limits` bound each job.
+    """
 
     config: WorkerConfig
     model: FrozenModel
@@ -33,6 +37,7 @@ class Resources:
     tenants: Tenants
     audit: AuditLog
     folder: Path
+    limits: RunLimits = RunLimits()
 
     @cached_property
     def engine(self) -> Engine:

@@ -58,7 +58,8 @@ class RunningJob:
         self.trainer: Trainer = self._session.trainer
         # a trainer that has steps has them from the job's checkpoint
         self._saved_step = self.trainer.step or -1
-        self._reporter = Reporter(self.trainer.recipe.lr or 0.0, self.trainer.tokens)
+        tokens = self.trainer.tokens + self._session.prepared_tokens
+        self._reporter = Reporter(self.trainer.recipe.lr or 0.0, tokens)
         warnings = [] if prepared.warning is None else [prepared.warning]
         for sentence in [*warnings, *self._session.advice()]:
             self._reporter.say(sentence, level="warn")

@@ -25,6 +25,7 @@ from app.registry.open_registry import open_registry
 from app.registry.registry import Registry
 from app.tenancy.audit.log import AuditLog
 from app.tenancy.tenants import Tenants
+from app.training.groups.limits import RunLimits
 from app.worker.config import WorkerConfig
 from app.worker.resources import Resources
 from app.worker.worker import Worker
@@ -109,7 +110,14 @@ class Workshop:
         )
         return self.jobs.create(TENANT, spec).id
 
-    def worker(self, name: str = "one", *, first_back_off_s: float = 0.01, **config: Any) -> Worker:
+    def worker(
+        self,
+        name: str = "one",
+        *,
+        limits: RunLimits | None = None,
+        first_back_off_s: float = 0.01,
+        **config: Any,
+    ) -> Worker:
         """A worker, not started yet."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
@@ -121,6 +129,7 @@ class Workshop:
             Tenants(self.registry.catalog),
             AuditLog(self.registry.catalog, name),
             folder,
+            limits or RunLimits(),
         )
         self.resources.append(resources)
         return Worker(resources, heartbeat_s=0.05, look_s=0.1, first_back_off_s=first_back_off_s)
@@ -145,9 +154,9 @@ class Workshop:
         until(lambda: self.job(job_id).status in ENDED)
         return self.job(job_id)
 
-    def run(self, *job_ids: str) -> list[Job]:
+    def run(self, *job_ids: str, limits: RunLimits | None = None) -> list[Job]:
         """The jobs, after a worker has worked on them to their ends."""
-        with self.working(self.worker(f"worker-{len(self.resources)}")):
+        with self.working(self.worker(f"worker-{len(self.resources)}", limits=limits)):
             return [self.ended(job_id) for job_id in job_ids]
 
     def events(self, job_id: str) -> list[JobEvent]:

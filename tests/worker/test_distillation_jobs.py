@@ -53,6 +53,16 @@ def test_a_text_becomes_a_version_beside_other_jobs(workshop: Workshop) -> None:
     assert "jumps" not in said
 
 
+def test_what_the_teacher_reads_counts_as_trained_tokens(workshop: Workshop) -> None:
+    counts = []
+    for steps in (1, 2):
+        settings = {**SETTINGS, "max_steps": steps, "batch_size": 1}
+        (job,) = workshop.run(distill(workshop, settings=settings))
+        counts.append(job.trained_tokens)
+    step = counts[1] - counts[0]
+    assert counts[0] > 3 * step  # the exchanges, of which a step takes one
+
+
 def test_a_job_that_was_given_back_goes_on_with_the_same_exchanges(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,7 +96,10 @@ class MethodOptions:
     ] = 0
     validation_pairs: Annotated[
         int,
-        typer.Option(help="Held-out pairs whose loss selects the best state (0: all of them)."),
+        typer.Option(
+            help="Held-out pairs that select the best state by their loss, or inputs by their BLEU"
+            " (0: all of them)."
+        ),
     ] = 128
     adapter_share: Annotated[
         float, typer.Option(help="Size of the adapters as a share of the model's parameters.")

@@ -28,6 +28,7 @@ from app.training.distillation.teacher import (
     pairs_of_tensors,
     taught_pairs,
 )
+from app.training.groups.limits import RunLimits
 from app.training.initial import complete_recipe
 from app.training.objective import position_offset
 from app.training.progress import Outcome, Report
@@ -64,7 +65,7 @@ class DistillationJob:
     `recipe` gives length, steps, rate and seed; its method is `METHOD`. `exchanges` 0: as many as
     the text's parts need. `part` 0: as many tokens as fit into the context, up to 1024.
     `max_answer` 0: 48 tokens, or an eighth of a small context. `template` and `context` None: the
-    templates of `app.training.distillation.framing`.
+    templates of `app.training.distillation.framing`. `limits` bound a run that others wait for.
     """
 
     model: str
@@ -81,6 +82,7 @@ class DistillationJob:
     device: str = "auto"
     checkpoint_every: int = 50
     note: str | None = None
+    limits: RunLimits | None = None
 
 
 class DistillationOutcome(Outcome):
@@ -108,6 +110,8 @@ class DistillationSession:
         self._job = job
         self._recipe = replace(job.recipe, method=METHOD, length=job.recipe.length or LENGTH)
         self._recipe.check()
+        if job.limits is not None:
+            job.limits.check_text(job.text.stat().st_size)
         self.document = read_document(job.text)
         dtype = "bfloat16" if job.recipe.dtype == "bf16" else "float32"
         self.model = model or load_model(job.model, device=job.device, dtype=dtype)
@@ -125,10 +129,7 @@ class DistillationSession:
         )
         self._token_ids = tuple(encoder.encode(self.document.text, add_special_tokens=False))
         self._check_length()
-        self._settings = replace(
-            self._settings,
-            count=job.exchanges or max(_EXCHANGES, _EXCHANGES_OF_PART * len(self.parts)),
-        )
+        self._settings = replace(self._settings, count=self._count_exchanges())
         self._trainer: Trainer | None = None
         self.pairs: Sequence[TaughtPair] = ()
 
@@ -143,6 +144,11 @@ class DistillationSession:
         if self._trainer is None:
             raise InvalidRequest("this distillation is not prepared yet; call prepare first")
         return self._trainer
+
+    @property
+    def prepared_tokens(self) -> int:
+        """Tokens of the exchanges that were made, which the teacher has read."""
+        return sum(map(len, self.pairs))
 
     @property
     def gives_prefix(self) -> bool:
@@ -221,6 +227,11 @@ class DistillationSession:
             max_answer=min(self._job.max_answer or usual.max_answer, share),
             seed=self._recipe.seed,
         )
+
+    def _count_exchanges(self) -> int:
+        asked, limits, parts = self._job.exchanges, self._job.limits, len(self.parts)
+        usual = max(_EXCHANGES, _EXCHANGES_OF_PART * parts)
+        return asked or usual if limits is None else limits.count_exchanges(asked, usual, parts)
 
     def _part_size(self) -> int:
         """Tokens of a part: what the context leaves beside frame, question and answer."""
@@ -301,8 +312,11 @@ class DistillationSession:
             epochs=given.epochs or (None if given.max_steps else _EPOCHS),
         )
         recipe = complete_recipe(self.model, given, len(training))
+        limits = self._job.limits
+        if limits is not None:
+            recipe = limits.apply(self.model, recipe, len(training), len(held_out))
         start = keys_values_of(self.model, self.start_ids())
-        return Trainer(
+        trainer = Trainer(
             self.model,
             training,
             recipe,
@@ -313,6 +327,9 @@ class DistillationSession:
             method=DistillationMethod(self.model, recipe, {"decoder": start}),
             carried=pairs_as_tensors(pairs),
         )
+        if limits is not None:
+            limits.check_tokens(trainer, training)
+        return trainer
 
     def _provenance(self, scores: Mapping[str, Any]) -> dict[str, Any]:
         job, trainer = self._job, self.trainer

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import torch
+
 from app.errors import InvalidRequest
 from app.model.frozen import FrozenModel
 from app.prefix.prefix import Prefix
-from app.training.methods.infix import InfixMethod
+from app.training.methods.infix import InfixMethod, infix_networks
 from app.training.methods.method import Method
 from app.training.methods.names import PREFIX_METHODS
-from app.training.methods.prefix_method import PrefixMethod
+from app.training.methods.prefix_method import PrefixMethod, prefix_networks
 from app.training.methods.weights import WeightMethod
 from app.training.recipe import Recipe
 
@@ -29,3 +31,13 @@ def make_method(model: FrozenModel, recipe: Recipe, on: Prefix | None = None) ->
     if recipe.method == "infix":
         return InfixMethod(model, recipe)
     return WeightMethod(model, recipe)
+
+
+def count_parameters(model: FrozenModel, recipe: Recipe) -> int:
+    """How many parameters a method trains that does not change the model. Nothing is allocated."""
+    with torch.device("meta"):
+        if recipe.method in PREFIX_METHODS:
+            networks = [prefix_networks(model, recipe)]
+        else:
+            networks = [*infix_networks(model, recipe)]
+    return sum(made.numel() for network in networks for made in network.parameters())

@@ -83,17 +83,9 @@ class InfixMethod:
 
     def __init__(self, model: FrozenModel, recipe: Recipe) -> None:
         self._model, self._recipe = model, recipe
-        width = int(model.hf.get_input_embeddings().weight.shape[1])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            tokens = nn.Embedding(recipe.positions, width)
-            network = Reparameterisation(
-                model.spec.decoder,
-                length=recipe.positions,
-                width=model.num_heads * model.spec.decoder.head_dim,
-                hidden=recipe.hidden or HIDDEN,
-                depth=recipe.depth,
-            )
+            tokens, network = infix_networks(model, recipe)
         self._tokens, self._network = tokens.to(model.device), network.to(model.device)
 
     @property
@@ -131,6 +123,20 @@ class InfixMethod:
         made = self._network.result()
         tokens = self._tokens.weight.detach().clone()
         return {"infix.tokens": tokens, "infix.keys": made.keys, "infix.values": made.values}
+
+
+def infix_networks(model: FrozenModel, recipe: Recipe) -> tuple[nn.Embedding, Reparameterisation]:
+    """The virtual tokens and the network of what is added, at their random start."""
+    width = int(model.hf.get_input_embeddings().weight.shape[1])
+    tokens = nn.Embedding(recipe.positions, width)
+    network = Reparameterisation(
+        model.spec.decoder,
+        length=recipe.positions,
+        width=model.num_heads * model.spec.decoder.head_dim,
+        hidden=recipe.hidden or HIDDEN,
+        depth=recipe.depth,
+    )
+    return tokens, network
 
 
 def infix_loss(

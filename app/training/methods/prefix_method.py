@@ -34,7 +34,7 @@ class PrefixMethod:
         self._model, self._recipe, self._on = model, recipe, on
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
-            networks = _networks(model, recipe, on)
+            networks = prefix_networks(model, recipe, on)
         self._networks = networks.to(model.device)
 
     @property
@@ -114,7 +114,8 @@ def modules_of(state: State) -> dict[str, KeyValues]:
     return {name: KeyValues(state[f"{name}.keys"], state[f"{name}.values"]) for name in names}
 
 
-def _networks(model: FrozenModel, recipe: Recipe, on: Prefix | None) -> nn.Module:
+def prefix_networks(model: FrozenModel, recipe: Recipe, on: Prefix | None = None) -> nn.Module:
+    """What a method trains, at its random start; the recipe is complete."""
     if recipe.method == "prefix-direct":
         return DirectKeyValues(model.spec.modules, recipe.modules, length=recipe.positions)
     hidden = recipe.hidden or HIDDEN

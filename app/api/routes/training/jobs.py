@@ -76,8 +76,13 @@ async def create_job(
     reader = JobReader(generations.model, generations.selector, limits.max_prefix_length)
     reader.check_model(body)
     file = await caller.read(training.files.get, tenant, body.training_file, param="training_file")
+    validation = None
+    if body.validation_file is not None:
+        validation = await caller.read(
+            training.files.get, tenant, body.validation_file, param="validation_file"
+        )
     on = await reader.resolve_on(tenant, body)
-    spec = await caller.workers.text.run(tenant, reader.make_spec, body, on, file)
+    spec = await caller.workers.text.run(tenant, reader.make_spec, body, on, file, validation)
     most = caller.principal.limits.max_queued_jobs
     made = await caller.write(training.jobs.create, tenant, spec, max_queued=most)
     return _reply(made).response()

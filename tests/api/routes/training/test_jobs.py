@@ -156,6 +156,27 @@ def test_openais_own_settings_are_understood(
             "method",
             "no 'cross'",
         ),
+        ({"hyperparameters": {"batch_size": 513}}, "hyperparameters", "at most 512 pairs"),
+        (
+            {"method": {"type": "prefix", "prefix": {"hyperparameters": {"accumulate": 600}}}},
+            "method",
+            "lower batch_size or accumulate",
+        ),
+        (
+            {
+                "method": {
+                    "type": "prefix",
+                    "prefix": {"hyperparameters": {"hidden": 65_536, "depth": 2}},
+                }
+            },
+            "method",
+            "lower hidden or depth or length",
+        ),
+        (
+            {"method": {"type": "distill", "distill": {"hyperparameters": {"exchanges": 5000}}}},
+            "method",
+            "exchanges: a job makes at most 2048",
+        ),
         (
             {
                 "method": {"type": "prefix", "prefix": {"hyperparameters": {"length": 5}}},
@@ -186,6 +207,33 @@ def test_what_cannot_be_is_refused_before_it_is_queued(
     assert caught.value.body["param"] == param  # type: ignore[index]
     assert words in caught.value.message
     assert [job.id for job in client.fine_tuning.jobs.list(limit=100)] == before
+
+
+def test_validations_that_take_longer_than_the_steps_between_are_refused(
+    client: openai.OpenAI, uploaded: Uploaded, base: str
+) -> None:
+    settings = {"batch_size": 1, "validate_every": 5}
+    asked: dict[str, Any] = {
+        "model": base,
+        "training_file": uploaded(),
+        "method": {"type": "prefix", "prefix": {"hyperparameters": settings}},
+    }
+    client.fine_tuning.jobs.create(**asked)
+    with pytest.raises(openai.BadRequestError, match="validate after 6 steps or more, not 5"):
+        client.fine_tuning.jobs.create(**asked, validation_file=uploaded())
+
+
+def test_a_text_that_is_too_long_for_a_job_is_refused(
+    client: openai.OpenAI, uploaded: Uploaded, base: str
+) -> None:
+    text = uploaded(b"A sentence.\n" * 100_000, "text.txt", purpose="user_data")
+    with pytest.raises(openai.BadRequestError, match="at most 1048576 bytes") as caught:
+        client.fine_tuning.jobs.create(
+            model=base,
+            training_file=text,
+            method={"type": "distill"},  # type: ignore[arg-type]
+        )
+    assert caught.value.param == "training_file"
 
 
 def test_the_training_file_does_not_validate_itself(
