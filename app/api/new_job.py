@@ -149,7 +149,7 @@ class JobReader:
         recipe = replace(Recipe(method=method, seed=seed), **_as_recipe(named))
         pairs, held_out = max(1, file.pairs), 0 if validation is None else validation.pairs
         try:
-            complete = complete_recipe(self.model, recipe, pairs)
+            complete = complete_recipe(self.model, recipe, pairs, has_validation=held_out > 0)
             self.limits.apply(self.model, complete, pairs, held_out)
         except PolyprefixError as error:
             where = "method" if isinstance(settings, PrefixHyperparameters) else "hyperparameters"

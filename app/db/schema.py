@@ -291,6 +291,7 @@ training_jobs = Table(
     sqlite_autoincrement=True,
 )
 """`token` is the right of the worker that has the job, until `lease_until`; see `jobs.claims`.
+Without a `token`, `lease_until` is when the job gave its place to another tenant's, if it did.
 `losses` counts the workers that were lost with the job since its last checkpoint; `events` is the
 number of its last event; `on_prefix` is the version behind which it is trained, `name@digest`, or
 `tenant/name@digest` if it is another tenant's. `asked` has the settings as the request had them,

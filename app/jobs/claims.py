@@ -9,6 +9,7 @@ PostgreSQL; times are those of the database, not of the workers' clocks.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ class JobClaims:
     def claim(self, worker: str, base_fingerprint: str, limit: int) -> list[ClaimedJob]:
         """At most `limit` queued jobs for this base model, which run from now on.
 
+        A job that has lost a worker since its last checkpoint comes alone: it may have killed it.
         Also puts back into the queue what lost workers have held. `worker` is a name of at most 64
         characters, for events and logs.
         """
@@ -76,7 +78,7 @@ class JobClaims:
         with self._catalog.write() as (connection, epoch):
             note(connection, epoch, ChangeKind.TRAINING, "")
             now = now_of(connection, self._clock)
-            chosen = queue.choose(connection, base_fingerprint, limit, now)
+            chosen = _safe_together(queue.choose(connection, base_fingerprint, limit, now))
             for tenant in sorted({row.tenant_id for row in chosen}):
                 turn = update(tenants).where(tenants.c.id == tenant).values(training_turn=epoch)
                 connection.execute(turn)
@@ -260,17 +262,34 @@ class JobClaims:
             going = self._finish(connection, row, JobStatus.FAILED, values, told, now)
         contents.remove(self._catalog, self._objects, going)
 
-    def release(self, job: ClaimedJob) -> None:
+    def choose_yielding(
+        self, base_fingerprint: str, jobs: Sequence[ClaimedJob]
+    ) -> ClaimedJob | None:
+        """The first of a worker's jobs whose tenant gives a place to another tenant's job.
+
+        None unless a job waits whose tenant has fewer running jobs for its weight.
+        """
+        with self._catalog.read() as connection:
+            now, holders = now_of(connection, self._clock), {job.tenant for job in jobs}
+            tenant = queue.choose_yielding(connection, base_fingerprint, holders, now)
+        return next((job for job in jobs if job.tenant == tenant), None)
+
+    def release(self, job: ClaimedJob, *, yields: bool = False) -> None:
         """Gives the job back: another worker goes on from its last checkpoint, unless it is paused.
 
-        A worker does so when it is told to pause the job or when it stops.
+        A worker does so when it is told to pause the job or when it stops. With `yields` the job
+        gives its place to another tenant's, and comes after its own tenant's jobs that wait now.
         """
         with self._catalog.append() as connection:
             row, now = self._held(connection, job)
             text = "The worker gave the job back; another one goes on with it."
+            if yields:
+                text = "The job waits, because other tenants' jobs have their turn."
             if queue.must_stop(connection, job.tenant, now):
                 text = "The day's training tokens are used up; the job goes on tomorrow (UTC)."
             workers.give_back(connection, row, JobEvent(message=text), row.losses, now)
+            if yields:
+                self._set(connection, row.id, {"lease_until": now})
 
     def release_in_trouble(self, job: ClaimedJob, code: str, message: str) -> None:
         """As `release`, since this worker cannot go on: its disk is full, for example.
@@ -330,6 +349,12 @@ class JobClaims:
 
     def _set(self, connection: Connection, job: int, values: Mapping[str, Any]) -> None:
         connection.execute(update(training_jobs).where(training_jobs.c.id == job).values(values))
+
+
+def _safe_together(rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
+    """The first rows up to one that has lost a worker; that one alone if it is the first."""
+    safe = list(takewhile(lambda row: not row.losses, rows))
+    return safe or rows[:1]
 
 
 def _sorted(rows: Sequence[Row[Any]]) -> list[Row[Any]]:

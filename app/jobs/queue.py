@@ -1,7 +1,8 @@
 """Which queued jobs come next: fair among tenants, within their limits, the oldest first.
 
 Next is a tenant whose running jobs are fewest for its weight; among equals the one whose last turn
-is longest ago. Within a tenant jobs come in the order of their making.
+is longest ago. Within a tenant jobs come in the order of their making; one that gave its place to
+another tenant's comes after those that were made until then.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,9 @@ from app.db.schema import tenants, training_jobs
 from app.jobs import trained_tokens
 from app.jobs.types import JobStatus
 from app.tenancy.limits.limits import TenantLimits
+
+_LOOKED_AT = 64
+"""So many of a tenant's oldest jobs are looked through for some that gave their place away."""
 
 
 @dataclass
@@ -51,10 +56,30 @@ def choose(connection: Connection, base_fingerprint: str, limit: int, now: float
         if share.free >= 1:
             heapq.heappush(line, (*share.place, share))
     oldest = {
-        tenant: iter(_oldest(connection, base_fingerprint, tenant, count, now))
+        tenant: iter(_next(connection, base_fingerprint, tenant, count, now))
         for tenant, count in counts.items()
     }
     return [next(oldest[tenant]) for tenant in turns]
+
+
+def choose_yielding(
+    connection: Connection, base_fingerprint: str, holders: Collection[str], now: float
+) -> str | None:
+    """Which of the tenants `holders` gives a place to the tenant that is next in the line.
+
+    The one with the most running jobs for its weight, if it has more than that one; else None.
+    """
+    line = [share.place for share in _shares(connection, base_fingerprint, now)]
+    if not line or not holders:
+        return None
+    running = _count_running(connection)
+    query = select(tenants.c.id, tenants.c.limits).where(tenants.c.id.in_(list(holders)))
+    held = {
+        row.id: running.get(row.id, 0) / TenantLimits.from_json(row.limits).weight
+        for row in connection.execute(query)
+    }
+    most, tenant = max((share, tenant) for tenant, share in held.items())
+    return tenant if most > min(line)[0] else None
 
 
 def _shares(connection: Connection, base_fingerprint: str, now: float) -> list[_Share]:
@@ -66,12 +91,7 @@ def _shares(connection: Connection, base_fingerprint: str, now: float) -> list[_
     ).all()
     if not queued:
         return []
-    counts = connection.execute(
-        select(training_jobs.c.tenant_id, func.count())
-        .where(training_jobs.c.status == JobStatus.RUNNING.value)
-        .group_by(training_jobs.c.tenant_id)
-    )
-    running = {row.tenant_id: row[1] for row in counts}
+    running = _count_running(connection)
     shares = []
     for tenant, waiting in queued:
         row = connection.execute(select(tenants).where(tenants.c.id == tenant)).one()
@@ -84,6 +104,16 @@ def _shares(connection: Connection, base_fingerprint: str, now: float) -> list[_
         if free >= 1:
             shares.append(_Share(tenant, limits.weight, row.training_turn, has, free))
     return shares
+
+
+def _count_running(connection: Connection) -> dict[str, int]:
+    """How many jobs of each tenant run."""
+    counts = connection.execute(
+        select(training_jobs.c.tenant_id, func.count())
+        .where(training_jobs.c.status == JobStatus.RUNNING.value)
+        .group_by(training_jobs.c.tenant_id)
+    )
+    return {row.tenant_id: row[1] for row in counts}
 
 
 def is_spent(connection: Connection, tenant: str, limits: TenantLimits, now: float) -> bool:
@@ -101,13 +131,21 @@ def must_stop(connection: Connection, tenant: str, now: float) -> bool:
     return is_spent(connection, tenant, TenantLimits.from_json(row.limits), now)
 
 
-def _oldest(
+def _next(
     connection: Connection, base_fingerprint: str, tenant: str, count: int, now: float
 ) -> list[Row[Any]]:
+    """The tenant's next jobs."""
     query = select(training_jobs).where(
         _is_waiting(base_fingerprint, now), training_jobs.c.tenant_id == tenant
     )
-    return list(connection.execute(query.order_by(training_jobs.c.id).limit(count)).all())
+    rows = connection.execute(query.order_by(training_jobs.c.id).limit(count + _LOOKED_AT)).all()
+    return sorted(rows, key=_queued_since)[:count]
+
+
+def _queued_since(row: Row[Any]) -> float:
+    """When the job was made, or when it gave its place to another tenant's."""
+    has_yielded = row.token is None and row.lease_until is not None
+    return float(row.lease_until if has_yielded else row.created_at)
 
 
 def _is_waiting(base_fingerprint: str, now: float) -> ColumnElement[bool]:

@@ -139,7 +139,8 @@ class Job:
 class ClaimedJob:
     """A job that a worker has the right to work on.
 
-    `attempt` counts from 1 how often the job was claimed. `token` is the lease's: no two are equal.
+    `attempt` counts from 1 how often the job was claimed, and `losses` the workers that were lost
+    with it since its last checkpoint. `token` is the lease's: no two are equal.
     """
 
     id: str
@@ -147,6 +148,7 @@ class ClaimedJob:
     spec: JobSpec
     attempt: int
     token: str = field(repr=False)
+    losses: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,6 +83,7 @@ def take(
         spec=to_spec(row),
         attempt=row.attempt + 1,
         token=str(values["token"]),
+        losses=row.losses,
     )
 
 

@@ -20,7 +20,8 @@ class WorkerConfig:
     (None: never). With `low_priority` other processes of the machine compute first.
     `load_fd` is the file descriptor of a server's `LoadSignal`, to which the worker gives way. A
     checkpoint is saved after every `checkpoint_every` seconds of training, or later where saving
-    takes long, and the catalog hears of a job's steps every `tell_every` seconds.
+    takes long, and the catalog hears of a job's steps every `tell_every` seconds. A job that has
+    run for `turn` seconds may have to give its place to another tenant's.
     """
 
     name: str
@@ -35,6 +36,7 @@ class WorkerConfig:
     max_prefix_length: int = 512
     checkpoint_every: float = 20.0
     tell_every: float = 1.0
+    turn: float = 300.0
     idle_exit: float | None = None
     load_fd: int | None = None
     low_priority: bool = False

@@ -46,7 +46,8 @@ class RunningJob:
         self._place = Workplace(resources.folder, job)
         self._outcome: Outcome | None = None
         self._published: PublishedResult | None = None
-        self._began = self._sent = self._saved = clock()
+        self.began = self._sent = self._saved = clock()
+        self._is_proven = not job.losses
         self._saving_s = 0.0
         try:
             self._place.make()
@@ -69,6 +70,11 @@ class RunningJob:
     def is_trained(self) -> bool:
         """Whether no step is left."""
         return self.trainer.ended
+
+    @property
+    def is_proven(self) -> bool:
+        """Whether the job has never lost a worker, or has run here until a checkpoint was due."""
+        return self._is_proven
 
     def note(self, done: Report) -> None:
         """A step is done."""
@@ -120,7 +126,7 @@ class RunningJob:
                 raise
             _log.warning("job %s: no checkpoint could be saved: %s", self.job.id, error)
         finally:
-            self._saved = self._clock()
+            self._saved, self._is_proven = self._clock(), True
 
     def finish(self, between: Callable[[], None]) -> None:
         """Score what was trained, publish it if it is a prefix, and end the job.
@@ -197,7 +203,7 @@ class RunningJob:
             "stopped_early": trainer.stopped_early,
             "trained_tokens": self._reporter.trained_tokens,
             "recipe": trainer.recipe.as_dict(),
-            "seconds": round(self._clock() - self._began, 1),
+            "seconds": round(self._clock() - self.began, 1),
         }
         if self.job.spec.alias is not None and self._published is not None:
             moved = self._published.refusal is None

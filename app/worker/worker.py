@@ -92,13 +92,16 @@ class Worker:
     def _take_jobs(self) -> None:
         """Claim jobs for the free places, if the last look is long enough ago."""
         config, now = self._resources.config, self._clock()
-        free = config.train_jobs - len(self._running)
-        if free <= 0 or self._ends or now < self._look_at:
+        has_suspect = not all(run.is_proven for run in self._running)
+        if has_suspect or self._ends or now < self._look_at:
             return
         self._look_at = now + self._look_s
         fingerprint = self._resources.model.spec.fingerprint
         try:
-            claimed = self._resources.claims.claim(config.name, fingerprint, free)
+            if len(self._running) >= config.train_jobs:
+                self._make_room(fingerprint, now)
+            free = config.train_jobs - len(self._running)
+            claimed = self._resources.claims.claim(config.name, fingerprint, free) if free else []
         except PolyprefixError as error:
             if not self._catalog_fails:
                 _log.warning("no jobs can be claimed: %s", error)
@@ -113,6 +116,15 @@ class Worker:
         begun = [self._begin(job) for job in claimed]
         if not all(begun):
             self._back_off()
+
+    def _make_room(self, fingerprint: str, now: float) -> None:
+        """Give the longest job of a tenant with too many back, if another tenant's job waits."""
+        turn = self._resources.config.turn
+        runs = {run.job: run for run in self._running if now - run.began >= turn}
+        longest = sorted(runs, key=lambda job: runs[job].began)
+        job = self._resources.claims.choose_yielding(fingerprint, longest) if runs else None
+        if job is not None:
+            self._give_back(runs[job], yields=True)
 
     def _back_off(self) -> None:
         """Claim nothing for a while, longer each time until a job succeeds."""
@@ -178,10 +190,11 @@ class Worker:
         if is_trouble(error):
             self._back_off()
 
-    def _give_back(self, run: RunningJob) -> None:
+    def _give_back(self, run: RunningJob, *, yields: bool = False) -> None:
         self._leave(run, save=True)
         _log.info("job %s is given back after step %d", run.job.id, run.trainer.step)
-        self._end_claim(run.job, partial(self._resources.claims.release, run.job))
+        release = partial(self._resources.claims.release, run.job, yields=yields)
+        self._end_claim(run.job, release)
 
     def _leave(self, run: RunningJob, *, save: bool) -> None:
         """Tell and save the state of a job, as far as that is possible, and drop it."""

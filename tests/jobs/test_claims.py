@@ -195,6 +195,62 @@ def test_a_job_that_kills_every_worker_fails(workshop: Workshop) -> None:
     assert shown.finished_at == int(workshop.clock.now)
 
 
+def test_a_job_that_may_have_killed_its_worker_comes_alone_until_it_has_a_checkpoint(
+    workshop: Workshop, tmp_path: Path
+) -> None:
+    file = workshop.upload("acme")
+    made = [workshop.job("acme", file).id for _ in range(3)]
+    assert len(claim(workshop, 2)) == 2
+    workshop.clock.now += 61
+    [first] = claim(workshop, 3)
+    assert (first.id, first.losses) == (made[0], 1)
+    [second] = claim(workshop, 3)
+    assert (second.id, second.losses) == (made[1], 1)
+    state = tmp_path / "state"
+    state.write_bytes(b"state")
+    for job in (first, second):
+        workshop.claims.save_checkpoint(job, state, 1, {})
+        workshop.claims.release(job)
+    assert [(job.id, job.losses) for job in claim(workshop, 3)] == [(each, 0) for each in made]
+
+
+def test_a_tenant_with_more_than_its_share_gives_its_longest_job_s_place_to_another(
+    workshop: Workshop,
+) -> None:
+    file = workshop.upload("acme")
+    for _ in range(3):
+        workshop.job("acme", file)
+    running = claim(workshop, 2)
+    assert workshop.claims.choose_yielding(FINGERPRINT, running) is None  # only its own job waits
+    theirs = workshop.job("beta")
+    assert workshop.claims.choose_yielding(FINGERPRINT, running) == running[0]
+    assert workshop.claims.choose_yielding("0" * 64, running) is None
+    assert workshop.claims.choose_yielding(FINGERPRINT, []) is None
+    workshop.claims.release(running[0], yields=True)
+    [other] = claim(workshop)
+    assert other.id == theirs.id
+    workshop.job("beta")
+    both = [running[1], other]
+    assert workshop.claims.choose_yielding(FINGERPRINT, both) is None  # each has one place
+    workshop.tenant("beta", weight=2.0)
+    assert workshop.claims.choose_yielding(FINGERPRINT, both) == running[1]
+
+
+def test_a_job_that_gave_its_place_away_comes_after_its_tenants_jobs_that_waited(
+    workshop: Workshop,
+) -> None:
+    file = workshop.upload("acme")
+    made = [workshop.job("acme", file) for _ in range(2)]
+    [job] = claim(workshop)
+    workshop.clock.now += 10
+    workshop.claims.release(job, yields=True)
+    assert "other tenants' jobs have their turn" in workshop.messages(made[0])[-1]
+    workshop.clock.now += 10
+    later = workshop.job("acme", file)
+    order = [job.id for job in claim(workshop, 3)]
+    assert order == [made[1].id, made[0].id, later.id]
+
+
 def test_a_checkpoint_forgives_lost_workers(workshop: Workshop, tmp_path: Path) -> None:
     made = workshop.job("acme")
     file = tmp_path / "state"

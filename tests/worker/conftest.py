@@ -110,6 +110,10 @@ class Workshop:
         )
         return self.jobs.create(TENANT, spec).id
 
+    def claims_of(self, **more: Any) -> JobClaims:
+        """What a worker asks of the catalog, with other settings."""
+        return JobClaims(self.registry.catalog, self.registry.objects, **more)
+
     def worker(
         self,
         name: str = "one",

@@ -8,7 +8,9 @@ import pytest
 
 from app.engine.engine import Engine
 from app.engine.request import GenerationRequest
-from app.jobs.types import JobStatus
+from app.jobs.checking import check_file
+from app.jobs.types import TRAINING_DATA, JobSpec, JobStatus
+from app.tenancy.tenants import Tenants
 from app.training.groups.limits import RunLimits
 from app.training.methods import tuned
 from app.training.session import Session
@@ -77,3 +79,73 @@ def test_another_job_is_cancelled_while_one_is_scored(
     assert workshop.job(other).status is JobStatus.CANCELLED
     assert workshop.job(paused).status is JobStatus.PAUSED
     assert workshop.jobs.checkpoints(TENANT, paused).items
+
+
+def test_a_tenants_endless_job_gives_way_to_another_tenants_and_goes_on_afterwards(
+    workshop: Workshop,
+) -> None:
+    endless = workshop.create("endless", LONG)
+    worker = workshop.worker(train_jobs=1, turn=0.5)
+    with workshop.working(worker):
+        until(lambda: workshop.job(endless).step > 2)
+        Tenants(workshop.registry.catalog).create("beta")
+        short = short_job(workshop, "beta")
+        until(lambda: workshop.jobs.get("beta", short).status is JobStatus.SUCCEEDED)
+        told = [event.message for event in workshop.events(endless)]
+        before = workshop.jobs.checkpoints(TENANT, endless).items[0].step
+        until(lambda: workshop.job(endless).step > before)
+        assert before > 2
+    assert any("other tenants' jobs have their turn" in message for message in told)
+    assert not any("is lost" in event.message for event in workshop.events(endless))
+
+
+def test_a_job_keeps_its_place_within_its_turn_and_before_its_own_tenants_jobs(
+    workshop: Workshop,
+) -> None:
+    first = workshop.create("first", LONG)
+    workshop.create("second", SMALL)
+    worker = workshop.worker(train_jobs=1, turn=0.2)
+    with workshop.working(worker):
+        until(lambda: workshop.job(first).step > 300)
+        assert workshop.job(first).status is JobStatus.RUNNING
+    Tenants(workshop.registry.catalog).create("beta")
+    short_job(workshop, "beta")
+    with workshop.working(workshop.worker("other", train_jobs=1, turn=300.0)):
+        until(lambda: workshop.jobs.list("beta").items[0].status is JobStatus.SUCCEEDED)
+        until(lambda: workshop.job(first).status is JobStatus.RUNNING)
+    said = [event.message for event in workshop.events(first)]
+    assert not any("have their turn" in message for message in said)
+
+
+def short_job(workshop: Workshop, tenant: str) -> str:
+    """The id of a new job of another tenant that takes a second."""
+    with workshop.files.stage() as staged:
+        staged.write(b'{"input": "name : fox", "target": "the fox is brown"}\n' * 4)
+        checked = check_file(staged.path, "data.jsonl", TRAINING_DATA)
+        file = workshop.files.add(tenant, staged.path, checked)
+    spec = JobSpec(
+        base_model=workshop.model.spec.model_id,
+        base_fingerprint=workshop.model.spec.fingerprint,
+        method="prefix",
+        suffix="fox",
+        training_file=file.id,
+        hyperparameters=SMALL,
+    )
+    return workshop.jobs.create(tenant, spec).id
+
+
+def test_a_job_that_may_have_killed_its_worker_is_joined_only_after_a_checkpoint(
+    workshop: Workshop,
+) -> None:
+    suspect = workshop.create("suspect", LONG)
+    other = workshop.create("other", LONG)
+    lease = workshop.claims_of(lease_s=0.0)
+    [lost] = lease.claim("lost", workshop.model.spec.fingerprint, 1)
+    assert lost.id == suspect
+    until(lambda: lease.expire() == 1)
+    worker = workshop.worker(checkpoint_every=1.0)
+    with workshop.working(worker):
+        until(lambda: workshop.job(suspect).step > 2)
+        assert workshop.job(other).status is JobStatus.QUEUED
+        until(lambda: workshop.job(other).status is JobStatus.RUNNING)
+        assert workshop.jobs.checkpoints(TENANT, suspect).items
