@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -10,23 +9,25 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import InvalidRequest
-from app.evaluation.evaluator import OFFLINE, EngineRunner, running_engine
+from app.evaluation.evaluator import EngineRunner
 from app.model.dense import keys_values_of
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.prefix import Prefix
 from app.training.checkpoint import load_checkpoint, run_identity
 from app.training.distillation.document import read_document, split_document
-from app.training.distillation.exchanges import ExchangeMaker, ExchangeSettings
+from app.training.distillation.exchanges import ExchangeSettings
 from app.training.distillation.framing import framing_of
 from app.training.distillation.method import DistillationMethod
 from app.training.distillation.start import start_ids
 from app.training.distillation.teacher import (
     TOP_TOKENS,
+    PrepareReport,
     TaughtPair,
+    made_pairs,
     pairs_as_tensors,
     pairs_of_tensors,
-    taught_pairs,
+    split_pairs,
 )
 from app.training.groups.limits import RunLimits
 from app.training.initial import complete_recipe
@@ -51,11 +52,6 @@ _LR = 2e-2
 _BATCH = 8
 _WARMUP = 5
 _EXCHANGE_SHARE = 8
-_HELD_OUT_SHARE = 8
-_MAX_HELD_OUT = 32
-
-PrepareReport = Callable[[str, int, int], None]
-"""Gets what is being made, how much of it is done, and how much there is. It may raise to end."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +166,11 @@ class DistillationSession:
         """
         saved = self._saved_pairs() if resume else None
         continued = saved is not None
-        self.pairs = saved or pairs or self._taught_pairs(report)
+        self.pairs = (
+            saved
+            or pairs
+            or made_pairs(self.model, self.framing, self.parts, self._settings, report)
+        )
         self._trainer = trainer = self._make_trainer(self.pairs)
         if continued and not trainer.resume():
             raise InvalidRequest(f"{self._job.checkpoint} was removed while it was read")
@@ -285,24 +285,8 @@ class DistillationSession:
             )
         return pairs_of_tensors(saved.tensors_of("carried"))
 
-    def _taught_pairs(self, report: PrepareReport) -> list[TaughtPair]:
-        # a part's context is served as a prefix, which may be longer than tenants' prefixes
-        config = replace(OFFLINE, max_prefix_length=self.model.spec.context_limit)
-        with running_engine(self.model, config) as engine:
-            maker = ExchangeMaker(engine, self.framing, self._settings)
-            exchanges = maker.all_of(
-                self.parts, lambda done, total: report("exchanges", done, total)
-            )
-        return taught_pairs(
-            self.model,
-            self.framing,
-            self.parts,
-            exchanges,
-            lambda done, total: report("teacher", done, total),
-        )
-
     def _make_trainer(self, pairs: Sequence[TaughtPair]) -> Trainer:
-        training, held_out = _split(pairs, self._recipe.seed)
+        training, held_out = split_pairs(pairs, self._recipe.seed)
         given = self._recipe
         given = replace(
             given,
@@ -356,11 +340,3 @@ class DistillationSession:
         if job.note:
             provenance["note"] = job.note
         return provenance
-
-
-def _split(pairs: Sequence[TaughtPair], seed: int) -> tuple[list[TaughtPair], list[TaughtPair]]:
-    """Pairs to train on and held-out pairs: an eighth, at least one and at most 32."""
-    order = list(range(len(pairs)))
-    random.Random(f"{seed}:held-out").shuffle(order)
-    count = max(1, min(_MAX_HELD_OUT, len(pairs) // _HELD_OUT_SHARE))
-    return [pairs[n] for n in sorted(order[count:])], [pairs[n] for n in sorted(order[:count])]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 
 import torch
 
+from app.evaluation.evaluator import OFFLINE, running_engine
 from app.evaluation.text_pairs import TokenPair
 from app.model.dense import keys_values_of
 from app.model.frozen import FrozenModel
@@ -15,12 +18,17 @@ from app.model.sequences.packed_tokens import packed_logits
 from app.prefix.prefix import KeyValues
 from app.training.batches import collate
 from app.training.distillation.document import TextPart
-from app.training.distillation.exchanges import TextExchange
+from app.training.distillation.exchanges import ExchangeMaker, ExchangeSettings, TextExchange
 from app.training.distillation.framing import Framing
 
 TOP_TOKENS = 32
 """How many of the teacher's most probable tokens are kept at each position."""
 _ROWS = 8
+_HELD_OUT_SHARE = 8
+_MAX_HELD_OUT = 32
+
+PrepareReport = Callable[[str, int, int], None]
+"""Gets what is being made, how much of it is done, and how much there is. It may raise to end."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +71,32 @@ def taught_pairs(
             made |= dict(zip((number for number, _ in rows), taught, strict=True))
     report(len(exchanges), len(exchanges))
     return [made[number] for number in range(len(exchanges))]
+
+
+def made_pairs(
+    model: FrozenModel,
+    framing: Framing,
+    parts: Sequence[TextPart],
+    settings: ExchangeSettings,
+    report: PrepareReport,
+) -> list[TaughtPair]:
+    """Exchanges that the model makes about the parts, with its own distributions."""
+    # a part's context is served as a prefix, which may be longer than tenants' prefixes
+    config = replace(OFFLINE, max_prefix_length=model.spec.context_limit)
+    with running_engine(model, config) as engine:
+        maker = ExchangeMaker(engine, framing, settings)
+        exchanges = maker.all_of(parts, partial(report, "exchanges"))
+    return taught_pairs(model, framing, parts, exchanges, partial(report, "teacher"))
+
+
+def split_pairs(
+    pairs: Sequence[TaughtPair], seed: int
+) -> tuple[list[TaughtPair], list[TaughtPair]]:
+    """Pairs to train on and held-out pairs: an eighth, at least one and at most 32."""
+    order = list(range(len(pairs)))
+    random.Random(f"{seed}:held-out").shuffle(order)
+    count = max(1, min(_MAX_HELD_OUT, len(pairs) // _HELD_OUT_SHARE))
+    return [pairs[n] for n in sorted(order[count:])], [pairs[n] for n in sorted(order[:count])]
 
 
 def pairs_as_tensors(pairs: Sequence[TaughtPair]) -> dict[str, torch.Tensor]:
