@@ -9,7 +9,6 @@ PostgreSQL; times are those of the database, not of the workers' clocks.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +77,13 @@ class JobClaims:
         with self._catalog.write() as (connection, epoch):
             note(connection, epoch, ChangeKind.TRAINING, "")
             now = now_of(connection, self._clock)
-            chosen = _safe_together(queue.choose(connection, base_fingerprint, limit, now))
+            chosen = queue.choose(connection, base_fingerprint, limit, now)
             for tenant in sorted({row.tenant_id for row in chosen}):
                 turn = update(tenants).where(tenants.c.id == tenant).values(training_turn=epoch)
                 connection.execute(turn)
             taken = {
                 row.id: workers.take(connection, row, worker, self.lease_s, now)
-                for row in _sorted(chosen)
+                for row in sorted(chosen, key=lambda row: int(row.id))  # as all lock rows of jobs
             }
         return [job for row in chosen if (job := taken[row.id]) is not None]
 
@@ -349,14 +348,3 @@ class JobClaims:
 
     def _set(self, connection: Connection, job: int, values: Mapping[str, Any]) -> None:
         connection.execute(update(training_jobs).where(training_jobs.c.id == job).values(values))
-
-
-def _safe_together(rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
-    """The first rows up to one that has lost a worker; that one alone if it is the first."""
-    safe = list(takewhile(lambda row: not row.losses, rows))
-    return safe or rows[:1]
-
-
-def _sorted(rows: Sequence[Row[Any]]) -> list[Row[Any]]:
-    """In the order in which all transactions lock rows of jobs."""
-    return sorted(rows, key=lambda row: int(row.id))

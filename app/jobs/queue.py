@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, func, or_, select
@@ -42,7 +43,10 @@ class _Share:
 
 
 def choose(connection: Connection, base_fingerprint: str, limit: int, now: float) -> list[Row[Any]]:
-    """At most `limit` jobs for this base model, in the order of their turns."""
+    """At most `limit` jobs for this base model, in the order of their turns.
+
+    One that has lost a worker since its last checkpoint comes alone: it may have killed it.
+    """
     line = [share.place + (share,) for share in _shares(connection, base_fingerprint, now)]
     heapq.heapify(line)
     counts: Counter[str] = Counter()
@@ -59,7 +63,8 @@ def choose(connection: Connection, base_fingerprint: str, limit: int, now: float
         tenant: iter(_next(connection, base_fingerprint, tenant, count, now))
         for tenant, count in counts.items()
     }
-    return [next(oldest[tenant]) for tenant in turns]
+    chosen = [next(oldest[tenant]) for tenant in turns]
+    return list(takewhile(lambda row: not row.losses, chosen)) or chosen[:1]
 
 
 def choose_yielding(
