@@ -89,6 +89,11 @@ def slot_errors(inputs: Sequence[str], texts: Sequence[str]) -> SlotReport | Non
     return SlotReport(fields, len(inputs), all_right)
 
 
+def has_slots(source: str) -> bool:
+    """Whether an input is fields with values or triples, whose slots `slot_errors` counts."""
+    return bool(_slots(source))
+
+
 def _slots(source: str) -> list[Slot]:
     """The slots of an input, each once."""
     fields = [(ALIASES.get(name, name), value) for name, value in read_fields(source)]

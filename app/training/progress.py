@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,9 +55,11 @@ class RunState:
     def takes_best(self, loss: float, score: float, patience: int) -> bool:
         """Note a validation; whether the state is the best so far.
 
-        The run ends after `patience` validations that are not (0: never).
+        Of states with equal scores, that with the lower loss is better. The run ends after
+        `patience` validations that are not better (0: never).
         """
-        if self.best_score is None or score > self.best_score:
+        best_loss = math.inf if self.best_loss is None else self.best_loss
+        if self.best_score is None or (score, -loss) > (self.best_score, -best_loss):
             self.best_loss, self.best_score, self.best_step = loss, score, self.step
             self.stale = 0
             return True

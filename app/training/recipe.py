@@ -65,7 +65,9 @@ RATE_SHARES = {
 parameters: near the best of four that `polyprefix experiment rates` tried on the demo GPT-2 or on
 SmolLM2-135M; for `finetune-top2` a guess. Above, all methods have the authors' rate."""
 
-METRICS = ("loss", "bleu")
+METRICS = ("loss", "bleu", "rouge_l", "slots")
+"""What may select the best state: the loss, scores of answers, or the share of answers that say all
+of their inputs' values and invent none."""
 PRESETS = ("full-data", "low-data")
 _PATIENCE = 5
 """Validations without a better one that end a run with little data."""
@@ -87,7 +89,7 @@ class Recipe:
     as the words have.
     `keep`: "best" (by `metric` on the validation data) or "last". `validate_every`: steps (0: each
     epoch). `validation_pairs`: so many held-out pairs, drawn by the seed, give the loss, and so
-    many inputs the BLEU (0: all).
+    many inputs are answered for another `metric` (0: all).
     `early_stopping`: the run ends after so many validations without a better one (0: off).
     `accumulate`: batches whose gradients make one step. `depth`: hidden layers of the networks.
     `preset`: "low-data" chooses the authors' settings for 50 to 500 pairs where none are given;

@@ -33,7 +33,7 @@ from app.training.methods.names import (
     PREFIX_METHODS,
     WEIGHT_METHODS,
 )
-from app.training.methods.tuned import TunedModel, tuned_model
+from app.training.methods.tuned import TunedModel, check_inputs, tuned_model
 from app.training.objective import offset_behind, position_offset
 from app.training.progress import Outcome, Report
 from app.training.publish import as_prefix
@@ -85,8 +85,8 @@ class Session:
         """Read the data and load the model. Raises InvalidRequest if one of them is unusable.
 
         `model` is one that `load_base` has returned; several sessions may share it, since prefix
-        methods never change it. `runner` gives a started engine on it, for BLEU in validations;
-        otherwise each starts one. `between` is as for `Trainer`.
+        methods never change it. `runner` gives a started engine on it, for validations; otherwise
+        each starts one. `between` is as for `Trainer`.
         """
         job.recipe.check()
         self._job, self._runner = job, runner
@@ -112,6 +112,7 @@ class Session:
         self.pairs = self.pairs_of(self.examples, job.data)
         valid_pairs = []
         if self.validation:
+            check_inputs(recipe.metric, self.validation, str(job.valid or job.data))
             valid_pairs = self.pairs_of(self.validation, job.valid or job.data)
         self._digests = {
             "data": data_digest(job.data),
@@ -125,7 +126,7 @@ class Session:
             checkpoint=job.checkpoint,
             checkpoint_every=job.checkpoint_every,
             identity=self._identity(),
-            score=self._bleu if recipe.metric == "bleu" and self.validation else None,
+            score=self._measure if recipe.metric != "loss" and self.validation else None,
             on=self.on,
             between=between,
         )
@@ -186,20 +187,20 @@ class Session:
     def _task_decoding(self) -> Mapping[str, Any]:
         return {} if self.on is None else self.on.metadata.decoding
 
-    def _bleu(self, state: State) -> float:
-        """BLEU of held-out inputs in the middle of the run; weights are the model's own.
+    def _measure(self, state: State) -> float:
+        """The metric on held-out inputs in the middle of the run; weights are the model's own.
 
         As many inputs are answered as pairs validate, drawn by the seed.
         """
         count = self.recipe.validation_pairs or len(self.validation)
         if self._job.limits is not None:
             count = min(count, self._job.limits.validation_answers)
-        inputs = sample(self.validation, count, self.recipe.seed)
+        inputs = sample(self._scored, count, self.recipe.seed)
         decoding = {**self._job.decoding, **self._task_decoding}
         method = self.recipe.method
         tuned = TunedModel(self.model, method, state, self.template, decoding, self.on)
         runner = None if self._runner is None else self._runner()
-        return tuned.evaluate(inputs, ("bleu",), runner).bleu
+        return tuned.score(inputs, self.recipe.metric, runner)
 
     def advice(self) -> list[str]:
         """What the owner of the data should know before the run; empty if all is well."""

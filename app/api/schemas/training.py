@@ -65,7 +65,7 @@ class PrefixHyperparameters(Hyperparameters):
     initial_words: Annotated[str, Field(min_length=1, max_length=10_000)] | None = None
     initial_task_mean: StrictBool = False
     keep: Literal["best", "last"] = "best"
-    metric: Literal["loss", "bleu"] = "loss"
+    metric: Literal["loss", "bleu", "rouge_l", "slots"] = "loss"
     early_stopping: Whole = 0
     validate_every: Whole = 0
     validation_pairs: Whole = 128

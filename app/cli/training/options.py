@@ -89,7 +89,11 @@ class MethodOptions:
         ),
     ] = None
     metric: Annotated[
-        str, typer.Option(help="What selects the best state on held-out data: `loss` or `bleu`.")
+        str,
+        typer.Option(
+            help="What selects the best state on held-out data: `loss`, or a score of answers:"
+            " `bleu`, `rouge_l`, or `slots` (how many say all values of their input)."
+        ),
     ] = "loss"
     early_stopping: Annotated[
         int, typer.Option(help="End after so many validations without a better one (0: never).")
@@ -97,7 +101,7 @@ class MethodOptions:
     validation_pairs: Annotated[
         int,
         typer.Option(
-            help="Held-out pairs that select the best state by their loss, or inputs by their BLEU"
+            help="Held-out pairs that select the best state by their loss, or inputs by `--metric`"
             " (0: all of them)."
         ),
     ] = 128

@@ -30,7 +30,7 @@ class RunLimits:
 
     `step_pairs` and `step_tokens` bound an optimiser step, `pass_tokens` a pass through the model
     that no other run shares; both bounds of tokens leave room for eight rows of the full context.
-    `validation_pairs` and `validation_answers` (inputs that are answered for BLEU) bound a
+    `validation_pairs` and `validation_answers` (inputs that are answered for a metric) bound a
     validation. `scored_inputs`, each with `references` outputs and all with `reference_words`
     words, bound the scores at the end. `trained_bytes` bounds the parameters, their gradients and
     the optimiser's moments; a quarter of the base model's bytes is allowed too. `text_bytes` and
@@ -144,7 +144,7 @@ class RunLimits:
                 f"validation_pairs: a validation of a job takes at most {self.validation_pairs}"
                 f" pairs, not {max(pairs, recipe.validation_pairs)}; give a lower number"
             )
-        if recipe.metric == "bleu":
+        if recipe.metric != "loss":
             pairs += _PAIRS_PER_ANSWER * min(pairs, self.validation_answers)
         return pairs
 

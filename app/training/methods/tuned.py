@@ -13,6 +13,7 @@ from app.engine.offline import CompletedRequest
 from app.engine.request import GenerationRequest
 from app.errors import InvalidRequest
 from app.evaluation.evaluator import EngineRunner, Evaluation, Evaluator, running_engine
+from app.evaluation.slots import has_slots, slot_errors
 from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.composition import compose
@@ -88,16 +89,33 @@ class TunedModel:
         scored = self._evaluator(runner).evaluate(self._prompts(examples), references, metrics)
         return asyncio.run(scored)
 
-    def texts(self, inputs: Sequence[str], *, max_source: int = 0) -> list[str]:
+    def score(
+        self, examples: Sequence[Example], metric: str, runner: EngineRunner | None = None
+    ) -> float:
+        """How good the answers are, 0 to 100: "bleu", "rouge_l", or "slots".
+
+        That is the share of the answers that say all values of their inputs and invent none, of
+        inputs that `check_inputs` has taken. `runner` as in `evaluate`.
+        """
+        if metric != "slots":
+            return self.evaluate(examples, (metric,), runner).score(metric)
+        inputs = [example.input for example in examples]
+        report = slot_errors(inputs, self.texts(inputs, runner))
+        return 0.0 if report is None else report.share_all_right
+
+    def texts(
+        self, inputs: Sequence[str], runner: EngineRunner | None = None, *, max_source: int = 0
+    ) -> list[str]:
         """What the model says to each input, of which an encoder reads `max_source` tokens.
 
-        With 0 it reads as many as it can.
+        With 0 it reads as many as it can. `runner` as in `evaluate`.
         """
+        if runner is None:
+            with running_engine(self.model) as engine:
+                return self.texts(inputs, EngineRunner(engine), max_source=max_source)
         examples = [Example(text, ("",), 0) for text in inputs]
-        with running_engine(self.model) as engine:
-            evaluator = self._evaluator(EngineRunner(engine))
-            prompts = self._prompts(examples, max_source)
-            answers = asyncio.run(evaluator.answers(prompts))
+        prompts = self._prompts(examples, max_source)
+        answers = asyncio.run(self._evaluator(runner).answers(prompts))
         return [answer.text for answer in answers]
 
     def _evaluator(self, runner: EngineRunner) -> Evaluator:
@@ -117,6 +135,17 @@ class TunedModel:
     def _prompts(self, examples: Sequence[Example], max_source: int = 0) -> list[tuple[int, ...]]:
         text, room = self.model.text, self.model.source_room(max_source)
         return [text.cut_source(text.render(self.template, e.input), room) for e in examples]
+
+
+def check_inputs(metric: str, examples: Sequence[Example], source: str) -> None:
+    """Raise InvalidRequest, which names file and line, for an input that `metric` cannot score."""
+    for example in examples:
+        if metric == "slots" and not has_slots(example.input):
+            raise InvalidRequest(
+                f"{source}:{example.line}: metric `slots` needs inputs of fields (`name : Aromi |"
+                " food : Thai`) or triples, and this one has none; choose `bleu`, `rouge_l` or"
+                " `loss`"
+            )
 
 
 def load_tuned_model(path: Path, model: str, *, device: str = "auto") -> TunedModel:

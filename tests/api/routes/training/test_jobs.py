@@ -13,6 +13,7 @@ import pytest
 
 from app.jobs.types import ClaimedJob, ClaimLost, JobEvent, JobProgress
 from app.prefix.prefix import Prefix
+from app.training.recipe import METRICS
 from tests.api.routes.training.conftest import EXAMPLES, lines
 from tests.server import RunningServer
 from tests.tiny import random_prefix
@@ -78,6 +79,19 @@ def test_the_worker_is_told_the_recipes_words(
         "prefix-direct", {"epochs": 3}, 101,
     )  # fmt: skip
     assert spec.suffix.startswith("ft-")
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_job_selects_its_state_by_any_metric_of_a_recipe(
+    metric: str, client: openai.OpenAI, uploaded: Uploaded, base: str, claim: Claim
+) -> None:
+    job = client.fine_tuning.jobs.create(
+        model=base,
+        training_file=uploaded(),
+        validation_file=uploaded(lines(*EXAMPLES[:2])),
+        method={"type": "prefix", "prefix": {"hyperparameters": {"metric": metric}}},  # type: ignore[arg-type]
+    )
+    assert dict(claim(job.id).spec.hyperparameters) == {"metric": metric}
 
 
 def test_openais_own_settings_are_understood(
