@@ -120,7 +120,7 @@ class JobReader:
             suffix=body.suffix or f"ft-{secrets.token_hex(4)}",
             training_file=body.training_file,
             validation_file=body.validation_file,
-            hyperparameters=self._hyperparameters(name, settings, seed, file, validation),
+            hyperparameters=self._hyperparameters(name, settings, seed, file, validation, body),
             asked={name: value for name, value in asked.items() if value not in (None, _AUTO)},
             seed=seed,
             on=on,
@@ -136,6 +136,7 @@ class JobReader:
         seed: int,
         file: TrainingFile,
         validation: TrainingFile | None,
+        body: JobBody,
     ) -> dict[str, Any]:
         """The settings that were given, as the recipe of the method calls them."""
         given = settings.model_dump(exclude_unset=True)
@@ -150,9 +151,13 @@ class JobReader:
         pairs, held_out = max(1, file.pairs), 0 if validation is None else validation.pairs
         try:
             complete = complete_recipe(self.model, recipe, pairs, has_validation=held_out > 0)
+            complete.check_validation(has_data=held_out > 0, has_score=held_out > 0)
+            complete.check_start(is_behind=body.on is not None)
             self.limits.apply(self.model, complete, pairs, held_out)
         except PolyprefixError as error:
             where = "method" if isinstance(settings, PrefixHyperparameters) else "hyperparameters"
+            if error.param is not None:
+                where = f"method.{method}.hyperparameters.{error.param}"
             raise InvalidRequest(error.message, param=where) from error
         if multiplier is not None:
             if "lr" in named:

@@ -18,15 +18,7 @@ from app.db.change_log import ChangeKind, note
 from app.db.database import Database
 from app.db.schema import tenants, training_files, training_jobs
 from app.errors import NotFound
-from app.jobs import (
-    checkpoints,
-    contents,
-    events,
-    queue,
-    results,
-    trained_tokens,
-    workers,
-)
+from app.jobs import checkpoints, contents, events, queue, results, trained_tokens, workers
 from app.jobs.results import StoredResult
 from app.jobs.rows import Clock, now_of
 from app.jobs.types import (
@@ -223,7 +215,7 @@ class JobClaims:
             return results.metrics(connection, row.id)
 
     def store_result(self, job: ClaimedJob, path: Path) -> StoredResult:
-        """Stores a file that the job leaves; it is the tenant's once the job has succeeded."""
+        """Stores a file that the job leaves; it is the tenant's once the job has ended with it."""
         with self._catalog.append() as connection:
             _, now = self._held(connection, job)
         return results.store(self._catalog, self._objects, job, path, now)
@@ -251,14 +243,29 @@ class JobClaims:
             going = self._finish(connection, row, JobStatus.SUCCEEDED, values, told, now)
         contents.remove(self._catalog, self._objects, going)
 
-    def fail(self, job: ClaimedJob, code: str, message: str, param: str | None = None) -> None:
-        """Ends the job with an error."""
-        error = JobFailure(code=code, message=message, param=param)
-        told = JobEvent(message=message, level="error", data={"code": code})
-        with self._catalog.append() as connection:
-            row, now = self._held(connection, job)
-            values = {"error": vars(error)}
-            going = self._finish(connection, row, JobStatus.FAILED, values, told, now)
+    def fail(
+        self,
+        job: ClaimedJob,
+        code: str,
+        message: str,
+        param: str | None = None,
+        files: Sequence[StoredResult] = (),
+    ) -> None:
+        """Ends the job with an error, which names the files that it leaves."""
+        try:
+            with self._catalog.write() as (connection, epoch):
+                note(connection, epoch, ChangeKind.TRAINING, job.tenant, job.id)
+                row, now = self._held(connection, job)
+                ids = results.add(connection, job, files, now)
+                for file, file_id in zip(files, ids, strict=True):
+                    message += f" The job leaves {file.filename} as the file {file_id}."
+                error = JobFailure(code=code, message=message, param=param)
+                told = JobEvent(message=message, level="error", data={"code": code})
+                values = {"error": vars(error), "result_files": ids}
+                going = self._finish(connection, row, JobStatus.FAILED, values, told, now)
+        except ClaimLost:
+            self.discard(files)
+            raise
         contents.remove(self._catalog, self._objects, going)
 
     def choose_yielding(

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 from app.db.change_log import ChangeKind, note
 from app.db.database import Actor, Database
 from app.db.schema import job_checkpoints, job_events, training_jobs
-from app.errors import InvalidRequest, TenantQueueFull
+from app.errors import Conflict, InvalidRequest, PrefixNotFound, TenantQueueFull
 from app.jobs import checkpoints, events, workers
 from app.jobs.ids import new_id
 from app.jobs.rows import Clock, get_file_row, get_job_row, has_metadata, now_of, to_job
@@ -25,7 +25,10 @@ from app.jobs.types import (
     JobSpec,
     JobStatus,
 )
-from app.prefix.reference import check_alias, check_name
+from app.prefix.reference import check_alias, check_name, parse_model_field
+from app.registry import versions
+from app.registry.resolver import is_usable
+from app.registry.types import NO_QUOTA, Quota
 
 Item = TypeVar("Item")
 
@@ -64,13 +67,15 @@ class TrainingJobs:
         spec: JobSpec,
         *,
         max_queued: int | None = None,
+        quota: Quota = NO_QUOTA,
         actor: Actor | None = None,
     ) -> Job:
         """A new job, which waits for a worker.
 
-        Its files must be the tenant's and hold examples, or for the method `distill` a text.
-        NotFound or InvalidRequest say which of them is wrong; TenantQueueFull if `max_queued` jobs
-        of the tenant wait.
+        Its files must be the tenant's and hold examples, or for the method `distill` a text; it is
+        trained behind a prefix that the tenant may use. NotFound or InvalidRequest say which of
+        them is wrong. Conflict if the version that it makes would be refused now, by the prefix's
+        user or by `quota`; TenantQueueFull if `max_queued` jobs of the tenant wait.
         """
         check_name(spec.suffix)
         if spec.alias is not None:
@@ -80,6 +85,7 @@ class TrainingJobs:
             note(connection, epoch, ChangeKind.TRAINING, tenant, job_id)
             now = now_of(connection, self._clock)
             _check_files(connection, tenant, spec, now)
+            _check_prefixes(connection, tenant, spec, quota)
             most = MAX_QUEUED if max_queued is None else min(max_queued, MAX_QUEUED)
             if _count_queued(connection, tenant) >= most:
                 raise TenantQueueFull(
@@ -246,6 +252,21 @@ def _check_files(connection: Connection, tenant: str, spec: JobSpec, now: float)
         connection, tenant, spec.validation_file, now, param="validation_file"
     )
     _check_purpose(validation, TRAINING_DATA, "validation_file")
+
+
+def _check_prefixes(connection: Connection, tenant: str, spec: JobSpec, quota: Quota) -> None:
+    """PrefixNotFound or Conflict unless the job has what it is trained behind, and what it makes
+    may become a version."""
+    if spec.on is not None:
+        (reference,) = parse_model_field(spec.on)
+        if not is_usable(connection, tenant, reference):
+            raise PrefixNotFound(f"on: the prefix {spec.on} does not exist", param="on")
+    if spec.method == "infix":
+        return
+    try:
+        versions.check_new(connection, tenant, spec.suffix, user=spec.user, quota=quota)
+    except Conflict as error:
+        raise type(error)(f"suffix: {error.message}", param="suffix") from error
 
 
 def _check_purpose(row: Row[Any], wanted: str, param: str) -> None:

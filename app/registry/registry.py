@@ -30,13 +30,12 @@ from app.registry.storage.garbage import GarbageCollector
 from app.registry.storage.store import ObjectStore, StagedFile
 from app.registry.types import (
     LATEST,
+    NO_QUOTA,
     ContentKey,
     Quota,
     Version,
     VersionInfo,
 )
-
-_NO_QUOTA = Quota()
 
 
 class Registry:
@@ -106,7 +105,7 @@ class Registry:
         staged: Path,
         *,
         alias: str | None = None,
-        quota: Quota = _NO_QUOTA,
+        quota: Quota = NO_QUOTA,
         scores: Scores = NO_SCORES,
         user: str | None = None,
         guard: Callable[[Connection], None] | None = None,

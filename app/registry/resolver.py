@@ -101,6 +101,11 @@ class Resolver:
         return _chosen(tenant, reference, entry, user) if known else None
 
 
+def is_usable(connection: Connection, caller: str, reference: PrefixReference) -> bool:
+    """Whether a reference stands for a version that the caller may use."""
+    return _find(caller, reference, connection) is not None
+
+
 def _depends_on(key: _Key, _: Resolved | Split | None) -> tuple[Change, ...]:
     """The prefix, its owner, who may be disabled or go, and the caller."""
     caller, reference = key

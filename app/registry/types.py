@@ -110,6 +110,10 @@ class Quota:
     max_bytes: int | None = None
 
 
+NO_QUOTA = Quota()
+"""No bound."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class PrefixRecord:
     """A name with at least one version; `aliases` maps names (always `latest`) to digests.

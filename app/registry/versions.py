@@ -276,6 +276,26 @@ def stored(connection: Connection, tenant: str) -> tuple[int, int]:
     return row.prefix_count, row.stored_nbytes
 
 
+def check_new(
+    connection: Connection, tenant: str, name: str, *, user: str | None, quota: Quota
+) -> None:
+    """Raises what a new version of the prefix would meet now: Conflict if the prefix is there and
+    not this user's, QuotaExceeded if nothing more can be stored."""
+    _check_user(connection, tenant, name, user)
+    is_new = scope.find_prefix_id(connection, tenant, name) is None
+    for what, most, used, added in zip(
+        ("prefixes", "bytes"),
+        (quota.max_prefixes, quota.max_bytes),
+        stored(connection, tenant),
+        (int(is_new), 1),
+        strict=True,
+    ):
+        if most is not None and added and used + added > most:
+            raise QuotaExceeded(
+                f"the tenant's quota is {most} {what}, and {used} are used: delete something first"
+            )
+
+
 def check_quota(connection: Connection, tenant: str, quota: Quota, before: tuple[int, int]) -> None:
     """QuotaExceeded if the tenant stores more than its quota, and more than `before`."""
     for what, most, now, then in zip(

@@ -178,9 +178,23 @@ class Recipe:
     def check_validation(self, *, has_data: bool, has_score: bool) -> None:
         """Raise InvalidRequest if a setting needs validation data, or a score, that is missing."""
         if self.metric != "loss" and not (has_data and has_score):
-            raise InvalidRequest(f"metric: {self.metric} needs validation data; give --valid")
+            raise InvalidRequest(
+                f"metric: {self.metric} needs validation data; give a validation file",
+                param="metric",
+            )
         if self.early_stopping and not has_data:
-            raise InvalidRequest("early_stopping needs validation data; give --valid")
+            raise InvalidRequest(
+                "early_stopping needs validation data; give a validation file",
+                param="early_stopping",
+            )
+
+    def check_start(self, *, is_behind: bool) -> None:
+        """Raise InvalidRequest if the start is that of a prefix to stand behind, and none is."""
+        if self.initial_task_mean and not is_behind:
+            raise InvalidRequest(
+                "initial_task_mean: it needs a prefix to train on; give one as `on`",
+                param="initial_task_mean",
+            )
 
     def _check_start(self) -> None:
         """Raise InvalidRequest unless the method can start as asked."""

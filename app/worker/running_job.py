@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from app.db.errors import storage_faults
-from app.errors import InsufficientStorage, PolyprefixError
+from app.errors import Conflict, InsufficientStorage, PolyprefixError
 from app.jobs.results import StoredResult
 from app.jobs.types import ClaimedJob, ClaimLost
+from app.prefix.prefix import Prefix
 from app.training.methods.files import write_trained
 from app.training.progress import Outcome, Report
+from app.training.publish import write_prefix
 from app.training.session import Session
 from app.training.trainer import Trainer
 from app.worker.preparation import Workplace, is_trouble, prepare
@@ -28,7 +30,10 @@ _SAVING_SHARE = 0.05
 
 
 class RunningJob:
-    """A claimed job with its session. Any call may raise ClaimLost: then forget the job."""
+    """A claimed job with its session. Any call may raise ClaimLost: then forget the job.
+
+    `kept` is what the job leaves if it fails: a prefix that no version could be made of.
+    """
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class RunningJob:
         self._place = Workplace(resources.folder, job)
         self._outcome: Outcome | None = None
         self._published: PublishedResult | None = None
+        self.kept: list[StoredResult] = []
         self.began = self._sent = self._saved = clock()
         self._is_proven = not job.losses
         self._saving_s = 0.0
@@ -145,7 +151,11 @@ class RunningJob:
             prefix = self._session.prefix(outcome.scores)
             between()
             on = self._session.on if isinstance(self._session, Session) else None
-            self._published = publish_result(self.job, prefix, resources, runner, on)
+            try:
+                self._published = publish_result(self.job, prefix, resources, runner, on)
+            except Conflict:
+                self.kept = self._keep(prefix)
+                raise
             self._tell_refusal(self._published)
         self.send(at_once=True)
         made = None if self._published is None else self._published.name
@@ -161,6 +171,18 @@ class RunningJob:
     def close(self) -> None:
         """Remove the job's files from this machine."""
         self._place.remove()
+
+    def _keep(self, prefix: Prefix) -> list[StoredResult]:
+        """A prefix that the registry has refused, stored for the end of the job."""
+        path = self._place.folder / f"{self.job.spec.suffix}.safetensors"
+        try:
+            with storage_faults("writing the prefix"):
+                write_prefix(prefix, path)
+            return [self._resources.claims.store_result(self.job, path)]
+        except InsufficientStorage as error:
+            text = f"The prefix could not be kept as a file: {self._place.told(error.message)}"
+            self._reporter.say(text, level="warn")
+            return []
 
     def _store_files(self, outcome: Outcome, files: list[StoredResult]) -> None:
         """Store what the job leaves and add it to `files`: its metrics, and what is no prefix."""

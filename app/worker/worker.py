@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from app.errors import PolyprefixError, Unavailable
+from app.jobs.results import StoredResult
 from app.jobs.types import ClaimedJob, ClaimLost, Order
 from app.training.groups.job_group import JobGroup
 from app.training.progress import Interrupted, Report
@@ -164,8 +165,8 @@ class Worker:
         else:
             self._beats.remove(job)
 
-    def _fail(self, job: ClaimedJob, error: Exception) -> None:
-        """End a job with an error, or give it back if the error is not its own."""
+    def _fail(self, job: ClaimedJob, error: Exception, files: Sequence[StoredResult] = ()) -> None:
+        """End a job, which leaves `files`, with an error; or give it back if that is not its own."""
         claims = self._resources.claims
         place = Workplace(self._resources.folder, job)
         place.remove()
@@ -181,12 +182,12 @@ class Worker:
                 _log.info("job %s has failed: %s", job.id, error)
             else:
                 _log.error("job %s has failed", job.id, exc_info=error)
-            self._end_claim(job, partial(claims.fail, job, code, message, param))
+            self._end_claim(job, partial(claims.fail, job, code, message, param, files))
 
     def _fail_running(self, run: RunningJob, error: Exception) -> None:
         """As `_fail`, of a job that has begun; the others go on."""
         self._leave(run, save=is_trouble(error))
-        self._fail(run.job, error)
+        self._fail(run.job, error, run.kept)
         if is_trouble(error):
             self._back_off()
 

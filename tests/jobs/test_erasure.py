@@ -223,10 +223,12 @@ def test_others_jobs_behind_the_users_prefix_are_cancelled(
         )
     }
     newer = f"ann_mill@{push(registry, 'acme', 'ann_mill', 'ann', 'newer').digest}"
+    for name in ("ann_mill", "ann-mill"):
+        registry.publications.set("acme", name, ["beta"], everyone=False)
     behind = [
         workshop.job("acme", on=on["acme", "ann_mill"], user="bob"),
         workshop.job("acme", on=newer),
-        workshop.job("beta", on=f"acme/{newer}"),  # it is published to this tenant
+        workshop.job("beta", on=f"acme/{newer}"),
         workshop.job("beta", on=f"acme/{newer}", user="ann"),  # another ann
     ]
     others = [

@@ -18,6 +18,7 @@ from app.evaluation.gate_score import gate_examples, score_examples
 from app.jobs.claims import JobClaims
 from app.jobs.types import JobStatus
 from app.model.frozen import FrozenModel
+from app.prefix.codec import decode
 from app.prefix.composition import compose
 from app.prefix.prefix import Prefix
 from app.registry.quality_gates import QualityGate
@@ -155,7 +156,6 @@ def test_jobs_that_are_trained_together_make_what_each_makes_alone(workshop: Wor
         ({"hyperparameters": {"initial_prefix": "/etc/passwd"}}, "invalid_value", "is none"),
         ({"hyperparameters": {"length": 600}}, "invalid_value", "at most 512"),
         ({"method": "lora"}, "invalid_value", "changes the base model"),
-        ({"on": "unknown@abcdef01"}, "prefix_not_found", "unknown"),
         (
             {"lines": [*examples(2), {"input": "long " * 200, "target": "x"}]},
             "invalid_value",
@@ -342,12 +342,31 @@ def test_an_alias_moves_only_through_its_gate(workshop: Workshop) -> None:
     assert (passed.fine_tuned_model or "").endswith(aliases.get(TENANT, "fox", "stable").digest)
 
 
-def test_a_full_quota_fails_the_job(workshop: Workshop) -> None:
-    workshop.run(workshop.create("first"))
-    Tenants(workshop.registry.catalog).change(TENANT, limits={"max_prefixes": 1})
-    (failed,) = workshop.run(workshop.create("second"))
+@pytest.mark.parametrize("code", ["quota_exceeded", "conflict"])
+def test_a_prefix_that_is_refused_at_the_end_is_kept_as_a_file(
+    workshop: Workshop, code: str, tmp_path: Path
+) -> None:
+    job_id = workshop.create("second", user="bob", hyperparameters={**SMALL, "max_steps": 3})
+    if code == "conflict":
+        workshop.jobs.pause(TENANT, job_id)
+        workshop.run(workshop.create("second", user="ann"))
+        workshop.jobs.resume(TENANT, job_id)
+    else:
+        Tenants(workshop.registry.catalog).change(TENANT, limits={"max_prefixes": 0})
+    (failed,) = workshop.run(job_id)
     assert failed.error is not None
-    assert failed.error.code == "quota_exceeded"
+    assert failed.error.code == code
+    (file_id,) = failed.result_files
+    told = f"The job leaves second.safetensors as the file {file_id}."
+    assert failed.error.message.endswith(told)
+    assert workshop.events(job_id)[-1].message == failed.error.message
+    file = workshop.files.get(TENANT, file_id)
+    assert (file.purpose, file.user) == ("fine-tune-results", "bob")
+    path = tmp_path / "kept.safetensors"
+    with workshop.files.open(TENANT, file_id) as content:
+        path.write_bytes(content.read())
+    prefix = decode(path, workshop.model.spec, workshop.model.dtype, max_length=100)
+    assert prefix.length == 4
 
 
 def test_an_idle_worker_ends_if_it_is_told_to(workshop: Workshop) -> None:

@@ -301,7 +301,7 @@ def test_a_run_stops_when_the_metric_no_longer_improves(
         ({"method": "lora", "lora_targets": ("nowhere",)}, "no projections named nowhere"),
         ({"depth": 3}, "depth must be between 1 and 2"),
         ({"dtype": "fp8"}, "dtype must be `fp32` or `bf16`"),
-        ({"metric": "bleu"}, "needs validation data; give --valid"),
+        ({"metric": "bleu"}, "needs validation data; give a validation file"),
         ({"early_stopping": 2}, "early_stopping needs validation data"),
         ({"early_stopping": 2, "preset": "low-data"}, "early_stopping needs validation data"),
         ({"label_smoothing": 1.0}, "label_smoothing must be"),

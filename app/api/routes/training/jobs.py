@@ -38,6 +38,7 @@ from app.errors import InvalidRequest
 from app.jobs.ids import number_of, numbered_id
 from app.jobs.services import TrainingServices
 from app.jobs.types import OPEN, Job, JobCheckpoint, JobEvent
+from app.registry.types import Quota
 from app.tenancy.auth.principal import Scope
 
 router = Router("fine-tuning", "/v1/fine_tuning/jobs")
@@ -83,8 +84,11 @@ async def create_job(
         )
     on = await reader.resolve_on(tenant, body)
     spec = await caller.workers.text.run(tenant, reader.make_spec, body, on, file, validation)
-    most = caller.principal.limits.max_queued_jobs
-    made = await caller.write(training.jobs.create, tenant, spec, max_queued=most)
+    mine = caller.principal.limits
+    quota = Quota(mine.max_prefixes, mine.max_bytes)
+    made = await caller.write(
+        training.jobs.create, tenant, spec, max_queued=mine.max_queued_jobs, quota=quota
+    )
     return _reply(made).response()
 
 

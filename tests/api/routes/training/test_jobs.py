@@ -199,6 +199,26 @@ def test_openais_own_settings_are_understood(
             "hyperparameters",
             "inside `method`",
         ),
+        (
+            {"method": {"type": "prefix", "prefix": {"hyperparameters": {"metric": "bleu"}}}},
+            "method.prefix.hyperparameters.metric",
+            "metric: bleu needs validation data; give a validation file",
+        ),
+        (
+            {"method": {"type": "infix", "infix": {"hyperparameters": {"early_stopping": 3}}}},
+            "method.infix.hyperparameters.early_stopping",
+            "early_stopping needs validation data",
+        ),
+        (
+            {
+                "method": {
+                    "type": "prefix-direct",
+                    "prefix-direct": {"hyperparameters": {"initial_task_mean": True}},
+                }
+            },
+            "method.prefix-direct.hyperparameters.initial_task_mean",
+            "it needs a prefix to train on; give one as `on`",
+        ),
         ({"on": "nothing"}, "on", "on: prefix 'nothing' does not exist"),
         ({"on": "a+b"}, "on", "one prefix"),
         ({"method": {"type": "distill"}}, "training_file", "`user_data`"),

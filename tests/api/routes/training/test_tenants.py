@@ -13,9 +13,11 @@ import pytest
 from app.api.routes.training import files
 from app.jobs.checking import CheckedFile, check_file
 from app.model.frozen import FrozenModel
+from app.prefix.codec import encode
 from app.tenancy.auth.principal import Scope
 from tests.api.guarded import EVERYTHING, Guarded, guarding
 from tests.api.helpers import until
+from tests.tiny import random_prefix
 
 LINES = b'{"input": "a", "target": "b"}\n'
 
@@ -76,6 +78,51 @@ def test_a_tenant_queues_no_more_jobs_than_it_may(guarded: Guarded, tiny_gpt2: F
         client.post(f"/v1/fine_tuning/jobs/{first.json()['id']}/cancel")
         assert create(client, tiny_gpt2, file).status_code == 200
     limited(guarded, max_queued_jobs=None)
+
+
+def test_a_job_for_another_users_prefix_is_refused_before_it_is_queued(
+    guarded: Guarded, tiny_gpt2: FrozenModel
+) -> None:
+    prefix = encode(random_prefix(tiny_gpt2, 2, seed=5))
+    with guarded.client(guarded.key()) as client:
+        binary = {"content-type": "application/octet-stream"}
+        url = "/v1/prefixes/anns/versions?user=ann"
+        assert client.post(url, content=prefix, headers=binary).status_code == 201
+        file = upload(client).json()["id"]
+        refused = create(client, tiny_gpt2, file, suffix="anns", user="bob")
+        assert refused.status_code == 409
+        assert refused.json()["error"]["param"] == "suffix"
+        assert "suffix: prefix 'anns' is there and is not this user's" in refused.text
+        infix = {"type": "infix"}  # it becomes no version, so the name is free
+        taken = [
+            create(client, tiny_gpt2, file, suffix="anns", user="ann"),
+            create(client, tiny_gpt2, file, suffix="anns"),
+            create(client, tiny_gpt2, file, suffix="anns", user="bob", method=infix),
+        ]
+        assert [reply.status_code for reply in taken] == [200, 200, 200]
+
+
+def test_a_tenant_whose_quota_of_prefixes_is_full_queues_no_job_for_a_new_one(
+    guarded: Guarded, tiny_gpt2: FrozenModel
+) -> None:
+    full = random_prefix(tiny_gpt2, 2, seed=6)
+    assert guarded.push("full", full, guarded.key("rival")).status_code == 201
+    tenants = guarded.server.services.tenants
+    with guarded.client(guarded.key("rival")) as client:
+        file = upload(client).json()["id"]
+        for limits, allowed in (
+            ({"max_prefixes": 1}, {"full": 200, "new": 409}),
+            ({"max_prefixes": None, "max_bytes": 10}, {"full": 409, "new": 409}),
+            ({"max_bytes": None}, {"full": 200, "new": 200}),
+        ):
+            tenants.change("rival", limits=limits)
+            guarded.server.services.registry.catalog.feed.poll()
+            for suffix, status in allowed.items():
+                reply = create(client, tiny_gpt2, file, suffix=suffix)
+                assert reply.status_code == status, (limits, suffix)
+                if status == 409:
+                    error = reply.json()["error"]
+                    assert (error["code"], error["param"]) == ("quota_exceeded", "suffix")
 
 
 def test_a_tenant_keeps_no_more_bytes_than_it_may(guarded: Guarded) -> None:
