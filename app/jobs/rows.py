@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -21,9 +21,12 @@ from sqlalchemy import (
 )
 
 from app.db.schema import training_files, training_jobs, versions
-from app.errors import NotFound
+from app.errors import InUse, NotFound
 from app.jobs.ids import FILE_ID, JOB_ID, check_id
 from app.jobs.types import OPEN, Job, JobFailure, JobSpec, JobStatus, TrainingFile
+
+_BATCH = 500
+"""Versions of one query."""
 
 Clock = Callable[[], float]
 """Gives seconds since 1970."""
@@ -110,6 +113,26 @@ def is_behind(tenant: str, prefix: Row[Any]) -> ColumnElement[bool]:
         jobs.on_prefix.in_(names),
         or_(jobs.tenant_id == tenant, jobs.on_prefix.startswith(foreign, autoescape=True)),
     )
+
+
+def check_unneeded(tenant: str, name: str, connection: Connection, digests: Sequence[str]) -> None:
+    """InUse if a job of the tenant that has not ended is trained behind one of these versions of
+    its prefix; inside the caller's writing transaction."""
+    jobs = training_jobs.c
+    for start in range(0, len(digests), _BATCH):
+        query = select(jobs.public_id, jobs.on_prefix).where(
+            # an expression, so that jobs are found by `on_prefix` and not by their status
+            jobs.status.concat("").in_([status.value for status in OPEN]),
+            jobs.on_prefix.is_not(None),
+            jobs.on_prefix.in_([f"{name}@{each}" for each in digests[start : start + _BATCH]]),
+            jobs.tenant_id == tenant,
+        )
+        found = connection.execute(query.order_by(jobs.id).limit(1)).first()
+        if found is not None:
+            raise InUse(
+                f"the job {found.public_id} has not ended and is trained behind"
+                f" {found.on_prefix}; cancel the job first"
+            )
 
 
 def has_metadata(connection: Connection, name: str, value: str) -> ColumnElement[bool]:

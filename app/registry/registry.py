@@ -37,6 +37,9 @@ from app.registry.types import (
     VersionInfo,
 )
 
+DeletionGuard = Callable[[Connection, Sequence[str]], None]
+"""Is told the digests of versions that are about to be deleted; it raises what is against it."""
+
 
 class Registry:
     """What prefixes there are and what their names stand for.
@@ -209,15 +212,24 @@ class Registry:
     # Deleting
 
     def delete_version(
-        self, tenant: str, name: str, digest: str, *, actor: Actor | None = None
+        self,
+        tenant: str,
+        name: str,
+        digest: str,
+        *,
+        guard: DeletionGuard | None = None,
+        actor: Actor | None = None,
     ) -> Version:
         """Forgets a version; `latest` falls back to the newest that is left, if it pointed there.
 
         With its last version a prefix is gone. InUse if another alias, or a split, needs it;
-        PrefixNotFound. The content follows at a later `collect_garbage`.
+        PrefixNotFound. What `guard` raises, in the transaction of the change, prevents it. The
+        content follows at a later `collect_garbage`.
         """
         with scope.changing(self.catalog, tenant, name, actor) as (connection, epoch):
             row = versions.get_row(connection, tenant, name, digest)
+            if guard is not None:
+                guard(connection, [row.digest])
             pointing = aliases.pointing_at(connection, row.id)
             named = [alias for alias in pointing if alias != LATEST]
             named += aliases.splitting_to(connection, row.id)
@@ -244,14 +256,21 @@ class Registry:
             return versions.to_version(row)
 
     def delete_prefix(
-        self, tenant: str, name: str, *, actor: Actor | None = None
+        self,
+        tenant: str,
+        name: str,
+        *,
+        guard: DeletionGuard | None = None,
+        actor: Actor | None = None,
     ) -> list[ContentKey]:
         """Forgets a prefix with its aliases and all its versions, whose keys it returns.
 
-        PrefixNotFound.
+        PrefixNotFound; `guard` as of `delete_version`.
         """
         with scope.changing(self.catalog, tenant, name, actor) as (connection, _):
             prefix_id = scope.get_prefix_id(connection, tenant, name)
+            if guard is not None:
+                guard(connection, versions.digests(connection, prefix_id))
             gone = versions.delete_prefix(connection, tenant, prefix_id)
             contents.release(connection, gone, int(self._clock()))
         return gone

@@ -63,6 +63,12 @@ def ids_of(connection: Connection, prefix_id: int, digests: Collection[str]) -> 
     return {row.digest: row.id for row in connection.execute(query)}
 
 
+def digests(connection: Connection, prefix_id: int) -> Sequence[str]:
+    """The digests of a prefix's versions."""
+    query = select(versions.c.digest).where(versions.c.prefix_id == prefix_id)
+    return connection.scalars(query).all()
+
+
 def newest_row(connection: Connection, prefix_id: int, *, without: int) -> Row[Any] | None:
     """The version that came last, but for one; None if there is no other."""
     query = select(versions).where(versions.c.prefix_id == prefix_id, versions.c.id != without)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, BinaryIO
 
 from fastapi import Depends, Query, Response
@@ -22,6 +23,7 @@ from app.api.schemas.prefixes import (
 )
 from app.api.schemas.users import UserQuery
 from app.errors import PolyprefixError
+from app.jobs.rows import check_unneeded
 from app.prefix.header import LENGTH_BYTES, MAX_HEADER_BYTES, header_length, parse_header
 from app.prefix.spec import MODULES
 from app.registry.registry import Registry
@@ -107,11 +109,14 @@ async def get_prefix(name: str, registry: RegistryDep, caller: CallerDep) -> Res
     return PrefixReply.of(record).response()
 
 
-@router.route("DELETE", "/{name}", answers=PrefixDeleted, scopes=_WRITING)
+@router.route("DELETE", "/{name}", answers=PrefixDeleted, scopes=_WRITING, errors=[409])
 async def delete_prefix(
     name: str, registry: RegistryDep, prefix_cache: PrefixCacheDep, caller: CallerDep
 ) -> Response:
-    """Delete a prefix with all its versions and aliases; rows that run finish with it."""
+    """Delete a prefix with all its versions and aliases; rows that run finish with it.
+
+    While a job that has not ended is trained behind one of the versions, that is 409.
+    """
     await forget_prefix(registry, prefix_cache, caller, name)
     return PrefixDeleted(name=name).response()
 
@@ -164,8 +169,12 @@ async def delete_version(
     prefix_cache: PrefixCacheDep,
     caller: CallerDep,
 ) -> Response:
-    """Delete one version; `latest` falls back to the newest that is left."""
-    version = await caller.write(registry.delete_version, caller.tenant, name, digest)
+    """Delete one version; `latest` falls back to the newest that is left.
+
+    While another alias, or a job that has not ended, needs the version, that is 409.
+    """
+    guard = partial(check_unneeded, caller.tenant, name)
+    version = await caller.write(registry.delete_version, caller.tenant, name, digest, guard=guard)
     prefix_cache.evict(PrefixKey(version.owner, version.digest))
     return VersionDeleted(name=name, digest=version.digest).response()
 
@@ -191,8 +200,11 @@ async def unpin_version(
 async def forget_prefix(
     registry: Registry, prefix_cache: PrefixCache, caller: Caller, name: str
 ) -> None:
-    """Delete a prefix from the catalog and from memory."""
-    for owner, digest in await caller.write(registry.delete_prefix, caller.tenant, name):
+    """Delete a prefix from the catalog and from memory; InUse if an open job needs it."""
+    guard = partial(check_unneeded, caller.tenant, name)
+    for owner, digest in await caller.write(
+        registry.delete_prefix, caller.tenant, name, guard=guard
+    ):
         prefix_cache.evict(PrefixKey(owner, digest))
 
 

@@ -125,6 +125,23 @@ def test_a_tenant_whose_quota_of_prefixes_is_full_queues_no_job_for_a_new_one(
                     assert (error["code"], error["param"]) == ("quota_exceeded", "suffix")
 
 
+def test_a_prefix_is_kept_while_an_open_job_is_trained_behind_it(
+    guarded: Guarded, tiny_gpt2: FrozenModel
+) -> None:
+    task = random_prefix(tiny_gpt2, 2, seed=7)
+    assert guarded.push("task", task, guarded.key()).status_code == 201
+    paths = ("/v1/prefixes/task", f"/v1/prefixes/task/versions/{task.digest}", "/v1/models/task")
+    with guarded.client(guarded.key()) as client:
+        file = upload(client).json()["id"]
+        job = create(client, tiny_gpt2, file, on="task").json()["id"]
+        for path in paths:
+            refused = client.delete(path)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "in_use")
+            assert f"the job {job} has not ended" in refused.text
+        client.post(f"/v1/fine_tuning/jobs/{job}/cancel")
+        assert client.delete(paths[0]).status_code == 200
+
+
 def test_a_tenant_keeps_no_more_bytes_than_it_may(guarded: Guarded) -> None:
     with guarded.client(guarded.key()) as client:
         used = sum(file["bytes"] for file in client.get("/v1/files").json()["data"])
