@@ -161,8 +161,8 @@ class JobClaims:
                 trained_tokens.count(connection, job.tenant, job.spec.suffix, new, now)
             self._set(connection, row.id, values)
 
-    def read_file(self, job: ClaimedJob, which: str, path: Path) -> None:
-        """Copies the job's file, `training` or `validation`, to a local path.
+    def read_file(self, job: ClaimedJob, which: str, path: Path) -> str:
+        """Copies the job's file, `training` or `validation`, to a local path; the upload's name.
 
         NotFound if the job has no such file, or if it is gone.
         """
@@ -175,9 +175,10 @@ class JobClaims:
             )
             row = connection.execute(query).one_or_none()
         file = None if row is None else self._objects.open(row.owner, row.digest)
-        if file is None:
+        if row is None or file is None:
             raise NotFound(f"the job's {which} file is gone", param=f"{which}_file")
         contents.fetch(file, path)
+        return str(row.filename)
 
     def save_checkpoint(
         self, job: ClaimedJob, path: Path, step: int, metrics: Mapping[str, Any]

@@ -82,11 +82,11 @@ def checkpoint_of_run(path: Path, identity: str, recipe: Mapping[str, Any]) -> C
     if (saved.state.get("identity"), saved.state.get("recipe")) != (identity, recipe):
         raise InvalidRequest(
             f"{path} belongs to another run (base model, data or settings differ);"
-            " remove it or start again with --no-resume"
+            " remove it or start again without resuming"
         )
     if not all(bool(torch.isfinite(tensor).all()) for tensor in saved.tensors.values()):
         raise InvalidRequest(
-            f"{path} holds values that are not finite; remove it or start again with --no-resume"
+            f"{path} holds values that are not finite; remove it or start again without resuming"
         )
     return saved
 

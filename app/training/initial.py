@@ -40,7 +40,7 @@ def words_token_ids(model: FrozenModel, words: str, length: int) -> list[int]:
     if length == 0 and len(token_ids) > MAX_LENGTH:
         raise InvalidRequest(
             f"initial_words has {len(token_ids)} tokens, but a prefix has at most {MAX_LENGTH}"
-            " positions; shorten the text or give --length"
+            " positions; shorten the text or give a length"
         )
     return list(islice(cycle(token_ids), length or len(token_ids)))
 
@@ -105,7 +105,7 @@ def _task_mean(on: Prefix | None, recipe: Recipe) -> dict[str, KeyValues]:
     `_MEAN_NOISE` of that over the task's positions, or of the values where there is one position.
     """
     if on is None:
-        raise InvalidRequest("initial_task_mean: it needs a prefix to train on; give --on")
+        raise InvalidRequest("initial_task_mean: it needs a prefix to train on; give one as `on`")
     _check_modules(on, "the prefix to train on", recipe)
     generator = torch.Generator().manual_seed(recipe.seed)
 
@@ -127,7 +127,7 @@ def _check_modules(prefix: Prefix, name: str, recipe: Recipe) -> None:
     missing = [module for module in recipe.modules if module not in prefix.modules]
     if missing:
         raise InvalidRequest(
-            f"{name} has no keys and values for {', '.join(missing)}; leave these out of --modules"
+            f"{name} has no keys and values for {', '.join(missing)}; leave these out of `modules`"
         )
 
 

@@ -203,7 +203,7 @@ class Recipe:
             raise InvalidRequest(f"{' and '.join(starts)}: give one of them")
         for name in starts:
             if self.method not in _STARTS[name]:
-                raise InvalidRequest(f"{name}: --method {self.method} cannot start from it")
+                raise InvalidRequest(f"{name}: the method {self.method} cannot start from it")
 
     def for_model(
         self,
@@ -271,7 +271,7 @@ class Recipe:
             raise InvalidRequest("modules: every prefix needs the module decoder; add it")
         check_family(self.method, with_encoder=with_encoder)
         if not with_encoder and self.max_source:
-            raise InvalidRequest("max_source: this base model has no encoder; leave the option out")
+            raise InvalidRequest("max_source: this base model has no encoder; leave it out")
         drops = with_encoder or self.method in WEIGHT_METHODS
         hidden = HIDDEN_WITH_ENCODER if with_encoder else HIDDEN
         return replace(

@@ -344,5 +344,5 @@ def _template(given: str | None, on: Prefix | None) -> str | None:
         return of_task or given
     raise InvalidRequest(
         f"template: behind the prefix to train on, requests have its own template {of_task!r};"
-        " leave the option out"
+        " leave it out"
     )

@@ -347,4 +347,4 @@ class Trainer:
 
 
 def _gives_none(recipe: Recipe) -> str:
-    return f"--method {recipe.method} does not give a prefix"
+    return f"the method {recipe.method} does not give a prefix"

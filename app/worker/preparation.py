@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
@@ -77,6 +78,7 @@ class Workplace:
         self.checkpoint = self.folder / "checkpoint"
         self.on = self.folder / "on.safetensors"
         self.metrics = self.folder / "step_metrics.csv"
+        self._uploads: dict[str, str] = {}
 
     def make(self) -> None:
         """Make the folder. Raises as `storage_faults`."""
@@ -87,9 +89,23 @@ class Workplace:
         """Remove the folder with all that is in it."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def call(self, path: Path, filename: str) -> None:
+        """From now on messages call this file as its upload is called."""
+        same = filename in self._uploads.values()
+        self._uploads[path.name] = f"{filename} ({path.stem})" if same else filename
+
     def told(self, message: str) -> str:
-        """A message without this machine's paths: files are called as the job calls them."""
-        return message.replace(f"{self.folder}/", "").replace(str(self.folder.resolve()) + "/", "")
+        """A message without this machine's paths: files are called as their uploads are."""
+        for folder in (self.folder, self.folder.resolve()):
+            message = message.replace(f"{folder}/", "")
+        names = "|".join(map(re.escape, self._uploads))
+        return re.sub(names, lambda name: self._uploads[name[0]], message) if names else message
+
+    def translate(self, error: PolyprefixError) -> None:
+        """The error as the job's owner is told it; `param` names the file that it is about."""
+        about = (Path(name).stem for name in self._uploads if name in error.message)
+        error.param = error.param or next(about, None)
+        error.message = self.told(error.message)
 
 
 @dataclass(frozen=True)
@@ -112,9 +128,10 @@ def prepare(
     """
     claims, spec = resources.claims, job.spec
     is_text = spec.method == DISTILL
-    claims.read_file(job, "training", place.text if is_text else place.training)
+    training = place.text if is_text else place.training
+    place.call(training, claims.read_file(job, "training", training))
     if spec.validation_file is not None and not is_text:
-        claims.read_file(job, "validation", place.validation)
+        place.call(place.validation, claims.read_file(job, "validation", place.validation))
     if spec.on is not None:
         _fetch_on(job, place.on, resources)
     make = partial(_distillation_session if is_text else _session, job, place, resources, between)
@@ -257,7 +274,8 @@ def is_trouble(error: Exception) -> bool:
 def failure(error: Exception, place: Workplace) -> tuple[str, str, str | None]:
     """Code, message and parameter that tell a job's owner why it has failed."""
     if isinstance(error, PolyprefixError):
-        return error.code, place.told(error.message), error.param
+        place.translate(error)
+        return error.code, error.message, error.param
     if isinstance(error, OSError):
         reason = errno.errorcode.get(error.errno or 0, "unknown error")
         return "internal_error", f"a disk of the worker has failed: {reason}", None

@@ -58,7 +58,9 @@ class RunningJob:
         try:
             self._place.make()
             prepared = prepare(job, self._place, resources, between)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, PolyprefixError):
+                self._place.translate(error)
             self._place.remove()
             raise
         self._session = prepared.session

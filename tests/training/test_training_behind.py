@@ -164,7 +164,7 @@ def test_a_run_is_not_continued_on_another_task(tiny_gpt2: FrozenModel, tmp_path
     [
         ({"method": "lora"}, True, "trains no prefix"),
         ({"method": "infix"}, True, "trains no prefix"),
-        ({"initial_task_mean": True}, False, "give --on"),
+        ({"initial_task_mean": True}, False, "give one as `on`"),
         ({"initial_task_mean": True, "initial_words": "x"}, True, "give one of them"),
         ({"initial_task_mean": True, "method": "embedding"}, True, "cannot start from it"),
     ],

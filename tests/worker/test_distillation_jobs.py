@@ -128,7 +128,7 @@ def _raises(report: Any) -> bool:
 @pytest.mark.parametrize(
     ("text", "settings", "message"),
     [
-        ("Short.", SETTINGS, "smaller length"),
+        ("Short.", SETTINGS, "a.txt has 6 tokens"),
         (SPEECH, {**SETTINGS, "hidden": 8}, "'hidden' is none"),
         (SPEECH, {**SETTINGS, "length": 600}, "at most 512"),
         (SPEECH, {**SETTINGS, "start": "end"}, "choose one of first, spread"),

@@ -159,7 +159,7 @@ def test_jobs_that_are_trained_together_make_what_each_makes_alone(workshop: Wor
         (
             {"lines": [*examples(2), {"input": "long " * 200, "target": "x"}]},
             "invalid_value",
-            "training_file.jsonl:3: input and target take",
+            "data.jsonl:3: input and target take",
         ),
     ],
 )
@@ -175,6 +175,18 @@ def test_a_job_that_cannot_be_trained_fails_and_says_why_while_others_go_on(
     assert message in failed.error.message
     assert str(workshop.folder) not in failed.error.message
     assert made.status is JobStatus.SUCCEEDED
+
+
+def test_an_error_of_a_file_has_the_name_of_its_upload_and_of_its_field(
+    workshop: Workshop,
+) -> None:
+    long = [*examples(2), {"input": "long " * 200, "target": "x"}]
+    failed = workshop.run(workshop.create("one", lines=long), workshop.create("two", valid=long))
+    told = [(job.error.message.split(":")[0], job.error.param) for job in failed if job.error]
+    assert told == [
+        ("data.jsonl", "training_file"),
+        ("data.jsonl (validation_file)", "validation_file"),
+    ]
 
 
 def test_a_loss_that_is_not_finite_fails_its_job_alone(workshop: Workshop) -> None:

@@ -281,7 +281,7 @@ class DistillationSession:
         if saved.state.get("identity") != run_identity(self.model, self._identity()):
             raise InvalidRequest(
                 f"{path} belongs to another run (base model, text or settings differ); remove it or"
-                " start again with --no-resume"
+                " start again without resuming"
             )
         return pairs_of_tensors(saved.tensors_of("carried"))
 

@@ -25,8 +25,8 @@ def make_method(model: FrozenModel, recipe: Recipe, on: Prefix | None = None) ->
         return PrefixMethod(model, recipe, on)
     if on is not None:
         raise InvalidRequest(
-            f"on: --method {recipe.method} trains no prefix, so it cannot stand behind one; choose"
-            f" one of {', '.join(PREFIX_METHODS)}"
+            f"on: the method {recipe.method} trains no prefix, so it cannot stand behind one;"
+            f" choose one of {', '.join(PREFIX_METHODS)}"
         )
     if recipe.method == "infix":
         return InfixMethod(model, recipe)

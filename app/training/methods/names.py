@@ -59,5 +59,5 @@ def check_family(method: str, *, with_encoder: bool) -> None:
     if with_encoder and method in DECODER_ONLY:
         raise InvalidRequest(
             f"method: {method} is not defined for a model with an encoder, {DECODER_ONLY[method]};"
-            " use --method prefix or prefix-direct"
+            " use the method prefix or prefix-direct"
         )

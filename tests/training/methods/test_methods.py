@@ -297,7 +297,7 @@ def test_a_run_stops_when_the_metric_no_longer_improves(
     ("changes", "message"),
     [
         ({"method": "prompt"}, "there is no 'prompt'; choose one of prefix"),
-        ({"method": "lora", "initial_words": "x"}, "--method lora cannot start from it"),
+        ({"method": "lora", "initial_words": "x"}, "the method lora cannot start from it"),
         ({"method": "lora", "lora_targets": ("nowhere",)}, "no projections named nowhere"),
         ({"depth": 3}, "depth must be between 1 and 2"),
         ({"dtype": "fp8"}, "dtype must be `fp32` or `bf16`"),
@@ -318,5 +318,5 @@ def test_bad_settings_are_refused_with_the_reason(
 def test_only_prefix_methods_give_a_prefix(tiny_gpt2_folder: Path, pairs: list[TokenPair]) -> None:
     for method in PREFIX_METHODS:
         assert Trainer(load(tiny_gpt2_folder), pairs, replace(RECIPE, method=method)).result()
-    with pytest.raises(InvalidRequest, match="--method infix does not give a prefix"):
+    with pytest.raises(InvalidRequest, match="the method infix does not give a prefix"):
         Trainer(load(tiny_gpt2_folder), pairs, replace(RECIPE, method="infix")).result()

@@ -153,7 +153,7 @@ def test_openais_own_settings_are_understood(
         (
             {"method": {"type": "infix", "infix": {"hyperparameters": {"initial_words": "a"}}}},
             "method",
-            "--method infix cannot start from it",
+            "the method infix cannot start from it",
         ),
         (
             {"method": {"type": "prefix", "prefix": {"hyperparameters": {"epochs": 3}}}},
