@@ -22,10 +22,14 @@ from app.jobs.erasure import check_user
 from app.jobs.types import TEXT, JobSpec, TrainingFile
 from app.model.frozen import FrozenModel
 from app.prefix.reference import check_alias
+from app.training.distillation.document import check_tokens, decode_text
+from app.training.distillation.session import LENGTH as DISTILLED_LENGTH
 from app.training.groups.limits import RunLimits
 from app.training.initial import complete_recipe
 from app.training.recipe import Recipe
 
+SHORT_TEXT = 1 << 16
+"""Bytes of a text whose tokens are counted before its job is queued."""
 _AUTO = "auto"
 _RENAMED = {"n_epochs": "epochs"}
 """What OpenAI calls otherwise than the recipe."""
@@ -128,6 +132,16 @@ class JobReader:
             user=body.user,
             metadata=body.metadata,
         )
+
+    def check_text(self, spec: JobSpec, file: TrainingFile, data: bytes) -> None:
+        """InvalidRequest if a text to distil is too short; one beyond `SHORT_TEXT` bytes is not."""
+        length = spec.hyperparameters.get("length", DISTILLED_LENGTH)
+        try:
+            text = decode_text(file.filename, data)
+            found = self.model.text.encode(text, add_special_tokens=False)
+            check_tokens(file.filename, len(found), length)
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, param="training_file") from error
 
     def _hyperparameters(
         self,

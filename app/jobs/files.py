@@ -126,6 +126,11 @@ class TrainingFiles:
             raise PolyprefixError(f"the store has lost the file {file_id}; upload it again")
         return file
 
+    def read(self, tenant: str, file_id: str) -> bytes:
+        """All of a small file's bytes."""
+        with self.open(tenant, file_id) as file:
+            return file.read()
+
     def delete(self, tenant: str, file_id: str, *, actor: Actor | None = None) -> None:
         """Forgets a file; InUse if a job that has not ended needs it."""
         with self._catalog.write(actor) as (connection, epoch):

@@ -166,7 +166,7 @@ class Worker:
             self._beats.remove(job)
 
     def _fail(self, job: ClaimedJob, error: Exception, files: Sequence[StoredResult] = ()) -> None:
-        """End a job, which leaves `files`, with an error; or give it back if that is not its own."""
+        """End a job, which leaves `files`, with an error, or give it back if it is not its own."""
         claims = self._resources.claims
         place = Workplace(self._resources.folder, job)
         place.remove()

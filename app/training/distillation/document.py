@@ -52,15 +52,33 @@ def read_document(path: Path) -> SourceText:
     Raises InvalidRequest if there is no such file, or if it is empty, binary or too large.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise InvalidRequest(
-                f"{path} has {size} bytes, and a text may have {MAX_BYTES}; split it and distil"
-                " each piece into a prefix of its own"
-            )
+        check_size(path, path.stat().st_size)
         data = path.read_bytes()
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror or error}") from error
+    return SourceText(path.name, decode_text(path, data), hashlib.sha256(data).hexdigest())
+
+
+def check_size(path: Path | str, nbytes: int) -> None:
+    """Raise InvalidRequest if a text of so many bytes is too large."""
+    if nbytes > MAX_BYTES:
+        raise InvalidRequest(
+            f"{path} has {nbytes} bytes, and a text may have {MAX_BYTES}; split it and distil"
+            " each piece into a prefix of its own"
+        )
+
+
+def check_tokens(name: str, found: int, length: int) -> None:
+    """Raise InvalidRequest if a text of `found` tokens is too short for a prefix of this length."""
+    if found <= length:
+        raise InvalidRequest(
+            f"{name} has {found} tokens, and a prefix of {length} positions holds them all without"
+            " training; give a longer text or a smaller length"
+        )
+
+
+def decode_text(path: Path | str, data: bytes) -> str:
+    """The text of a file's bytes, as of `read_document`; InvalidRequest names it as `path`."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -75,7 +93,7 @@ def read_document(path: Path) -> SourceText:
     text = text.replace("\r\n", "\n").replace("\r", "\n").strip()
     if not text:
         raise InvalidRequest(f"{path} holds no text; name a file with the text to distil")
-    return SourceText(path.name, text, hashlib.sha256(data).hexdigest())
+    return text
 
 
 def split_sentences(text: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from app.model.frozen import FrozenModel
 from app.model.load import load_model
 from app.prefix.prefix import Prefix
 from app.training.checkpoint import load_checkpoint, run_identity
-from app.training.distillation.document import read_document, split_document
+from app.training.distillation.document import check_tokens, read_document, split_document
 from app.training.distillation.exchanges import ExchangeSettings
 from app.training.distillation.framing import framing_of
 from app.training.distillation.method import DistillationMethod
@@ -262,11 +262,7 @@ class DistillationSession:
                 f"a prefix of {length} leaves no room for questions in a model with {limit}"
                 f" positions; give a length of at most {room}"
             )
-        if found <= length:
-            raise InvalidRequest(
-                f"{self.document.name} has {found} tokens, and a prefix of {length} positions holds"
-                " them all without training; give a longer text or a smaller length"
-            )
+        check_tokens(self.document.name, found, length)
 
     def _identity(self) -> str:
         job = self._job

@@ -21,9 +21,10 @@ from app.api.dependencies import (
 )
 from app.api.errors import ErrorShape
 from app.api.generation.sse import EventStream, write_event
-from app.api.new_job import JobReader
+from app.api.new_job import SHORT_TEXT, JobReader
 from app.api.routing import EVENTS, JSON, Answer, Events, Router
 from app.api.schemas.training import (
+    DISTILL,
     HyperparametersReply,
     JobBody,
     JobCheckpointPage,
@@ -37,7 +38,7 @@ from app.api.schemas.users import UserQuery
 from app.errors import InvalidRequest
 from app.jobs.ids import number_of, numbered_id
 from app.jobs.services import TrainingServices
-from app.jobs.types import OPEN, Job, JobCheckpoint, JobEvent
+from app.jobs.types import OPEN, TEXT, Job, JobCheckpoint, JobEvent
 from app.registry.types import Quota
 from app.tenancy.auth.principal import Scope
 
@@ -83,7 +84,11 @@ async def create_job(
             training.files.get, tenant, body.validation_file, param="validation_file"
         )
     on = await reader.resolve_on(tenant, body)
-    spec = await caller.workers.text.run(tenant, reader.make_spec, body, on, file, validation)
+    encoding = caller.workers.text
+    spec = await encoding.run(tenant, reader.make_spec, body, on, file, validation)
+    if spec.method == DISTILL and file.purpose == TEXT and file.nbytes <= SHORT_TEXT:
+        data = await caller.workers.store.run(tenant, training.files.read, tenant, file.id)
+        await encoding.run(tenant, reader.check_text, spec, file, data)
     mine = caller.principal.limits
     quota = Quota(mine.max_prefixes, mine.max_bytes)
     made = await caller.write(

@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 
+from app.jobs.checking import CheckedFile
 from app.jobs.types import ClaimedJob, ClaimLost, JobEvent, JobProgress
 from app.prefix.prefix import Prefix
 from app.training.recipe import METRICS
@@ -291,7 +292,7 @@ def test_a_prefix_that_it_is_trained_behind_is_fixed_when_the_job_is_made(
 def test_a_text_becomes_a_job_of_distillation(
     client: openai.OpenAI, uploaded: Uploaded, base: str
 ) -> None:
-    text = uploaded(b"Blue Spice is a pub.", "facts.txt", purpose="user_data")
+    text = uploaded(b"Blue Spice is a pub. " * 9, "facts.txt", purpose="user_data")
     settings = {"length": 16, "n_epochs": 2, "start": "spread"}
     method = {"type": "distill", "distill": {"hyperparameters": settings}}
     job = client.fine_tuning.jobs.create(
@@ -303,6 +304,38 @@ def test_a_text_becomes_a_job_of_distillation(
     assert job.method.type == "distill"
     with pytest.raises(openai.BadRequestError, match="purpose `user_data`"):
         client.fine_tuning.jobs.create(model=base, training_file=text)
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "words"),
+    [
+        (b"Blue Spice is a pub.", {}, "and a prefix of 64 positions holds them all"),
+        (b"Blue Spice is a pub. " * 9, {"length": 512}, "give a longer text or a smaller length"),
+        (b"\xef\xbb\xbf \n", {"length": 2}, "facts.txt holds no text"),
+        (b"a " * 9_000_000, {}, "a job distils a text of at most"),
+    ],
+)
+def test_a_text_that_cannot_be_distilled_is_refused_before_it_is_queued(
+    client: openai.OpenAI,
+    base: str,
+    trained: RunningServer,
+    text: bytes,
+    settings: dict[str, Any],
+    words: str,
+) -> None:
+    files = trained.services.training.files
+    with files.stage() as staged:
+        staged.write(text)
+        known = CheckedFile("facts.txt", "user_data", len(text), 0, 0, "0" * 64)
+        file = files.add("demo", staged.path, known)
+    method = {"type": "distill", "distill": {"hyperparameters": settings}}
+    with pytest.raises(openai.BadRequestError, match=words) as caught:
+        client.fine_tuning.jobs.create(
+            model=base,
+            training_file=file.id,
+            method=method,  # type: ignore[arg-type]
+        )
+    assert caught.value.param == "training_file"
 
 
 def test_jobs_are_listed_page_by_page_and_by_metadata(
