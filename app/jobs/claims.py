@@ -21,15 +21,7 @@ from app.errors import NotFound
 from app.jobs import checkpoints, contents, events, queue, results, trained_tokens, workers
 from app.jobs.results import StoredResult
 from app.jobs.rows import Clock, now_of
-from app.jobs.types import (
-    ClaimedJob,
-    ClaimLost,
-    JobEvent,
-    JobFailure,
-    JobProgress,
-    JobStatus,
-    Order,
-)
+from app.jobs.types import ClaimedJob, ClaimLost, JobEvent, JobProgress, JobStatus, Order
 from app.registry.storage.store import ObjectStore
 
 LEASE_S = 60.0
@@ -260,9 +252,8 @@ class JobClaims:
                 ids = results.add(connection, job, files, now)
                 for file, file_id in zip(files, ids, strict=True):
                     message += f" The job leaves {file.filename} as the file {file_id}."
-                error = JobFailure(code=code, message=message, param=param)
-                told = JobEvent(message=message, level="error", data={"code": code})
-                values = {"error": vars(error), "result_files": ids}
+                error, told = events.failure(code, message, param)
+                values = {"error": error, "result_files": ids}
                 going = self._finish(connection, row, JobStatus.FAILED, values, told, now)
         except ClaimLost:
             self.discard(files)
@@ -312,9 +303,8 @@ class JobClaims:
                 told = JobEvent(message=text, level="warn", data={"code": code})
                 workers.give_back(connection, row, told, losses, now)
             else:
-                error = JobFailure(code=code, message=message)
-                told = JobEvent(message=message, level="error", data={"code": code})
-                values = {"error": vars(error), "losses": losses}
+                error, told = events.failure(code, message)
+                values = {"error": error, "losses": losses}
                 going = self._finish(connection, row, JobStatus.FAILED, values, told, now)
         contents.remove(self._catalog, self._objects, going)
 

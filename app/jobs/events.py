@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy import Connection, delete, insert, update
 
 from app.db.schema import job_events, training_jobs
-from app.jobs.types import JobEvent
+from app.jobs.types import JobEvent, JobFailure
 
 KEPT_EVENTS = 10_000
 """Events that are kept of a job: the newest."""
@@ -42,6 +43,12 @@ def add(connection: Connection, job: int, events: Sequence[JobEvent], now: float
     if last > KEPT_EVENTS:
         old = (job_events.c.job_id == job) & (job_events.c.sequence <= last - KEPT_EVENTS)
         connection.execute(delete(job_events).where(old))
+
+
+def failure(code: str, message: str, param: str | None = None) -> tuple[dict[str, Any], JobEvent]:
+    """What a failed job's row says of its error, and the event that tells of it."""
+    error = JobFailure(code=code, message=message, param=param)
+    return dict(vars(error)), JobEvent(message=message, level="error", data={"code": code})
 
 
 def tell(connection: Connection, job: int, message: str, now: float, level: str = "info") -> None:
