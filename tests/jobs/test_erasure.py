@@ -251,6 +251,7 @@ def test_no_checkpoint_of_the_users_and_of_cancelled_jobs_is_left(
     workshop: Workshop, registry: Registry, erasure: UserErasure, tmp_path: Path
 ) -> None:
     on = f"acme/ann-mill@{push(registry, 'acme', 'ann-mill', 'ann').digest}"
+    registry.publications.set("acme", "ann-mill", ["beta"], everyone=False)
     files = {tenant: upload(workshop, tenant, None) for tenant in ("acme", "beta")}
     workshop.job("acme", files["acme"], user="ann")  # it ends
     workshop.job("acme", files["acme"], user="ann")
