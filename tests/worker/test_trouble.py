@@ -36,6 +36,10 @@ def warnings(workshop: Workshop, job_id: str) -> list[str]:
     return [event.message for event in workshop.events(job_id) if event.level != "info"]
 
 
+def given_back(workshop: Workshop, job_id: str) -> list[str]:
+    return [text for text in warnings(workshop, job_id) if "gave the job back" in text]
+
+
 def break_disk(workshop: Workshop, worker: str) -> None:
     """There is a file in the place of the worker's folder."""
     folder = workshop.folder / worker
@@ -73,11 +77,11 @@ def test_a_job_moves_away_from_a_worker_with_a_broken_disk(workshop: Workshop) -
     break_disk(workshop, "broken")
     job_id = workshop.create()
     with workshop.working(broken) as thread:
-        until(lambda: warnings(workshop, job_id))
+        until(lambda: given_back(workshop, job_id))
         (job,) = workshop.run(job_id)
         assert thread.is_alive()
     assert job.status is JobStatus.SUCCEEDED
-    (told,) = [text for text in warnings(workshop, job_id) if "gave the job back" in text]
+    (told,) = given_back(workshop, job_id)
     assert "making the job's folder failed" in told
     assert str(workshop.folder) not in told
 
