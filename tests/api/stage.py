@@ -64,8 +64,9 @@ class Stage:
             again[operation]()
 
     def _set_prefix(self) -> None:
-        """Two versions, and one that no alias but `latest` needs."""
+        """Two versions, and one that no alias but `latest` and no job needs."""
         key = self.guarded.key()
+        self._cancel_jobs()
         replies = [self.guarded.push("tone", version, key) for version in self.versions]
         self.digests = [reply.json()["digest"] for reply in replies]
         made = self._call("POST", "/v1/prefixes/tone/from-text", {"text": "the cat"})
@@ -106,6 +107,12 @@ class Stage:
         body = {"model": BASE, "training_file": self.shown["file_id"]}
         self.shown["job_id"] = self._call("POST", "/v1/fine_tuning/jobs", body)["id"]
         self._set_file()
+
+    def _cancel_jobs(self) -> None:
+        """No job needs anything any more."""
+        for job in self._call("GET", "/v1/fine_tuning/jobs?limit=100")["data"]:
+            if job["finished_at"] is None:
+                self._call("POST", f"/v1/fine_tuning/jobs/{job['id']}/cancel")
 
     def _call(self, method: str, path: str, body: Json | None = None) -> Json:
         with self.guarded.client(self.guarded.key()) as client:
