@@ -11,7 +11,7 @@ from pathlib import Path
 
 NICENESS = 10
 """A thread of this priority gets a tenth of a core that another thread wants all the time."""
-SHARE = 0.14
+SHARE = 0.25
 """Part of its processors' time for which a worker computes while its server decodes rows."""
 _LOOK_S = 0.02
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
