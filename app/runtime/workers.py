@@ -213,8 +213,16 @@ class Workers:
         """What checks uploaded files of training data, for minutes where they are large."""
 
     async def close(self) -> None:
-        pools = (self.keys, self.catalog, self.writes, self.store, self.files, self.text)
-        await asyncio.gather(*(pool.close() for pool in (*pools, self.checks)))
+        pools = (
+            self.keys,
+            self.catalog,
+            self.writes,
+            self.store,
+            self.files,
+            self.text,
+            self.checks,
+        )
+        await asyncio.gather(*(pool.close() for pool in pools))
 
 
 class PeriodicThread:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from app.datasets.example import Example
 from app.evaluation.text_pairs import TokenPair, token_pairs
 from app.model.frozen import FrozenModel
+from app.model.load import load_model
 
 TEMPLATE = " {input} <|endoftext|>"
 
@@ -21,3 +24,9 @@ EXAMPLES = (
 def pairs(trainable: FrozenModel) -> list[TokenPair]:
     """The four pairs of `EXAMPLES`."""
     return token_pairs(EXAMPLES, trainable.text, TEMPLATE, room=100, source="examples")
+
+
+@pytest.fixture(scope="session")
+def bart(tiny_bart_folder: Path) -> FrozenModel:
+    """The tiny BART with plain layers and its config's dropout of a tenth."""
+    return load_model(str(tiny_bart_folder), device="cpu", dtype="float32", packed=False)

@@ -29,12 +29,6 @@ MODULES = ("decoder", "encoder", "cross")
 
 
 @pytest.fixture(scope="module")
-def bart(tiny_bart_folder: Path) -> FrozenModel:
-    """The tiny BART with plain layers and its config's dropout of a tenth."""
-    return load_model(str(tiny_bart_folder), device="cpu", dtype="float32", packed=False)
-
-
-@pytest.fixture(scope="module")
 def pairs(bart: FrozenModel) -> list[TokenPair]:
     template = default_template(bart.text, has_encoder=True)
     room = bart.spec.context_limit

@@ -30,12 +30,6 @@ RECIPE = Recipe(
 
 
 @pytest.fixture(scope="module")
-def bart(tiny_bart_folder: Path) -> FrozenModel:
-    """The tiny BART with plain layers."""
-    return load_model(str(tiny_bart_folder), device="cpu", dtype="float32", packed=False)
-
-
-@pytest.fixture(scope="module")
 def sources(bart: FrozenModel) -> list[TokenPair]:
     """The four pairs of `EXAMPLES` for a model with an encoder."""
     template = default_template(bart.text, has_encoder=True)
