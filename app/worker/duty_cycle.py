@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from math import inf
 from pathlib import Path
 
 NICENESS = 10
@@ -14,6 +15,8 @@ NICENESS = 10
 SHARE = 0.25
 """Part of its processors' time for which a worker computes while its server decodes rows."""
 _LOOK_S = 0.02
+_IDLE_S = 0.1
+"""A server without rows for so long is idle. Between two requests it is for a shorter time."""
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 
 
@@ -21,7 +24,7 @@ class DutyCycle:
     """Pauses after pieces of work while the server decodes rows.
 
     A piece that took t seconds of `processors` is followed by a pause, so that both together last
-    t / `share`, however long it was. It ends when the server has nothing to do. Where other
+    t / `share`, however long it was. It ends when the server is idle. Where other
     processes have slowed the piece down, it has given way already, and the pause is shorter. `rows`
     tells how many rows the server decodes.
     """
@@ -50,9 +53,11 @@ class DutyCycle:
         due = (self._work_clock() - self._worked) / self._share - (began - self._since)
         waited = time.monotonic()
         until = waited + due
-        while self._rows() and not is_wanted() and (left := until - time.monotonic()) > 0:
-            if self._over.wait(min(left, _LOOK_S)):
+        busy = waited if self._rows() else -inf
+        while not is_wanted() and (now := time.monotonic()) < min(until, busy + _IDLE_S):
+            if self._over.wait(min(until - now, _LOOK_S)):
                 break
+            busy = time.monotonic() if self._rows() else busy
         self._worked, self._since = self._work_clock(), self._clock()
         return time.monotonic() - waited
 

@@ -55,6 +55,17 @@ def test_the_pause_ends_when_the_server_becomes_idle() -> None:
     assert 0.03 < duty.pause() < 5
 
 
+def test_a_moment_between_two_requests_does_not_end_the_pause() -> None:
+    said = iter([5, 0, 0])
+    duty = DutyCycle(
+        lambda: next(said, 5),
+        share=0.25,
+        work_clock=seconds(0, 0.1, 0.1),
+        clock=seconds(0, 0.1, 0.4),
+    )
+    assert duty.pause() == pytest.approx(0.3, abs=0.06)
+
+
 def test_a_long_piece_of_work_is_followed_by_a_pause_as_long_as_its_share_demands() -> None:
     busy = threading.Event()
     busy.set()
