@@ -37,6 +37,17 @@ _MULTIPLIER = "learning_rate_multiplier"
 
 
 @dataclass(frozen=True)
+class Behind:
+    """The version that a prefix is trained behind: `name@digest` or `tenant/name@digest`.
+
+    `length` counts its positions, in the module that has the most.
+    """
+
+    reference: str
+    length: int
+
+
+@dataclass(frozen=True)
 class JobReader:
     """Makes specs of bodies, for one base model; `selector` finds the prefixes that they name.
 
@@ -58,8 +69,8 @@ class JobReader:
                 param="model",
             )
 
-    async def resolve_on(self, tenant: str, body: JobBody) -> str | None:
-        """The version behind which is trained, as `name@digest` or `tenant/name@digest`.
+    async def resolve_on(self, tenant: str, body: JobBody) -> Behind | None:
+        """The version behind which is trained.
 
         PrefixNotFound, InvalidRequest or BaseModelMismatch, which name `on`.
         """
@@ -75,15 +86,17 @@ class JobReader:
             if more:
                 raise InvalidRequest("give one prefix, not several")
             found = await self.selector.resolve(tenant, first, body.user)
+            version = await self.selector.version(found)
         except (InvalidRequest, PrefixNotFound, BaseModelMismatch) as error:
             raise type(error)(f"on: {error.message}", param="on") from error
         owner = "" if found.tenant == tenant else f"{found.tenant}/"
-        return f"{owner}{found.name}@{found.digest}"
+        length = max(version.length, *(version.lengths or {}).values(), 0)
+        return Behind(f"{owner}{found.name}@{found.digest}", length)
 
     def make_spec(
         self,
         body: JobBody,
-        on: str | None,
+        on: Behind | None,
         file: TrainingFile,
         validation: TrainingFile | None = None,
     ) -> JobSpec:
@@ -124,10 +137,10 @@ class JobReader:
             suffix=body.suffix or f"ft-{secrets.token_hex(4)}",
             training_file=body.training_file,
             validation_file=body.validation_file,
-            hyperparameters=self._hyperparameters(name, settings, seed, file, validation, body),
+            hyperparameters=self._hyperparameters(name, settings, seed, file, validation, on),
             asked={name: value for name, value in asked.items() if value not in (None, _AUTO)},
             seed=seed,
-            on=on,
+            on=None if on is None else on.reference,
             alias=body.alias,
             user=body.user,
             metadata=body.metadata,
@@ -150,23 +163,24 @@ class JobReader:
         seed: int,
         file: TrainingFile,
         validation: TrainingFile | None,
-        body: JobBody,
+        on: Behind | None,
     ) -> dict[str, Any]:
         """The settings that were given, as the recipe of the method calls them."""
         given = settings.model_dump(exclude_unset=True)
         given = {name: value for name, value in given.items() if value not in (None, _AUTO)}
         multiplier = given.pop(_MULTIPLIER, None)
         named = {_RENAMED.get(name, name): value for name, value in given.items()}
-        self._check_length(named.get("length"))
         if not isinstance(settings, Hyperparameters):
             self._check_distillation(named, file)
             return named
         recipe = replace(Recipe(method=method, seed=seed), **_as_recipe(named))
         pairs, held_out = max(1, file.pairs), 0 if validation is None else validation.pairs
         try:
+            self._check_length(recipe.length or 0, on)
             complete = complete_recipe(self.model, recipe, pairs, has_validation=held_out > 0)
             complete.check_validation(has_data=held_out > 0, has_score=held_out > 0)
-            complete.check_start(is_behind=body.on is not None)
+            complete.check_start(is_behind=on is not None)
+            self._check_length(complete.positions, on)
             self.limits.apply(self.model, complete, pairs, held_out)
         except PolyprefixError as error:
             where = "method" if isinstance(settings, PrefixHyperparameters) else "hyperparameters"
@@ -181,6 +195,7 @@ class JobReader:
 
     def _check_distillation(self, named: dict[str, Any], file: TrainingFile) -> None:
         try:
+            self._check_length(named.get("length", 0))
             self.limits.check_step(Recipe(batch_size=named.get("batch_size")))
             self.limits.count_exchanges(named.get("exchanges", 0), 0, 1)
         except InvalidRequest as error:
@@ -188,11 +203,13 @@ class JobReader:
         if file.purpose == TEXT:
             self.limits.check_text(file.nbytes)
 
-    def _check_length(self, length: int | None) -> None:
-        if length is not None and length > self.max_length:
+    def _check_length(self, length: int, on: Behind | None = None) -> None:
+        behind = 0 if on is None else on.length
+        if length + behind > self.max_length:
+            beside = f" behind the {behind} of {on.reference.split('@')[0]}" if on else ""
             raise InvalidRequest(
-                f"length: a prefix has at most {self.max_length} positions here, not {length}",
-                param="method",
+                f"length: prefixes have at most {self.max_length} positions here together, not"
+                f" {length}{beside}"
             )
 
 

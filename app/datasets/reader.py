@@ -92,6 +92,11 @@ def _read(path: Path, options: ReadOptions) -> Iterator[Example]:
     chosen = options.format or _named(path) or _recognised_content(path)
     if chosen not in _READERS:
         raise InvalidRequest(f"the format '{chosen}' is unknown; formats are {', '.join(FORMATS)}")
+    if options.split is not None and chosen != "datasets":
+        raise InvalidRequest(
+            f"{path}: the format {chosen} has no splits, so there is no `{options.split}`; leave out"
+            " --split, or give a folder of the library `datasets`"
+        )
     try:
         yield from _READERS[chosen](path, options)
     except InvalidRequest as error:

@@ -13,7 +13,7 @@ from typing import Any, Self
 from app.errors import InvalidRequest
 from app.prefix.spec import MODULES
 from app.training.methods.low_data import LOW_DATA_SUMMARIES, LOW_DATA_TABLES
-from app.training.methods.names import WEIGHT_METHODS, check_family, check_method
+from app.training.methods.names import USERS, WEIGHT_METHODS, check_family, check_method
 
 MAX_LENGTH = 1024
 LENGTH = 10
@@ -174,6 +174,7 @@ class Recipe:
                 said = " or ".join(f"`{each}`" for each in known)
                 raise InvalidRequest(f"{name} must be {said}, not {getattr(self, name)!r}")
         self._check_start()
+        self._check_used()
 
     def check_validation(self, *, has_data: bool, has_score: bool) -> None:
         """Raise InvalidRequest if a setting needs validation data, or a score, that is missing."""
@@ -204,6 +205,14 @@ class Recipe:
         for name in starts:
             if self.method not in _STARTS[name]:
                 raise InvalidRequest(f"{name}: the method {self.method} cannot start from it")
+
+    def _check_used(self) -> None:
+        """Raise InvalidRequest for a setting that the method does not use."""
+        for name, users in USERS.items():
+            if self.method not in users and getattr(self, name) != getattr(Recipe, name):
+                raise InvalidRequest(
+                    f"{name}: the method {self.method} does not use it; leave it out", param=name
+                )
 
     def for_model(
         self,

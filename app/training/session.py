@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from app.datasets.example import Example
+from app.datasets.hugging_face import is_saved_dataset
 from app.datasets.reader import ReadOptions, data_digest, read_examples
 from app.datasets.splits import Selection
 from app.errors import InvalidRequest
@@ -332,8 +333,9 @@ def _check_shared(model: FrozenModel, recipe: Recipe) -> None:
 
 
 def _read_valid(job: TrainingJob, path: Path) -> list[Example]:
-    """The held-out examples of a job."""
-    split = job.reading.split if job.valid_split is None else job.valid_split
+    """The held-out examples of a job; a file without splits has none of the training data's."""
+    inherited = job.reading.split if is_saved_dataset(path) else None
+    split = inherited if job.valid_split is None else job.valid_split
     return read_examples(path, replace(job.reading, split=split))
 
 

@@ -184,6 +184,8 @@ def _session(
         runner=lambda: ScoringRunner(resources.engine, between),
         between=between,
     )
+    behind = () if session.on is None else [each.length for each in session.on.modules.values()]
+    _check_length(session.recipe, resources.config.max_prefix_length, max(behind, default=0))
     if resume:
         session.trainer.resume()
     return session
@@ -231,11 +233,12 @@ def _check_known(given: Mapping[str, Any], known: Collection[str]) -> None:
             )
 
 
-def _check_length(recipe: Recipe, most: int) -> None:
-    if recipe.positions > most:
+def _check_length(recipe: Recipe, most: int, behind: int = 0) -> None:
+    if behind + recipe.positions > most:
+        beside = f" behind one of {behind}" if behind else ""
         raise InvalidRequest(
-            f"length: a prefix of {recipe.positions} positions cannot be served here; at most"
-            f" {most} are",
+            f"length: a prefix of {recipe.positions} positions{beside} cannot be served here; at"
+            f" most {most} are",
             param="hyperparameters",
         )
 

@@ -287,6 +287,12 @@ def test_source_and_target_files_belong_together(tmp_path: Path) -> None:
         read_examples(source)
 
 
+def test_a_split_of_a_file_that_has_none_is_refused(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.jsonl", '{"input": "a", "target": "b"}')
+    with pytest.raises(InvalidRequest, match="format jsonl has no splits, so there is no `dev`"):
+        read_examples(path, ReadOptions(split="dev"))
+
+
 def test_folders_of_hugging_face_are_read(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     rows = {"input": ["a", "b"], "targets": [["one", "two"], ["three"]], "kind": ["x", "y"]}

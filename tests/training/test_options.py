@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from app.errors import InvalidRequest
 from app.evaluation.text_pairs import TokenPair, default_template, source_pairs
 from app.model.dense import dense_logits, dense_pair_logits
 from app.model.frozen import FrozenModel
@@ -297,3 +298,20 @@ def test_the_first_steps_move_parameters_by_the_rate_of_the_warm_up(
         assert moved[warmup] == pytest.approx(report.lr, rel=1e-3)
     assert moved[0] == pytest.approx(1e-2, rel=1e-3)
     assert moved[5] == pytest.approx(1e-2 / 5, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("method", "given"),
+    [
+        ("embedding", {"depth": 2}),
+        ("lora", {"prefix_dropout": 0.1}),
+        ("finetune", {"lora_rank": 4}),
+        ("prefix", {"adapter_share": 0.1}),
+    ],
+)
+def test_a_setting_that_a_method_does_not_use_is_refused(
+    method: str, given: dict[str, float]
+) -> None:
+    (name,) = given
+    with pytest.raises(InvalidRequest, match=f"{name}: the method {method} does not use it"):
+        Recipe(method=method, **given).check()  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from app.prefix.prefix import Prefix
 from app.prefix.reference import MAX_PARTS, PrefixReference, parse_model_field
 from app.prefix.spec import BaseModelSpec
 from app.registry.registry import Registry
-from app.registry.types import Resolved
+from app.registry.types import Resolved, Version
 from app.runtime.prefix_cache import Lease, PrefixCache, PrefixKey
 from app.runtime.workers import WorkerPool
 
@@ -132,6 +132,11 @@ class PrefixSelector:
                 param="model",
             )
         return version
+
+    async def version(self, found: Resolved) -> Version:
+        """All that is known of a version that was resolved."""
+        version = self.registry.get_version
+        return await self.catalog.run(found.tenant, version, found.tenant, found.name, found.digest)
 
     def parse(self, model: str) -> tuple[PrefixReference, ...]:
         """The prefixes that a name stands for; PrefixNotFound if no prefix can have it.

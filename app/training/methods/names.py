@@ -38,6 +38,16 @@ DECODER_ONLY = {
 }
 """Methods that a model with an encoder does not have, and why."""
 
+USERS = {
+    "depth": ("prefix", "infix"),
+    "prefix_dropout": FROZEN_METHODS,
+    "adapter_share": ("adapter",),
+    "lora_rank": ("lora",),
+    "lora_alpha": ("lora",),
+    "lora_targets": ("lora",),
+}
+"""Settings of a recipe that only these methods use."""
+
 
 def check_method(method: str, known: Sequence[str] = METHODS) -> None:
     """Raise InvalidRequest for a method that is not `known`."""

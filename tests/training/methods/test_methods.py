@@ -22,7 +22,13 @@ from app.training.methods.adapter import adapter_size
 from app.training.methods.embedding import keys_values_of_embeddings
 from app.training.methods.files import TrainedFile, is_trained_file, read_trained, write_trained
 from app.training.methods.infix import infix_loss, keys_values_with_infix
-from app.training.methods.names import DECODER_ONLY, METHODS, PREFIX_METHODS, WEIGHT_METHODS
+from app.training.methods.names import (
+    DECODER_ONLY,
+    FROZEN_METHODS,
+    METHODS,
+    PREFIX_METHODS,
+    WEIGHT_METHODS,
+)
 from app.training.methods.padded import padded_loss
 from app.training.methods.tuned import load_tuned_model
 from app.training.progress import Report
@@ -62,7 +68,8 @@ def test_a_method_lowers_the_loss_and_leaves_frozen_weights_alone(
     before = {name: value.clone() for name, value in model.hf.named_parameters()}
     rows = bart_pairs(model) if family == "bart" else pairs
     lr = 5e-2 if method in ("prefix-direct", "peft") else 1e-2
-    trainer = Trainer(model, rows, replace(RECIPE, method=method, adapter_share=0.1, lr=lr))
+    sized = {"adapter_share": 0.1} if method == "adapter" else {}
+    trainer = Trainer(model, rows, replace(RECIPE, method=method, lr=lr, **sized))
     first = trainer.loss_on(rows).mean.item()
     trainer.run(quiet)
     assert trainer.loss_on(rows).mean.item() < 0.97 * first
@@ -78,9 +85,9 @@ def test_a_resumed_run_ends_like_an_uninterrupted_run(
     method: str, tiny_gpt2_folder: Path, pairs: list[TokenPair], tmp_path: Path
 ) -> None:
     place = tmp_path / "run.checkpoint"
-    recipe = replace(
-        RECIPE, method=method, max_steps=6, batch_size=2, model_dropout=True, prefix_dropout=0.1
-    )
+    recipe = replace(RECIPE, method=method, max_steps=6, batch_size=2, model_dropout=True)
+    if method in FROZEN_METHODS:
+        recipe = replace(recipe, prefix_dropout=0.1)
 
     def new(checkpoint: Path | None) -> Trainer:
         return Trainer(

@@ -167,6 +167,11 @@ def test_openais_own_settings_are_understood(
             "at most 512 positions here",
         ),
         (
+            {"method": {"type": "embedding", "embedding": {"hyperparameters": {"depth": 2}}}},
+            "method.embedding.hyperparameters.depth",
+            "the method embedding does not use it",
+        ),
+        (
             {"method": {"type": "prefix", "prefix": {"hyperparameters": {"modules": ["cross"]}}}},
             "method",
             "no 'cross'",
@@ -287,6 +292,26 @@ def test_a_prefix_that_it_is_trained_behind_is_fixed_when_the_job_is_made(
         model=base, training_file=uploaded(), extra_body={"on": "support@stable"}
     )
     assert job.on == f"support@{prefix.digest}"  # type: ignore[attr-defined]
+
+
+def test_a_prefix_that_would_be_too_long_behind_another_one_is_refused(
+    client: openai.OpenAI, uploaded: Uploaded, base: str, trained: RunningServer, prefix: Prefix
+) -> None:
+    assert trained.push("support", prefix).status_code in (200, 201)
+
+    def make(length: int) -> Any:
+        hyperparameters = {"length": length, "hidden": 1}
+        return client.fine_tuning.jobs.create(
+            model=base,
+            training_file=uploaded(),
+            method={"type": "prefix", "prefix": {"hyperparameters": hyperparameters}},  # type: ignore[arg-type]
+            extra_body={"on": f"support@{prefix.digest}"},
+        )
+
+    room = 512 - prefix.length
+    assert make(room).status == "queued"
+    with pytest.raises(openai.BadRequestError, match=f"not {room + 1} behind the 3 of support"):
+        make(room + 1)
 
 
 def test_a_text_becomes_a_job_of_distillation(
