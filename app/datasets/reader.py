@@ -94,8 +94,8 @@ def _read(path: Path, options: ReadOptions) -> Iterator[Example]:
         raise InvalidRequest(f"the format '{chosen}' is unknown; formats are {', '.join(FORMATS)}")
     if options.split is not None and chosen != "datasets":
         raise InvalidRequest(
-            f"{path}: the format {chosen} has no splits, so there is no `{options.split}`; leave out"
-            " --split, or give a folder of the library `datasets`"
+            f"{path}: the format {chosen} has no splits, so there is no `{options.split}`; leave"
+            " out --split, or give a folder of the library `datasets`"
         )
     try:
         yield from _READERS[chosen](path, options)
