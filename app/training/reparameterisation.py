@@ -8,7 +8,7 @@ instead; its final output is the prefix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from app.training.methods.embedding import VirtualTokens
 
 FIT_STEPS = 500
 FIT_LR = 1e-4
+_BETWEEN_STEPS = 10
 
 
 class Reparameterisation(nn.Module):
@@ -101,14 +102,18 @@ def fit_to(
     *,
     steps: int = FIT_STEPS,
     lr: float = FIT_LR,
+    between: Callable[[], None] = lambda: None,
 ) -> float:
     """Fit the output to `goal` by Adam on the squared error; return the final error.
 
     Only the network is trained, not the embeddings, as in the authors' low-data initialisation.
+    `between` is called after every few steps.
     """
     keys, values = goal.keys.detach().float(), goal.values.detach().float()
     optimizer = torch.optim.Adam(reparameterisation.network.parameters(), lr=lr)
-    for _ in range(steps):
+    for step in range(steps):
+        if step % _BETWEEN_STEPS == 0:
+            between()
         loss = _squared_error(reparameterisation(), keys, values)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
@@ -119,12 +124,19 @@ def fit_to(
 
 
 def fit_to_tensor(
-    tokens: VirtualTokens, goal: torch.Tensor, *, steps: int = FIT_STEPS, lr: float = FIT_LR
+    tokens: VirtualTokens,
+    goal: torch.Tensor,
+    *,
+    steps: int = FIT_STEPS,
+    lr: float = FIT_LR,
+    between: Callable[[], None] = lambda: None,
 ) -> float:
     """As `fit_to`, for virtual tokens and the embeddings [length, width] of real ones."""
     optimizer = torch.optim.Adam(tokens.network.parameters(), lr=lr)
     wanted = goal.detach().float()
-    for _ in range(steps):
+    for step in range(steps):
+        if step % _BETWEEN_STEPS == 0:
+            between()
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward((tokens.embeddings() - wanted).square().mean())
         optimizer.step()

@@ -146,7 +146,7 @@ class Trainer:
 
     def initialise(self) -> float | None:
         """Start from the recipe's words or file, if any; return the remaining squared error."""
-        return None if self.step else self._method.initialise()
+        return None if self.step else self._method.initialise(self._between)
 
     def run(self, report: Callable[[Report], None], *, until: int | None = None) -> None:
         """Train to the end, or to step `until`.

@@ -58,6 +58,7 @@ class RunningJob:
         try:
             self._place.make()
             prepared = prepare(job, self._place, resources, between)
+            prepared.session.trainer.initialise()
         except BaseException as error:
             if isinstance(error, PolyprefixError):
                 self._place.translate(error)
@@ -72,7 +73,6 @@ class RunningJob:
         warnings = [] if prepared.warning is None else [prepared.warning]
         for sentence in [*warnings, *self._session.advice()]:
             self._reporter.say(sentence, level="warn")
-        self.trainer.initialise()
 
     @property
     def is_trained(self) -> bool:

@@ -315,3 +315,14 @@ def test_the_rate_rises_and_falls_linearly() -> None:
     assert rates[8] == pytest.approx(0.5)
     assert rates[12] == 0.0
     assert Recipe(lr=1.0).lr_at(0, 10) == 1.0
+
+
+@pytest.mark.parametrize("method", ["prefix", "embedding"])
+def test_a_start_from_words_can_pause(
+    method: str, trainable: FrozenModel, pairs: list[TokenPair]
+) -> None:
+    pauses: list[None] = []
+    recipe = replace(RECIPE, method=method, initial_words="the lazy fox")
+    trainer = Trainer(trainable, pairs, recipe, between=lambda: pauses.append(None))
+    trainer.initialise()
+    assert len(pauses) >= 10

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -50,10 +50,10 @@ class DistillationMethod(PrefixMethod):
         super().__init__(model, recipe)
         self._start = start
 
-    def initialise(self) -> float | None:
+    def initialise(self, between: Callable[[], None]) -> float | None:
         """See `Method`: the parameters are set to the start."""
         if self._start is None or not isinstance(self._networks, DirectKeyValues):
-            return super().initialise()
+            return super().initialise(between)
         self._networks.copy_from(self._start)
         return None
 

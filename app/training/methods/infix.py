@@ -7,7 +7,7 @@ sums. The infix stands before the last token of the prompt, which starts the tar
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -94,7 +94,7 @@ class InfixMethod:
         named = {f"network.{name}": value for name, value in self._network.named_parameters()}
         return {**dict(self._tokens.named_parameters(prefix="tokens")), **named}
 
-    def initialise(self) -> float | None:
+    def initialise(self, between: Callable[[], None]) -> float | None:  # noqa: ARG002
         """See `Method`: an infix starts at random."""
         return None
 

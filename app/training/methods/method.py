@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -21,10 +21,10 @@ class Method(Protocol):
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]: ...
 
-    def initialise(self) -> float | None:
+    def initialise(self, between: Callable[[], None]) -> float | None:
         """Start from the recipe's words or file, if it names one; the squared error that is left.
 
-        None if the recipe names none, or the start is exact.
+        None if the recipe names none, or the start is exact. `between` is called now and then.
         """
 
     def base_loss(self, pairs: Sequence[TokenPair]) -> Loss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -42,7 +42,7 @@ class PrefixMethod:
         """The parameters of the networks."""
         return dict(self._networks.named_parameters())
 
-    def initialise(self) -> float | None:
+    def initialise(self, between: Callable[[], None]) -> float | None:
         """See `Method`. The networks are fitted to the start; direct parameters are set to it."""
         recipe, networks = self._recipe, self._networks
         if not recipe.has_start:
@@ -50,14 +50,16 @@ class PrefixMethod:
         if isinstance(networks, VirtualTokens):
             ids = words_token_ids(self._model, recipe.initial_words or "", recipe.positions)
             words = torch.tensor(ids, device=self._model.device)
-            return fit_to_tensor(networks, self._model.hf.get_input_embeddings()(words))
+            return fit_to_tensor(
+                networks, self._model.hf.get_input_embeddings()(words), between=between
+            )
         goals = initial_keys_values(self._model, recipe, self._on)
         if isinstance(networks, DirectKeyValues):
             networks.copy_from(goals)
             return None
         if not isinstance(networks, Reparameterisations):
             return None
-        return max(fit_to(networks[name], goal) for name, goal in goals.items())
+        return max(fit_to(networks[name], goal, between=between) for name, goal in goals.items())
 
     def base_loss(self, pairs: Sequence[TokenPair]) -> Loss:
         """See `Method`."""

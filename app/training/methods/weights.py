@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -40,7 +40,7 @@ class WeightMethod:
         """The trained weights."""
         return self._parameters
 
-    def initialise(self) -> float | None:
+    def initialise(self, between: Callable[[], None]) -> float | None:  # noqa: ARG002
         """See `Method`: these methods start from the base model."""
         return None
 
