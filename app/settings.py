@@ -164,6 +164,11 @@ class Settings(BaseSettings):
     train_jobs: int = Field(
         8, ge=1, le=1024, description="training jobs that a worker computes together"
     )
+    train_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="dtype of a worker's base model; bfloat16 takes half of the memory, and is "
+        "faster if the hardware can multiply it",
+    )
 
     # Prefixes in memory
     device_cache: int = Field(512, ge=1, description="MiB of prefixes kept on the device")

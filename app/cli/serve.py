@@ -81,6 +81,14 @@ Train = Annotated[
         " threads.",
     ),
 ]
+TrainDtype = Annotated[
+    str | None,
+    _option(
+        "train_dtype",
+        "What workers compute in: `float32` (the default), or `bfloat16` for processors that"
+        " multiply it.",
+    ),
+]
 Anonymous = Annotated[
     bool | None,
     typer.Option(
@@ -108,6 +116,7 @@ def serve(
     max_rows: MaxRows = None,
     kv_memory: KvMemory = None,
     train: Train = None,
+    train_dtype: TrainDtype = None,
     allow_anonymous: Anonymous = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,

@@ -16,8 +16,9 @@ class WorkerConfig:
 
     `name` is this worker's in the catalog; no other worker has it at the same time. `folder` is a
     local one for files in transit. At most `train_jobs` jobs are trained together, by `threads`
-    threads (0: as many as torch chooses). `idle_exit` ends a worker that has had no job for so long
-    (None: never). With `low_priority` other processes of the machine compute first.
+    threads (0: as many as torch chooses), with the base model in `train_dtype`. `idle_exit` ends a
+    worker that has had no job for so long (None: never). With `low_priority` other processes of the
+    machine compute first.
     `load_fd` is the file descriptor of a server's `LoadSignal`, to which the worker gives way. A
     checkpoint is saved after every `checkpoint_every` seconds of training, or later where saving
     takes long, and the catalog hears of a job's steps every `tell_every` seconds. A job that has
@@ -33,6 +34,7 @@ class WorkerConfig:
     device: str = "auto"
     threads: int = 0
     train_jobs: int = 8
+    train_dtype: Literal["float32", "bfloat16"] = "float32"
     max_prefix_length: int = 512
     checkpoint_every: float = 20.0
     tell_every: float = 1.0

@@ -8,21 +8,21 @@ import torch
 
 from app.model.frozen import FrozenModel
 
-_PER_PARAMETER = 8
-"""Bytes: a worker computes in single precision and holds each weight twice while it packs them."""
+_PER_PARAMETER = {"float32": 8, "bfloat16": 4}
+"""Bytes by dtype: a worker holds each weight twice, packed for forward and backward passes."""
 _BESIDE = 1 << 30
 """Bytes of libraries, activations and optimiser states."""
 _UNLIMITED = 1 << 60
 
 
-def needed_bytes(num_parameters: int) -> int:
-    """About how much memory a worker takes for a base model of so many parameters."""
-    return _PER_PARAMETER * num_parameters + _BESIDE
+def needed_bytes(num_parameters: int, dtype: str) -> int:
+    """About how much memory a worker takes for a base model of so many parameters in `dtype`."""
+    return _PER_PARAMETER[dtype] * num_parameters + _BESIDE
 
 
-def memory_obstacle(model: FrozenModel) -> str | None:
-    """Why no worker for this base model fits beside it now; None if one does."""
-    needed, available = needed_bytes(model.num_parameters), available_bytes(model.device)
+def memory_obstacle(model: FrozenModel, dtype: str) -> str | None:
+    """Why no worker that trains this base model in `dtype` fits beside it now; None if one does."""
+    needed, available = needed_bytes(model.num_parameters, dtype), available_bytes(model.device)
     if available is None or available >= needed:
         return None
     return (

@@ -22,7 +22,7 @@ from app.errors import (
 )
 from app.jobs.types import ClaimedJob, JobSpec
 from app.prefix.reference import parse_model_field
-from app.training.checkpoint import load_checkpoint
+from app.training.checkpoint import load_checkpoint, save_checkpoint
 from app.training.choices import CHOICES_FILE
 from app.training.distillation.session import LENGTH as DISTILLED_LENGTH
 from app.training.distillation.session import DistillationJob, DistillationSession
@@ -46,12 +46,15 @@ _STARTS_AGAIN = (
     "The job's checkpoint cannot be used here: it is damaged, or of other settings. The training"
     " starts again."
 )
-_LOCAL = {"initial_prefix"}
-"""Settings of a recipe that name files of this machine, which no job may."""
+_LOCAL = {"dtype", "initial_prefix"}
+"""Settings of a recipe that are the worker's: no job chooses its dtype or names its files."""
 
 
-def recipe_of(spec: JobSpec) -> Recipe:
-    """The recipe that a job asks for. Raises InvalidRequest for settings that no recipe has."""
+def recipe_of(spec: JobSpec, dtype: str) -> Recipe:
+    """The recipe of a job on a worker that trains in `dtype`.
+
+    Raises InvalidRequest for settings that no recipe of a job has.
+    """
     if spec.method not in FROZEN_METHODS:
         raise InvalidRequest(
             f"method: {spec.method!r} changes the base model, which others use too; methods of jobs"
@@ -62,7 +65,7 @@ def recipe_of(spec: JobSpec) -> Recipe:
     given = dict(spec.hyperparameters)
     _check_known(given, known)
     listed = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
-    recipe = Recipe(method=spec.method, seed=spec.seed, **{**given, **listed})
+    recipe = Recipe(method=spec.method, seed=spec.seed, dtype=dtype, **{**given, **listed})
     recipe.check()
     return recipe
 
@@ -121,7 +124,8 @@ def prepare(
 ) -> PreparedJob:
     """Fetch the job's files and make its session, which goes on from the last checkpoint.
 
-    A checkpoint that is damaged or of other settings is left: the job starts again, with a warning.
+    It does so in the worker's dtype, whatever the checkpoint was computed in. A checkpoint that is
+    damaged or of other settings is left: the job starts again, with a warning.
     `between` is called now and then while a text is prepared, and in validations; what it raises
     ends the work. Raises InvalidRequest for data or settings that cannot be trained, NotFound for a
     file that is gone, ClaimLost, and what the catalog and the store raise.
@@ -138,6 +142,7 @@ def prepare(
     if not claims.load_checkpoint(job, place.checkpoint):
         return PreparedJob(make())
     try:
+        _change_dtype(place.checkpoint, resources.recipe_dtype)
         return PreparedJob(make(resume=True))
     except _UNUSABLE as error:
         if _is_out_of_memory(error):
@@ -146,6 +151,17 @@ def prepare(
         reason = error.message if isinstance(error, PolyprefixError) else repr(error)
         _log.warning("job %s: its checkpoint cannot be used: %s", job.id, reason)
         return PreparedJob(make(), _STARTS_AGAIN)
+
+
+def _change_dtype(checkpoint: Path, dtype: str) -> None:
+    """Let the run of a checkpoint go on in `dtype`: what is trained is fp32 in either."""
+    saved = load_checkpoint(checkpoint)
+    recipe = saved.state["recipe"]
+    if recipe["dtype"] == dtype:
+        return
+    _log.info("%s was computed in %s and goes on in %s", checkpoint, recipe["dtype"], dtype)
+    state = {**saved.state, "recipe": {**recipe, "dtype": dtype}}
+    save_checkpoint(checkpoint, saved.tensors, state)
 
 
 def _session(
@@ -161,7 +177,7 @@ def _session(
     What the job leaves open is chosen once: the checkpoint has it, wherever the job goes on.
     """
     spec, choices = job.spec, resources.config.folder / CHOICES_FILE
-    recipe = recipe_of(spec)
+    recipe = recipe_of(spec, resources.recipe_dtype)
     if resume:
         recipe = Recipe.from_dict(load_checkpoint(place.checkpoint).state["recipe"])
     _check_length(recipe, resources.config.max_prefix_length)
@@ -203,7 +219,8 @@ def _distillation_session(
     given = dict(job.spec.hyperparameters)
     _check_known(given, {*_DISTILL_RECIPE, *_DISTILL_JOB})
     settings = {name: given.pop(name) for name in _DISTILL_JOB if name in given}
-    recipe = Recipe(seed=job.spec.seed, **{"length": DISTILLED_LENGTH, **given})
+    given = {"length": DISTILLED_LENGTH, **given}
+    recipe = Recipe(seed=job.spec.seed, dtype=resources.recipe_dtype, **given)
     _check_length(recipe, resources.config.max_prefix_length)
     session = DistillationSession(
         DistillationJob(

@@ -36,7 +36,10 @@ def run_worker(config: WorkerConfig, parent: TextIO | None = None) -> None:
         torch.set_num_threads(config.threads)
     _log.info("loading base model %s", config.model)
     model = load_model(
-        config.model, device=config.device, dtype="float32", served_name=config.served_model_name
+        config.model,
+        device=config.device,
+        dtype=config.train_dtype,
+        served_name=config.served_model_name,
     )
     load = None if config.load_fd is None else LoadSignal.open(config.load_fd)
     threads = torch.get_num_threads()

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from app.engine.config import EngineConfig
 from app.engine.engine import Engine
 from app.jobs.claims import JobClaims
@@ -38,6 +40,11 @@ class Resources:
     audit: AuditLog
     folder: Path
     limits: RunLimits = RunLimits()
+
+    @property
+    def recipe_dtype(self) -> str:
+        """The model's dtype, as the recipes of its jobs call it."""
+        return "bf16" if self.model.dtype == torch.bfloat16 else "fp32"
 
     @cached_property
     def engine(self) -> Engine:

@@ -47,6 +47,6 @@ def embedded_worker(
         config,
         has_work=partial(claims.look, model.spec.fingerprint),
         rows=rows,
-        obstacle=partial(memory_obstacle, model) if checked else lambda: None,
+        obstacle=partial(memory_obstacle, model, config.train_dtype) if checked else lambda: None,
         announce=partial(claims.announce, config.name, model.spec.fingerprint),
     )

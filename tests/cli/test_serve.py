@@ -195,10 +195,11 @@ def test_a_file_that_is_no_prefix_is_refused_by_rule(served: Served, tmp_path: P
     [
         ({"port": "99999"}, "port"),
         ({"dtype": "int3"}, "POLYPREFIX_DTYPE"),
+        ({"train_dtype": "float16"}, "POLYPREFIX_TRAIN_DTYPE"),
         ({"host": "0.0.0.0"}, "refusing to listen"),
         ({"model": "/nowhere/at/all", "port": "0"}, "cannot be loaded"),
     ],
-    ids=["port", "dtype", "an open door", "no model"],
+    ids=["port", "dtype", "train_dtype", "an open door", "no model"],
 )
 def test_a_start_that_cannot_be_ends_in_one_sentence(
     settings: dict[str, str], message: str, tmp_path: Path

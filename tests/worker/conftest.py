@@ -19,6 +19,7 @@ from app.jobs.files import TrainingFiles
 from app.jobs.jobs import TrainingJobs
 from app.jobs.types import TRAINING_DATA, Job, JobEvent, JobSpec, JobStatus
 from app.model.frozen import FrozenModel
+from app.model.load import load_model
 from app.prefix.codec import decode
 from app.prefix.prefix import Prefix
 from app.registry.open_registry import open_registry
@@ -118,16 +119,17 @@ class Workshop:
         self,
         name: str = "one",
         *,
+        model: FrozenModel | None = None,
         limits: RunLimits | None = None,
         first_back_off_s: float = 0.01,
         **config: Any,
     ) -> Worker:
-        """A worker, not started yet."""
+        """A worker, not started yet; with `model` it has the base model in another dtype."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         resources = Resources(
             replace(self.config, name=name, **config),
-            self.model,
+            model or self.model,
             self.registry,
             JobClaims(self.registry.catalog, self.registry.objects, clock=self.clock),
             Tenants(self.registry.catalog),
@@ -158,10 +160,16 @@ class Workshop:
         until(lambda: self.job(job_id).status in ENDED)
         return self.job(job_id)
 
-    def run(self, *job_ids: str, limits: RunLimits | None = None) -> list[Job]:
+    def run(self, *job_ids: str, **worker: Any) -> list[Job]:
         """The jobs, after a worker has worked on them to their ends."""
-        with self.working(self.worker(f"worker-{len(self.resources)}", limits=limits)):
+        with self.working(self.worker(f"worker-{len(self.resources)}", **worker)):
             return [self.ended(job_id) for job_id in job_ids]
+
+    def begin(self, job_id: str, **worker: Any) -> None:
+        """Let a worker take some steps of a job and give it back."""
+        with self.working(self.worker(f"worker-{len(self.resources)}", **worker)):
+            until(lambda: self.job(job_id).step > 2)
+        assert self.job(job_id).status is JobStatus.QUEUED
 
     def events(self, job_id: str) -> list[JobEvent]:
         """All events of a job, the oldest first."""
@@ -175,6 +183,12 @@ class Workshop:
         with self.registry.open_content(TENANT, version) as file:
             path.write_bytes(file.read())
         return decode(path, self.model.spec, self.model.dtype, max_length=100)
+
+
+@pytest.fixture(scope="session")
+def bfloat16_gpt2(tiny_gpt2_folder: Path) -> FrozenModel:
+    """The workshop's base model in bfloat16."""
+    return load_model(str(tiny_gpt2_folder), device="cpu", dtype="bfloat16")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 
 from app.jobs.checking import check_file
 from app.jobs.types import TEXT, JobSpec, JobStatus
+from app.model.frozen import FrozenModel
 from app.training.distillation.exchanges import ExchangeMaker
 from tests.worker.conftest import SMALL, SMALL_DISTILLATION, SPEECH, TENANT, Workshop, until
 
@@ -77,6 +78,26 @@ def test_a_job_that_was_given_back_goes_on_with_the_same_exchanges(
     made = workshop.prefix(job)
     assert torch.equal(made.decoder.keys, whole.decoder.keys)
     assert torch.equal(made.decoder.values, whole.decoder.values)
+
+
+def test_a_worker_in_bfloat16_distils_and_goes_on_with_what_one_in_float32_has_begun(
+    workshop: Workshop, bfloat16_gpt2: FrozenModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    many = {**SETTINGS, "max_steps": 60}
+    single, half = (
+        workshop.run(distill(workshop, settings=many), model=model)[0].result or {}
+        for model in (workshop.model, bfloat16_gpt2)
+    )
+    job_id = distill(workshop, settings=many)
+    workshop.begin(job_id)
+    monkeypatch.setattr(ExchangeMaker, "all_of", lambda *_: pytest.fail("made again"))
+    (moved,) = workshop.run(job_id, model=bfloat16_gpt2)
+    assert moved.result is not None
+    assert [each["recipe"]["dtype"] for each in (half, moved.result)] == ["bf16", "bf16"]
+    assert half["divergence"]["last"] < half["divergence"]["first"]
+    # the exchanges are those of float32
+    expected = pytest.approx(single["divergence"]["last"], rel=0.05)
+    assert moved.result["divergence"]["last"] == expected
 
 
 def test_a_job_whose_checkpoint_is_damaged_distils_its_text_again(

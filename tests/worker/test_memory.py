@@ -42,8 +42,14 @@ def test_nobody_can_tell_where_there_is_no_proc(tmp_path: Path) -> None:
 def test_the_obstacle_names_both_figures(
     tiny_gpt2: FrozenModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = needed_bytes(tiny_gpt2.num_parameters)
+    needed = needed_bytes(tiny_gpt2.num_parameters, "float32")
     for available, obstructs in ((None, False), (needed, False), (needed - 1, True)):
         monkeypatch.setattr(memory, "available_bytes", lambda _, found=available: found)
-        assert (memory_obstacle(tiny_gpt2) is not None) == obstructs
-    assert f"{needed >> 20} MiB" in (memory_obstacle(tiny_gpt2) or "")
+        assert (memory_obstacle(tiny_gpt2, "float32") is not None) == obstructs
+    assert f"{needed >> 20} MiB" in (memory_obstacle(tiny_gpt2, "float32") or "")
+
+
+def test_a_parameter_takes_half_of_the_memory_in_bfloat16() -> None:
+    beside = needed_bytes(0, "float32")
+    assert needed_bytes(0, "bfloat16") == beside
+    assert needed_bytes(1000, "bfloat16") - beside == (needed_bytes(1000, "float32") - beside) / 2

@@ -8,19 +8,22 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from app.cli import app as commands
+from app.cli import logs
 from app.jobs.types import JobStatus
+from app.worker import process as worker_process
 from app.worker.config import WorkerConfig
-from tests.worker.conftest import SMALL, TENANT, Workshop, until
+from tests.worker.conftest import ENDED, SMALL, TENANT, Workshop, until
 
 STEPS = {**SMALL, "max_steps": 150}
 
 
-def start(workshop: Workshop, model: Path) -> subprocess.Popen[str]:
+def start(workshop: Workshop, model: Path, **settings: Any) -> subprocess.Popen[str]:
     """A worker process, as a server starts it."""
     config = replace(
         workshop.config,
@@ -29,6 +32,7 @@ def start(workshop: Workshop, model: Path) -> subprocess.Popen[str]:
         device="cpu",
         threads=1,
         checkpoint_every=0.0,
+        **settings,
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "app.cli", "worker", "--embedded"], stdin=subprocess.PIPE, text=True
@@ -74,6 +78,43 @@ def test_a_worker_that_is_ended_saves_its_jobs_first(
     job = workshop.job(job_id)
     assert job.status is JobStatus.QUEUED
     assert workshop.jobs.checkpoints(TENANT, job_id).items[0].step == job.step
+
+
+def test_a_process_goes_on_with_a_job_in_the_dtype_that_it_is_told(
+    workshop: Workshop, tiny_gpt2_folder: Path
+) -> None:
+    job_id = workshop.create("moved", STEPS)
+    workshop.begin(job_id)
+    with start(workshop, tiny_gpt2_folder, train_dtype="bfloat16") as process:
+        until(lambda: workshop.job(job_id).status in ENDED, 120)
+        process.send_signal(signal.SIGTERM)
+    job = workshop.job(job_id)
+    assert job.result is not None
+    assert job.result["recipe"]["dtype"] == "bf16"
+
+
+def test_the_dtype_of_a_worker_is_an_option_and_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(
+        worker_process, "run_worker", lambda config, _: told.append(config.train_dtype)
+    )
+    monkeypatch.setattr(logs, "configure_logging", lambda *_: None)
+    command = ["worker", "--data-dir", str(tmp_path / "data"), "--store", str(tmp_path / "store")]
+    option, variable = "--train-dtype", "POLYPREFIX_TRAIN_DTYPE"
+    for arguments, environment in (
+        ([], {}),
+        ([option, "bfloat16"], {}),
+        ([], {variable: "bfloat16"}),
+        ([option, "float32"], {variable: "bfloat16"}),
+    ):
+        ran = CliRunner().invoke(commands, [*command, *arguments], env=environment)
+        assert ran.exit_code == 0, ran.output
+    assert told == ["float32", "bfloat16", "bfloat16", "float32"]
+    refused = CliRunner().invoke(commands, [*command, option, "float16"])
+    assert refused.exit_code == 1
+    assert variable in refused.output
 
 
 def test_the_configuration_is_read_as_it_was_written(tmp_path: Path) -> None:

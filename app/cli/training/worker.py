@@ -10,7 +10,16 @@ import typer
 
 from app.cli.catalog import DatabaseUrl
 from app.cli.configuration import base_model, check_folder, read_settings
-from app.cli.serve import DataDir, Device, LogFormat, LogLevel, Model, ServedName, Store
+from app.cli.serve import (
+    DataDir,
+    Device,
+    LogFormat,
+    LogLevel,
+    Model,
+    ServedName,
+    Store,
+    TrainDtype,
+)
 from app.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -45,6 +54,7 @@ def worker(
     device: Device = None,
     threads: Threads = 0,
     train_jobs: Jobs = None,
+    train_dtype: TrainDtype = None,
     idle_exit: IdleExit = None,
     log_level: LogLevel = None,
     log_format: LogFormat = None,
@@ -70,6 +80,7 @@ def worker(
         "database_url": database_url,
         "device": device,
         "train_jobs": train_jobs,
+        "train_dtype": train_dtype,
         "log_level": log_level,
         "log_format": log_format,
     }
