@@ -58,12 +58,12 @@ RATE_SHARES = {
     "finetune": 0.1,
     "finetune-top2": 0.3,
     "lora": 3.0,
-    "peft": 10.0,
-    "prefix-direct": 10.0,
+    "peft": 100.0,
+    "prefix-direct": 100.0,
 }
 """How many times the rate of `PACES` a method starts with on models of up to 250 million
-parameters: near the best of four that `polyprefix experiment rates` tried on the demo GPT-2 or on
-SmolLM2-135M; for `finetune-top2` a guess. Above, all methods have the authors' rate."""
+parameters: near the best of four or more that `polyprefix experiment rates` tried on the demo GPT-2
+or on SmolLM2-135M; for `finetune-top2` a guess. Above, all methods have the authors' rate."""
 
 METRICS = ("loss", "bleu", "rouge_l", "slots")
 """What may select the best state: the loss, scores of answers, or the share of answers that say all
