@@ -1,4 +1,4 @@
-"""The prefix for SmolLM2: its data, what the repository says about it, and what it writes."""
+"""The prefixes for SmolLM2: their data, what is said about them, and what they write."""
 
 from __future__ import annotations
 
@@ -110,7 +110,9 @@ def test_the_files_share_no_input(data_folder: Path, tmp_path: Path) -> None:
     assert data_digest(tmp_path / "out" / "restaurants-held-out.jsonl") == data_digest(HELD_OUT)
 
 
-def test_the_shipped_file_is_small_and_fits_the_pinned_model(version: ShippedVersion) -> None:
+@pytest.mark.parametrize("name", ["restaurants", "summary"])
+def test_the_shipped_file_is_small_and_fits_the_pinned_model(name: str) -> None:
+    version = read_manifest(SHIPPED_STORE).prefixes[name].versions[-1]
     path = SHIPPED_STORE / "shipped" / f"{version.digest}.safetensors"
     assert path.stat().st_size < 600_000
     shape = ModuleShape(layers=30, kv_heads=3, head_dim=64)
@@ -126,12 +128,19 @@ def test_its_provenance_names_the_held_out_data_and_the_licence(version: Shipped
     assert "CC BY-SA 4.0" in version.provenance["note"]
 
 
-def test_a_server_with_the_model_lists_it(tmp_path: Path) -> None:
+def test_the_prefix_on_abstracts_learned_from_the_training_split() -> None:
+    provenance = read_manifest(SHIPPED_STORE).prefixes["summary"].versions[-1].provenance
+    assert provenance["data"]["name"] == "scitldr-train.jsonl"
+    assert provenance["recipe"]["keep"] == "last", "held-out inputs must select nothing"
+    assert "Apache-2.0" in provenance["note"]
+
+
+def test_a_server_with_the_model_lists_them(tmp_path: Path) -> None:
     registry = open_registry(f"sqlite:///{tmp_path / 'catalog.sqlite'}", SHIPPED_STORE)
     seed(registry, SHIPPED_STORE, base_fingerprint=SMOLLM2.fingerprint)
     listed = {record.name for record in registry.list_prefixes("demo", None, 100).items}
     registry.close()
-    assert listed == {"restaurants"}
+    assert listed == {"restaurants", "summary"}
 
 
 @pytest.mark.slow
