@@ -55,6 +55,7 @@ second on SmolLM2-135M. The last one is the authors' for GPT-2 medium and large 
 
 
 RATE_SHARES = {
+    "embedding": 10.0,
     "finetune": 0.1,
     "finetune-top2": 0.3,
     "lora": 3.0,
