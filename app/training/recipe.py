@@ -13,7 +13,7 @@ from typing import Any, Self
 from app.errors import InvalidRequest
 from app.prefix.spec import MODULES
 from app.training.methods.low_data import LOW_DATA_SUMMARIES, LOW_DATA_TABLES
-from app.training.methods.names import USERS, WEIGHT_METHODS, check_family, check_method
+from app.training.methods.names import METHODS_WITH, WEIGHT_METHODS, check_family, check_method
 
 MAX_LENGTH = 1024
 LENGTH = 10
@@ -209,8 +209,8 @@ class Recipe:
 
     def _check_used(self) -> None:
         """Raise InvalidRequest for a setting that the method does not use."""
-        for name, users in USERS.items():
-            if self.method not in users and getattr(self, name) != getattr(Recipe, name):
+        for name, methods in METHODS_WITH.items():
+            if self.method not in methods and getattr(self, name) != getattr(Recipe, name):
                 raise InvalidRequest(
                     f"{name}: the method {self.method} does not use it; leave it out", param=name
                 )

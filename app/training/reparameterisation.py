@@ -110,17 +110,11 @@ def fit_to(
     `between` is called after every few steps.
     """
     keys, values = goal.keys.detach().float(), goal.values.detach().float()
-    optimizer = torch.optim.Adam(reparameterisation.network.parameters(), lr=lr)
-    for step in range(steps):
-        if step % _BETWEEN_STEPS == 0:
-            between()
-        loss = _squared_error(reparameterisation(), keys, values)
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        optimizer.step()
-    reparameterisation.zero_grad(set_to_none=True)
-    with torch.no_grad():
-        return float(_squared_error(reparameterisation(), keys, values))
+
+    def error() -> torch.Tensor:
+        return _squared_error(reparameterisation(), keys, values)
+
+    return _fit(reparameterisation, reparameterisation.network, error, steps, lr, between)
 
 
 def fit_to_tensor(
@@ -132,17 +126,33 @@ def fit_to_tensor(
     between: Callable[[], None] = lambda: None,
 ) -> float:
     """As `fit_to`, for virtual tokens and the embeddings [length, width] of real ones."""
-    optimizer = torch.optim.Adam(tokens.network.parameters(), lr=lr)
     wanted = goal.detach().float()
+
+    def error() -> torch.Tensor:
+        return (tokens.embeddings() - wanted).square().mean()
+
+    return _fit(tokens, tokens.network, error, steps, lr, between)
+
+
+def _fit(
+    whole: nn.Module,
+    network: nn.Module,
+    error: Callable[[], torch.Tensor],
+    steps: int,
+    lr: float,
+    between: Callable[[], None],
+) -> float:
+    """Lower `error` by training the `network` of `whole`; the final error."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
     for step in range(steps):
         if step % _BETWEEN_STEPS == 0:
             between()
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward((tokens.embeddings() - wanted).square().mean())
+        torch.autograd.backward(error())
         optimizer.step()
-    tokens.zero_grad(set_to_none=True)
+    whole.zero_grad(set_to_none=True)
     with torch.no_grad():
-        return float((tokens.embeddings() - wanted).square().mean())
+        return float(error())
 
 
 def _squared_error(made: KeyValues, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -200,8 +200,8 @@ def _session(
         runner=lambda: ScoringRunner(resources.engine, between),
         between=between,
     )
-    behind = () if session.on is None else [each.length for each in session.on.modules.values()]
-    _check_length(session.recipe, resources.config.max_prefix_length, max(behind, default=0))
+    behind = 0 if session.on is None else max(session.on.lengths.values())
+    _check_length(session.recipe, resources.config.max_prefix_length, behind)
     if resume:
         session.trainer.resume()
     return session

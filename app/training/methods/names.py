@@ -38,7 +38,7 @@ DECODER_ONLY = {
 }
 """Methods that a model with an encoder does not have, and why."""
 
-USERS = {
+METHODS_WITH = {
     "depth": ("prefix", "infix"),
     "prefix_dropout": FROZEN_METHODS,
     "adapter_share": ("adapter",),
@@ -46,7 +46,7 @@ USERS = {
     "lora_alpha": ("lora",),
     "lora_targets": ("lora",),
 }
-"""Settings of a recipe that only these methods use."""
+"""The methods that use a setting, for settings of a recipe that not all methods use."""
 
 
 def check_method(method: str, known: Sequence[str] = METHODS) -> None:
